@@ -1,0 +1,130 @@
+"""Tensors stored in files beside the model: mapped on reading, streamed on writing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from graphopt.errors import InvalidModelError, UnsafePathError
+from graphopt.ir.types import dtype_from_onnx, dtype_to_numpy
+
+ALIGNMENT = 4096
+
+
+class TensorReader:
+    """Reads `TensorProto`s of a model that lies in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, tensor: TensorProto) -> np.ndarray:
+        """The tensor's values: a memory map for external data, otherwise an array.
+
+        Raises:
+            InvalidModelError: the data is missing, too short or does not fit the declared shape.
+            UnsafePathError: it lies outside the model's folder.
+        """
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return self._map(tensor)
+        try:
+            array = onnx.numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidModelError(f"tensor {tensor.name!r} is damaged: {error}") from None
+        if array.dtype.kind in "SU" or tensor.data_type == TensorProto.STRING:
+            array = np.array(
+                [s.decode() if isinstance(s, bytes) else s for s in array.reshape(-1)], object
+            ).reshape(tuple(tensor.dims))
+        return array
+
+    def _map(self, tensor: TensorProto) -> np.ndarray:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        path = self._resolve(tensor.name, entries.get("location", ""))
+        name = dtype_from_onnx(tensor.data_type)
+        dtype = dtype_to_numpy(name)
+        shape = tuple(tensor.dims)
+        count = int(np.prod(shape, dtype=np.int64)) if shape else 1
+        try:
+            offset = int(entries.get("offset", 0))
+            length = int(entries.get("length", count * dtype.itemsize))
+        except ValueError:
+            raise InvalidModelError(f"tensor {tensor.name!r} has a malformed data offset") from None
+        if dtype == np.dtype(object) or name in ("int4", "uint4", "float4e2m1", "int2", "uint2"):
+            raise InvalidModelError(f"tensor {tensor.name!r}: {name} cannot be external data")
+        if length != count * dtype.itemsize or min(offset, count) < 0:
+            raise InvalidModelError(
+                f"tensor {tensor.name!r} needs {count * dtype.itemsize} bytes but declares {length}"
+            )
+        if offset + length > path.stat().st_size:
+            raise InvalidModelError(
+                f"tensor {tensor.name!r} needs bytes up to {offset + length} of {path.name}, which "
+                f"has {path.stat().st_size}; the file is cut short"
+            )
+        if count == 0:
+            return np.zeros(shape, dtype)
+        flat = np.memmap(path, np.uint8, mode="r", offset=offset, shape=(length,))
+        return flat.view(dtype).reshape(shape)
+
+    def _resolve(self, name: str, location: str) -> Path:
+        root = self.folder.resolve()
+        path = (root / location).resolve()
+        if not location or Path(location).is_absolute() or not path.is_relative_to(root):
+            raise UnsafePathError(
+                f"tensor {name!r} is stored at {location!r}, outside the model's folder; "
+                "graphopt reads weights only from beside the model"
+            )
+        if not path.is_file():
+            raise InvalidModelError(f"tensor {name!r} is stored in {location!r}, which is missing")
+        return path
+
+
+class TensorWriter:
+    """Writes large tensors into one file, page-aligned, without copying them into memory.
+
+    Call it with `(name, array)`: it returns the `TensorProto` that refers to the file, or None for
+    a tensor below `threshold` bytes, which then stays in the model.
+    """
+
+    def __init__(self, path: Path, threshold: int = 1024) -> None:
+        self.path, self.threshold = path, threshold
+        self._file = path.open("wb")
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def __call__(self, name: str, array: np.ndarray) -> TensorProto | None:
+        if array.nbytes < self.threshold or array.dtype.kind == "O" or array.dtype.itemsize == 0:
+            return None
+        if array.dtype.kind == "V" and "4" in array.dtype.name[:5]:
+            return None  # sub-byte types are packed by onnx itself
+        offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
+        self._file.write(b"\0" * (offset - self._file.tell()))
+        _stream(array, self._file)
+        proto = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
+        proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        for key, value in (
+            ("location", self.path.name),
+            ("offset", str(offset)),
+            ("length", str(array.nbytes)),
+        ):
+            proto.external_data.add(key=key, value=value)
+        return proto
+
+
+def _stream(array: np.ndarray, file: "os.PathLike[str] | object") -> None:
+    """Write an array block by block, so that a mapped table never sits in memory whole."""
+    flat = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
+    block = max(1, (16 << 20) // max(1, array.dtype.itemsize))
+    for start in range(0, flat.size, block):
+        file.write(memoryview(flat[start : start + block].view(np.uint8)))  # type: ignore

@@ -1,0 +1,1 @@
+"""Targets: where an optimized graph runs. Each is imported only when it is used."""

@@ -1,0 +1,1 @@
+"""The CPU target: Relax lowering, kernels of our own, LLVM code generation."""

@@ -1,0 +1,1 @@
+"""From a graph to a Relax module: shared by the targets that generate code with TVM."""
