@@ -85,11 +85,12 @@ class TensorWriter:
     """Writes large tensors into one file, page-aligned, without copying them into memory.
 
     Call it with `(name, array)`: it returns the `TensorProto` that refers to the file, or None for
-    a tensor below `threshold` bytes, which then stays in the model.
+    a tensor below `threshold` bytes, which then stays in the model. `location` is the file's final
+    name, as the model will refer to it.
     """
 
-    def __init__(self, path: Path, threshold: int = 1024) -> None:
-        self.path, self.threshold = path, threshold
+    def __init__(self, path: Path, location: str = "", threshold: int = 1024) -> None:
+        self.location, self.threshold = location or path.name, threshold
         self._file = path.open("wb")
 
     def __enter__(self) -> TensorWriter:
@@ -114,7 +115,7 @@ class TensorWriter:
         proto = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
         proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         for key, value in (
-            ("location", self.path.name),
+            ("location", self.location),
             ("offset", str(offset)),
             ("length", str(array.nbytes)),
         ):

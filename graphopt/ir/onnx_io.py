@@ -450,3 +450,28 @@ def _signature(value: Value) -> tuple[Any, Any]:
     if type_.shape is not None:
         shape = [dim if isinstance(dim, int) else str(dim) for dim in type_.shape]
     return dtype_to_onnx(type_.dtype), shape
+
+
+def save(graph: Graph, path: str | Path, *, inline_limit: int = 1 << 20) -> None:
+    """Write a model file; constants over a total of `inline_limit` bytes go to `<path>.data`.
+
+    Both files are written under temporary names and renamed, so that none is ever half written.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or the disk is full.
+    """
+    from graphopt.ir.atomic import replacing
+    from graphopt.ir.external_data import TensorWriter
+
+    path = Path(path)
+    total = sum(value.const.nbytes for value in graph.constants() if value.const is not None)
+    if total <= inline_limit:
+        with replacing(path) as temporary:
+            temporary.write_bytes(to_proto(graph).SerializeToString())
+        return
+    data = path.with_name(path.name + ".data")
+    with replacing(data) as temporary_data:
+        with TensorWriter(temporary_data, location=data.name) as writer:
+            model = to_proto(graph, writer)
+        with replacing(path) as temporary:
+            temporary.write_bytes(model.SerializeToString())

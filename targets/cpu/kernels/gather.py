@@ -4,7 +4,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
-from .storage import bits_dtype, element_bytes, vector_lanes
+from .storage import bits_dtype, element_bytes, extent, vector_lanes
 
 OUT_OF_RANGE = "Gather: an index lies outside the table"
 
@@ -91,14 +91,12 @@ def gather_axis(
     bits, align, lanes = bits_dtype(dtype), element_bytes(dtype), vector_lanes(dtype)
     index_align = element_bytes(index_dtype)
     zeroes = oob == "zero"
+    before, length, after = extent("outer", outer), extent("axis_len", axis_len), extent("inner", inner)
 
     @T.prim_func(private=True, s_tir=True)
     def gather_axis(data: T.handle, ids: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()
-        before = T.int64() if outer is None else outer
-        length = T.int64() if axis_len is None else axis_len
-        after = T.int64() if inner is None else inner
         typed_data = T.match_buffer(data, (before, length, after), dtype, align=align)
         index = T.match_buffer(ids, (n,), index_dtype, align=index_align)
         typed_out = T.match_buffer(out, (before, n, after), dtype, align=align)

@@ -6,6 +6,8 @@ process.  Every buffer of this package is therefore declared with `align=element
 Unaligned moves cost nothing when the address happens to be aligned.
 """
 
+from tvm import tirx
+
 VECTOR_BYTES = 64  # LLVM splits a 64-byte move on targets whose registers are narrower
 
 _BYTES = {
@@ -46,3 +48,8 @@ def bits_dtype(dtype: str) -> str:
 def vector_lanes(dtype: str) -> int:
     """Elements of `dtype` in one vector move."""
     return VECTOR_BYTES // element_bytes(dtype)
+
+
+def extent(name: str, size: int | None) -> int | tirx.Var:
+    """A buffer extent: `size`, or a new int64 variable called `name` where `size` is None."""
+    return tirx.Var(name, "int64") if size is None else size
