@@ -1,0 +1,77 @@
+"""graphopt: an optimizing compiler for ONNX recommendation and ranking models.
+
+    import graphopt
+
+    artifact = graphopt.compile("model.onnx", "cpu", output="model.gopt")
+    scores = graphopt.load("model.gopt").run({"user": users, "item": items})
+
+Importing graphopt loads neither a compiler nor a runtime; names are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.api import check, compile, optimize
+    from graphopt.artifact import Artifact
+    from graphopt.comparison import Comparison
+    from graphopt.errors import GraphoptError
+    from graphopt.ir.graph import Graph, Node, Value
+    from graphopt.ir.types import TensorType
+    from graphopt.loading import load
+    from graphopt.pipeline.base import Fidelity, Pass, RewritePass
+    from graphopt.pipeline.report import Report
+    from graphopt.pipeline.spec import Pipeline
+    from graphopt.targets.base import Target
+
+_HOMES = {
+    "Artifact": "graphopt.artifact",
+    "Comparison": "graphopt.comparison",
+    "Fidelity": "graphopt.pipeline.base",
+    "Graph": "graphopt.ir.graph",
+    "GraphoptError": "graphopt.errors",
+    "Node": "graphopt.ir.graph",
+    "Pass": "graphopt.pipeline.base",
+    "Pipeline": "graphopt.pipeline.spec",
+    "Report": "graphopt.pipeline.report",
+    "RewritePass": "graphopt.pipeline.base",
+    "Target": "graphopt.targets.base",
+    "TensorType": "graphopt.ir.types",
+    "Value": "graphopt.ir.graph",
+    "check": "graphopt.api",
+    "compile": "graphopt.api",
+    "load": "graphopt.loading",
+    "optimize": "graphopt.api",
+}
+
+__all__ = [
+    "Artifact",
+    "Comparison",
+    "Fidelity",
+    "Graph",
+    "GraphoptError",
+    "Node",
+    "Pass",
+    "Pipeline",
+    "Report",
+    "RewritePass",
+    "Target",
+    "TensorType",
+    "Value",
+    "check",
+    "compile",
+    "load",
+    "optimize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -41,18 +41,29 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary: Path | None = None
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        old = temporary.with_name(temporary.name + ".old")
+    with temporary_folder(path.parent) as temporary:
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        yield new
         if path.exists():
             os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
+        os.replace(new, path)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A hidden folder in `parent`, removed with what is still in it.
+
+    Raises:
+        OutputError: it, or something in it, cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=".graphopt-", dir=parent))
+        yield temporary
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        where = error.filename or parent
+        raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from graphopt.errors import InvalidModelError, UnsafePathError
-from graphopt.ir.types import dtype_from_onnx, dtype_to_numpy
+from graphopt.ir.types import dtype_from_onnx, dtype_of, dtype_to_numpy
 
-ALIGNMENT = 4096
+PAGE = 4096
+CACHE_LINE = 64
+BLOCK = 16 << 20
 
 
 class TensorReader:
@@ -86,12 +88,13 @@ class TensorWriter:
 
     Call it with `(name, array)`: it returns the `TensorProto` that refers to the file, or None for
     a tensor below `threshold` bytes, which then stays in the model. `location` is the file's final
-    name, as the model will refer to it.
+    name, as the model will refer to it. An array that was placed before is not written again.
     """
 
     def __init__(self, path: Path, location: str = "", threshold: int = 1024) -> None:
         self.location, self.threshold = location or path.name, threshold
         self._file = path.open("wb")
+        self._placed: dict[int, tuple[np.ndarray, int]] = {}
 
     def __enter__(self) -> TensorWriter:
         return self
@@ -99,33 +102,45 @@ class TensorWriter:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._file.tell()
-
     def __call__(self, name: str, array: np.ndarray) -> TensorProto | None:
-        if array.nbytes < self.threshold or array.dtype.kind == "O" or array.dtype.itemsize == 0:
+        if array.nbytes < self.threshold or array.dtype.kind == "O" or _is_subbyte(array):
             return None
-        if array.dtype.kind == "V" and "4" in array.dtype.name[:5]:
-            return None  # sub-byte types are packed by onnx itself
-        offset = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
-        self._file.write(b"\0" * (offset - self._file.tell()))
-        _stream(array, self._file)
+        entry = self.place(array)
         proto = TensorProto(name=name, dims=array.shape, data_location=TensorProto.EXTERNAL)
         proto.data_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         for key, value in (
             ("location", self.location),
-            ("offset", str(offset)),
-            ("length", str(array.nbytes)),
+            ("offset", str(entry["offset"])),
+            ("length", str(entry["nbytes"])),
         ):
             proto.external_data.add(key=key, value=value)
         return proto
 
+    def place(self, array: np.ndarray) -> dict[str, Any]:
+        """Write an array if it is not in the file yet; says where it lies and what it is."""
+        if id(array) not in self._placed:
+            alignment = PAGE if array.nbytes >= PAGE else CACHE_LINE
+            offset = -(-self._file.tell() // alignment) * alignment
+            self._file.write(b"\0" * (offset - self._file.tell()))
+            _stream(array, self._file)
+            self._placed[id(array)] = (array, offset)  # the array is kept, so that ids stay unique
+        offset = self._placed[id(array)][1]
+        return {
+            "dtype": dtype_of(array),
+            "shape": list(array.shape),
+            "offset": offset,
+            "nbytes": array.nbytes,
+        }
 
-def _stream(array: np.ndarray, file: "os.PathLike[str] | object") -> None:
+
+def _is_subbyte(array: np.ndarray) -> bool:
+    """4-bit and smaller types, which onnx packs itself."""
+    return dtype_of(array) in ("int4", "uint4", "int2", "uint2", "float4e2m1")
+
+
+def _stream(array: np.ndarray, file: BinaryIO) -> None:
     """Write an array block by block, so that a mapped table never sits in memory whole."""
-    flat = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
-    block = max(1, (16 << 20) // max(1, array.dtype.itemsize))
+    flat = (array if array.flags.c_contiguous else np.ascontiguousarray(array)).reshape(-1)
+    block = max(1, BLOCK // max(1, array.dtype.itemsize))
     for start in range(0, flat.size, block):
-        file.write(memoryview(flat[start : start + block].view(np.uint8)))  # type: ignore
+        file.write(memoryview(flat[start : start + block].view(np.uint8)))

@@ -4,30 +4,10 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
+from .rows import PREFETCH_BYTES, copy_row, prefetch_row, zero_row
 from .storage import bits_dtype, element_bytes, extent, vector_lanes
 
 OUT_OF_RANGE = "Gather: an index lies outside the table"
-
-
-@T.inline
-def _copy_row(dst, at, src, row, width, lanes):
-    """dst[at, :] = src[row, :] in vector moves; a symbolic width is left to LLVM."""
-    if isinstance(width, int):
-        for chunk in range(width // lanes):
-            for lane in T.vectorized(lanes):
-                dst[at, chunk * lanes + lane] = src[row, chunk * lanes + lane]
-        if width % lanes > 0:
-            for lane in T.vectorized(width % lanes):
-                dst[at, width - width % lanes + lane] = src[row, width - width % lanes + lane]
-    else:
-        for j in range(width):
-            dst[at, j] = src[row, j]
-
-
-@T.inline
-def _zero_row(dst, at, width):
-    for j in range(width):
-        dst[at, j] = T.Cast(dst.dtype, 0)
 
 
 def gather_rows(
@@ -48,6 +28,7 @@ def gather_rows(
     bits, align, lanes = bits_dtype(dtype), element_bytes(dtype), vector_lanes(dtype)
     index_align = element_bytes(index_dtype)
     zeroes = oob == "zero"
+    prefetches = rows * width * align >= PREFETCH_BYTES
 
     @T.prim_func(private=True, s_tir=True)
     def gather_rows(table: T.handle, ids: T.handle, out: T.handle):
@@ -61,13 +42,15 @@ def gather_rows(
         for i in range(n):
             at = T.Cast("int64", index[i])
             assert is_allowed(at, rows, oob), message
+            if prefetches:
+                prefetch_row(src, index, i, rows, width, align)
             if zeroes:
                 if is_valid(at, rows):
-                    _copy_row(dst, i, src, row_of(at, rows, oob), width, lanes)
+                    copy_row(dst, i, src, row_of(at, rows, oob), width, lanes)
                 else:
-                    _zero_row(dst, i, width)
+                    zero_row(dst, i, width)
             else:
-                _copy_row(dst, i, src, row_of(at, rows, oob), width, lanes)
+                copy_row(dst, i, src, row_of(at, rows, oob), width, lanes)
 
     return gather_rows
 
@@ -109,10 +92,10 @@ def gather_axis(
             row = block * length + row_of(at, length, oob)
             if zeroes:
                 if is_valid(at, length):
-                    _copy_row(dst, block * n + i, src, row, after, lanes)
+                    copy_row(dst, block * n + i, src, row, after, lanes)
                 else:
-                    _zero_row(dst, block * n + i, after)
+                    zero_row(dst, block * n + i, after)
             else:
-                _copy_row(dst, block * n + i, src, row, after, lanes)
+                copy_row(dst, block * n + i, src, row, after, lanes)
 
     return gather_axis

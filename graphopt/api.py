@@ -1,0 +1,336 @@
+"""The verbs: optimize, compile, check (`load` has a module of its own, which imports less)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import onnx
+
+from graphopt import presets
+from graphopt.artifact import (
+    LIBRARY,
+    MANIFEST,
+    PORTABLE,
+    REPORT,
+    WEIGHTS,
+    Artifact,
+    signature_to_json,
+    write_manifest,
+)
+from graphopt.comparison import Comparison, compare
+from graphopt.errors import InputError, OutputError, SpecError, VerificationError
+from graphopt.inspection import tables_of
+from graphopt.ir import onnx_io
+from graphopt.ir.atomic import replacing_folder, temporary_folder
+from graphopt.ir.external_data import TensorWriter
+from graphopt.ir.graph import Graph, Value
+from graphopt.pipeline.instruments import Instrument
+from graphopt.pipeline.manager import PassManager, size_of
+from graphopt.pipeline.report import Report
+from graphopt.pipeline.spec import Pipeline
+from graphopt.signature import Signature, TensorSpec
+from graphopt.targets import base
+from graphopt.targets.portable import OnnxModel
+
+Model = Union[str, Path, Graph, onnx.ModelProto]
+Runnable = Union[Artifact, OnnxModel]
+
+
+def optimize(
+    model: Model,
+    *,
+    passes: str | Pipeline = "O2",
+    report: Report | None = None,
+    instruments: Sequence[Instrument] = (),
+) -> Graph:
+    """Run passes over a copy of `model`.
+
+    Args:
+        passes: a preset ("O0" to "O3"), a pipeline, or its text.
+        report: gets one record per pass.
+
+    Returns:
+        a new graph; the one given is not changed.
+    """
+    report = report if report is not None else Report()
+    pipeline = _pipeline(passes)
+    with _timed(report, "load"):
+        graph = model.clone() if isinstance(model, Graph) else _read(model, report)
+    before = size_of(graph)
+    with _timed(report, "optimize"):
+        PassManager(report, instruments).run(graph, pipeline)
+    after = size_of(graph)
+    report.facts |= {
+        "graphopt": version("graphopt"),
+        "onnx": onnx.__version__,
+        "pipeline": str(pipeline),
+        "nodes": [before.nodes, after.nodes],
+        "constant_bytes": [before.bytes, after.bytes],
+        "producer": graph.metadata.get("producer", ""),
+    }
+    report.tables = tables_of(graph)
+    return graph
+
+
+def compile(
+    model: Model,
+    target: str = "cpu",
+    *,
+    passes: str | Pipeline = "O2",
+    output: str | Path | None = None,
+    oob: base.Oob = "error",
+    verify: bool = True,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    report: Report | None = None,
+    instruments: Sequence[Instrument] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Runnable:
+    """Optimize `model` and make it runnable on `target`.
+
+    Args:
+        output: the artifact folder, or the `.onnx` file of a portable target; replaced only when
+            all is well. None for a temporary place that lives as long as the result.
+        oob: what an id outside its table does: "error", "clamp" to the nearest row, or "zero".
+        verify: compare with the source model, in ONNX Runtime, before anything is kept.
+        inputs: what to compare on; random valid inputs at batch 1, 7 and 64 if None.
+        progress: called with the name of each stage as it begins.
+
+    Raises:
+        VerificationError: the result does not agree with the source; nothing is written.
+        UnsupportedOpError: an op cannot be compiled for this target.
+    """
+    if oob not in base.OOB_POLICIES:
+        raise SpecError(f"oob is one of {', '.join(base.OOB_POLICIES)}, not {oob!r}")
+    report = report if report is not None else Report()
+    tell = progress or (lambda stage: None)
+    found = base.find(target)
+    _pipeline(passes)
+    tell("load")
+    source = model if isinstance(model, Graph) else _read(model, report)
+    tell("optimize")
+    graph = optimize(source, passes=passes, report=report, instruments=instruments)
+    report.facts |= {"target": target, "oob": oob}
+    check_against = _Original(source, inputs) if verify else None
+    write = _write_portable if found.portable else _write_artifact
+    stage = _Stages(report, tell)
+    if output is not None:
+        return write(graph, found, Path(output), oob, check_against, stage)
+    holder = tempfile.TemporaryDirectory(prefix="graphopt-")
+    name = "model.onnx" if found.portable else "model.gopt"
+    result = write(graph, found, Path(holder.name) / name, oob, check_against, stage)
+    weakref.finalize(result, holder.cleanup)
+    return result
+
+
+def check(
+    a: str | Path,
+    b: str | Path,
+    *,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    batches: Sequence[int] = (1, 7, 64),
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+    seed: int = 0,
+) -> Comparison:
+    """Compare the outputs of two models or artifacts.
+
+    Args:
+        inputs: what to run them on; random valid inputs at each of `batches` if None.
+        rtol, atol: an element differs if |a - b| > atol + rtol * |b|. The defaults allow for a
+            different order of float32 additions.
+
+    Returns:
+        the worst element over all outputs and batches.
+    """
+    first, second = _runnable(a), _runnable(b)
+    if inputs is not None:
+        feeds: list[Mapping[str, np.ndarray]] = [inputs]
+    else:
+        feeds = _random_feeds(_graph_of(b if Path(a).is_dir() else a), batches, seed)
+    return compare(first, second, feeds, rtol=rtol, atol=atol)
+
+
+# ------------------------------------------------------------------------ pieces
+
+
+def _pipeline(passes: str | Pipeline) -> Pipeline:
+    if isinstance(passes, Pipeline):
+        return passes
+    if passes in ("O0", "O1", "O2", "O3"):
+        preset: Pipeline = getattr(presets, passes)
+        return preset
+    return Pipeline.parse(passes)
+
+
+def _read(model: str | Path | onnx.ModelProto, report: Report) -> Graph:
+    if isinstance(model, onnx.ModelProto):
+        return onnx_io.from_proto(model)
+    with _timed(report, "load"):
+        graph = onnx_io.load(model)
+        with Path(model).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    report.facts |= {"source": Path(model).name, "source_sha256": digest}
+    return graph
+
+
+@contextmanager
+def _timed(report: Report, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = report.stages.get(stage, 0.0) + time.perf_counter() - start
+        report.stages[stage] = round(seconds, 4)
+
+
+def _runnable(path: str | Path) -> Runnable:
+    path = Path(path)
+    if path.is_dir():
+        return Artifact.load(path)
+    onnx_io.load(path)  # our own checks come first: a model is untrusted
+    return OnnxModel(path)
+
+
+def _graph_of(path: str | Path) -> Graph:
+    path = Path(path)
+    return onnx_io.load(path / PORTABLE if path.is_dir() else path)
+
+
+def _random_feeds(graph: Graph, batches: Sequence[int], seed: int) -> list[Mapping[str, np.ndarray]]:
+    from graphopt.testing import random_inputs
+
+    return [random_inputs(graph, batch=batch, seed=seed + k) for k, batch in enumerate(batches)]
+
+
+class _Stages:
+    """Times consecutive stages and tells of them."""
+
+    def __init__(self, report: Report, tell: Callable[[str], None]) -> None:
+        self.report, self.tell, self.name, self.start = report, tell, "", 0.0
+
+    def begin(self, name: str) -> None:
+        self.end()
+        self.name, self.start = name, time.perf_counter()
+        self.tell(name)
+
+    def end(self) -> None:
+        if self.name:
+            self.report.stages[self.name] = round(time.perf_counter() - self.start, 4)
+        self.name = ""
+
+
+class _Original:
+    """The source model in ONNX Runtime, to compare results with."""
+
+    def __init__(self, graph: Graph, inputs: Mapping[str, np.ndarray] | None) -> None:
+        self.graph = graph
+        self.feeds = [inputs] if inputs is not None else _random_feeds(graph, (1, 7, 64), seed=0)
+
+    def verify(self, results: Sequence[Runnable], report: Report) -> None:
+        """Compare each of `results` with the source; the first one's outcome is reported.
+
+        Raises:
+            VerificationError: names the worst element.
+        """
+        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+            onnx_io.save(self.graph, Path(folder) / "source.onnx")
+            original = OnnxModel(Path(folder) / "source.onnx")
+            feeds = []
+            for feed in self.feeds:
+                try:
+                    original.run(feed)
+                    feeds.append(feed)
+                except InputError as error:
+                    report.warnings.append(f"not verified on one input set: {error}")
+            if not feeds:
+                report.verification = {"agrees": None, "reason": "no inputs the source accepts"}
+                return
+            outcomes = [compare(original, result, feeds) for result in results]
+        report.verification = outcomes[0].to_json()
+        for outcome in outcomes:
+            if not outcome.agrees:
+                raise VerificationError(f"the result differs from the source: {outcome}")
+
+
+def _write_portable(
+    graph: Graph,
+    target: base.Target,
+    output: Path,
+    oob: base.Oob,
+    original: _Original | None,
+    stages: _Stages,
+) -> OnnxModel:
+    with temporary_folder(_parent(output)) as folder:
+        stages.begin("write")
+        onnx_io.save(graph, folder / output.name)
+        result = OnnxModel(folder / output.name, target.name)
+        if original is not None:
+            stages.begin("verify")
+            original.verify([result], stages.report)
+        stages.end()
+        for file in sorted(folder.iterdir(), reverse=True):  # the data file before the model
+            os.replace(file, output.with_name(file.name))
+    result.path = output
+    return result
+
+
+def _write_artifact(
+    graph: Graph,
+    target: base.Target,
+    output: Path,
+    oob: base.Oob,
+    original: _Original | None,
+    stages: _Stages,
+) -> Artifact:
+    _parent(output)
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise OutputError(f"{output}: exists and is not a graphopt artifact; choose another name")
+    report = stages.report
+    with replacing_folder(output) as folder:
+        compiled = target.compile(graph, folder / LIBRARY, oob, stages.begin)
+        stages.begin("write")
+        with TensorWriter(folder / WEIGHTS) as writer:
+            portable = onnx_io.to_proto(graph, writer)
+            entries = [writer.place(array) for array in compiled.constants]
+        (folder / PORTABLE).write_bytes(portable.SerializeToString())
+        manifest = {"oob": oob, **compiled.facts, **signature_to_json(signature_of(graph))}
+        write_manifest(folder, {**manifest, "weights": entries})
+        report.facts |= compiled.facts | compiled.kernels
+        report.facts["artifact_bytes"] = sum(f.stat().st_size for f in folder.iterdir())
+        if original is not None:
+            stages.begin("verify")
+            results: list[Runnable] = [Artifact.load(folder), OnnxModel(folder / PORTABLE)]
+            original.verify(results, report)
+        stages.end()
+        (folder / REPORT).write_text(report.to_json())
+    return Artifact.load(output)
+
+
+def signature_of(graph: Graph) -> Signature:
+    """What a graph takes and gives."""
+
+    def spec(name: str, value: Value) -> TensorSpec:
+        shape = value.shape
+        known = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
+        return TensorSpec(name, value.dtype, known)
+
+    return Signature(
+        tuple(spec(value.name, value) for value in graph.inputs),
+        tuple(spec(name, value) for name, value in zip(graph.output_names, graph.outputs)),
+    )
+
+
+def _parent(output: Path) -> Path:
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder; create it first")
+    return output.parent

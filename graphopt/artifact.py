@@ -1,0 +1,172 @@
+"""Compiled artifacts: a folder that says what it is.
+
+    model.gopt/
+      manifest.json   signature, target, versions, where each weight lies
+      model.so        the compiled code
+      weights.bin     tables and weights, mapped and shared by all processes that load it
+      model.onnx      the same model in portable form; its weights are in weights.bin too
+      report.json     how it came about
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import ArtifactError
+from graphopt.signature import Signature, TensorSpec
+
+FORMAT = 1
+MANIFEST, LIBRARY, WEIGHTS, PORTABLE, REPORT = (
+    "manifest.json",
+    "model.so",
+    "weights.bin",
+    "model.onnx",
+    "report.json",
+)
+
+
+class Artifact:
+    """A loaded artifact.
+
+    Attributes:
+        path: its folder.
+        signature: what `run` takes and gives.
+        manifest: the contents of `manifest.json`.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        from graphopt.runtime import Program
+
+        self.path, self.manifest = path, manifest
+        self.signature = signature_from_json(manifest)
+        self._program = Program(path / LIBRARY, _map_weights(path, manifest["weights"]))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artifact:
+        """Load the artifact in folder `path`; weights are mapped, not read.
+
+        Raises:
+            ArtifactError: it is missing, damaged, of another version, or for another machine.
+        """
+        path = Path(path)
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+        except FileNotFoundError:
+            raise ArtifactError(f"{path}: not a graphopt artifact (no {MANIFEST})") from None
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); compile it again") from None
+        _check_manifest(path, manifest)
+        try:
+            return cls(path, manifest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path / MANIFEST}: damaged ({error!r}); compile it again") from None
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What happened on the way here (`report.json`)."""
+        found: dict[str, Any] = json.loads((self.path / REPORT).read_text())
+        return found
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Compute the outputs for one batch. May be called from several threads at once.
+
+        Args:
+            feeds: an array per input name. C-contiguous arrays aligned to 64 bytes are used in
+                place, others are copied.
+
+        Returns:
+            an array per output name, not copied from where the code wrote it.
+
+        Raises:
+            InputError: the arrays do not fit the signature.
+            IdError: an id lies outside its table (where the artifact was compiled with oob="error").
+        """
+        results = self._program(self.signature.bind(feeds))
+        return {spec.name: array for spec, array in zip(self.signature.outputs, results)}
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.path} for {self.manifest['target']}>"
+
+
+def _check_manifest(path: Path, manifest: Any) -> None:
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise ArtifactError(f"{path / MANIFEST}: not a graphopt manifest; compile the model again")
+    if manifest["format"] != FORMAT:
+        raise ArtifactError(
+            f"{path}: has format {manifest['format']}, this version reads {FORMAT}; compile it again"
+        )
+    machine = manifest.get("machine")
+    if machine != platform.machine():
+        raise ArtifactError(
+            f"{path}: compiled for {machine}, this machine is {platform.machine()}"
+        )
+    missing = sorted(set(manifest.get("cpu_features", ())) - host_features())
+    if missing:
+        raise ArtifactError(
+            f"{path}: needs CPU features that this machine lacks ({', '.join(missing)}); compile it "
+            "again here, or with --target cpu:x86-64-v3"
+        )
+
+
+def host_features() -> set[str]:
+    """Instruction sets of this CPU, as Linux names them; empty where that is not known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _map_weights(path: Path, entries: list[dict[str, Any]]) -> list[np.ndarray]:
+    file = path / WEIGHTS
+    size = file.stat().st_size if file.exists() else 0
+    end = max((e["offset"] + e["nbytes"] for e in entries), default=0)
+    if end > size:
+        raise ArtifactError(f"{file}: has {size} bytes, {end} are needed; compile the model again")
+    # Copy-on-write: pages are shared with every other process as long as nobody writes, and nobody
+    # does; a read-only map could not be handed over through DLPack.
+    mapped = np.memmap(file, np.uint8, mode="c") if size else np.empty(0, np.uint8)
+    return [_view(mapped, entry) for entry in entries]
+
+
+def _view(mapped: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
+    spec = TensorSpec("", entry["dtype"], None)
+    raw = mapped[entry["offset"] : entry["offset"] + entry["nbytes"]]
+    return np.asarray(raw).view(spec.numpy_dtype).reshape(entry["shape"])
+
+
+def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
+    """Write `manifest.json`."""
+    content = {"format": FORMAT, "graphopt": version("graphopt"), **entries}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def signature_to_json(signature: Signature) -> dict[str, Any]:
+    """The signature as manifest entries `inputs` and `outputs`."""
+
+    def entries(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in specs]
+
+    return {"inputs": entries(signature.inputs), "outputs": entries(signature.outputs)}
+
+
+def signature_from_json(manifest: dict[str, Any]) -> Signature:
+    """The signature that a manifest describes."""
+
+    def specs(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(e["name"], e["dtype"], None if e["shape"] is None else tuple(e["shape"]))
+            for e in entries
+        )
+
+    return Signature(specs(manifest["inputs"]), specs(manifest["outputs"]))

@@ -1,0 +1,111 @@
+"""What a model takes and gives, and the checks that every call passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import InputError
+
+ALIGNMENT = 64  # compiled code may load whole cache lines of an input at once
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: sizes that are text are free, and equal text means equal size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        if self.dtype == "string":
+            return np.dtype(object)
+        try:
+            return np.dtype(self.dtype)
+        except TypeError:
+            import ml_dtypes
+
+            return np.dtype(getattr(ml_dtypes, self.dtype))
+
+    def __str__(self) -> str:
+        shape = "*" if self.shape is None else ", ".join(map(str, self.shape))
+        return f"{self.name}: {self.dtype}[{shape}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def bind(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
+        """The arrays of `feeds` in input order, contiguous and aligned; copied only where needed.
+
+        Raises:
+            InputError: a name, dtype, rank or size does not fit; says which and what would.
+        """
+        if len(feeds) != len(self.inputs) or any(spec.name not in feeds for spec in self.inputs):
+            self._complain_of_names(feeds)
+        sizes: dict[str, tuple[int, str]] = {}
+        return [self._checked(spec, feeds[spec.name], sizes) for spec in self.inputs]
+
+    def _complain_of_names(self, feeds: Mapping[str, Any]) -> None:
+        wanted = [spec.name for spec in self.inputs]
+        missing = [name for name in wanted if name not in feeds]
+        extra = [name for name in feeds if name not in wanted]
+        parts = []
+        if missing:
+            parts.append(f"missing input{_s(missing)} {', '.join(map(repr, missing))}")
+        if extra:
+            parts.append(f"unknown input{_s(extra)} {', '.join(map(repr, extra))}")
+        raise InputError(f"{'; '.join(parts)}; the model takes {', '.join(map(repr, wanted))}")
+
+    def _checked(self, spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> np.ndarray:
+        array = given if isinstance(given, np.ndarray) else np.asarray(given)
+        if array.dtype != spec.numpy_dtype:
+            raise InputError(
+                f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; "
+                f"convert it with .astype({spec.dtype!r})"
+            )
+        if spec.shape is not None:
+            if array.ndim != len(spec.shape):
+                raise InputError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
+            for axis, (size, declared) in enumerate(zip(array.shape, spec.shape)):
+                _check_size(spec, axis, size, declared, sizes)
+        aligned = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
+        return array if aligned and array.flags.writeable else aligned_copy(array)
+
+
+def _check_size(
+    spec: TensorSpec, axis: int, size: int, declared: int | str, sizes: dict[str, tuple[int, str]]
+) -> None:
+    if isinstance(declared, int):
+        if size != declared:
+            raise InputError(f"input {spec.name!r} has {size} on axis {axis}, expected {declared}")
+        return
+    known = sizes.setdefault(declared, (size, spec.name))
+    if size != known[0]:
+        raise InputError(
+            f"input {spec.name!r} has {size} on axis {axis} where input {known[1]!r} has {known[0]}; "
+            f"both are {declared!r} and must agree"
+        )
+
+
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A writable C-contiguous copy that starts at a multiple of `ALIGNMENT` bytes."""
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _s(items: Sequence[Any]) -> str:
+    return "s" if len(items) != 1 else ""

@@ -1,0 +1,90 @@
+"""What a target is, and finding one by its text: `cpu`, `cpu:x86-64-v3`, `onnxruntime`, `reference`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from graphopt.errors import SpecError
+from graphopt.ir.graph import Graph
+
+Oob = Literal["error", "clamp", "zero"]
+OOB_POLICIES: tuple[str, ...] = get_args(Oob)
+
+_TARGETS = {
+    "cpu": "graphopt.targets.cpu.target:CpuTarget",
+    "onnxruntime": "graphopt.targets.portable:OnnxRuntimeTarget",
+    "reference": "graphopt.targets.portable:ReferenceTarget",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiling target made of a graph.
+
+    Attributes:
+        constants: the arrays to call the library with after the inputs, in order.
+        facts: entries for the manifest (target, machine, CPU features).
+        kernels: how many functions the library has and how many calls one inference makes.
+    """
+
+    constants: tuple[np.ndarray, ...]
+    facts: dict[str, Any]
+    kernels: dict[str, int]
+
+
+class Target(ABC):
+    """Where a graph runs.
+
+    Attributes:
+        name: the first word of its text form.
+        portable: True if the result is an `.onnx` file, False if it is a compiled artifact.
+    """
+
+    name: ClassVar[str]
+    portable: ClassVar[bool]
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, argument: str) -> Target:
+        """The target for the text after the colon ("" for none).
+
+        Raises:
+            SpecError: it is not understood.
+        """
+
+    def compile(
+        self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
+    ) -> Compiled:
+        """Write the compiled code of `graph` (not changed) to `library`.
+
+        Args:
+            stage: called with the name of each step as it begins.
+
+        Raises:
+            UnsupportedOpError: names the op and the source node that cannot be compiled.
+        """
+        raise NotImplementedError(f"{self.name} does not compile")
+
+
+def find(text: str) -> Target:
+    """The target that `text` describes.
+
+    Raises:
+        SpecError: there is none.
+    """
+    name, _, argument = text.partition(":")
+    if name not in _TARGETS:
+        close = difflib.get_close_matches(name, _TARGETS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(_TARGETS)}"
+        raise SpecError(f"no target is called {name!r}; {hint}")
+    module, _, cls = _TARGETS[name].partition(":")
+    target: Target = getattr(importlib.import_module(module), cls).parse(argument)
+    return target

@@ -1,0 +1,284 @@
+"""Embedding bags: rows of a table looked up and pooled, one bag of ids a sample."""
+
+from dataclasses import dataclass
+from math import ceil, inf
+from typing import Literal, get_args
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
+from .rows import PREFETCH_BYTES, prefetch_row
+from .storage import element_bytes, extent, vector_lanes
+
+Mode = Literal["sum", "mean", "max"]
+
+OUT_OF_RANGE = "EmbeddingBag: an index lies outside the table"
+BAD_OFFSETS = "EmbeddingBag: offsets must not decrease and must lie in [0, number of ids]"
+
+_REGISTERS = 8  # vectors accumulated at once; wider rows are pooled in several passes over the ids
+_ACCUMULATOR = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+}
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the rows of a bag become one row.
+
+    mode: sum and mean add in the order of the ids; max propagates NaN.  Half-precision tables are
+        accumulated in float32.
+    weighted: every looked-up row is first multiplied by its own weight (sum and mean); a mean still
+        divides by the number of rows.
+    padding_idx: ids that read this row do not count, in any mode; negative counts from the end.
+    empty: the value of a bag in which nothing counts.  PyTorch gives 0; a ReduceMax over nothing
+        gives -inf, a ReduceMean NaN.
+    oob: what an id outside the table does; a row of zeros ("zero") counts as a row.
+    message, offsets_message: what RuntimeError says about a bad id, and about bad offsets.
+    """
+
+    mode: Mode = "sum"
+    weighted: bool = False
+    padding_idx: int | None = None
+    empty: float = 0.0
+    oob: OutOfBounds = "error"
+    message: str = OUT_OF_RANGE
+    offsets_message: str = BAD_OFFSETS
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"unknown pooling mode {self.mode!r}; known: {get_args(Mode)}")
+        if self.weighted and self.mode == "max":
+            raise ValueError("per-sample weights have no meaning under max pooling")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The static facts of one kernel, and how the columns of a row are split into vectors.
+
+    Vector `v` starts at column min(v * lanes, dim - lanes): the last one overlaps its neighbour
+    instead of being shorter, because LLVM takes vectors of odd length apart element by element.
+    """
+
+    rows: int
+    dim: int
+    dtype: str
+    index_dtype: str
+    pooling: Pooling
+
+    def __post_init__(self) -> None:
+        check_policy(self.pooling.oob, self.index_dtype)
+        if self.dtype not in _ACCUMULATOR:
+            known = ", ".join(_ACCUMULATOR)
+            raise ValueError(f"cannot pool rows of {self.dtype!r}; known: {known}")
+        if self.dim < 1:
+            raise ValueError(f"cannot pool rows of {self.dim} elements")
+        padding = self.pooling.padding_idx
+        if padding is not None and not -self.rows <= padding < self.rows:
+            raise ValueError(f"padding_idx {padding} lies outside a table of {self.rows} rows")
+
+    @property
+    def accumulator(self) -> str:
+        return _ACCUMULATOR[self.dtype]
+
+    @property
+    def align(self) -> int:
+        return element_bytes(self.dtype)
+
+    @property
+    def lanes(self) -> int:
+        return min(vector_lanes(self.accumulator), 1 << (self.dim.bit_length() - 1))
+
+    @property
+    def passes(self) -> int:
+        return ceil(self.dim / (self.lanes * _REGISTERS))
+
+    @property
+    def vectors(self) -> int:
+        """Vectors in one pass; the last pass may repeat the last vector."""
+        return ceil(self.dim / (self.lanes * self.passes))
+
+    @property
+    def prefetches(self) -> bool:
+        return self.rows * self.dim * self.align >= PREFETCH_BYTES
+
+    def column(self, part, vector):
+        """First column of `vector` of pass `part`."""
+        at = (part * self.vectors + vector) * self.lanes
+        return T.min(at, self.dim - self.lanes)
+
+    def is_valid(self, index):
+        """Boolean expression: `index` reads a row of the table and not a row of zeros."""
+        return is_valid(index, self.rows) if self.pooling.oob == "zero" else T.bool(True)
+
+    def counts(self, index):
+        """Boolean expression: the row that `index` reads is not padding."""
+        padding = self.pooling.padding_idx
+        if padding is None:
+            return T.bool(True)
+        is_padding = row_of(index, self.rows, self.pooling.oob) == padding % self.rows
+        return T.Not(T.bitwise_and(self.is_valid(index), is_padding))
+
+    def combined(self, so_far, value, weight):
+        """The accumulator after one more row; max keeps a NaN once it has seen one."""
+        if self.pooling.mode == "max":
+            return T.Select(T.bitwise_or(value > so_far, T.isnan(value)), value, so_far)
+        return so_far + value * weight if self.pooling.weighted else so_far + value
+
+    def pooled(self, total, count):
+        """The pooled value, from the accumulator and the number of rows, of a bag not empty."""
+        return total / T.Cast(self.accumulator, count) if self.pooling.mode == "mean" else total
+
+
+@T.inline
+def _add_row(plan, acc, src, row, part, weight):
+    for v in T.unroll(plan.vectors):
+        for j in T.vectorized(plan.lanes):
+            value = T.Cast(plan.accumulator, src[row, plan.column(part, v) + j])
+            acc[v, j] = plan.combined(acc[v, j], value, weight)
+
+
+@T.inline
+def _add_zeros(plan, acc):
+    for v in T.unroll(plan.vectors):
+        for j in T.vectorized(plan.lanes):
+            acc[v, j] = plan.combined(acc[v, j], T.Cast(plan.accumulator, 0), 1)
+
+
+@T.inline
+def _store_bag(plan, dst, bag, part, acc, count):
+    for v in T.unroll(plan.vectors):
+        for j in T.vectorized(plan.lanes):
+            dst[bag, plan.column(part, v) + j] = T.Cast(
+                plan.dtype,
+                T.Select(count == 0, T.Cast(plan.accumulator, plan.pooling.empty),
+                         plan.pooled(acc[v, j], count)),
+            )
+
+
+@T.inline
+def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
+    """dst[bag, :] = the rows of ids[first:last] pooled."""
+    start = -inf if plan.pooling.mode == "max" else 0.0
+    acc = T.alloc_buffer((plan.vectors, plan.lanes), plan.accumulator, scope="local")
+    count = T.alloc_buffer((1,), "int64", scope="local")
+    for part in range(plan.passes):
+        count[0] = T.int64(0)
+        for v in T.unroll(plan.vectors):
+            for j in T.vectorized(plan.lanes):
+                acc[v, j] = T.Cast(plan.accumulator, start)
+        for i in range(last - first):
+            at = T.Cast("int64", ids[first + i])
+            assert is_allowed(at, plan.rows, plan.pooling.oob), plan.pooling.message
+            if plan.prefetches:
+                prefetch_row(src, ids, first + i, plan.rows, plan.dim, plan.align)
+            if plan.counts(at):
+                count[0] = count[0] + 1
+                if plan.is_valid(at):
+                    _add_row(plan, acc, src, row_of(at, plan.rows, plan.pooling.oob), part,
+                             T.Cast(plan.accumulator, weights[first + i]))
+                else:
+                    _add_zeros(plan, acc)
+        _store_bag(plan, dst, bag, part, acc, count[0])
+
+
+@T.inline
+def _csr_bags(plan, ends_given, src, ids, offsets, weights, dst, bags, n):
+    for bag in range(bags):
+        first = T.Cast("int64", offsets[bag])
+        last = (
+            T.Cast("int64", offsets[bag + 1])
+            if ends_given
+            else T.if_then_else(bag + 1 < bags, T.Cast("int64", offsets[bag + 1]), n)
+        )
+        if plan.pooling.oob == "error":
+            assert (first >= 0) & (first <= last) & (last <= n), plan.pooling.offsets_message
+            _pool_bag(plan, src, ids, weights, dst, bag, first, last)
+        else:
+            begin = T.max(T.min(first, n), T.int64(0))
+            _pool_bag(plan, src, ids, weights, dst, bag, begin, T.max(T.min(last, n), begin))
+
+
+def embedding_bag(
+    rows: int,
+    dim: int,
+    dtype: str,
+    index_dtype: str,
+    offset_dtype: str,
+    pooling: Pooling,
+    include_last_offset: bool = False,
+) -> PrimFunc:
+    """Kernel (table[rows, dim], ids[n], offsets[b], weights[n] if weighted) -> out[b, dim].
+
+    Bag `i` holds ids[offsets[i]:offsets[i + 1]], the last one everything from offsets[b - 1] on;
+    with `include_last_offset` offsets has b + 1 entries instead.  `n` and `b` are symbolic.
+    Offsets must not decrease and must lie in [0, n]: under "error" the kernel stops, under the
+    other policies they are clamped.  Neither ids nor the table is ever read outside its extent.
+    """
+    plan = _Plan(rows, dim, dtype, index_dtype, pooling)
+    check_policy(pooling.oob, offset_dtype)
+    align, id_align, offset_align = map(element_bytes, (dtype, index_dtype, offset_dtype))
+    n, b = tirx.Var("n", "int64"), tirx.Var("b", "int64")
+    m = tirx.Var("b_plus_1", "int64") if include_last_offset else b
+    bags = m - 1 if include_last_offset else b
+
+    @T.prim_func(private=True, s_tir=True)
+    def weighted(table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
+        offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
+        weight = T.match_buffer(weights, (n,), dtype, align=align)
+        dst = T.match_buffer(out, (bags, dim), dtype, align=align)
+        _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
+
+    @T.prim_func(private=True, s_tir=True)
+    def unweighted(table: T.handle, ids: T.handle, offsets: T.handle, out: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
+        offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
+        dst = T.match_buffer(out, (bags, dim), dtype, align=align)
+        _csr_bags(plan, include_last_offset, src, index, offset, index, dst, bags, n)
+
+    return weighted if pooling.weighted else unweighted
+
+
+def fixed_bag(
+    rows: int, dim: int, bag_len: int | None, dtype: str, index_dtype: str, pooling: Pooling
+) -> PrimFunc:
+    """Kernel (table[rows, dim], ids[b, bag_len], weights[b, bag_len] if weighted) -> out[b, dim].
+
+    One bag a row of ids.  `b` is symbolic, and so is a `bag_len` given as None.
+    """
+    plan = _Plan(rows, dim, dtype, index_dtype, pooling)
+    align, id_align = element_bytes(dtype), element_bytes(index_dtype)
+    b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
+
+    @T.prim_func(private=True, s_tir=True)
+    def weighted(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
+        weight = T.match_buffer(weights, (b, size), dtype, align=align)
+        dst = T.match_buffer(out, (b, dim), dtype, align=align)
+        flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
+        flat_weight = T.decl_buffer((b * size,), dtype, data=weight.data, align=align)
+        for bag in range(b):
+            _pool_bag(plan, src, flat, flat_weight, dst, bag, bag * size, (bag + 1) * size)
+
+    @T.prim_func(private=True, s_tir=True)
+    def unweighted(table: T.handle, ids: T.handle, out: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
+        dst = T.match_buffer(out, (b, dim), dtype, align=align)
+        flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
+        for bag in range(b):
+            _pool_bag(plan, src, flat, flat, dst, bag, bag * size, (bag + 1) * size)
+
+    return weighted if pooling.weighted else unweighted

@@ -1,0 +1,88 @@
+"""Compiles for a CPU: this one by default, or any that LLVM knows."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tvm
+from tvm.target import codegen
+
+from graphopt.errors import SpecError
+from graphopt.ir.graph import Graph
+from graphopt.targets.base import Compiled, Oob, Target
+
+# LLVM's names of the instruction sets that our code may use, and Linux's names of the same.
+_FEATURES = {
+    "avx2": "avx2",
+    "fma": "fma",
+    "f16c": "f16c",
+    "avx512f": "avx512f",
+    "avx512bw": "avx512bw",
+    "avx512dq": "avx512dq",
+    "avx512vl": "avx512vl",
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+    "avx512fp16": "avx512_fp16",
+}
+
+
+@dataclass(frozen=True)
+class CpuTarget(Target):
+    """One CPU model.
+
+    Attributes:
+        mcpu: LLVM's name of it, such as "sapphirerapids" or "x86-64-v3".
+    """
+
+    mcpu: str
+
+    name: ClassVar[str] = "cpu"
+    portable: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, argument: str) -> CpuTarget:
+        mcpu = argument or str(codegen.llvm_get_system_cpu())
+        known = {str(name) for name in codegen.llvm_get_cpu_archlist(_llvm(None))}
+        if mcpu not in known:
+            raise SpecError(
+                f"LLVM knows no {platform.machine()} CPU called {mcpu!r}; "
+                "try x86-64-v3, skylake-avx512 or sapphirerapids"
+            )
+        return cls(mcpu)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The instruction sets that compiled code may use, under Linux's names."""
+        found = {str(f) for f in codegen.llvm_get_cpu_features(_llvm(self.mcpu))}
+        return tuple(linux for llvm, linux in _FEATURES.items() if llvm in found)
+
+    def compile(
+        self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
+    ) -> Compiled:
+        from graphopt.targets.relax import build, expand, lowering
+
+        stage("lower")
+        working = graph.clone()
+        expand.expand_functions(working)
+        lowered = lowering.lower(working, oob)
+        stage("build")
+        kernels = build.build(lowered.module, _llvm(self.mcpu), library)
+        facts = {
+            "target": f"cpu:{self.mcpu}",
+            "machine": platform.machine(),
+            "cpu_features": list(self.features),
+            "tvm": tvm.__version__,
+        }
+        arrays = tuple(value.const for value in lowered.constants if value.const is not None)
+        return Compiled(arrays, facts, kernels)
+
+
+def _llvm(mcpu: str | None) -> tvm.target.Target:
+    description: dict[str, Any] = {"kind": "llvm", "num-cores": 1}
+    if mcpu:
+        description["mcpu"] = mcpu
+    return tvm.target.Target(description)

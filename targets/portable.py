@@ -1,0 +1,122 @@
+"""Targets that need no compiler: the portable `.onnx`, run by ONNX Runtime or onnx's reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+
+from graphopt.errors import IdError, InputError, InvalidModelError, SpecError
+from graphopt.ir.types import dtype_from_onnx
+from graphopt.signature import Signature, TensorSpec
+from graphopt.targets.base import Target
+
+
+class OnnxRuntimeTarget(Target):
+    """The optimized model as ONNX, for ONNX Runtime or any other engine."""
+
+    name: ClassVar[str] = "onnxruntime"
+    portable: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, argument: str) -> OnnxRuntimeTarget:
+        if argument:
+            raise SpecError(f"target onnxruntime takes no argument, not {argument!r}")
+        return cls()
+
+
+class ReferenceTarget(Target):
+    """The optimized model as ONNX, for onnx's own reference evaluator."""
+
+    name: ClassVar[str] = "reference"
+    portable: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, argument: str) -> ReferenceTarget:
+        if argument:
+            raise SpecError(f"target reference takes no argument, not {argument!r}")
+        return cls()
+
+
+class OnnxModel:
+    """An `.onnx` file that runs, with the interface of a compiled artifact.
+
+    Attributes:
+        path: the file.
+        signature: what `run` takes and gives.
+    """
+
+    def __init__(self, path: Path, engine: str = "onnxruntime") -> None:
+        self.path = path
+        self._run = _reference(path) if engine == "reference" else _onnxruntime(path)
+        proto = onnx.load(str(path), load_external_data=False)
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        self.signature = Signature(
+            tuple(_spec(value) for value in proto.graph.input if value.name not in constants),
+            tuple(_spec(value) for value in proto.graph.output),
+        )
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Compute the outputs for one batch.
+
+        Raises:
+            InputError: the arrays do not fit the signature.
+            IdError: an id lies outside its table.
+        """
+        arrays = self.signature.bind(feeds)
+        named = {spec.name: array for spec, array in zip(self.signature.inputs, arrays)}
+        results = self._run(named)
+        return {spec.name: array for spec, array in zip(self.signature.outputs, results)}
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(
+            d.dim_param or (d.dim_value if d.HasField("dim_value") else f"{value.name}_{axis}")
+            for axis, d in enumerate(tensor.shape.dim)
+        )
+    return TensorSpec(value.name, dtype_from_onnx(tensor.elem_type), shape)
+
+
+def _onnxruntime(path: Path) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InvalidModelError(f"{path}: ONNX Runtime refuses it: {_first_line(error)}") from None
+
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return list(session.run(None, feeds))
+        except Exception as error:
+            kind = IdError if "out of data bounds" in str(error) else InputError
+            raise kind(f"{path}: ONNX Runtime failed: {_first_line(error)}") from None
+
+    return run
+
+
+def _reference(path: Path) -> Any:
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(path))
+
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return list(evaluator.run(None, feeds))
+        except Exception as error:
+            raise InputError(f"{path}: the reference failed: {_first_line(error)}") from None
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
