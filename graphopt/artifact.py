@@ -89,7 +89,10 @@ class Artifact:
             IdError: an id lies outside its table (where the artifact was compiled with oob="error").
         """
         results = self._program(self.signature.bind(feeds))
-        return {spec.name: array for spec, array in zip(self.signature.outputs, results)}
+        return {
+            spec.name: array if array.dtype == spec.numpy_dtype else array.view(spec.numpy_dtype)
+            for spec, array in zip(self.signature.outputs, results)
+        }
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"

@@ -71,7 +71,7 @@ class Program:
             raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
         self._from_dlpack = ffi.from_dlpack
         self._arrays = list(weights)
-        self._weights = [ffi.from_dlpack(array) for array in weights]
+        self._weights = [ffi.from_dlpack(_bits(array)) for array in weights]
         self._local = threading.local()
         self._main()
 
@@ -90,7 +90,7 @@ class Program:
         Raises:
             IdError: an id lies outside its table.
         """
-        arguments = [self._from_dlpack(array) for array in inputs]
+        arguments = [self._from_dlpack(_bits(array)) for array in inputs]
         try:
             result = self._main()(*arguments, *self._weights)
         except RuntimeError as error:
@@ -99,3 +99,13 @@ class Program:
                 raise
             raise IdError(f"an id is out of range: {rest.strip().splitlines()[0]}") from None
         return [np.from_dlpack(tensor) for tensor in result]
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """bfloat16, which NumPy cannot hand over through DLPack, as the uint16 that `main` takes."""
+    return array.view(np.uint16) if array.dtype.kind == "V" else array
+
+
+def _as_passed(array: np.ndarray) -> np.ndarray:
+    """Types that NumPy lacks (bfloat16) cross the border as integers of the same width."""
+    return array.view(np.uint16) if array.dtype.kind == "V" and array.itemsize == 2 else array

@@ -7,6 +7,7 @@ is a NumPy object array of `int`, `bool` or `Sym`, with the tensor's own shape.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -135,13 +136,13 @@ def _reshape(node: Node, contents: list[np.ndarray]) -> Content:
     type_ = node.output.type
     if not isinstance(type_, TensorType) or not type_.is_static:
         return None
-    return contents[0].reshape(type_.shape)
+    return contents[0].reshape(type_.dims)  # type: ignore[arg-type]  # all of them are numbers
 
 
 @_all_known
 def _expand(node: Node, contents: list[np.ndarray]) -> Content:
     shape = known_ints(contents[1])
-    if shape is None or dims.product(shape) > MAX_ELEMENTS:
+    if shape is None or math.prod(shape) > MAX_ELEMENTS:
         return None
     return contents[0] * np.ones(shape, dtype=object)
 
@@ -158,7 +159,7 @@ def _range(node: Node, contents: list[np.ndarray]) -> Content:
 def _constant_of_shape(node: Node, contents: list[Content]) -> Content:
     shape = known_ints(contents[0])
     fill = node.attrs.get("value", np.zeros(1))
-    if shape is None or dims.product(shape) > MAX_ELEMENTS:
+    if shape is None or math.prod(shape) > MAX_ELEMENTS:
         return None
     return np.full(shape, np.asarray(fill).reshape(-1)[0].item(), dtype=object)
 

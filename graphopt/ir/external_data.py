@@ -143,4 +143,4 @@ def _stream(array: np.ndarray, file: BinaryIO) -> None:
     flat = (array if array.flags.c_contiguous else np.ascontiguousarray(array)).reshape(-1)
     block = max(1, BLOCK // max(1, array.dtype.itemsize))
     for start in range(0, flat.size, block):
-        file.write(memoryview(flat[start : start + block].view(np.uint8)))
+        file.write(flat[start : start + block].view(np.uint8).data)

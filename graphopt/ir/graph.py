@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from graphopt.ir import schema
 from graphopt.ir.types import FreshDim, TensorType, Type, dtype_of
 
-Attr = Union[int, float, str, bytes, np.ndarray, "Graph", list[Any], Any]
+# int, float, str, a list of these, an array, or a Graph.
+Attr = Any
 
 
 class Use(NamedTuple):
-    """One place that reads a value: input `index` of a node, or output `index` of a graph."""
+    """One place that reads a value: input `slot` of a node, or output `slot` of a graph."""
 
-    user: "Node | Graph"
-    index: int
+    user: Node | Graph
+    slot: int
 
 
 class Value:

@@ -39,10 +39,10 @@ def _check_graph(graph: Graph, visible: set[Value], uses: dict[Value, set[Use]])
     for node in graph.nodes:
         if node.graph is not graph:
             raise BrokenGraphError(f"{node} does not know its graph")
-        for index, value in enumerate(node.inputs):
-            if value is not None:
-                _check_read(value, visible, f"{node} input {index}")
-                uses.setdefault(value, set()).add(Use(node, index))
+        for index, operand in enumerate(node.inputs):
+            if operand is not None:
+                _check_read(operand, visible, f"{node} input {index}")
+                uses.setdefault(operand, set()).add(Use(node, index))
         for subgraph in node.subgraphs:
             if subgraph.owner is not node or subgraph.parent is not graph:
                 raise BrokenGraphError(f"a subgraph of {node} does not know its owner")

@@ -7,21 +7,30 @@ are read off the inputs. Constants become parameters, in the order of `Lowered.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from tvm import relax, te, tirx
+from tvm import relax, s_tir, te, tirx
 
 from graphopt.errors import UnsupportedOpError
-from graphopt.ir import dims
-from graphopt.ir.dims import Dim, Sym
+from graphopt.ir.content import as_array
+from graphopt.ir.dims import Atom, Dim, Sym
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.types import TensorType
+from graphopt.ir.types import TensorType, dtype_to_numpy
 
 Oob = Literal["error", "clamp", "zero"]
 Converter = Callable[["Lowering", Node], "relax.Expr | Sequence[relax.Expr]"]
+Check = tuple[Any, str]
+
+DTYPES = frozenset(
+    ["bool", "float16", "bfloat16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
+EMBEDDED_ELEMENTS = 16
 
 _CONVERTERS: dict[tuple[str, str], Converter] = {}
 
@@ -38,17 +47,48 @@ def lowers(*ops: str, domain: str = "") -> Callable[[Converter], Converter]:
     return register
 
 
+def has_converter(op_type: str, domain: str = "") -> bool:
+    """True if some converter lowers this op."""
+    from graphopt.targets.relax import ops  # noqa: F401  (importing registers the converters)
+
+    return (domain, op_type) in _CONVERTERS
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A Relax module and what it must be called with.
 
     Attributes:
-        module: an IRModule whose `main` takes the graph's inputs, then the constants.
+        module: an IRModule whose `main` takes the graph's inputs, then the constants, and returns
+            a tuple of the outputs; bfloat16 tensors are passed as uint16.
         constants: the constants, in parameter order.
     """
 
     module: Any
     constants: tuple[Value, ...]
+
+
+def lower(graph: Graph, oob: Oob = "error") -> Lowered:
+    """Lower a graph (its function-body ops expanded) to a module with symbolic sizes.
+
+    Raises:
+        UnsupportedOpError: names the op and node that cannot be compiled, and why.
+    """
+    from graphopt.targets.relax import ops  # noqa: F401  (importing registers the converters)
+
+    lowering = Lowering(oob)
+    inputs = [lowering.parameter(value) for value in graph.inputs]
+    with lowering.bb.function("main", inputs, pure=False):
+        outputs = lowering.body(graph)
+        lowering.bb.emit_func_output(relax.Tuple(lowering.results(outputs)))
+    module = lowering.bb.get()
+    body = module["main"]
+    constants = lowering.constants
+    params = [*inputs, *constants.values()]
+    module["main"] = relax.Function(params, body.body, body.ret_ty, body.is_pure).with_attr(
+        {"global_symbol": "main", "num_input": len(inputs)}
+    )
+    return Lowered(module, tuple(constants))
 
 
 class Lowering:
@@ -57,24 +97,73 @@ class Lowering:
     Attributes:
         bb: the Relax block builder.
         oob: what an id outside its table does.
+        constants: the parameters that stand for constants so far, in order of first use.
     """
 
     def __init__(self, oob: Oob = "error") -> None:
         self.bb = relax.BlockBuilder()
         self.oob = oob
+        self.constants: dict[Value, relax.Var] = {}
         self._exprs: dict[Value, relax.Expr] = {}
+        self._raw: dict[Value, relax.Var] = {}
         self._sizes: dict[str, tirx.Var] = {}
-        self._constants: dict[Value, relax.Var] = {}
+        self._node: Node | None = None
 
     # ---- reading the graph
 
+    def parameter(self, value: Value) -> relax.Var:
+        """A new function parameter that stands for `value`; sizes named in its type are bound."""
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            kind = "has no known rank" if isinstance(value.type, TensorType) else "is not a tensor"
+            raise UnsupportedOpError(
+                "Input", f"{kind} ({value.type}); give it a fixed rank when exporting", (value.name,)
+            )
+        for dim in value.type.shape:
+            if isinstance(dim, Sym) and _is_name(dim) and dim.text not in self._sizes:
+                self._sizes[dim.text] = tirx.Var(_identifier(dim.text), "int64")
+        dtype = self.checked_dtype(value.dtype)
+        type_ = relax.TensorType(self.shape(value), _outside(dtype))
+        parameter = self._exprs[value] = relax.Var(_identifier(value.name), type_)
+        if _outside(dtype) != dtype:
+            self._raw[value] = self._exprs.pop(value)
+        return parameter
+
     def expr(self, value: Value) -> relax.Expr:
-        """The Relax expression of a value."""
-        raise NotImplementedError
+        """The Relax expression of a value, computed from its content where that is all there is.
+
+        Raises:
+            UnsupportedOpError: its dtype has no machine form.
+        """
+        found = self._exprs.get(value)
+        if found is not None:
+            return found
+        if value in self._raw:
+            found = self._reinterpreted(self._raw[value], value.dtype)
+        elif value.const is not None:
+            found = self._constant(value)
+        elif value.content is not None:
+            found = self._from_content(value)
+        else:
+            raise AssertionError(f"{value} is used before it is lowered")
+        self._exprs[value] = found
+        return found
 
     def dim(self, dim: Dim) -> Any:
-        """A size as an int or an int64 PrimExpr."""
-        raise NotImplementedError
+        """A size as an int or an int64 PrimExpr.
+
+        Raises:
+            UnsupportedOpError: it depends on a size that nothing has bound.
+        """
+        if isinstance(dim, int):
+            return dim
+        total: Any = None
+        for monomial, coefficient in dim.terms.items():
+            factors = [self._atom(atom) for atom in monomial]
+            if coefficient != 1 or not factors:
+                factors.append(tirx.IntImm("int64", coefficient))
+            term = functools.reduce(lambda a, b: a * b, factors)
+            total = term if total is None else total + term
+        return total
 
     def shape(self, value: Value) -> list[Any]:
         """The shape of a value as ints and PrimExprs.
@@ -82,16 +171,272 @@ class Lowering:
         Raises:
             UnsupportedOpError: its rank is unknown, or a size is known only at run time.
         """
-        raise NotImplementedError
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            raise self.unsupported(f"the rank of {value.name!r} is known only at run time")
+        return [self.dim(dim) for dim in value.type.shape]
+
+    def bind_size(self, name: str, scalar: relax.Expr) -> tirx.Var:
+        """Let the size called `name` be what an int64 tensor of one element holds at run time."""
+        flat = self.bb.emit(relax.op.reshape(scalar, (1,)))
+        size = tirx.Var(_identifier(name), "int64")
+        as_shape = self.bb.emit(relax.op.tensor_to_shape(flat))
+        self.bb.match_cast(as_shape, relax.ShapeType([size]))
+        self._sizes[name] = size
+        return size
+
+    def unsupported(self, reason: str) -> UnsupportedOpError:
+        """The error that the node being lowered cannot be compiled, for the caller to raise."""
+        node = self._node
+        return UnsupportedOpError(node.op if node else "Graph", reason, node.where if node else ())
+
+    def checked_dtype(self, dtype: str) -> str:
+        """`dtype`, if compiled code can hold it.
+
+        Raises:
+            UnsupportedOpError: strings, 8-bit floats, 4-bit and complex types.
+        """
+        if dtype not in DTYPES:
+            raise self.unsupported(f"tensors of type {dtype or 'unknown'} are not compiled")
+        return dtype
 
     # ---- emitting
 
-    def te(self, function: Callable[..., Any], *args: relax.Expr, name: str = "") -> relax.Var:
-        """Emit one TE computation: `function(*te_tensors) -> te.Tensor | tuple of them`."""
-        raise NotImplementedError
+    def body(self, graph: Graph) -> list[relax.Expr]:
+        """Lower the nodes of `graph` here, in order; returns its outputs.
+
+        Inputs of a subgraph must have been given by `scope`.
+        """
+        for node in _needed(graph):
+            self._lower(node)
+        return [self.expr(value) for value in graph.outputs]
+
+    @contextmanager
+    def scope(self, values: dict[Value, relax.Expr], *, function: bool = False) -> Iterator[None]:
+        """What is lowered within is not visible after it; `values` are visible only within.
+
+        Args:
+            function: nothing from outside is visible, neither expressions nor sizes.
+        """
+        outer = self._exprs, self._sizes
+        self._exprs = values if function else {**self._exprs, **values}
+        self._sizes = {} if function else dict(self._sizes)
+        try:
+            yield
+        finally:
+            self._exprs, self._sizes = outer
+
+    def te(
+        self,
+        function: Callable[..., Any],
+        *args: relax.Expr,
+        name: str = "",
+        checks: Sequence[Check] = (),
+    ) -> relax.Var:
+        """Emit one TE computation: `function(*te_tensors) -> te.Tensor | tuple of them`.
+
+        `function` may use sizes from `dim` and `shape`. Several outputs come as a tuple variable:
+        see `untuple`.
+
+        Args:
+            checks: conditions on sizes, and what the run-time error says where one is false.
+        """
+        tensors = [
+            te.placeholder(_shape_of(arg), arg.ty.dtype, name=f"in{k}") for k, arg in enumerate(args)
+        ]
+        result = function(*tensors)
+        outs = [result] if isinstance(result, te.Tensor) else list(result)
+        free = _free_sizes(tensors, outs, [condition for condition, _ in checks])
+        kernel = te.create_prim_func([*tensors, *free, *outs], index_dtype_override="int64")
+        kernel = s_tir.renew_defs(_with_checks(kernel, checks)).without_attr("global_symbol")
+        types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
+        return self._call(kernel, [*args, *free], types, name)
 
     def kernel(
-        self, function: tirx.PrimFunc, args: Sequence[relax.Expr], out: Sequence[tuple[list[Any], str]]
+        self,
+        function: tirx.PrimFunc,
+        args: Sequence[relax.Expr],
+        out: Sequence[tuple[Sequence[Any], str]],
     ) -> Sequence[relax.Expr]:
         """Emit a call of a TIR kernel that writes outputs of the given (shape, dtype)."""
-        raise NotImplementedError
+        name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
+        types = [relax.TensorType(list(shape), dtype) for shape, dtype in out]
+        call = self._call(function.without_attr("global_symbol"), list(args), types, name)
+        return self.untuple(call, len(types))
+
+    def untuple(self, result: relax.Expr, count: int) -> list[relax.Expr]:
+        """The outputs of a computation with `count` of them."""
+        if count == 1:
+            return [result]
+        return [self.bb.emit(relax.TupleGetItem(result, k)) for k in range(count)]
+
+    def constant(self, array: np.ndarray) -> relax.Expr:
+        """An array made while lowering, such as packed weights."""
+        return self.expr(Graph().constant(array))
+
+    def results(self, exprs: Sequence[relax.Expr]) -> list[relax.Expr]:
+        """The tensors as `main` returns them, copied where one is a parameter or comes twice.
+
+        A caller may write to what it gets, which must change neither its inputs nor the weights.
+        """
+        exprs = [self._reinterpreted(expr, _outside(expr.ty.dtype)) for expr in exprs]
+        taken: set[relax.Expr] = set()
+        result = []
+        for expr in exprs:
+            computed = isinstance(expr, relax.Var) and self.bb.lookup_binding(expr) is not None
+            if expr in taken or not computed:
+                expr = self.te(
+                    lambda x: te.compute(x.shape, lambda *i: x(*i), name="copy"), expr, name="copy"
+                )
+            taken.add(expr)
+            result.append(expr)
+        return result
+
+    # ---- inner workings
+
+    def _lower(self, node: Node) -> None:
+        converter = _CONVERTERS.get((node.domain, node.op_type))
+        outer, self._node = self._node, node
+        try:
+            if converter is None:
+                raise self.unsupported("the target has no code for this op")
+            result = converter(self, node)
+        finally:
+            self._node = outer
+        outputs = result if isinstance(result, (list, tuple)) else [result]
+        self._exprs.update(zip(node.outputs, outputs))
+
+    def _call(
+        self, kernel: tirx.PrimFunc, args: list[Any], types: list[relax.TensorType], name: str
+    ) -> relax.Var:
+        name = name or (self._node.op_type.lower() if self._node else "kernel")
+        symbol = self.bb.add_func(kernel, name)
+        return self.bb.emit(relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types))
+
+    def _atom(self, atom: Atom) -> Any:
+        if not atom.fn:
+            found = self._sizes.get(atom.name)
+            if found is None:
+                raise self.unsupported(f"the size {atom.name!r} is known only at run time")
+            return found
+        a, b = (int64(self.dim(arg)) for arg in atom.args)
+        return {"floordiv": tirx.floordiv, "min": tirx.min, "max": tirx.max}[atom.fn](a, b)
+
+    def _constant(self, value: Value) -> relax.Expr:
+        array = value.const
+        assert array is not None
+        dtype = self.checked_dtype(value.dtype)
+        if array.size <= EMBEDDED_ELEMENTS:
+            return relax.const(np.ascontiguousarray(array).reshape(array.shape), dtype)
+        if value not in self.constants:
+            type_ = relax.TensorType(array.shape, _outside(dtype))
+            self.constants[value] = relax.Var(f"const{len(self.constants)}", type_)
+        return self._reinterpreted(self.constants[value], dtype)
+
+    def _reinterpreted(self, expr: relax.Expr, dtype: str) -> relax.Expr:
+        """The same bits as another dtype of the same width."""
+        if expr.ty.dtype == dtype:
+            return expr
+
+        def bits(x: te.Tensor) -> te.Tensor:
+            return te.compute(x.shape, lambda *i: tirx.reinterpret(dtype, x(*i)), name="bits")
+
+        return self.te(bits, expr, name="bits")
+
+    def _from_content(self, value: Value) -> relax.Expr:
+        content = value.content
+        assert content is not None
+        array = as_array(content, value.dtype)
+        if array is not None:
+            return self.constant(array.astype(dtype_to_numpy(value.dtype)))
+        elements = [int64(self.dim(dim)) for dim in content.flat]
+
+        def element(*indices: Any) -> Any:
+            flat: Any = 0
+            for index, size in zip(indices, content.shape):
+                flat = flat * size + index
+            chosen = elements[-1].astype(value.dtype)
+            for k in reversed(range(len(elements) - 1)):
+                chosen = tirx.if_then_else(flat == k, elements[k].astype(value.dtype), chosen)
+            return chosen
+
+        return self.te(lambda: te.compute(content.shape, element, name="sizes"), name="sizes")
+
+
+def _outside(dtype: str) -> str:
+    """How parameters and results of `dtype` are declared.
+
+    NumPy has no bfloat16 of its own and cannot hand one over through DLPack: its bits are passed.
+    """
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def int64(size: Any) -> Any:
+    """A size as a PrimExpr."""
+    return tirx.IntImm("int64", int(size)) if isinstance(size, (int, bool)) else size
+
+
+def _needed(graph: Graph) -> list[Node]:
+    """The nodes whose outputs must be computed as tensors, in order.
+
+    A value with content is not computed from its operands but from the sizes it stands for.
+    """
+    wanted = set(graph.outputs)
+    needed: list[Node] = []
+    for node in reversed(list(graph.nodes)):
+        if not any(v in wanted and v.content is None for v in node.outputs):
+            continue
+        needed.append(node)
+        wanted.update(v for v in node.inputs if v is not None)
+        for inner in (n for subgraph in node.subgraphs for n in subgraph.walk()):
+            wanted.update(v for v in inner.inputs if v is not None)
+        wanted.update(v for subgraph in node.subgraphs for v in subgraph.outputs)
+    return needed[::-1]
+
+
+def _is_name(dim: Sym) -> bool:
+    return list(dim.terms.items()) == [((Atom(dim.text),), 1)]
+
+
+def _identifier(name: str) -> str:
+    """`name` as generated code may spell it."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
+    return plain if plain and not plain[0].isdigit() else f"_{plain}"
+
+
+def _shape_of(expr: relax.Expr) -> list[Any]:
+    return list(expr.ty.shape.values)
+
+
+def _free_sizes(
+    inputs: Sequence[te.Tensor], outs: Sequence[te.Tensor], conditions: Sequence[Any]
+) -> list[tirx.Var]:
+    """The sizes that a computation uses and that no dim of its inputs is equal to."""
+    bound = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, tirx.Var)}
+    used: dict[tirx.Var, None] = {}
+
+    def use(expr: Any) -> None:
+        used.update(dict.fromkeys(tirx.analysis.undefined_vars(expr)))
+
+    pending, seen = list(outs), set()
+    for expr in [*conditions, *(dim for t in [*inputs, *outs] for dim in t.shape)]:
+        use(expr)
+    while pending:
+        operation = pending.pop().op
+        if operation in seen or not isinstance(operation, te.ComputeOp):
+            continue
+        seen.add(operation)
+        own = {axis.var for axis in [*operation.axis, *operation.reduce_axis]}
+        for body in operation.body:
+            use(body)
+        for axis in operation.reduce_axis:
+            use(axis.dom.extent)
+        for var in own:
+            used.pop(var, None)
+        pending.extend(operation.input_tensors)
+    return [var for var in used if var not in bound]
+
+
+def _with_checks(kernel: tirx.PrimFunc, checks: Sequence[Check]) -> tirx.PrimFunc:
+    if not checks:
+        return kernel
+    raise NotImplementedError

@@ -1,6 +1,7 @@
 """Embedding bags: rows of a table looked up and pooled, one bag of ids a sample."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, inf
 from typing import Literal, get_args
 
@@ -106,6 +107,11 @@ class _Plan:
     def prefetches(self) -> bool:
         return self.rows * self.dim * self.align >= PREFETCH_BYTES
 
+    @property
+    def nothing(self) -> float:
+        """What the accumulator holds before the first row."""
+        return -inf if self.pooling.mode == "max" else 0.0
+
     def column(self, part, vector):
         """First column of `vector` of pass `part`."""
         at = (part * self.vectors + vector) * self.lanes
@@ -123,67 +129,65 @@ class _Plan:
         is_padding = row_of(index, self.rows, self.pooling.oob) == padding % self.rows
         return T.Not(T.bitwise_and(self.is_valid(index), is_padding))
 
-    def combined(self, so_far, value, weight):
+    def combined(self, so_far, element, weight):
         """The accumulator after one more row; max keeps a NaN once it has seen one."""
+        value = T.Cast(self.accumulator, element)
         if self.pooling.mode == "max":
             return T.Select(T.bitwise_or(value > so_far, T.isnan(value)), value, so_far)
-        return so_far + value * weight if self.pooling.weighted else so_far + value
+        if self.pooling.weighted:
+            value = value * T.Cast(self.accumulator, weight)
+        return so_far + value
 
     def pooled(self, total, count):
-        """The pooled value, from the accumulator and the number of rows, of a bag not empty."""
-        return total / T.Cast(self.accumulator, count) if self.pooling.mode == "mean" else total
+        """The element to store, from the accumulator and the number of rows in it."""
+        value = total / T.Cast(self.accumulator, count) if self.pooling.mode == "mean" else total
+        empty = T.Cast(self.accumulator, self.pooling.empty)
+        return T.Cast(self.dtype, T.Select(count == 0, empty, value))
 
 
 @T.inline
 def _add_row(plan, acc, src, row, part, weight):
     for v in T.unroll(plan.vectors):
         for j in T.vectorized(plan.lanes):
-            value = T.Cast(plan.accumulator, src[row, plan.column(part, v) + j])
-            acc[v, j] = plan.combined(acc[v, j], value, weight)
+            acc[v, j] = plan.combined(acc[v, j], src[row, plan.column(part, v) + j], weight)
 
 
 @T.inline
 def _add_zeros(plan, acc):
     for v in T.unroll(plan.vectors):
         for j in T.vectorized(plan.lanes):
-            acc[v, j] = plan.combined(acc[v, j], T.Cast(plan.accumulator, 0), 1)
+            acc[v, j] = plan.combined(acc[v, j], 0.0, 1.0)
 
 
 @T.inline
 def _store_bag(plan, dst, bag, part, acc, count):
     for v in T.unroll(plan.vectors):
         for j in T.vectorized(plan.lanes):
-            dst[bag, plan.column(part, v) + j] = T.Cast(
-                plan.dtype,
-                T.Select(count == 0, T.Cast(plan.accumulator, plan.pooling.empty),
-                         plan.pooled(acc[v, j], count)),
-            )
+            dst[bag, plan.column(part, v) + j] = plan.pooled(acc[v, j], count)
 
 
 @T.inline
 def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
     """dst[bag, :] = the rows of ids[first:last] pooled."""
-    start = -inf if plan.pooling.mode == "max" else 0.0
     acc = T.alloc_buffer((plan.vectors, plan.lanes), plan.accumulator, scope="local")
-    count = T.alloc_buffer((1,), "int64", scope="local")
     for part in range(plan.passes):
-        count[0] = T.int64(0)
+        count: T.int64 = 0
         for v in T.unroll(plan.vectors):
             for j in T.vectorized(plan.lanes):
-                acc[v, j] = T.Cast(plan.accumulator, start)
+                acc[v, j] = T.Cast(plan.accumulator, plan.nothing)
         for i in range(last - first):
             at = T.Cast("int64", ids[first + i])
             assert is_allowed(at, plan.rows, plan.pooling.oob), plan.pooling.message
             if plan.prefetches:
                 prefetch_row(src, ids, first + i, plan.rows, plan.dim, plan.align)
             if plan.counts(at):
-                count[0] = count[0] + 1
+                count = count + 1
                 if plan.is_valid(at):
-                    _add_row(plan, acc, src, row_of(at, plan.rows, plan.pooling.oob), part,
-                             T.Cast(plan.accumulator, weights[first + i]))
+                    row = row_of(at, plan.rows, plan.pooling.oob)
+                    _add_row(plan, acc, src, row, part, weights[first + i])
                 else:
                     _add_zeros(plan, acc)
-        _store_bag(plan, dst, bag, part, acc, count[0])
+        _store_bag(plan, dst, bag, part, acc, count)
 
 
 @T.inline
@@ -203,6 +207,7 @@ def _csr_bags(plan, ends_given, src, ids, offsets, weights, dst, bags, n):
             _pool_bag(plan, src, ids, weights, dst, bag, begin, T.max(T.min(last, n), begin))
 
 
+@cache
 def embedding_bag(
     rows: int,
     dim: int,
@@ -226,28 +231,35 @@ def embedding_bag(
     m = tirx.Var("b_plus_1", "int64") if include_last_offset else b
     bags = m - 1 if include_last_offset else b
 
-    @T.prim_func(private=True, s_tir=True)
-    def weighted(table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype, align=align)
-        index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
-        offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
-        weight = T.match_buffer(weights, (n,), dtype, align=align)
-        dst = T.match_buffer(out, (bags, dim), dtype, align=align)
-        _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
+    if pooling.weighted:
 
-    @T.prim_func(private=True, s_tir=True)
-    def unweighted(table: T.handle, ids: T.handle, offsets: T.handle, out: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype, align=align)
-        index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
-        offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
-        dst = T.match_buffer(out, (bags, dim), dtype, align=align)
-        _csr_bags(plan, include_last_offset, src, index, offset, index, dst, bags, n)
+        @T.prim_func(private=True, s_tir=True)
+        def bags_of_ids(
+            table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
+        ):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            src = T.match_buffer(table, (rows, dim), dtype, align=align)
+            index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
+            offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
+            weight = T.match_buffer(weights, (n,), dtype, align=align)
+            dst = T.match_buffer(out, (bags, dim), dtype, align=align)
+            _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
 
-    return weighted if pooling.weighted else unweighted
+    else:
+
+        @T.prim_func(private=True, s_tir=True)
+        def bags_of_ids(table: T.handle, ids: T.handle, offsets: T.handle, out: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            src = T.match_buffer(table, (rows, dim), dtype, align=align)
+            index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
+            offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
+            dst = T.match_buffer(out, (bags, dim), dtype, align=align)
+            _csr_bags(plan, include_last_offset, src, index, offset, index, dst, bags, n)
+
+    return bags_of_ids
 
 
+@cache
 def fixed_bag(
     rows: int, dim: int, bag_len: int | None, dtype: str, index_dtype: str, pooling: Pooling
 ) -> PrimFunc:
@@ -259,26 +271,30 @@ def fixed_bag(
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 
-    @T.prim_func(private=True, s_tir=True)
-    def weighted(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype, align=align)
-        index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
-        weight = T.match_buffer(weights, (b, size), dtype, align=align)
-        dst = T.match_buffer(out, (b, dim), dtype, align=align)
-        flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
-        flat_weight = T.decl_buffer((b * size,), dtype, data=weight.data, align=align)
-        for bag in range(b):
-            _pool_bag(plan, src, flat, flat_weight, dst, bag, bag * size, (bag + 1) * size)
+    if pooling.weighted:
 
-    @T.prim_func(private=True, s_tir=True)
-    def unweighted(table: T.handle, ids: T.handle, out: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype, align=align)
-        index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
-        dst = T.match_buffer(out, (b, dim), dtype, align=align)
-        flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
-        for bag in range(b):
-            _pool_bag(plan, src, flat, flat, dst, bag, bag * size, (bag + 1) * size)
+        @T.prim_func(private=True, s_tir=True)
+        def bags_of_rows(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            src = T.match_buffer(table, (rows, dim), dtype, align=align)
+            index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
+            weight = T.match_buffer(weights, (b, size), dtype, align=align)
+            dst = T.match_buffer(out, (b, dim), dtype, align=align)
+            flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
+            flat_weight = T.decl_buffer((b * size,), dtype, data=weight.data, align=align)
+            for bag in range(b):
+                _pool_bag(plan, src, flat, flat_weight, dst, bag, bag * size, (bag + 1) * size)
 
-    return weighted if pooling.weighted else unweighted
+    else:
+
+        @T.prim_func(private=True, s_tir=True)
+        def bags_of_rows(table: T.handle, ids: T.handle, out: T.handle):
+            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            src = T.match_buffer(table, (rows, dim), dtype, align=align)
+            index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
+            dst = T.match_buffer(out, (b, dim), dtype, align=align)
+            flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
+            for bag in range(b):
+                _pool_bag(plan, src, flat, flat, dst, bag, bag * size, (bag + 1) * size)
+
+    return bags_of_rows

@@ -1,5 +1,7 @@
 """Row lookup: ONNX Gather along one axis, and the table lookup of an embedding."""
 
+from functools import cache
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -10,6 +12,7 @@ from .storage import bits_dtype, element_bytes, extent, vector_lanes
 OUT_OF_RANGE = "Gather: an index lies outside the table"
 
 
+@cache
 def gather_rows(
     rows: int,
     width: int,
@@ -55,6 +58,7 @@ def gather_rows(
     return gather_rows
 
 
+@cache
 def gather_axis(
     outer: int | None,
     axis_len: int | None,
@@ -74,7 +78,8 @@ def gather_axis(
     bits, align, lanes = bits_dtype(dtype), element_bytes(dtype), vector_lanes(dtype)
     index_align = element_bytes(index_dtype)
     zeroes = oob == "zero"
-    before, length, after = extent("outer", outer), extent("axis_len", axis_len), extent("inner", inner)
+    before, length = extent("outer", outer), extent("axis_len", axis_len)
+    after = extent("inner", inner)
 
     @T.prim_func(private=True, s_tir=True)
     def gather_axis(data: T.handle, ids: T.handle, out: T.handle):

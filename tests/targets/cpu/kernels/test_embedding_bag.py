@@ -50,17 +50,20 @@ POOLINGS = {
     "max_clamp": Pooling("max", oob="clamp", padding_idx=10, empty=-1.0),
     "mean_clamp": Pooling("mean", oob="clamp"),
 }
+CSR = ["sum", "max", "mean_padded", "mean_weighted", "sum_zero", "mean_clamp"]
 
 
 @pytest.fixture(scope="module")
 def modes(compile_kernels):
     kernels = {}
     for name, pooling in POOLINGS.items():
-        kernels[f"csr_{name}"] = embedding_bag(ROWS, 21, "float32", "int64", "int64", pooling)
-        kernels[f"ends_{name}"] = embedding_bag(
-            ROWS, 21, "float32", "int64", "int64", pooling, include_last_offset=True
-        )
+        if name in CSR:
+            kernels[f"csr_{name}"] = embedding_bag(ROWS, 21, "float32", "int64", "int64", pooling)
         kernels[f"fixed_{name}"] = fixed_bag(ROWS, 21, None, "float32", "int64", pooling)
+    for name in ("sum", "mean_weighted"):
+        kernels[f"ends_{name}"] = embedding_bag(
+            ROWS, 21, "float32", "int64", "int64", POOLINGS[name], include_last_offset=True
+        )
     return compile_kernels(kernels)
 
 
@@ -85,7 +88,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("ends", ENDS, ids=str)
-@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("name", CSR)
 def test_csr_bags(modes, name, ends):
     pooling, table = POOLINGS[name], table_of(21)
     ids = ids_for(pooling, ends[-1])
@@ -94,9 +97,10 @@ def test_csr_bags(modes, name, ends):
     expected = reference(table, ids, ends, pooling, weights)
     out = [((len(ends) - 1, 21), "float32")]
     (by_starts,) = modes[f"csr_{name}"]([table, ids, np.array(ends[:-1]), *extra], out)
-    (by_ends,) = modes[f"ends_{name}"]([table, ids, np.array(ends), *extra], out)
     np.testing.assert_allclose(by_starts, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(by_ends, by_starts)
+    if f"ends_{name}" in modes:
+        (by_ends,) = modes[f"ends_{name}"]([table, ids, np.array(ends), *extra], out)
+        np.testing.assert_array_equal(by_ends, by_starts)
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (1, 1), (3, 0), (0, 5)], ids=str)
@@ -123,7 +127,7 @@ def test_no_bags(modes):
 
 
 @pytest.mark.parametrize("stray", STRAY)
-@pytest.mark.parametrize("name", ["sum", "mean", "max", "mean_padded"])
+@pytest.mark.parametrize("name", ["sum", "max", "mean_padded"])
 def test_error_policy_stops_at_a_bad_id(modes, name, stray):
     ids = np.array([0, 1, stray, 2])
     for inputs, form in (([ids, np.array([0, 2])], "csr"), ([ids.reshape(2, 2)], "fixed")):

@@ -1,0 +1,31 @@
+# make demo    set up an environment, optimize the example model, show what was gained
+# make test    run all tests, with branch coverage
+# make check   style and types
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready
+	mkdir -p build
+	$(BIN)/graphopt optimize examples/ctr/model.onnx -o build/ctr.gopt
+	$(BIN)/graphopt check examples/ctr/model.onnx build/ctr.gopt
+	$(BIN)/python examples/ctr/demo.py build/ctr.gopt
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest tests/test_types.py
+
+clean:
+	rm -rf $(VENV) build .types .coverage .hypothesis

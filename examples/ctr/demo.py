@@ -1,0 +1,57 @@
+"""What optimizing the example model gains: ranking quality, size and latency, before and after.
+
+    graphopt optimize examples/ctr/model.onnx -o build/ctr.gopt
+    python examples/ctr/demo.py build/ctr.gopt
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import mannwhitneyu
+
+import graphopt
+from graphopt.targets.portable import OnnxModel
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent.parent / "bench"))
+
+import latency  # noqa: E402  (lives in bench/, which is not a package)
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The chance that a click outranks a non-click (the Mann-Whitney statistic)."""
+    clicks, others = scores[labels == 1], scores[labels == 0]
+    return float(mannwhitneyu(clicks, others).statistic / (len(clicks) * len(others)))
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of what a serving process loads of an artifact."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum((path / name).stat().st_size for name in ("model.so", "weights.bin"))
+
+
+def main(artifact: Path) -> None:
+    """Print quality and size of model and artifact side by side, then latency."""
+    model = HERE / "model.onnx"
+    data = dict(np.load(HERE / "eval.npz"))
+    labels = data.pop("label")
+    compiled, original = graphopt.load(artifact), OnnxModel(model)
+    before, after = original.run(data)["ctr"].ravel(), compiled.run(data)["ctr"].ravel()
+    table = Table(title=f"{len(labels)} held-out rows")
+    for column in ("", "source in ONNX Runtime", "graphopt"):
+        table.add_column(column, justify="right")
+    table.add_row("AUC", f"{auc(before, labels):.5f}", f"{auc(after, labels):.5f}")
+    table.add_row("largest difference of a score", "", f"{np.abs(before - after).max():.1e}")
+    table.add_row("size, MB", f"{size_of(model) / 1e6:.2f}", f"{size_of(artifact) / 1e6:.2f}")
+    Console().print(table)
+    latency.show(latency.compare(model, artifact, [1, 64, 512], rounds=300))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

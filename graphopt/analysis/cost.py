@@ -1,0 +1,341 @@
+"""What a graph costs to run: arithmetic, and bytes of tensors read and written, node by node.
+
+An operation is one add, multiply, comparison or elementary function on one element, of any dtype; a
+multiply-add is two. Copies, casts and lookups are none. Bytes are those that a kernel must touch
+when every node is run on its own: a lookup reads the rows it takes, not its table; a reshape touches
+nothing. Costs are polynomials in the graph's symbolic sizes until numbers are put in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from graphopt.ir import dims
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.infer import loop_trip_count
+from graphopt.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations, and bytes read and written; symbolic where the sizes are."""
+
+    flops: Dim = 0
+    read: Dim = 0
+    written: Dim = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops, self.read + other.read, self.written + other.written
+        )
+
+    def times(self, count: Dim) -> Cost:
+        """The cost of doing it `count` times."""
+        return Cost(self.flops * count, self.read * count, self.written * count)
+
+    def at(self, sizes: Mapping[str, int]) -> Cost | None:
+        """The cost for given sizes; None if it depends on a size that is not among them."""
+        numbers = [dims.substitute(d, sizes.get) for d in (self.flops, self.read, self.written)]
+        return Cost(*numbers) if all(isinstance(n, int) for n in numbers) else None
+
+
+CostRule = Callable[[Node], Cost]
+_RULES: dict[tuple[str, str], CostRule] = {}
+
+
+class UnknownCost(Exception):
+    """A rank or a trip count is known only at run time, or no rule covers the op."""
+
+
+def cost_rule(*ops: str, domain: str = "") -> Callable[[CostRule], CostRule]:
+    """Register the cost rule of ops."""
+
+    def register(rule: CostRule) -> CostRule:
+        for op in ops:
+            assert (domain, op) not in _RULES, f"two cost rules for {domain}::{op}"
+            _RULES[(domain, op)] = rule
+        return rule
+
+    return register
+
+
+def node_cost(node: Node) -> Cost:
+    """The cost of one run of `node`, its subgraphs included.
+
+    Raises:
+        UnknownCost: it cannot be told from the graph alone.
+    """
+    rule = _RULES.get((node.domain, node.op_type))
+    if rule is None:
+        raise UnknownCost(f"no cost rule for {node.op}")
+    return rule(node)
+
+
+def costs(graph: Graph, sizes: Mapping[str, int]) -> Iterator[tuple[Node, Cost | None]]:
+    """Every node of `graph` with its cost in numbers, None where that is known only at run time.
+
+    A node that holds subgraphs answers for them.
+    """
+    for node in graph.nodes:
+        try:
+            yield node, node_cost(node).at(sizes)
+        except UnknownCost:
+            yield node, None
+
+
+def is_parameter(value: Value) -> bool:
+    """True for constants that hold learnt numbers: floats, and the narrow integers of quantization.
+
+    A scalar is taken for a part of the formula, such as an exponent.
+    """
+    wide = ("int64", "int32", "uint64", "uint32", "bool", "string")
+    return value.const is not None and value.const.ndim > 0 and value.dtype not in wide
+
+
+def parameters(values: Iterable[Value]) -> int:
+    """How many learnt numbers `values` hold; an array that several of them share counts once."""
+    arrays = {id(v.const): v.const.size for v in values if v.const is not None and is_parameter(v)}
+    return sum(arrays.values())
+
+
+def dtype_bits(dtype: str) -> int:
+    """Bits of one element in memory (strings count as a pointer)."""
+    found = re.search(r"\d+", dtype)
+    return int(found.group()) if found else {"bool": 8}.get(dtype, 64)
+
+
+# ------------------------------------------------------------------------- sizes
+
+
+def _elements(value: Value | None) -> Dim:
+    if value is None:
+        return 0
+    elements = value.type.elements if isinstance(value.type, TensorType) else None
+    if elements is None:
+        raise UnknownCost(f"the rank of {value.name!r} is not known")
+    return elements
+
+
+def _bytes(*values: Value | None) -> Dim:
+    total: Dim = 0
+    for value in values:
+        if value is not None:
+            total = total + dims.ceildiv(_elements(value) * dtype_bits(value.dtype), 8)
+    return total
+
+
+def _dims(node: Node, index: int) -> tuple[Dim, ...]:
+    value = node.input(index)
+    if value is None or not isinstance(value.type, TensorType) or value.type.shape is None:
+        raise UnknownCost(f"{node.op}: the rank of input {index} is not known")
+    return value.type.shape
+
+
+def _streaming(node: Node, flops: Dim) -> Cost:
+    """The cost of an op that reads all of its inputs and writes all of its outputs once."""
+    return Cost(flops, _bytes(*node.inputs), _bytes(*node.outputs))
+
+
+# ------------------------------------------------------------------ element by element
+
+_VIEWS = (
+    *("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size", "Dropout", "Constant"),
+    *("SequenceEmpty", "SequenceLength", "OptionalHasElement"),
+)
+_UNARY = (
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip"),
+    *("Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf"),
+    *("IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"),
+    *("Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh"),
+    *("ThresholdedRelu", "Swish"),
+)
+_BINARY = (
+    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
+    *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu"),
+    *("Pow", "Sub", "Sum", "Xor"),
+)
+_MOVES = (
+    *("Cast", "CastLike", "Concat", "ConstantOfShape", "DepthToSpace", "EyeLike", "OneHot", "Pad"),
+    *("Range", "ReverseSequence", "SpaceToDepth", "Split", "Tile", "Expand", "Transpose", "Trilu"),
+    *("Where", "NonZero", "Compress", "ConcatFromSequence", "SequenceAt", "SequenceInsert"),
+    *("SequenceConstruct", "SplitToSequence", "RandomNormalLike", "RandomUniformLike"),
+    *("ScatterElements", "ScatterND", "Scatter"),
+)
+_PER_INPUT_ELEMENT = {
+    **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"], 1),
+    **dict.fromkeys(["ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"], 2),
+    **dict.fromkeys(["ReduceLogSum", "ArgMax", "ArgMin", "CumSum", "TopK", "Unique", "Hardmax"], 1),
+    **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool"], 1),
+    **dict.fromkeys(["Softmax", "LogSoftmax"], 5),  # max, subtract, exp, sum, divide
+    **dict.fromkeys(["QuantizeLinear", "DequantizeLinear", "BatchNormalization"], 2),
+    # mean, subtract, square, sum, scale by the deviation, scale, shift
+    **dict.fromkeys(["LayerNormalization", "InstanceNormalization", "GroupNormalization"], 7),
+    **{"RMSNormalization": 4, "LpNormalization": 3, "DynamicQuantizeLinear": 4},
+}
+
+
+@cost_rule(*_VIEWS)
+def _view(node: Node) -> Cost:
+    return Cost()
+
+
+@cost_rule(*_UNARY)
+def _unary(node: Node) -> Cost:
+    return _streaming(node, _elements(node.output))
+
+
+@cost_rule(*_BINARY)
+def _binary(node: Node) -> Cost:
+    return _streaming(node, _elements(node.output) * max(1, len(node.inputs) - 1))
+
+
+@cost_rule(*_MOVES)
+def _move(node: Node) -> Cost:
+    return _streaming(node, 0)
+
+
+@cost_rule(*_PER_INPUT_ELEMENT)
+def _per_input_element(node: Node) -> Cost:
+    return _streaming(node, _elements(node.inputs[0]) * _PER_INPUT_ELEMENT[node.op_type])
+
+
+@cost_rule("Slice")
+def _slice(node: Node) -> Cost:
+    taken = _bytes(node.output)
+    return Cost(0, taken, taken)
+
+
+@cost_rule("AveragePool", "MaxPool", "LpPool")
+def _pool(node: Node) -> Cost:
+    return _streaming(node, _elements(node.output) * dims.product(node.attr("kernel_shape")))
+
+
+# -------------------------------------------------------------------------- products
+
+
+@cost_rule("MatMul", "MatMulInteger")
+def _matmul(node: Node) -> Cost:
+    return _streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
+
+
+@cost_rule("QLinearMatMul")
+def _qlinear_matmul(node: Node) -> Cost:
+    return _streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
+
+
+@cost_rule("Gemm")
+def _gemm(node: Node) -> Cost:
+    inner = _dims(node, 0)[0 if node.attr("transA") else 1]
+    out = _elements(node.output)
+    return _streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
+
+
+@cost_rule("Conv", "ConvInteger", "QLinearConv")
+def _conv(node: Node) -> Cost:
+    weight = _dims(node, 3 if node.op_type == "QLinearConv" else 1)
+    out = _elements(node.output)
+    bias = {"Conv": 2, "QLinearConv": 8}.get(node.op_type)
+    added = out if bias is not None and node.input(bias) is not None else 0
+    return _streaming(node, 2 * out * dims.product(weight[1:]) + added)
+
+
+@cost_rule("ConvTranspose")
+def _conv_transpose(node: Node) -> Cost:
+    added = _elements(node.output) if node.input(2) is not None else 0
+    return _streaming(node, 2 * _elements(node.inputs[0]) * dims.product(_dims(node, 1)[1:]) + added)
+
+
+@cost_rule("Einsum")
+def _einsum(node: Node) -> Cost:
+    """Contracts all operands at once; a term is one multiply per further operand and one add."""
+    equation = node.attr("equation")
+    text = equation.decode() if isinstance(equation, bytes) else equation
+    left, arrow, right = text.replace(" ", "").partition("->")
+    sizes: dict[str, Dim] = {}
+    for k, term in enumerate(left.split(",")):
+        shape = _dims(node, k)
+        rest = len(shape) - len(term.replace("...", ""))
+        labels = [*term.partition("...")[0], *(f".{i}" for i in range(rest, 0, -1))]
+        sizes.update(zip([*labels, *term.partition("...")[2]], shape))
+    letters = [c for c in left if c.isalpha()]
+    kept = set(right) if arrow else {c for c in letters if letters.count(c) == 1}
+    terms = dims.product(sizes.values())
+    adds = any(label.isalpha() and label not in kept for label in sizes)
+    return _streaming(node, terms * (len(node.inputs) - 1 + adds))
+
+
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+_COMBINE = {"RNN": 0, "GRU": 5, "LSTM": 5}  # e.g. LSTM: f*c + i*g, tanh, o*tanh(c)
+
+
+@cost_rule(*_GATES)
+def _recurrent(node: Node) -> Cost:
+    """All steps of all samples, whatever `sequence_lens` says at run time."""
+    steps = dims.product(_dims(node, 0)[:2])
+    directions, _, hidden = _dims(node, 2)
+    products = 2 * steps * (_elements(node.inputs[1]) + _elements(node.inputs[2]))
+    per_unit = 3 * _GATES[node.op_type] + _COMBINE[node.op_type]  # two adds, one activation a gate
+    return _streaming(node, products + steps * directions * hidden * per_unit)
+
+
+# --------------------------------------------------------------------------- lookups
+
+
+@cost_rule("Gather", "GatherElements", "GatherND")
+def _gather(node: Node) -> Cost:
+    taken = _bytes(node.output)
+    return Cost(0, taken + _bytes(node.inputs[1]), taken)
+
+
+@cost_rule("EmbeddingBag", domain="graphopt")
+def _embedding_bag(node: Node) -> Cost:
+    """Inputs: table, ids, then offsets and per-sample weights where there are any."""
+    table, ids = node.inputs[0], node.inputs[1]
+    assert table is not None
+    width = dims.product(_dims(node, 0)[1:])
+    rows = _elements(ids)
+    weighted = node.input(3) is not None
+    row_bytes = dims.ceildiv(rows * width * dtype_bits(table.dtype), 8)
+    mode = node.attr("mode", "sum")
+    divide = _elements(node.output) if mode in ("mean", b"mean") else 0
+    flops = rows * width * (2 if weighted else 1) + divide
+    return Cost(flops, row_bytes + _bytes(*node.inputs[1:]), _bytes(node.output))
+
+
+# ---------------------------------------------------------------------- control flow
+
+
+def _body(graph: Graph) -> Cost:
+    total = Cost()
+    for node in graph.nodes:
+        total = total + node_cost(node)
+    return total
+
+
+@cost_rule("Loop")
+def _loop(node: Node) -> Cost:
+    count = loop_trip_count(node)
+    if count is None:
+        raise UnknownCost("Loop: the trip count is known only at run time")
+    return _body(node.attrs["body"]).times(count)  # type: ignore[arg-type]
+
+
+@cost_rule("Scan")
+def _scan(node: Node) -> Cost:
+    states = len(node.inputs) - node.attr("num_scan_inputs")
+    axis = (node.attr("scan_input_axes") or [0])[0]
+    return _body(node.attrs["body"]).times(_dims(node, states)[axis])  # type: ignore[arg-type]
+
+
+@cost_rule("If")
+def _if(node: Node) -> Cost:
+    """The dearer branch."""
+    then, other = (_body(node.attrs[name]) for name in ("then_branch", "else_branch"))  # type: ignore
+    return Cost(
+        dims.maximum(then.flops, other.flops),
+        dims.maximum(then.read, other.read),
+        dims.maximum(then.written, other.written),
+    )

@@ -1,0 +1,257 @@
+"""Which elements of the graph inputs index something, and what values of them are valid.
+
+An id travels from an input through casts, slices and reshapes to the op that looks it up. Following
+it says which random inputs are valid and which table an out-of-range id was meant for. The analysis
+is a best effort: what it cannot follow, it does not report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from graphopt.ir.content import known_ints
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.types import TensorType
+
+_SAME_ELEMENTS = frozenset(
+    ["Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile"]
+    + ["Transpose", "Gather", "GatherElements", "GatherND", "Slice", "Split", "Dropout"]
+)
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """Elements of one graph input whose values must lie in `[low, high)`.
+
+    Attributes:
+        region: `(axis, start, stop)` of the input; empty for all of it.
+        sorted_axis: for offsets into another tensor: the axis along which they must not decrease,
+            starting from `low`; None for ids.
+        node: what looks the ids up, named as in the user's model.
+    """
+
+    region: tuple[tuple[int, int, int], ...]
+    low: Dim
+    high: Dim
+    node: tuple[str, ...] = ()
+    sorted_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a value's elements come from: a region of an input, plus a number in [low, high].
+
+    `axes` maps the value's axes to the input's; an axis made by reshaping maps to None.
+    """
+
+    source: Value
+    axes: tuple[int | None, ...] | None
+    region: tuple[tuple[int, int, int], ...] = ()
+    shift: tuple[int, int] = (0, 0)
+
+
+def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
+    """The ranges of valid ids and offsets, by graph input.
+
+    Raises:
+        nothing: an index that cannot be traced to an input is left out.
+    """
+    origins: dict[Value, _Origin] = {
+        value: _Origin(value, tuple(range(value.rank or 0)))
+        for value in graph.inputs
+        if isinstance(value.type, TensorType)
+    }
+    found: dict[str, list[IdRange]] = {}
+    for node in graph.walk():
+        for value, low, high in _lookups(node):
+            origin = origins.get(value)
+            if origin is not None:
+                ids = IdRange(origin.region, low - origin.shift[0], high - origin.shift[1], node.where)
+                found.setdefault(origin.source.name, []).append(ids)
+        for value, high in _offsets(node, origins):
+            origin = origins[value]
+            axis = (origin.source.rank or 1) - 1
+            offsets = IdRange(origin.region, 0, high + 1, node.where, axis)
+            found.setdefault(origin.source.name, []).append(offsets)
+        _follow(node, origins)
+    return {name: list(dict.fromkeys(ranges)) for name, ranges in found.items()}
+
+
+# ----------------------------------------------------------------------- what is looked up
+
+
+def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
+    """Values that `node` uses as positions, with the range they must lie in."""
+    if node.op in ("Gather", "GatherElements", "ScatterElements"):
+        data, indices = node.inputs[0], node.inputs[1]
+        if data is not None and indices is not None and data.shape:
+            size = data.shape[node.attr("axis", 0)]
+            yield indices, 0, size
+    elif node.op == "OneHot" and node.inputs[0] is not None and node.inputs[1] is not None:
+        depth = known_ints(node.inputs[1].content)
+        if depth:
+            yield node.inputs[0], 0, depth[0]
+    elif node.op == "graphopt::EmbeddingBag":
+        table, ids = node.inputs[0], node.inputs[1]
+        if table is not None and ids is not None and table.shape:
+            yield ids, 0, table.shape[0]
+
+
+def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[Value, Dim]]:
+    """Values that say where in another tensor a piece starts or ends, with that tensor's length."""
+    if node.op == "graphopt::EmbeddingBag":
+        ids, bounds = node.inputs[1], (node.input(2),)
+    elif node.op == "Slice" and node.graph is not None and node.graph.owner is not None:
+        ids, bounds = node.inputs[0], (node.inputs[1], node.inputs[2])  # type: ignore[assignment]
+    else:
+        return
+    if ids is None or not isinstance(ids.type, TensorType) or not ids.shape:
+        return
+    for value in bounds:
+        if value is not None and value in origins:
+            yield value, ids.shape[0]
+
+
+# ----------------------------------------------------------------------- following values
+
+
+def _follow(node: Node, origins: dict[Value, _Origin]) -> None:
+    """Note where the outputs of `node`, and what its subgraphs are given, come from."""
+    if node.op in ("Loop", "Scan"):
+        _enter_body(node, origins)
+    data = node.input(0)
+    if node.op in ("Add", "Sub"):
+        shifted = _shifted(node, origins)
+        if shifted is not None:
+            origins[node.output] = shifted
+    elif node.op in ("Where", "Concat"):
+        operands = node.inputs[1:] if node.op == "Where" else node.inputs
+        traced = [origins[v] for v in operands if v is not None and v in origins]
+        if len(traced) == 1:
+            origins[node.output] = replace(traced[0], axes=None)
+    elif node.op in _SAME_ELEMENTS and data is not None and data in origins:
+        for position, value in enumerate(node.outputs):
+            origins[value] = _moved(node, position, origins[data])
+
+
+def _moved(node: Node, position: int, origin: _Origin) -> _Origin:
+    """The origin of output `position` of an op that only moves elements about."""
+    axes = origin.axes
+    if node.op in ("Cast", "CastLike", "Identity", "Dropout") or axes is None:
+        return origin
+    if node.op == "Transpose":
+        perm = node.attr("perm") or range(len(axes))[::-1]
+        return replace(origin, axes=tuple(axes[k] for k in perm))
+    if node.op == "Slice":
+        return _sliced(node, origin, axes)
+    if node.op == "Split":
+        return _split(node, position, origin, axes)
+    if node.op == "Gather":
+        return _gathered(node, origin, axes)
+    if node.op in ("Squeeze", "Unsqueeze", "Reshape", "Flatten", "Expand", "Tile"):
+        return replace(origin, axes=_same_sizes(node, axes))
+    return replace(origin, axes=None)
+
+
+def _same_sizes(node: Node, axes: tuple[int | None, ...]) -> tuple[int | None, ...] | None:
+    """Axes before and after a reshape, matched by size where that is unambiguous."""
+    old, new = node.inputs[0], node.output
+    if old is None or old.shape is None or new.shape is None:
+        return None
+    kept = [(size, axis) for size, axis in zip(old.shape, axes) if size != 1]
+    sizes = [size for size, _ in kept]
+    if sizes != [size for size in new.shape if size != 1]:
+        return None
+    rest = iter(kept)
+    return tuple(next(rest)[1] if size != 1 else None for size in new.shape)
+
+
+def _cut(origin: _Origin, axis: int | None, start: int, stop: int) -> _Origin:
+    """The part of `origin` between two positions of an axis of the value."""
+    if axis is None:
+        return origin
+    for known, first, last in origin.region:
+        if known == axis:
+            start, stop = first + start, min(first + stop, last)
+    region = [entry for entry in origin.region if entry[0] != axis]
+    return replace(origin, region=tuple(sorted([*region, (axis, start, stop)])))
+
+
+def _sliced(node: Node, origin: _Origin, axes: tuple[int | None, ...]) -> _Origin:
+    starts, ends = (known_ints(v.content) if v is not None else None for v in node.inputs[1:3])
+    chosen = node.input(3)
+    where = known_ints(chosen.content) if chosen is not None else list(range(len(starts or ())))
+    data = node.inputs[0]
+    if starts is None or ends is None or where is None or data is None or data.shape is None:
+        return origin
+    for start, end, axis in zip(starts, ends, where):
+        size = data.shape[axis]
+        if not isinstance(size, int):
+            continue
+        first, last, step = slice(start, end).indices(size)
+        if step == 1:
+            origin = _cut(origin, axes[axis], first, last)
+    return origin
+
+
+def _split(node: Node, position: int, origin: _Origin, axes: tuple[int | None, ...]) -> _Origin:
+    axis = node.attr("axis", 0)
+    sizes = [value.shape[axis] if value.shape else None for value in node.outputs]
+    if not all(isinstance(size, int) for size in sizes):
+        return origin
+    start = sum(sizes[:position])  # type: ignore[arg-type]
+    return _cut(origin, axes[axis], start, start + sizes[position])  # type: ignore[operator]
+
+
+def _gathered(node: Node, origin: _Origin, axes: tuple[int | None, ...]) -> _Origin:
+    axis, indices = node.attr("axis", 0) % len(axes), node.const(1)
+    rank = node.inputs[1].rank if node.inputs[1] is not None else None
+    if rank is None:
+        return replace(origin, axes=None)
+    data = node.inputs[0]
+    size = data.shape[axis] if data is not None and data.shape else None
+    if indices is not None and indices.size and (isinstance(size, int) or indices.min() >= 0):
+        positions = indices % size if isinstance(size, int) else indices
+        if np.ptp(positions) < positions.size:
+            origin = _cut(origin, axes[axis], int(positions.min()), int(positions.max()) + 1)
+    return replace(origin, axes=axes[:axis] + (None,) * rank + axes[axis + 1 :])
+
+
+def _shifted(node: Node, origins: dict[Value, _Origin]) -> _Origin | None:
+    """`x + constant` or `x - constant`, the constant being one number or a range of them."""
+    a, b = node.inputs[:2]
+    if node.op == "Add" and a is not None and a.const is not None:
+        a, b = b, a
+    if a is None or b is None or a not in origins or b.const is None or not b.const.size:
+        return None
+    if b.const.dtype.kind not in "iu":
+        return None
+    low, high = int(b.const.min()), int(b.const.max())
+    if node.op == "Sub":
+        low, high = -high, -low
+    origin = origins[a]
+    shift = (origin.shift[0] + low, origin.shift[1] + high)
+    return replace(origin, axes=_same_sizes_of(a, node.output, origin.axes), shift=shift)
+
+
+def _same_sizes_of(
+    old: Value, new: Value, axes: tuple[int | None, ...] | None
+) -> tuple[int | None, ...] | None:
+    return axes if old.rank == new.rank else None
+
+
+def _enter_body(node: Node, origins: dict[Value, _Origin]) -> None:
+    """What the body of a Loop or Scan is given in terms of what the node reads."""
+    body = node.subgraphs[0]
+    skip = node.attr("num_scan_inputs", 0) if node.op == "Scan" else 0
+    first = 2 if node.op == "Loop" else 0
+    for outer, inner in zip(node.inputs[first : len(node.inputs) - skip], body.inputs[first:]):
+        if outer is not None and outer in origins:
+            origins[inner] = replace(origins[outer], axes=None)
+    for outer, inner in zip(node.inputs[len(node.inputs) - skip :], body.inputs[-skip:]):
+        if skip and outer is not None and outer in origins:
+            origins[inner] = replace(origins[outer], axes=None)

@@ -1,0 +1,75 @@
+"""Relax module → compiled library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+from tvm import relax, tirx
+
+
+def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dict[str, int]:
+    """Compile `module` for `target` and write the shared library `library`.
+
+    Returns:
+        `kernels`: how many functions were generated; `calls`: how many of them one inference calls
+        where nothing loops.
+    """
+    fused = fuse(module)
+    executable = tvm.compile(fused, target=target, relax_pipeline=_to_virtual_machine(target))
+    executable.export_library(str(library))
+    return {"kernels": _kernels(fused), "calls": _calls(fused)}
+
+
+def fuse(module: tvm.IRModule) -> tvm.IRModule:
+    """Merge neighbouring computations into one kernel each, and drop what nothing uses."""
+    passes = [
+        relax.transform.ConvertToDataflow(),
+        relax.transform.LegalizeOps(),
+        relax.transform.DeadCodeElimination(["main"]),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(["main"]),
+    ]
+    with tvm.transform.PassContext(opt_level=3):
+        return tvm.transform.Sequential(passes)(module)
+
+
+def _to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:
+    passes = [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+    @tvm.transform.module_pass(opt_level=0)
+    def lower(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        with target:
+            return tvm.transform.Sequential(passes)(module)
+
+    return lower
+
+
+def _kernels(module: tvm.IRModule) -> int:
+    return sum(isinstance(function, tirx.PrimFunc) for function in module.functions.values())
+
+
+def _calls(module: tvm.IRModule) -> int:
+    calls = 0
+
+    def count(expr: relax.Expr) -> None:
+        nonlocal calls
+        if isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.call_tir"):
+            calls += 1
+
+    relax.analysis.post_order_visit(module["main"], count)
+    return calls

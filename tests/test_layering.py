@@ -1,0 +1,102 @@
+"""Imports point one way, and heavy libraries are imported only where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOMES = {"graphopt": "graphopt", "passes": "graphopt.passes", "targets": "graphopt.targets"}
+
+# What each layer may import of the others; anything may import `errors`.
+MAY_IMPORT = {
+    "errors": set(),
+    "signature": set(),
+    "ir": {"ops"},
+    "ops": {"ir"},
+    "rewrite": {"ir"},
+    "analysis": {"ir", "ops"},
+    "pipeline": {"ir", "rewrite", "analysis", "passes"},
+    "passes": {"ir", "ops", "rewrite", "analysis", "pipeline"},
+    "presets": {"pipeline", "passes"},
+    "targets": {"ir", "ops", "analysis", "signature"},
+    "runtime": set(),
+    "artifact": {"runtime", "signature"},
+    "loading": {"artifact", "ir"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for folder, package in HOMES.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join([package, *(p for p in parts if p != "__init__")]), path
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0 or "kernels" in path.parts, f"{path}: relative import"
+            yield node.module
+
+
+def layer(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda x: str(x).split("/")[-1])
+def test_imports_point_one_way(module: str, path: Path) -> None:
+    own = layer(module)
+    if own not in MAY_IMPORT:
+        return
+    for imported in imports_of(path):
+        if not imported.startswith("graphopt."):
+            continue
+        other = layer(imported)
+        allowed = MAY_IMPORT[own] | {own, "errors"}
+        assert other in allowed, f"{module} imports {imported}"
+
+
+def test_only_onnx_io_imports_graphsurgeon() -> None:
+    users = {m for m, path in modules() if any("onnx_graphsurgeon" in i for i in imports_of(path))}
+    assert users == {"graphopt.ir.onnx_io"}
+
+
+def test_only_targets_import_tvm() -> None:
+    users = {m for m, path in modules() if any(i.split(".")[0] == "tvm" for i in imports_of(path))}
+    assert users
+    assert all(module.startswith("graphopt.targets") for module in users), users
+
+
+def imported_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_graphopt_is_light() -> None:
+    assert not imported_by("import graphopt") & {"tvm", "onnxruntime", "onnx", "numpy", "typer"}
+
+
+def test_help_is_light() -> None:
+    heavy = {"tvm", "onnxruntime", "onnx", "numpy", "onnx_graphsurgeon", "scipy"}
+    assert not imported_by("import graphopt.cli") & heavy
+
+
+def test_serving_needs_no_compiler() -> None:
+    heavy = {"tvm", "onnxruntime", "onnx", "onnx_graphsurgeon", "scipy", "typer"}
+    assert not imported_by("from graphopt import load") & heavy
+
+
+def test_no_second_copy_of_passes() -> None:
+    found = imported_by("from graphopt.pipeline import registry; registry.passes()")
+    assert "passes" not in found
+    assert "targets" not in found

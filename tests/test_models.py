@@ -1,0 +1,41 @@
+"""Every real model there is: compiled, portable, at several batch sizes, against expected outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import graphopt
+from conftest import shared_models
+from graphopt.targets.portable import OnnxModel
+
+FOLDER = shared_models()
+NAMES = sorted(p.parent.name for p in FOLDER.glob("*/model.onnx")) if FOLDER else []
+# A different order of float32 additions moves the last digits of sums of a few hundred terms.
+RTOL, ATOL = 1e-4, 1e-5
+
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="no real models (set GRAPHOPT_MODELS)")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model(name: str, models: Path, tmp_path: Path) -> None:
+    folder = models / name
+    artifact = graphopt.compile(folder / "model.onnx", output=tmp_path / "model.gopt")
+    portable = OnnxModel(tmp_path / "model.gopt" / "model.onnx")
+    onnx.checker.check_model(str(portable.path), full_check=True)
+    batches = sorted(folder.glob("inputs_b*.npz"))
+    assert batches
+    for inputs in batches:
+        feeds = dict(np.load(inputs))
+        expected = dict(np.load(inputs.with_name(inputs.name.replace("inputs", "expected"))))
+        for engine in (artifact, portable):
+            found = engine.run(feeds)
+            assert found.keys() == expected.keys()
+            for output, array in expected.items():
+                np.testing.assert_allclose(found[output], array, RTOL, ATOL, err_msg=inputs.name)
+    report = json.loads((tmp_path / "model.gopt" / "report.json").read_text())
+    assert report["verification"]["agrees"] is True

@@ -1,0 +1,87 @@
+"""What `run` accepts, and what it says of what it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.errors import InputError
+from graphopt.signature import ALIGNMENT, Signature, TensorSpec, aligned_copy
+
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec("user", "int64", ("batch",)),
+        TensorSpec("dense", "float32", ("batch", 3)),
+    ),
+    outputs=(TensorSpec("score", "float32", ("batch", 1)),),
+)
+
+
+def feeds(**changed: object) -> dict[str, object]:
+    given: dict[str, object] = {
+        "user": np.arange(4, dtype=np.int64),
+        "dense": np.ones((4, 3), np.float32),
+    }
+    return {**given, **changed}
+
+
+def test_order_is_the_signatures() -> None:
+    arrays = SIGNATURE.bind(dict(reversed(list(feeds().items()))))
+    assert [a.dtype for a in arrays] == [np.int64, np.float32]
+
+
+def test_lists_become_arrays() -> None:
+    arrays = SIGNATURE.bind(feeds(user=[0, 1, 2, 3]))
+    assert arrays[0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"user": np.arange(4, dtype=np.int32)}, r"'user' is int32.*int64.*astype\('int64'\)"),
+        ({"dense": np.ones((4, 3))}, "'dense' is float64"),
+        ({"dense": np.ones(4, np.float32)}, r"'dense' has shape \(4,\).*float32\[batch, 3\]"),
+        ({"dense": np.ones((4, 2), np.float32)}, "'dense' has 2 on axis 1, expected 3"),
+        ({"dense": np.ones((5, 3), np.float32)}, "'dense' has 5 on axis 0 where input 'user' has 4"),
+        ({"extra": np.ones(1)}, "unknown input 'extra'"),
+    ],
+)
+def test_refused(changed: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SIGNATURE.bind(feeds(**changed))
+
+
+def test_missing_input_is_named() -> None:
+    with pytest.raises(InputError, match="missing input 'dense'; the model takes 'user', 'dense'"):
+        SIGNATURE.bind({"user": np.arange(4)})
+
+
+def test_aligned_arrays_are_used_in_place() -> None:
+    dense = aligned_copy(np.ones((4, 3), np.float32))
+    assert SIGNATURE.bind(feeds(dense=dense))[1] is dense
+
+
+@pytest.mark.parametrize("make", [np.asfortranarray, lambda a: a[:, ::-1], lambda a: a[1:]])
+def test_other_layouts_are_copied(make: object) -> None:
+    base = aligned_copy(np.arange(15, dtype=np.float32).reshape(5, 3))
+    given = make(base)  # type: ignore[operator]
+    users = np.arange(len(given))
+    (_, dense) = SIGNATURE.bind({"user": users, "dense": given})
+    assert np.array_equal(dense, given)
+    assert dense.flags.c_contiguous
+    assert dense.ctypes.data % ALIGNMENT == 0
+
+
+def test_read_only_arrays_are_copied() -> None:
+    dense = aligned_copy(np.ones((4, 3), np.float32))
+    dense.flags.writeable = False
+    assert SIGNATURE.bind(feeds(dense=dense))[1].flags.writeable
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 0), (1,), (3, 5)])
+def test_aligned_copy_of_any_shape(shape: tuple[int, ...]) -> None:
+    array = np.arange(int(np.prod(shape)), dtype=np.float64).reshape(shape)
+    copy = aligned_copy(array)
+    assert copy.shape == shape
+    assert np.array_equal(copy, array)
+    assert copy.ctypes.data % ALIGNMENT == 0
