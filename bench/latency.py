@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import graphopt
+from graphopt.inspection import batch_sizes
 from graphopt.testing import random_inputs
 
 
@@ -56,7 +57,7 @@ def compare(model: Path, artifact: Path, batches: list[int], rounds: int) -> lis
     original = onnxruntime_runner(model)
     rows = []
     for batch in batches:
-        feeds = random_inputs(graph, batch=batch, seed=0)
+        feeds = random_inputs(graph, batch_sizes(graph, batch), seed=0)
         medians = interleaved(
             {"onnxruntime": lambda: original(feeds), "graphopt": lambda: compiled.run(feeds)},
             rounds,

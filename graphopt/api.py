@@ -29,7 +29,7 @@ from graphopt.artifact import (
 )
 from graphopt.comparison import Comparison, compare
 from graphopt.errors import InputError, OutputError, SpecError, VerificationError
-from graphopt.inspection import tables_of
+from graphopt.inspection import batch_sizes, tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import replacing_folder, temporary_folder
 from graphopt.ir.external_data import TensorWriter
@@ -209,7 +209,9 @@ def _graph_of(path: str | Path) -> Graph:
 def _random_feeds(graph: Graph, batches: Sequence[int], seed: int) -> list[Mapping[str, np.ndarray]]:
     from graphopt.testing import random_inputs
 
-    return [random_inputs(graph, batch=batch, seed=seed + k) for k, batch in enumerate(batches)]
+    return [
+        random_inputs(graph, batch_sizes(graph, batch), seed + k) for k, batch in enumerate(batches)
+    ]
 
 
 class _Stages:

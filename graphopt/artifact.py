@@ -56,13 +56,8 @@ class Artifact:
             ArtifactError: it is missing, damaged, of another version, or for another machine.
         """
         path = Path(path)
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-        except FileNotFoundError:
-            raise ArtifactError(f"{path}: not a graphopt artifact (no {MANIFEST})") from None
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); compile it again") from None
-        _check_manifest(path, manifest)
+        manifest = read_manifest(path)
+        _check_machine(path, manifest)
         try:
             return cls(path, manifest)
         except (KeyError, TypeError, AttributeError) as error:
@@ -98,13 +93,28 @@ class Artifact:
         return f"<Artifact {self.path} for {self.manifest['target']}>"
 
 
-def _check_manifest(path: Path, manifest: Any) -> None:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the artifact in folder `path` says of itself, whichever machine it is for.
+
+    Raises:
+        ArtifactError: there is no manifest, or it is damaged or of another version.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: not a graphopt artifact (no {MANIFEST})") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); compile it again") from None
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise ArtifactError(f"{path / MANIFEST}: not a graphopt manifest; compile the model again")
     if manifest["format"] != FORMAT:
         raise ArtifactError(
             f"{path}: has format {manifest['format']}, this version reads {FORMAT}; compile it again"
         )
+    return manifest
+
+
+def _check_machine(path: Path, manifest: dict[str, Any]) -> None:
     machine = manifest.get("machine")
     if machine != platform.machine():
         raise ArtifactError(

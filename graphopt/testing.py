@@ -1,18 +1,178 @@
-"""For tests of passes, converters and kernels: run a model compiled, compare two answers."""
+"""For tests of passes, converters and kernels, the project's own and its users'.
+
+    from graphopt.testing import assert_rewrites
+
+    assert_rewrites(
+        FuseGemm(),
+        "(float[N,4] x) => (float[N,8] y) <float[4,8] w, float[8] b> { m = MatMul(x, w) y = Add(m, b) }",
+        "(float[N,4] x) => (float[N,8] y) <float[4,8] w, float[8] b> { y = Gemm(x, w, b) }",
+    )
+
+Graphs are written in ONNX's text form. A weight that is declared and not set gets random values, the
+same ones in every text that gives it the same name and shape.
+"""
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx.parser
 
-from graphopt.ir import onnx_io
-from graphopt.ir.graph import Graph
-from graphopt.ir.types import dtype_to_numpy
+from graphopt.analysis.ids import IdRange, id_ranges
+from graphopt.ir import dims, onnx_io
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.printer import to_text
+from graphopt.ir.types import TensorType, dtype_to_numpy
+from graphopt.ir.verifier import verify
+from graphopt.pipeline.base import Fidelity, Pass, PassContext
+
+DEFAULT_SIZE = 3
+
+
+def parse(text: str, opset: int = 18) -> Graph:
+    """The graph of an ONNX text: a whole model, or from the graph's name or signature on.
+
+    Raises:
+        ValueError: the text does not parse, or a weight's shape is not static.
+    """
+    text = text.strip()
+    if text.startswith("("):
+        text = "g " + text
+    if not text.startswith("<"):
+        imports = f'"": {opset}, "graphopt": 1'
+        text = f"<ir_version: 9, opset_import: [{imports}]>\n{text}"
+    try:
+        model = onnx.parser.parse_model(text)
+    except onnx.parser.ParseError as error:
+        raise ValueError(f"the graph's text does not parse: {error}") from None
+    _fill_weights(model.graph)
+    return onnx_io.from_proto(model)
+
+
+def _fill_weights(graph: onnx.GraphProto) -> None:
+    """Make an initializer of every declared value that nothing computes."""
+    computed = {name for node in graph.node for name in node.output}
+    computed |= {tensor.name for tensor in graph.initializer}
+    positive = {n.input[4] for n in graph.node if n.op_type == "BatchNormalization"}
+    for info in graph.value_info:
+        if info.name in computed:
+            continue
+        shape = [d.dim_value for d in info.type.tensor_type.shape.dim]
+        if any(not d.HasField("dim_value") for d in info.type.tensor_type.shape.dim):
+            raise ValueError(f"the weight {info.name!r} needs a static shape")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+        array = _random_weight(info.name, shape, dtype)
+        array = np.abs(array) if info.name in positive else array
+        graph.initializer.append(onnx.numpy_helper.from_array(array, info.name))
+
+
+def _random_weight(name: str, shape: list[int], dtype: np.dtype[Any]) -> np.ndarray:
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if dtype.kind in "iu":
+        return rng.integers(0, 4, shape).astype(dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.normal(0.0, 0.5, shape).astype(dtype)
+
+
+# ------------------------------------------------------------------------- inputs
+
+
+def random_inputs(
+    graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Arrays that `graph` can be run on: ids lie within every table they index.
+
+    Args:
+        sizes: the symbolic sizes by name; those not given are `DEFAULT_SIZE`.
+
+    Raises:
+        ValueError: an input has no known rank, or no id fits all tables that it indexes.
+    """
+    given = sizes or {}
+    rng = np.random.default_rng(seed)
+
+    def size_of(dim: Dim) -> int:
+        size = dims.substitute(dim, lambda name: given.get(name, DEFAULT_SIZE))
+        assert isinstance(size, int)
+        return size
+
+    ranges = id_ranges(graph)
+    arrays = {}
+    for value in graph.inputs:
+        if not isinstance(value.type, TensorType) or value.type.shape is None:
+            raise ValueError(f"input {value.name!r}: {value.type} has no shape to draw from")
+        shape = tuple(size_of(dim) for dim in value.type.shape)
+        array = _random_array(rng, value.type.dtype, shape)
+        arrays[value.name] = _with_ids(rng, array, ranges.get(value.name, []), size_of, value)
+    return arrays
+
+
+def _random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    if dtype == "string":
+        return rng.choice(np.array(["a", "b", "c"], dtype=object), shape)
+    numpy_dtype = dtype_to_numpy(dtype)
+    if numpy_dtype.kind in "iu":
+        return rng.integers(0, 8, shape).astype(numpy_dtype)
+    if numpy_dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(numpy_dtype)
+    return np.asarray(rng.normal(size=shape)).astype(numpy_dtype)
+
+
+def _with_ids(
+    rng: np.random.Generator,
+    array: np.ndarray,
+    ranges: list[IdRange],
+    size_of: Callable[[Dim], int],
+    value: Value,
+) -> np.ndarray:
+    """`array` with the elements that index something drawn anew."""
+    low = np.full(array.shape, -(2**62))
+    high = np.full(array.shape, 2**62)
+    for ids in ranges:
+        index = [slice(None)] * array.ndim
+        for axis, start, stop in ids.region:
+            index[axis] = slice(start, stop)
+        region = tuple(index)
+        low[region] = np.maximum(low[region], size_of(ids.low))
+        high[region] = np.minimum(high[region], size_of(ids.high))
+    chosen = low > -(2**62)
+    low = np.where(chosen & (high > 0), np.maximum(low, 0), low)
+    if np.any(chosen & (low >= high)):
+        raise ValueError(f"input {value.name!r}: no id is valid everywhere it is looked up")
+    drawn = rng.integers(np.where(chosen, low, 0), np.where(chosen, high, 1))
+    array = np.where(chosen, drawn, array).astype(array.dtype)
+    for ids in ranges:
+        if ids.sorted_axis is not None and array.shape[ids.sorted_axis]:
+            array = np.sort(array, axis=ids.sorted_axis)
+            np.moveaxis(array, ids.sorted_axis, 0)[0] = size_of(ids.low)
+    return array
+
+
+# ------------------------------------------------------------------------ running
+
+
+def run_onnxruntime(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The outputs of `graph` in ONNX Runtime, its own optimizations off: each op as it stands."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    model = onnx_io.to_proto(graph).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    used = {value.name for value in session.get_inputs()}
+    given = {name: array for name, array in feeds.items() if name in used}
+    return dict(zip(graph.output_names, session.run(graph.output_names, given)))
 
 
 def run_compiled(
@@ -62,3 +222,122 @@ def _owned(array: np.ndarray) -> np.ndarray:
     from graphopt.signature import aligned_copy
 
     return aligned_copy(np.asarray(array))
+
+
+# --------------------------------------------------------------------- assertions
+
+
+def assert_same_outputs(
+    actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], fidelity: Fidelity
+) -> None:
+    """Fail unless outputs agree as `fidelity` demands; EXACT means the same bits.
+
+    A NaN equals any NaN: its payload is not part of an answer.
+    """
+    assert list(actual) == list(expected)
+    rtol, atol = fidelity.tolerance
+    for name, wanted in expected.items():
+        found = actual[name]
+        assert found.dtype == wanted.dtype, f"{name}: {found.dtype}, expected {wanted.dtype}"
+        assert found.shape == wanted.shape, f"{name}: {found.shape}, expected {wanted.shape}"
+        if fidelity is Fidelity.EXACT or wanted.dtype.kind not in "fV":
+            np.testing.assert_array_equal(found, wanted, name)
+            if wanted.dtype.kind == "f":
+                signs = np.signbit(found), np.signbit(wanted)
+                np.testing.assert_array_equal(*signs, f"{name}: sign")
+        else:
+            np.testing.assert_allclose(found, wanted, rtol, atol, err_msg=name)
+
+
+def assert_rewrites(
+    step: Pass, before: str, after: str, *, sizes: Mapping[str, int] | None = None
+) -> PassContext:
+    """Check that `step` turns the graph `before` into `after`.
+
+    Compares the dumps (weights by type only: they may be new), the outputs of `before` as given and
+    as rewritten at the fidelity of the pass, the verifier's opinion, and that a second run changes
+    nothing.
+
+    Returns:
+        the context of the first run, with its statistics.
+    """
+    graph, expected = parse(before), parse(after)
+    ctx = assert_keeps_outputs(step, graph, sizes=sizes)
+    assert dump(graph) == dump(expected)
+    return ctx
+
+
+def assert_keeps_outputs(
+    step: Pass, graph: Graph, *, sizes: Mapping[str, int] | None = None, seed: int = 0
+) -> PassContext:
+    """Run `step` on `graph` in place and check everything but its result (see `assert_rewrites`)."""
+    feeds = random_inputs(graph, sizes, seed)
+    wanted = run_onnxruntime(graph, feeds)
+    signature = [(v.name, v.type) for v in graph.inputs], list(graph.output_names)
+    source, ctx = to_text(graph), PassContext()
+    changed = step.run(graph, ctx)
+    verify(graph)
+    assert signature == ([(v.name, v.type) for v in graph.inputs], list(graph.output_names))
+    result = to_text(graph)
+    assert changed or source == result, f"{step.name} changed the graph and did not say so"
+    assert_same_outputs(run_onnxruntime(graph, feeds), wanted, step.fidelity)
+    assert not step.run(graph, PassContext()), f"a second run of {step.name} changes something"
+    assert to_text(graph) == result
+    return ctx
+
+
+def assert_unchanged(step: Pass, text: str, reason: str | None = None) -> None:
+    """Check that `step` leaves a graph alone, with a refusal that contains `reason` if given."""
+    graph = parse(text)
+    source, ctx = to_text(graph), PassContext()
+    changed = step.run(graph, ctx)
+    assert to_text(graph) == source
+    assert not changed, f"{step.name} says it changed the graph"
+    reasons = [why for _, _, why in ctx.stats.refusals]
+    if reason is not None:
+        assert any(reason in why for why in reasons), f"no refusal says {reason!r}: {reasons}"
+
+
+def dump(graph: Graph) -> str:
+    """The graph's text, independent of the order of unrelated nodes and of made-up size names."""
+    graph = graph.clone()
+    for node in _by_use(graph):
+        graph.move(node, None)
+    numbers: dict[str, str] = {}
+    return re.sub(
+        r"\bd\d+\b", lambda m: numbers.setdefault(m.group(), f"d{len(numbers)}"), to_text(graph)
+    )
+
+
+def _by_use(graph: Graph) -> list[Node]:
+    """The nodes in depth-first order from the outputs, then those that no output needs."""
+    order: dict[Node, None] = {}
+
+    def visit(start: Node) -> None:
+        pending = [(start, iter(_producers(start, graph)))]
+        while pending:
+            node, producers = pending[-1]
+            following = next((p for p in producers if p not in order), None)
+            if following is None:
+                order[node] = None
+                pending.pop()
+            else:
+                pending.append((following, iter(_producers(following, graph))))
+
+    for start in [v.producer for v in graph.outputs] + list(graph.nodes):
+        if start is not None and start not in order:
+            visit(start)
+    return list(order)
+
+
+def _producers(node: Node, graph: Graph) -> list[Node]:
+    """The nodes of `graph` that `node` reads from, through its subgraphs too."""
+    read = [v for v in node.inputs if v is not None]
+    for subgraph in node.subgraphs:
+        read += [v for inner in subgraph.walk() for v in inner.inputs if v is not None]
+        read += [v for s in [subgraph, *_inner_graphs(subgraph)] for v in s.outputs]
+    return [v.producer for v in read if v.producer is not None and v.producer.graph is graph]
+
+
+def _inner_graphs(graph: Graph) -> list[Graph]:
+    return [subgraph for node in graph.walk() for subgraph in node.subgraphs]

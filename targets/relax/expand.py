@@ -2,8 +2,97 @@
 
 from __future__ import annotations
 
-from graphopt.ir.graph import Graph
+import onnx
+import onnx.inliner
+
+from graphopt.errors import InvalidModelError, UnsupportedOpError
+from graphopt.ir import onnx_io, schema
+from graphopt.ir.dims import Sym
+from graphopt.ir.graph import Graph, Node, Value, copy_node
+from graphopt.ir.infer import make_attribute
+from graphopt.ir.types import TensorType, type_to_proto
+from graphopt.targets.relax.lowering import has_converter
+
+_MAX_DEPTH = 8  # bodies nest three deep at most (SoftmaxCrossEntropyLoss → NegativeLogLikelihoodLoss)
 
 
-def expand_functions(graph: Graph) -> None:
-    """TODO"""
+def expand_functions(graph: Graph) -> bool:
+    """Replace ops that no converter lowers, those of subgraphs included; True if any was.
+
+    Raises:
+        UnsupportedOpError: a body cannot be instantiated.
+    """
+    changed = False
+    for _ in range(_MAX_DEPTH):
+        found = [node for node in graph.walk() if is_expandable(node)]
+        if not found:
+            break
+        for node in found:
+            expand_function(node)
+        changed = True
+    return changed
+
+
+def is_expandable(node: Node) -> bool:
+    """True for an op that no converter lowers and that has a function body."""
+    if node.graph is None or has_converter(node.op_type, node.domain):
+        return False
+    found = schema.find(node.op_type, node.domain, node.graph.opset(node.domain))
+    return found is not None and (found.has_function or found.has_context_dependent_function)
+
+
+def expand_function(node: Node) -> None:
+    """Replace `node` by the body of its op; the new nodes carry its origin."""
+    graph = node.graph
+    assert graph is not None
+    try:
+        body = onnx_io.from_proto(_inlined(node, graph))
+    except (InvalidModelError, RuntimeError, ValueError) as error:
+        reason = f"its function body cannot be instantiated ({error})"
+        raise UnsupportedOpError(node.op, reason, node.where) from None
+    values: dict[Value, Value] = {}
+    present = [value for value in node.inputs if value is not None]
+    values.update(zip(body.inputs, present))
+    for inner in body.nodes:
+        copied = copy_node(inner, graph, values, before=node)
+        copied.origin = node.origin
+    for old, result in zip([v for v in node.outputs if _is_used(v)], body.outputs):
+        new = values.get(result)
+        graph.replace_uses(old, graph.constant(result.const) if new is None else new)
+    graph.erase(node)
+
+
+def _is_used(value: Value) -> bool:
+    return bool(value.uses)
+
+
+def _inlined(node: Node, graph: Graph) -> onnx.ModelProto:
+    """A model of this node alone, its op replaced by the op's body."""
+    names = ["" if value is None else f"in{k}" for k, value in enumerate(node.inputs)]
+    outputs = [f"out{k}" if _is_used(value) else "" for k, value in enumerate(node.outputs)]
+    proto = onnx.helper.make_node(node.op_type, names, outputs, domain=node.domain)
+    proto.attribute.extend(
+        make_attribute(name, attr) for name, attr in node.attrs.items() if not isinstance(attr, Graph)
+    )
+    inputs = [
+        onnx.helper.make_value_info(name, type_to_proto(_anonymous(value)))
+        for name, value in zip(names, node.inputs)
+        if value is not None
+    ]
+    results = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in outputs if name]
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([proto], "body", inputs, results), opset_imports=opsets, ir_version=10
+    )
+    return onnx.inliner.inline_selected_functions(
+        model, [(node.domain, node.op_type)], exclude=False, inline_schema_functions=True
+    )
+
+
+def _anonymous(value: Value) -> TensorType:
+    """The type with its symbolic sizes unnamed: the body is typed again where it is put."""
+    assert isinstance(value.type, TensorType)
+    if value.type.shape is None:
+        return value.type
+    shape = tuple(Sym.named("") if isinstance(d, Sym) else d for d in value.type.shape)
+    return TensorType(value.type.dtype, shape)

@@ -245,7 +245,7 @@ class Lowering:
         ]
         result = function(*tensors)
         outs = [result] if isinstance(result, te.Tensor) else list(result)
-        free = _free_sizes(tensors, outs, [condition for condition, _ in checks])
+        free = self._free_sizes(tensors, outs, [condition for condition, _ in checks])
         kernel = te.create_prim_func([*tensors, *free, *outs], index_dtype_override="int64")
         kernel = s_tir.renew_defs(_with_checks(kernel, checks)).without_attr("global_symbol")
         types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
@@ -312,6 +312,16 @@ class Lowering:
         symbol = self.bb.add_func(kernel, name)
         return self.bb.emit(relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types))
 
+    def _free_sizes(
+        self, inputs: Sequence[te.Tensor], outs: Sequence[te.Tensor], conditions: Sequence[Any]
+    ) -> list[tirx.Var]:
+        """The sizes that a computation uses and that no dim of its inputs is equal to."""
+        dims = [dim for tensor in inputs for dim in tensor.shape]
+        bound = {dim for dim in dims if isinstance(dim, tirx.Var)}
+        known = set(self._sizes.values())
+        used = dict.fromkeys(_sizes_used(outs, [*dims, *conditions]))
+        return [var for var in used if var in known and var not in bound]
+
     def _atom(self, atom: Atom) -> Any:
         if not atom.fn:
             found = self._sizes.get(atom.name)
@@ -333,14 +343,21 @@ class Lowering:
         return self._reinterpreted(self.constants[value], dtype)
 
     def _reinterpreted(self, expr: relax.Expr, dtype: str) -> relax.Expr:
-        """The same bits as another dtype of the same width."""
+        """A bfloat16 tensor as uint16 bits, or bits as bfloat16."""
         if expr.ty.dtype == dtype:
             return expr
 
-        def bits(x: te.Tensor) -> te.Tensor:
-            return te.compute(x.shape, lambda *i: tirx.reinterpret(dtype, x(*i)), name="bits")
+        # TVM computes bfloat16 in float32, so the bits are reached through the upper half of one.
+        def element(x: Any) -> Any:
+            if dtype == "bfloat16":
+                wide = x.astype("uint32") << tirx.const(16, "uint32")
+                return tirx.reinterpret("float32", wide).astype(dtype)
+            wide = tirx.reinterpret("uint32", x.astype("float32"))
+            return (wide >> tirx.const(16, "uint32")).astype(dtype)
 
-        return self.te(bits, expr, name="bits")
+        return self.te(
+            lambda x: te.compute(x.shape, lambda *i: element(x(*i)), name="bits"), expr, name="bits"
+        )
 
     def _from_content(self, value: Value) -> relax.Expr:
         content = value.content
@@ -407,33 +424,20 @@ def _shape_of(expr: relax.Expr) -> list[Any]:
     return list(expr.ty.shape.values)
 
 
-def _free_sizes(
-    inputs: Sequence[te.Tensor], outs: Sequence[te.Tensor], conditions: Sequence[Any]
-) -> list[tirx.Var]:
-    """The sizes that a computation uses and that no dim of its inputs is equal to."""
-    bound = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, tirx.Var)}
-    used: dict[tirx.Var, None] = {}
-
-    def use(expr: Any) -> None:
-        used.update(dict.fromkeys(tirx.analysis.undefined_vars(expr)))
-
+def _sizes_used(outs: Sequence[te.Tensor], others: Sequence[Any]) -> Iterator[Any]:
+    """All variables in computations and in other expressions, those of their loops included."""
     pending, seen = list(outs), set()
-    for expr in [*conditions, *(dim for t in [*inputs, *outs] for dim in t.shape)]:
-        use(expr)
+    exprs = [*others, *(dim for tensor in outs for dim in tensor.shape)]
     while pending:
         operation = pending.pop().op
         if operation in seen or not isinstance(operation, te.ComputeOp):
             continue
         seen.add(operation)
-        own = {axis.var for axis in [*operation.axis, *operation.reduce_axis]}
-        for body in operation.body:
-            use(body)
-        for axis in operation.reduce_axis:
-            use(axis.dom.extent)
-        for var in own:
-            used.pop(var, None)
+        exprs += [*operation.body, *(axis.dom.extent for axis in operation.reduce_axis)]
+        exprs += [axis.dom.extent for axis in operation.axis]
         pending.extend(operation.input_tensors)
-    return [var for var in used if var not in bound]
+    for expr in exprs:
+        yield from tirx.analysis.undefined_vars(expr)
 
 
 def _with_checks(kernel: tirx.PrimFunc, checks: Sequence[Check]) -> tirx.PrimFunc:

@@ -6,6 +6,7 @@ float32 arguments against float64, with fused multiply-add.  Arguments of anothe
 computed through float32 (half precision) or by the scalar function (float64).
 """
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 _LOG2_E = 1.4426950408889634
@@ -20,6 +21,11 @@ def _f32(value: float):
     return T.float32(value)
 
 
+def _let(value, body):
+    """`body` of a name for `value`: it is computed once, and TVM cannot fold (x + c) - c to x."""
+    name = tirx.Var("t", value.ty)
+    return tirx.Let(name, value, body(name))
+
 def _horner(x, coefficients):
     """Polynomial in `x`, highest power first."""
     total = _f32(coefficients[0])
@@ -29,12 +35,13 @@ def _horner(x, coefficients):
 
 
 def exp32(x):
-    n = T.Select(x > _f32(88.8), _f32(88.8), T.Select(x < _f32(-104.0), _f32(-104.0), x))
-    shifted = n * _f32(_LOG2_E) + _f32(_ROUND)
-    whole = shifted - _f32(_ROUND)
-    r = (n - whole * _f32(_LN2_HIGH)) - whole * _f32(_LN2_LOW)
-    p = _horner(r, (*_EXP, _EXP_2)) * (r * r) + r + _f32(1.0)
-    k = T.reinterpret("int32", shifted) - T.int32(0x4B400000)
-    half = T.shift_right(k, T.int32(1))
     def power(k): return T.reinterpret("float32", T.shift_left(k + T.int32(127), T.int32(23)))
-    return p * power(half) * power(k - half)
+    def scaled(n, shifted, whole):
+        def last(r):
+            return _let(T.reinterpret("int32", shifted) - T.int32(0x4B400000), lambda k:
+             _let(T.shift_right(k, T.int32(1)), lambda half:
+            (_horner(r, (*_EXP, _EXP_2)) * (r * r) + r + _f32(1.0)) * power(half) * power(k - half)))
+        return _let((n - whole * _f32(_LN2_HIGH)) - whole * _f32(_LN2_LOW), last)
+    return _let(T.Select(x > _f32(88.8), _f32(88.8), T.Select(x < _f32(-104.0), _f32(-104.0), x)), lambda n:
+        _let(n * _f32(_LOG2_E) + _f32(_ROUND), lambda shifted:
+        _let(shifted - _f32(_ROUND), lambda whole: scaled(n, shifted, whole))))

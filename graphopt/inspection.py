@@ -1,0 +1,273 @@
+"""What is in a model: its inputs, its tables and who looks them up, and what a run costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graphopt.analysis.cost import Cost, costs, dtype_bits, is_parameter, parameters
+from graphopt.analysis.ids import id_ranges
+from graphopt.artifact import LIBRARY, PORTABLE, WEIGHTS, read_manifest
+from graphopt.errors import ArtifactError
+from graphopt.ir import dims, onnx_io
+from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Table:
+    """A constant that rows are looked up in.
+
+    Attributes:
+        dim: elements of one row.
+        indexed_by: the inputs, or columns of inputs (`x[:, 3]`), that hold its ids; empty where they
+            are computed.
+        lookups: how many nodes read it.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    bytes: int
+    indexed_by: tuple[str, ...]
+    lookups: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a model; sizes that are text are free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+
+@dataclass(frozen=True)
+class OpUse:
+    """All nodes of one op together; a node with subgraphs answers for them.
+
+    Attributes:
+        flops, bytes: per call at the batch size of the inspection.
+        uncounted: nodes whose cost is known only at run time.
+    """
+
+    op: str
+    count: int
+    flops: int
+    bytes: int
+    uncounted: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model at one batch size.
+
+    Attributes:
+        kind: "model" or "artifact".
+        facts: where it comes from: producer, opset; for an artifact its target and file sizes.
+        sizes: the number put in for each symbolic size of the inputs.
+        weight_bytes: bytes of all constants.
+        ops: by falling cost.
+        nodes: how many there are of each op, subgraphs included.
+    """
+
+    name: str
+    kind: str
+    facts: dict[str, Any]
+    batch: int
+    sizes: dict[str, int]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    tables: tuple[Table, ...]
+    parameters: int
+    weight_bytes: int
+    ops: tuple[OpUse, ...]
+    nodes: dict[str, int]
+
+    @property
+    def flops(self) -> int:
+        """Operations of one call, as far as known."""
+        return sum(op.flops for op in self.ops)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that one call reads and writes, as far as known."""
+        return sum(op.bytes for op in self.ops)
+
+    @property
+    def uncounted(self) -> dict[str, int]:
+        """Nodes whose cost is known only at run time, by op."""
+        return {op.op: op.uncounted for op in self.ops if op.uncounted}
+
+    def to_json(self) -> str:
+        """Everything, as indented JSON."""
+        totals = {
+            "flops_per_sample": self.flops / self.batch,
+            "bytes_per_sample": self.bytes / self.batch,
+            "uncounted": self.uncounted,
+        }
+        return json.dumps(dataclasses.asdict(self) | totals, indent=2) + "\n"
+
+
+def inspect(
+    model: str | Path | Graph, batch: int = 1, sizes: Mapping[str, int] | None = None
+) -> Inspection:
+    """Look into a model file, an artifact folder or a graph; nothing is run.
+
+    Args:
+        batch: stands for every symbolic size that some input has on its first axis.
+        sizes: numbers for symbolic sizes by name. Those of neither kind are taken as 1.
+
+    Raises:
+        InvalidModelError, ArtifactError: it cannot be read.
+    """
+    graph, name, kind, facts = _opened(model)
+    chosen = sizes_at(graph, batch) | dict(sizes or {})
+    constants = {id(v.const): v for v in graph.constants()}
+    facts = {"producer": graph.metadata.get("producer", ""), "opset": graph.opset(), **facts}
+    return Inspection(
+        name,
+        kind,
+        facts,
+        batch,
+        chosen,
+        tuple(_port(value.name, value) for value in graph.inputs),
+        tuple(_port(name, value) for name, value in zip(graph.output_names, graph.outputs)),
+        tuple(find_tables(graph)),
+        parameters(constants.values()),
+        sum(v.const.nbytes for v in constants.values() if v.const is not None),
+        tuple(_op_uses(graph, chosen)),
+        dict(Counter(node.op for node in graph.walk()).most_common()),
+    )
+
+
+def tables_of(graph: Graph) -> list[dict[str, Any]]:
+    """The tables of a graph as JSON-able entries."""
+    return [dataclasses.asdict(table) for table in find_tables(graph)]
+
+
+def find_tables(graph: Graph) -> list[Table]:
+    """The constants that ids select rows of, the largest first."""
+    readers: dict[int, list[tuple[Node, Value]]] = defaultdict(list)
+    for node in graph.walk():
+        table = _table_read_by(node)
+        if table is not None:
+            readers[id(table.const)].append((node, table))
+    sources = _id_sources(graph)
+    tables = []
+    for found in readers.values():
+        value = found[0][1]
+        rows, *rest = value.tensor.dims
+        by = [s for node, _ in found for s in sources.get(_id_node(node).where, ())]
+        assert isinstance(rows, int) and value.const is not None
+        dim = value.const.size // max(1, rows)
+        size = value.const.size * dtype_bits(value.dtype) // 8
+        names = tuple(dict.fromkeys(by))
+        tables.append(Table(value.name, rows, dim, value.dtype, size, names, len(found)))
+    return sorted(tables, key=lambda t: -t.bytes)
+
+
+def batch_sizes(graph: Graph, batch: int) -> dict[str, int]:
+    """`batch` for every symbolic size that leads the shape of an input."""
+    shapes = [v.type.shape for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape]
+    return {name: batch for shape in shapes for name in sorted(dims.symbols(shape[0]))}
+
+
+def sizes_at(graph: Graph, batch: int) -> dict[str, int]:
+    """A number for every symbolic size of the inputs: `batch` if it leads a shape, else 1."""
+    shapes = [v.type.shape for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape]
+    names = {name for shape in shapes for dim in shape for name in dims.symbols(dim)}
+    return dict.fromkeys(sorted(names), 1) | batch_sizes(graph, batch)
+
+
+# ------------------------------------------------------------------------- tables
+
+
+def _table_read_by(node: Node) -> Value | None:
+    """The constant that `node` takes rows of, if it does: a lookup, or a product with a one-hot."""
+    data = node.input(0)
+    if node.op == "Gather":
+        ids = node.input(1)
+        leads = data is not None and data.rank and node.attr("axis", 0) in (0, -data.rank)
+        computed = ids is not None and ids.const is None
+        return data if leads and computed and data is not None and is_parameter(data) else None
+    if node.op == "graphopt::EmbeddingBag":
+        return data if data is not None and is_parameter(data) else None
+    if node.op in ("MatMul", "Gemm") and data is not None and data.producer is not None:
+        weight = node.input(1)
+        one_hot = data.producer.op == "OneHot" and not node.attr("transB", 0)
+        return weight if one_hot and weight is not None and is_parameter(weight) else None
+    return None
+
+
+def _id_node(node: Node) -> Node:
+    """The node that turns the ids into rows: the one-hot for a product with one."""
+    data = node.input(0)
+    if node.op in ("MatMul", "Gemm") and data is not None and data.producer is not None:
+        return data.producer
+    return node
+
+
+def _id_sources(graph: Graph) -> dict[tuple[str, ...], list[str]]:
+    """For each node that looks ids up, the inputs they come from."""
+    ranks = {value.name: value.rank or 0 for value in graph.inputs if isinstance(value.type, TensorType)}
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, ranges in id_ranges(graph).items():
+        for ids in ranges:
+            if ids.sorted_axis is None:
+                found[ids.node].append(_region_text(name, ranks[name], ids.region))
+    return found
+
+
+def _region_text(name: str, rank: int, region: tuple[tuple[int, int, int], ...]) -> str:
+    """`x[:, 3]`, or `x` for all of it."""
+    parts = {axis: str(a) if b == a + 1 else f"{a}:{b}" for axis, a, b in region}
+    if not parts:
+        return name
+    return f"{name}[{', '.join(parts.get(axis, ':') for axis in range(rank))}]"
+
+
+# -------------------------------------------------------------------------- the rest
+
+
+def _opened(model: str | Path | Graph) -> tuple[Graph, str, str, dict[str, Any]]:
+    """The graph, its name, what kind of thing it was, and facts about that."""
+    if isinstance(model, Graph):
+        return model, model.name, "model", {}
+    path = Path(model)
+    if not path.is_dir():
+        return onnx_io.load(path), path.name, "model", {"file_bytes": path.stat().st_size}
+    manifest = read_manifest(path)
+    sizes = {}
+    for name in (LIBRARY, WEIGHTS, PORTABLE):
+        if not (path / name).is_file():
+            raise ArtifactError(f"{path / name}: missing; compile the model again")
+        sizes[name] = (path / name).stat().st_size
+    facts = {key: manifest[key] for key in ("target", "oob") if key in manifest}
+    return onnx_io.load(path / PORTABLE), path.name, "artifact", {**facts, "file_bytes": sizes}
+
+
+def _port(name: str, value: Value) -> Port:
+    if not isinstance(value.type, TensorType):
+        return Port(name, str(value.type), None)
+    shape = value.type.shape
+    known = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
+    return Port(name, value.dtype, known)
+
+
+def _op_uses(graph: Graph, sizes: Mapping[str, int]) -> list[OpUse]:
+    found: dict[str, list[Cost | None]] = defaultdict(list)
+    for node, cost in costs(graph, sizes):
+        found[node.op].append(cost)
+    uses = []
+    for op, entries in found.items():
+        total = sum((cost for cost in entries if cost is not None), Cost())
+        moved = int(total.read) + int(total.written)  # type: ignore[arg-type]  # numbers by now
+        uses.append(OpUse(op, len(entries), int(total.flops), moved, entries.count(None)))  # type: ignore
+    return sorted(uses, key=lambda use: (-use.flops, -use.bytes, use.op))

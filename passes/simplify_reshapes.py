@@ -1,0 +1,100 @@
+"""One Reshape in place of chains of Reshape, Flatten, Squeeze, Unsqueeze and Transpose."""
+
+from __future__ import annotations
+
+from graphopt.ir.graph import Node, Value
+from graphopt.passes._shapes import reshape_target
+from graphopt.pipeline.base import Fidelity, RewritePass
+from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+
+x = var("x")
+
+_RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
+
+
+@rule(op.Reshape(x, ...), op.Flatten(x), op.Squeeze(x, ...), op.Unsqueeze(x, ...))
+def reshapes_to_one(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+    """Unsqueeze(Flatten(Reshape(x))) -> Reshape(x, constant), or x where nothing changes"""
+    result = node.output.tensor
+    if result.shape is None:
+        return NoMatch("not even the rank of the result is known")
+    for source in reversed(_sources(node)):
+        if source.type == result:
+            return source
+        target = reshape_target(source.tensor, result)
+        if target is None:
+            continue
+        given = node.const(1)
+        if source is x and node.op_type == "Reshape" and given is not None:
+            if given.tolist() == target and "allowzero" not in node.attrs:
+                return NoMatch("it is a Reshape to constants already")
+        return rw.op.Reshape(source, rw.ints(*target))
+    return NoMatch("its shape cannot be written with constants")
+
+
+def _sources(node: Node) -> list[Value]:
+    """What `node` reshapes, what that was reshaped from, and so on."""
+    found: list[Value] = []
+    current: Node | None = node
+    while current is not None and current.op in _RESHAPES:
+        value = current.inputs[0]
+        assert value is not None
+        found.append(value)
+        current = value.producer
+    return found
+
+
+@rule(op.Transpose(x))
+def transpose_to_less(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+    """Transpose(x) -> x or Reshape(x), if only axes of size 1 move"""
+    if x.shape is None:
+        return NoMatch("the rank is not known")
+    perm = node.attr("perm") or list(range(len(x.shape)))[::-1]
+    moving = [axis for axis in perm if x.shape[axis] != 1]
+    if moving != sorted(moving):
+        return NoMatch("it moves elements")
+    if list(perm) == sorted(perm):
+        return x
+    target = reshape_target(x.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(x, rw.ints(*target))
+
+
+@rule(op.Transpose(op.Transpose(x).named("inner").shared()))
+def transpose_of_transpose(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
+    """Transpose(Transpose(x)) -> Transpose(x)"""
+    if x.rank is None or inner.producer is None:
+        return NoMatch("the rank is not known")
+    reverse = list(range(x.rank))[::-1]
+    first = inner.producer.attr("perm") or reverse
+    perm = [first[axis] for axis in node.attr("perm") or reverse]
+    return x if perm == sorted(perm) else rw.op.Transpose(x, perm=perm)
+
+
+class SimplifyReshapes(RewritePass):
+    """Turns chains of ops that keep the order of elements into one Reshape to a constant shape.
+
+    Reshape is the one form because later passes then need to know only that: Flatten, Squeeze and
+    Unsqueeze stay only where several unknown sizes make a constant shape impossible. A batch of any
+    size passes as -1, several unknown sizes as 0 (copied from the same axis). Transposes merge, and
+    become a Reshape where they move only axes of size 1. Fidelity: exact.
+
+    Before:
+        (float[N,2,4] x) => (float[N,8] y) <int64[2] s = {-1, 8}, int64[1] axis = {1}> {
+            a = Flatten(x)
+            b = Unsqueeze(a, axis)
+            c = Reshape(b, s)
+            y = Relu(c)
+        }
+
+    After:
+        (float[N,2,4] x) => (float[N,8] y) <int64[2] s = {-1, 8}> {
+            a = Reshape(x, s)
+            y = Relu(a)
+        }
+    """
+
+    name = "simplify-reshapes"
+    fidelity = Fidelity.EXACT
+    rules = (reshapes_to_one, transpose_of_transpose, transpose_to_less)

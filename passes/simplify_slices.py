@@ -1,0 +1,132 @@
+"""Slices, splits, concatenations and constant gathers with nothing superfluous."""
+
+from __future__ import annotations
+
+from graphopt.ir.graph import Node, Value
+from graphopt.passes._shapes import INT64_MAX, ints_of, slice_bounds
+from graphopt.pipeline.base import Fidelity, RewritePass
+from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+
+x, indices = var("x"), var("indices")
+
+
+@rule(op.Slice(x, ...))
+def slice_to_constants(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+    """Slice(x) -> x, or Slice(x) with its bounds in one form: axes in order, no idle ones"""
+    bounds = slice_bounds(node)
+    if bounds is None or x.shape is None:
+        return NoMatch("its bounds or steps are not constants, or a step is not 1")
+    kept = {a: b for a, b in sorted(bounds.items()) if b not in ((0, x.shape[a]), (0, INT64_MAX))}
+    if not kept:
+        return x
+    written = [ints_of(value) for value in node.inputs[1:]]
+    if written == [[b[0] for b in kept.values()], [b[1] for b in kept.values()], list(kept)]:
+        if all(v.const is not None and v.dtype == "int64" for v in node.inputs[1:] if v is not None):
+            return NoMatch("it has this form already")
+    return _slice(rw, x, kept)
+
+
+def _slice(rw: Rewriter, x: Value, bounds: dict[int, tuple[int, int]]) -> Value:
+    starts, ends = zip(*bounds.values())
+    return rw.op.Slice(x, rw.ints(*starts), rw.ints(*ends), rw.ints(*bounds))
+
+
+@rule(op.Slice(op.Slice(x, ...).named("inner").shared(), ...))
+def slice_of_slice(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
+    """Slice(Slice(x)) -> Slice(x)"""
+    assert inner.producer is not None
+    first, second = slice_bounds(inner.producer), slice_bounds(node)
+    if first is None or second is None:
+        return NoMatch("the bounds of one are not constants")
+    merged = dict(first)
+    for axis, (start, end) in second.items():
+        if axis not in first:
+            merged[axis] = (start, end)
+            continue
+        begin, stop = first[axis]
+        if begin < 0 or start < 0 or end < 0 or (stop < 0 and end != INT64_MAX):
+            return NoMatch("both count from the end of an axis of unknown size")
+        if end != INT64_MAX:
+            stop = min(stop, begin + end)
+        merged[axis] = (begin + start, stop)
+    return _slice(rw, x, dict(sorted(merged.items())))
+
+
+@rule(op.Gather(x, indices))
+def gather_to_slice(rw: Rewriter, x: Value, indices: Value, node: Node) -> Value | NoMatch:
+    """Gather(x, [2, 3, 4]) -> Slice(x, 2, 5)"""
+    positions = ints_of(indices)
+    if indices.const is None or positions is None or indices.rank != 1 or not positions:
+        return NoMatch("the indices are not a constant vector")
+    axis = node.attr("axis") % len(x.shape or (0,))
+    size = x.shape[axis] if x.shape else None
+    if not isinstance(size, int) or not all(-size <= k < size for k in positions):
+        return NoMatch("an index may be out of range, which is an error for Gather alone")
+    positions = [k % size for k in positions]
+    if positions != list(range(positions[0], positions[0] + len(positions))):
+        return NoMatch("the indices are not consecutive")
+    return _slice(rw, x, {axis: (positions[0], positions[-1] + 1)})
+
+
+@rule(op.Reshape(op.Slice(x, ...).named("inner"), ...))
+def sliced_column_to_gather(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
+    """Reshape(x[:, 3:4]) -> Gather(x, 3), if the reshape drops that axis"""
+    assert inner.producer is not None and inner.shape is not None
+    bounds = slice_bounds(inner.producer)
+    if bounds is None or len(bounds) != 1:
+        return NoMatch("it is not a slice of one axis with constant bounds")
+    ((axis, (start, end)),) = bounds.items()
+    if end - start != 1 or not isinstance(x.tensor.dims[axis], int):
+        return NoMatch("it is not known to take one element")
+    if node.output.shape != inner.shape[:axis] + inner.shape[axis + 1 :]:
+        return NoMatch("the reshape does more than dropping the axis")
+    return rw.op.Gather(x, rw.const(start, "int64"), axis=axis)
+
+
+@rule(op.Split(x, ...))
+def split_to_nothing(rw: Rewriter, x: Value, node: Node) -> list[Value] | NoMatch:
+    """Split(x) into one part -> x"""
+    return [x] if len(node.outputs) == 1 else NoMatch("it has several parts")
+
+
+@rule(op.Pad(x, ...))
+def pad_to_nothing(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+    """Pad(x) by zero elements -> x"""
+    pads = ints_of(node.inputs[1])
+    if pads is None or any(pads):
+        return NoMatch("it pads, or may")
+    return x
+
+
+class SimplifySlices(RewritePass):
+    """Merges slices, drops idle ones, and turns gathers of constant positions into them.
+
+    A Slice with constant bounds gets one form: axes in order, counted from the front where the size
+    is known, without the axes it takes whole. One column without its axis is a Gather of a scalar.
+    Bounds that are computed but known count as constants. Fidelity: exact.
+
+    Before:
+        (float[N,8] x) => (float[N,2] y)
+        <int64[1] a = {2}, int64[1] b = {-1}, int64[1] c = {0}, int64[1] d = {2}, int64[1] axis = {1}> {
+            u = Slice(x, a, b, axis)
+            v = Slice(u, c, d, axis)
+            y = Relu(v)
+        }
+
+    After:
+        (float[N,8] x) => (float[N,2] y) <int64[1] a = {2}, int64[1] b = {4}, int64[1] axis = {1}> {
+            v = Slice(x, a, b, axis)
+            y = Relu(v)
+        }
+    """
+
+    name = "simplify-slices"
+    fidelity = Fidelity.EXACT
+    rules = (
+        slice_to_constants,
+        slice_of_slice,
+        gather_to_slice,
+        sliced_column_to_gather,
+        split_to_nothing,
+        pad_to_nothing,
+    )
