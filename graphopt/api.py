@@ -152,7 +152,7 @@ def check(
     Returns:
         the worst element over all outputs and batches.
     """
-    first, second = _runnable(a), _runnable(b)
+    first, second = runnable(a), runnable(b)
     if inputs is not None:
         feeds: list[Mapping[str, np.ndarray]] = [inputs]
     else:
@@ -193,7 +193,12 @@ def _timed(report: Report, stage: str) -> Iterator[None]:
         report.stages[stage] = round(seconds, 4)
 
 
-def _runnable(path: str | Path) -> Runnable:
+def runnable(path: str | Path) -> Runnable:
+    """The artifact or the model (in ONNX Runtime) at `path`, ready to run.
+
+    Raises:
+        ArtifactError, InvalidModelError, UnsafePathError: it cannot be used.
+    """
     path = Path(path)
     if path.is_dir():
         return Artifact.load(path)
@@ -204,6 +209,11 @@ def _runnable(path: str | Path) -> Runnable:
 def _graph_of(path: str | Path) -> Graph:
     path = Path(path)
     return onnx_io.load(path / PORTABLE if path.is_dir() else path)
+
+
+def random_feeds(path: str | Path, batch: int = 1, seed: int = 0) -> Mapping[str, np.ndarray]:
+    """Random valid inputs for the model or artifact at `path`."""
+    return _random_feeds(_graph_of(path), (batch,), seed)[0]
 
 
 def _random_feeds(graph: Graph, batches: Sequence[int], seed: int) -> list[Mapping[str, np.ndarray]]:

@@ -83,8 +83,8 @@ class OutputComparison:
         where = f"{self.name!r}[{', '.join(map(str, w.index))}]"
         return (
             f"output {where} of input set {w.sample}: {_shown(w.a)} against {_shown(w.b)} "
-            f"(abs {w.absolute:.3g}, rel {w.relative:.3g}); "
-            f"{self.mismatches} of {self.elements} elements differ"
+            f"(abs {w.absolute:.2g}, rel {w.relative:.2g}); "
+            f"{self.mismatches} of {self.elements} elements are out of tolerance"
         )
 
 
@@ -282,4 +282,4 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(_plain(value))
+    return f"{value:.7g}" if isinstance(value, (float, np.floating)) else str(_plain(value))

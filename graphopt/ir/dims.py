@@ -8,9 +8,9 @@ opaque atom that remembers its operands, so that a target can still compute it a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Union
 
 Dim = Union[int, "Sym"]
@@ -166,27 +166,33 @@ def ceildiv(a: Dim, b: Dim) -> Dim:
 
 
 def minimum(a: Dim, b: Dim) -> Dim:
-    """The smaller of two dims; decided where their difference is a known number."""
-    difference = a - b
-    if isinstance(difference, int):
-        return a if difference <= 0 else b
-    if is_nonnegative(difference):
-        return b
-    if is_nonnegative(-difference):
-        return a
-    return _opaque("min", a, b)
+    """The smaller of two dims; decided where that does not depend on the named sizes."""
+    return _extreme("min", a, b)
 
 
 def maximum(a: Dim, b: Dim) -> Dim:
-    """The larger of two dims; decided where their difference is a known number."""
-    difference = a - b
-    if isinstance(difference, int):
-        return a if difference >= 0 else b
-    if is_nonnegative(difference):
-        return a
-    if is_nonnegative(-difference):
-        return b
-    return _opaque("max", a, b)
+    """The larger of two dims; decided where that does not depend on the named sizes."""
+    return _extreme("max", a, b)
+
+
+def _extreme(fn: str, a: Dim, b: Dim) -> Dim:
+    """`fn` of all operands of nested `fn`s, each once: recurrent nets would double them per step."""
+    sign = 1 if fn == "max" else -1
+    kept: list[Dim] = []
+    for dim in (*_operands(fn, a), *_operands(fn, b)):
+        if not any(is_nonnegative((other - dim) * sign) for other in kept):
+            kept = [other for other in kept if not is_nonnegative((dim - other) * sign)]
+            kept.append(dim)
+    return reduce(lambda x, y: _opaque(fn, x, y), sorted(kept, key=str))
+
+
+def _operands(fn: str, dim: Dim) -> Iterator[Dim]:
+    monomial, coefficient = next(iter(_terms(dim).items()))
+    if coefficient == 1 and len(_terms(dim)) == 1 and [atom.fn for atom in monomial] == [fn]:
+        for operand in monomial[0].args:
+            yield from _operands(fn, operand)
+    else:
+        yield dim
 
 
 def is_nonnegative(dim: Dim) -> bool:

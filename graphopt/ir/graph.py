@@ -153,9 +153,9 @@ class Graph:
         self.name = name
         self.owner: Node | None = None
         self.parent = parent
-        self.opsets: dict[str, int] = parent.opsets if parent else opsets or {}
-        self.fresh_dim: FreshDim = parent.fresh_dim if parent else FreshDim()
-        self._names: Iterator[int] = parent._names if parent else itertools.count()
+        self.opsets: dict[str, int] = parent.opsets if parent is not None else opsets or {}
+        self.fresh_dim: FreshDim = parent.fresh_dim if parent is not None else FreshDim()
+        self._names: Iterator[int] = parent._names if parent is not None else itertools.count()
         self.metadata: dict[str, str] = {}
         self.inputs: list[Value] = []
         self.output_names: list[str] = []

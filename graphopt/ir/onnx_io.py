@@ -33,6 +33,7 @@ from graphopt.ir.types import (
     dtype_to_onnx,
 )
 from graphopt.ir.upgrade import MIN_OPSET, OpCall, upgrade
+from graphopt.ops import function_name, function_protos, op_type
 
 FUNCTION_DOMAIN = "graphopt"
 OLDEST_OPSET = 7
@@ -158,6 +159,8 @@ class _Importer:
         self, node: gs.Node, inputs: list[Value | None], graph: Graph, scope: dict[str, Value]
     ) -> Sequence[Value]:
         domain = "" if node.domain in (None, "ai.onnx") else node.domain
+        if domain == FUNCTION_DOMAIN:
+            node.op = op_type(node.op)
         known = schema.find(node.op, domain, self.opset if not domain else graph.opset(domain))
         if known is None and not has_type_rule(node.op, domain):
             raise UnsupportedOpError(
@@ -347,8 +350,6 @@ def to_proto(graph: Graph, writer: "Any | None" = None) -> onnx.ModelProto:
         writer: takes `(name, array)` and returns a `TensorProto` with external data, or None to
             keep that tensor in the file. Without a writer all tensors stay in the file.
     """
-    from graphopt.ops import function_protos
-
     exported = _Exporter(writer).graph(graph, {})
     functions = function_protos(graph)
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.opsets.items())]
@@ -369,12 +370,15 @@ class _Exporter:
     def __init__(self, writer: Any) -> None:
         self.writer = writer
         self.taken: set[str] = set()
+        self.labels: set[str] = set()
 
     def graph(self, graph: Graph, names: dict[Value, gs.Tensor]) -> gs.Graph:
         names = dict(names)
-        inputs = [self._variable(value, value.name, names) for value in graph.inputs]
-        self.taken |= set(graph.output_names)
-        outputs, copies = self._outputs(graph, names)
+        free = self._free_name if graph.parent is not None else str
+        inputs = [self._variable(value, free(value.name), names) for value in graph.inputs]
+        output_names = [free(name) for name in graph.output_names]
+        self.taken |= set(output_names)
+        outputs, copies = self._outputs(graph, output_names, names)
         nodes = [self._node(node, names) for node in graph.nodes]
         for source, target in copies:
             tensor = self._tensor(source, names)
@@ -384,11 +388,11 @@ class _Exporter:
         return exported
 
     def _outputs(
-        self, graph: Graph, names: dict[Value, gs.Tensor]
+        self, graph: Graph, output_names: list[str], names: dict[Value, gs.Tensor]
     ) -> tuple[list[gs.Tensor], list[tuple[Value, gs.Tensor]]]:
         """Output tensors under the names that the user knows, and the copies these need."""
         outputs, copies = [], []
-        for name, value in zip(graph.output_names, graph.outputs):
+        for name, value in zip(output_names, graph.outputs):
             own = value.producer is not None and value.producer.graph is graph
             if own and value not in names:
                 outputs.append(self._variable(value, name, names))
@@ -406,13 +410,18 @@ class _Exporter:
         names[value] = tensor
         return tensor
 
+    def _free_name(self, stem: str) -> str:
+        """A name that nothing in the model has: subgraphs may not hide names around them."""
+        name, count = stem, 0
+        while not name or name in self.taken:
+            count += 1
+            name = f"{stem or 'value'}_{count}"
+        return name
+
     def _tensor(self, value: Value, names: dict[Value, gs.Tensor]) -> gs.Tensor:
         if value in names:
             return names[value]
-        name, count = value.name, 0
-        while not name or name in self.taken:
-            count += 1
-            name = f"{value.name or 'value'}_{count}"
+        name = self._free_name(value.name)
         if value.const is None:
             return self._variable(value, name, names)
         proto = self.writer(name, value.const) if self.writer else None
@@ -436,10 +445,20 @@ class _Exporter:
                 attrs[name] = gs.Constant(name, LazyValues(onnx.numpy_helper.from_array(attr)))
             else:
                 attrs[name] = attr
-        label = "+".join(node.origin[:4])
+        op = function_name(node) if node.domain == FUNCTION_DOMAIN else node.op_type
         return gs.Node(
-            node.op_type, label, attrs, inputs, outputs, domain=node.domain or None
+            op, self._label(node), attrs, inputs, outputs, domain=node.domain or None
         )
+
+    def _label(self, node: Node) -> str:
+        """A node name that no other node has: several may stand for the same source node."""
+        stem = label = "+".join(node.origin[:4])
+        count = 0
+        while label and label in self.labels:
+            count += 1
+            label = f"{stem}_{count}"
+        self.labels.add(label)
+        return label
 
 
 def _signature(value: Value) -> tuple[Any, Any]:

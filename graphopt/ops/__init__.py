@@ -1,12 +1,31 @@
-"""The `graphopt` op domain: fused ops, each with its meaning as an ONNX function."""
+"""The `graphopt` op domain: fused ops, each with its meaning as an ONNX function.
+
+A function body has one form, so an op with several forms is exported under several names,
+`EmbeddingBag__mean_weighted` and the like, and read back under its own.
+"""
 
 from __future__ import annotations
 
 import onnx
 
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Node
+from graphopt.ops import embedding_bag
+
+DOMAIN = "graphopt"
+_OPS = {embedding_bag.OP_TYPE: embedding_bag}
+
+
+def function_name(node: Node) -> str:
+    """What the op of `node`, of our domain, is called in a model file."""
+    return _OPS[node.op_type].function_name(node)
+
+
+def op_type(name: str) -> str:
+    """The op that is called `name` in a model file."""
+    return name.split("__", 1)[0]
 
 
 def function_protos(graph: Graph) -> list[onnx.FunctionProto]:
-    """The local functions for the ops of our domain that `graph` uses."""
-    return []
+    """The local functions that the nodes of our domain in `graph` call, ordered by name."""
+    callers = {function_name(node): node for node in graph.walk() if node.domain == DOMAIN}
+    return [_OPS[node.op_type].function(node) for _, node in sorted(callers.items())]

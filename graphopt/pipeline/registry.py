@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import pkgutil
 from functools import lru_cache
 
+from graphopt.errors import SpecError
 from graphopt.pipeline.base import Pass
 
 
@@ -33,4 +35,18 @@ def passes() -> dict[str, type[Pass]]:
         if [getattr(cls, "name", None) for cls in classes] != [expected]:
             raise ImportError(f"{module.__name__} must define one pass, named {expected!r}")
         found[expected] = classes[0]
+    return found
+
+
+def find(name: str) -> type[Pass]:
+    """The pass called `name`.
+
+    Raises:
+        SpecError: there is none; suggests the one that was probably meant.
+    """
+    found = passes().get(name)
+    if found is None:
+        close = difflib.get_close_matches(name, passes(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`graphopt passes` lists them"
+        raise SpecError(f"no pass is called {name!r}; {hint}")
     return found

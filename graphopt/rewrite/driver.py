@@ -18,17 +18,15 @@ class RewriteStats:
 
     Attributes:
         hits: how often each rule was applied.
-        refusals: `(rule, source nodes, reason)` where a rule looked at a place and refused.
+        refusals: `(rule, source nodes, reason)` where a rule looked at a place and refused, each once.
     """
 
     hits: Counter[str] = field(default_factory=Counter)
-    refusals: list[tuple[str, tuple[str, ...], str]] = field(default_factory=list)
+    refusals: dict[tuple[str, tuple[str, ...], str], None] = field(default_factory=dict)
 
     def refuse(self, rule: str, node: Node, reason: str) -> None:
         """Note why `rule` left `node` alone."""
-        entry = (rule, node.where, reason)
-        if entry not in self.refusals:
-            self.refusals.append(entry)
+        self.refusals[(rule, node.where, reason)] = None
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule], stats: RewriteStats) -> bool:
@@ -83,9 +81,10 @@ def _replace(rule: Rule, found: Match, stats: RewriteStats) -> list[Node] | None
     rewriter = Rewriter(root, found.nodes)
     arguments = {"node": root, **found.values}
     result = rule.build(rewriter, **{name: arguments[name] for name in rule.parameters})
-    if isinstance(result, NoMatch):
+    if result is None or isinstance(result, NoMatch):
         rewriter.take_back()
-        stats.refuse(rule.name, root, result.reason)
+        if result is not None:
+            stats.refuse(rule.name, root, result.reason)
         return None
     replacements = (result,) if isinstance(result, Value) else tuple(result)
     assert len(replacements) == len(root.outputs), f"{rule.name}: one value per output, please"

@@ -66,7 +66,7 @@ class Pattern:
 
 
 Operand = Union[Pattern, Variable, EllipsisType]
-Result = Union[Value, Sequence[Value], NoMatch]
+Result = Union[Value, Sequence[Value], NoMatch, None]
 
 
 class _Ops:
@@ -115,7 +115,7 @@ def rule(*patterns: Pattern) -> Callable[[Callable[..., Result]], Rule]:
 
     The function takes a `Rewriter`, then any of the patterns' variables by name, and `node` for the
     matched root. It returns the value that replaces the root's output (a sequence for several
-    outputs), or `NoMatch(reason)`.
+    outputs), `NoMatch(reason)`, or None where there is nothing to explain.
     """
 
     def wrap(build: Callable[..., Result]) -> Rule:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from tvm import relax, s_tir, te, tirx
+from tvm.error import InternalError
+from tvm.ir import StringImm
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
 from graphopt.ir.dims import Atom, Dim, Sym
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
+from graphopt.targets.relax.scalar import bitcast
 
 Oob = Literal["error", "clamp", "zero"]
 Converter = Callable[["Lowering", Node], "relax.Expr | Sequence[relax.Expr]"]
@@ -78,7 +81,7 @@ def lower(graph: Graph, oob: Oob = "error") -> Lowered:
 
     lowering = Lowering(oob)
     inputs = [lowering.parameter(value) for value in graph.inputs]
-    with lowering.bb.function("main", inputs, pure=False):
+    with _discarding(lowering.bb), lowering.bb.function("main", inputs, pure=False):
         outputs = lowering.body(graph)
         lowering.bb.emit_func_output(relax.Tuple(lowering.results(outputs)))
     module = lowering.bb.get()
@@ -89,6 +92,18 @@ def lower(graph: Graph, oob: Oob = "error") -> Lowered:
         {"global_symbol": "main", "num_input": len(inputs)}
     )
     return Lowered(module, tuple(constants))
+
+
+@contextmanager
+def _discarding(bb: relax.BlockBuilder) -> Iterator[None]:
+    """Ends the blocks that an error leaves open, which TVM would complain of on stderr."""
+    try:
+        yield
+    except Exception:
+        with suppress(InternalError):
+            while True:
+                bb._end_block()
+        raise
 
 
 class Lowering:
@@ -278,7 +293,7 @@ class Lowering:
 
         A caller may write to what it gets, which must change neither its inputs nor the weights.
         """
-        exprs = [self._reinterpreted(expr, _outside(expr.ty.dtype)) for expr in exprs]
+        exprs = [self._reinterpreted(expr, _outside(str(expr.ty.dtype))) for expr in exprs]
         taken: set[relax.Expr] = set()
         result = []
         for expr in exprs:
@@ -344,20 +359,13 @@ class Lowering:
 
     def _reinterpreted(self, expr: relax.Expr, dtype: str) -> relax.Expr:
         """A bfloat16 tensor as uint16 bits, or bits as bfloat16."""
-        if expr.ty.dtype == dtype:
+        if str(expr.ty.dtype) == dtype:
             return expr
 
-        # TVM computes bfloat16 in float32, so the bits are reached through the upper half of one.
-        def element(x: Any) -> Any:
-            if dtype == "bfloat16":
-                wide = x.astype("uint32") << tirx.const(16, "uint32")
-                return tirx.reinterpret("float32", wide).astype(dtype)
-            wide = tirx.reinterpret("uint32", x.astype("float32"))
-            return (wide >> tirx.const(16, "uint32")).astype(dtype)
+        def bits(x: te.Tensor) -> te.Tensor:
+            return te.compute(x.shape, lambda *i: bitcast(x(*i), dtype), name="bits")
 
-        return self.te(
-            lambda x: te.compute(x.shape, lambda *i: element(x(*i)), name="bits"), expr, name="bits"
-        )
+        return self.te(bits, expr, name="bits")
 
     def _from_content(self, value: Value) -> relax.Expr:
         content = value.content
@@ -441,6 +449,12 @@ def _sizes_used(outs: Sequence[te.Tensor], others: Sequence[Any]) -> Iterator[An
 
 
 def _with_checks(kernel: tirx.PrimFunc, checks: Sequence[Check]) -> tirx.PrimFunc:
+    """The kernel with assertions before its first loop."""
     if not checks:
         return kernel
-    raise NotImplementedError
+    kind = StringImm("RuntimeError")
+    asserts = [tirx.AssertStmt(kind, holds, [StringImm(text)]) for holds, text in checks]
+    root, block = kernel.body, kernel.body.block
+    body = tirx.SeqStmt([*asserts, block.body])
+    checked = s_tir.SBlock([], [], [], block.name_hint, body, None, block.alloc_buffers)
+    return kernel.with_body(s_tir.SBlockRealize([], root.predicate, checked))

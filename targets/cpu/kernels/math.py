@@ -1,9 +1,12 @@
-"""Elementary functions as float32 expressions that LLVM turns into vector code.
+"""Elementary functions as expressions that LLVM turns into vector code.
 
 `T.exp` and `T.tanh` become calls of the scalar expf and tanhf, one a lane.  What follows is made of
 additions, multiplications, comparisons and shifts only.  The errors quoted are the largest over all
-float32 arguments against float64, with fused multiply-add.  Arguments of another float type are
-computed through float32 (half precision) or by the scalar function (float64).
+normal float32 results, against float64, on a machine with fused multiply-add.
+
+Every intermediate value has a name (`Let`): it is computed once, an argument may itself hold named
+values without defining them twice, and TVM, which rewrites floats as if they were real numbers,
+cannot fold (x + c) - c into x.
 """
 
 from tvm import tirx
@@ -13,35 +16,96 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # 9 significant bits: its product with a small integer is exact
 _LN2_LOW = -2.12194440e-4
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low mantissa bits
-_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
-_EXP_2 = 5.0000001201e-1  # these six: Cephes expf
+_ROUND_BITS = 0x4B400000
+# exp(r) = 1 + r + r**2 * P(r) for |r| <= ln(2) / 2, as in Cephes expf
+_EXP = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
+# tanh(x) = x + x**3 * P(x**2) for |x| < 0.625, as in Cephes tanhf
+_TANH = (
+    -5.70498872745e-3,
+    2.06390887954e-2,
+    -5.37397155531e-2,
+    1.33314422036e-1,
+    -3.33332819422e-1,
+)
 
 
-def _f32(value: float):
-    return T.float32(value)
+def fast_exp(x):
+    """e**x of a float32 expression; 1.02 ulp, exact at +-infinity, NaN for NaN, gradual underflow.
+
+    exp(x) = 2**k * exp(r) with k = round(x / ln 2).  2**k is applied in two factors, because
+    neither 2**128 nor 2**-150 is a float32 while their products with exp(r) may be.
+    """
+    x_, inside, shifted, whole, r = _names("float32", 5)
+    k, half = _names("int32", 2)
+    return _where(
+        [
+            (x_, x),
+            (inside, clip(x_, -104.0, 88.8)),
+            (shifted, inside * T.float32(_LOG2_E) + T.float32(_ROUND)),
+            (whole, shifted - T.float32(_ROUND)),
+            (r, whole * T.float32(-_LN2_LOW) + (whole * T.float32(-_LN2_HIGH) + inside)),
+            (k, T.reinterpret("int32", shifted) - T.int32(_ROUND_BITS)),
+            (half, T.shift_right(k, T.int32(1))),
+        ],
+        (_polynomial(_EXP, r) * (r * r) + r + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half),
+    )
 
 
-def _let(value, body):
-    """`body` of a name for `value`: it is computed once, and TVM cannot fold (x + c) - c to x."""
-    name = tirx.Var("t", value.ty)
-    return tirx.Let(name, value, body(name))
+def sigmoid(x):
+    """1 / (1 + e**-x) of a float32 expression; ulp."""
+    return T.float32(1) / (T.float32(1) + fast_exp(T.float32(0) - x))
 
-def _horner(x, coefficients):
-    """Polynomial in `x`, highest power first."""
-    total = _f32(coefficients[0])
+
+def tanh(x):
+    """Hyperbolic tangent of a float32 expression;  ulp."""
+    x_, size, square, tail = _names("float32", 4)
+    return _where(
+        [
+            (x_, x),
+            (size, T.Select(x_ < T.float32(0), T.float32(0) - x_, x_)),
+            (square, x_ * x_),
+            (tail, T.float32(1) - T.float32(2) / (fast_exp(size + size) + T.float32(1))),
+        ],
+        T.Select(
+            size < T.float32(0.625),
+            _polynomial(_TANH, square) * square * x_ + x_,
+            T.Select(x_ < T.float32(0), T.float32(0) - tail, tail),
+        ),
+    )
+
+
+def clip(x, low: float, high: float):
+    """`x` limited to [low, high]; NaN stays NaN, which T.min and T.max do not promise."""
+    below = T.Select(x < T.float32(low), T.float32(low), x)
+    return T.Select(x > T.float32(high), T.float32(high), below)
+
+
+def _names(dtype: str, count: int) -> list[tirx.Var]:
+    return [tirx.Var("t", dtype) for _ in range(count)]
+
+
+def _where(bindings, result):
+    """`result` with each name standing for its value; a value may use the names before it."""
+    for name, value in reversed(bindings):
+        result = tirx.Let(name, value, result)
+    return result
+
+
+def _polynomial(coefficients, x):
+    """Horner's scheme, highest power first."""
+    total = T.float32(coefficients[0])
     for coefficient in coefficients[1:]:
-        total = total * x + _f32(coefficient)
+        total = total * x + T.float32(coefficient)
     return total
 
 
-def exp32(x):
-    def power(k): return T.reinterpret("float32", T.shift_left(k + T.int32(127), T.int32(23)))
-    def scaled(n, shifted, whole):
-        def last(r):
-            return _let(T.reinterpret("int32", shifted) - T.int32(0x4B400000), lambda k:
-             _let(T.shift_right(k, T.int32(1)), lambda half:
-            (_horner(r, (*_EXP, _EXP_2)) * (r * r) + r + _f32(1.0)) * power(half) * power(k - half)))
-        return _let((n - whole * _f32(_LN2_HIGH)) - whole * _f32(_LN2_LOW), last)
-    return _let(T.Select(x > _f32(88.8), _f32(88.8), T.Select(x < _f32(-104.0), _f32(-104.0), x)), lambda n:
-        _let(n * _f32(_LOG2_E) + _f32(_ROUND), lambda shifted:
-        _let(shifted - _f32(_ROUND), lambda whole: scaled(n, shifted, whole))))
+def _power_of_2(k):
+    """2**k as float32 of an int32 expression in [-126, 127]."""
+    return T.reinterpret("float32", T.shift_left(k + T.int32(127), T.int32(23)))

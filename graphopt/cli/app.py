@@ -1,0 +1,134 @@
+"""The verbs together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from graphopt import console
+from graphopt.cli import check, inspect, optimize, passes, run
+from graphopt.errors import GraphoptError
+
+INTERNAL, INTERRUPTED, TERMINATED, BROKEN_PIPE = 70, 130, 143, 141
+
+app = typer.Typer(
+    help="Optimize ONNX recommendation and ranking models and compile them.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    invoke_without_command=True,
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end; it cleans up like after Ctrl-C."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"graphopt {version('graphopt')}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Exit status: 0 ok, 1 error, 2 usage, 3 answers differ, 70 a bug in graphopt.")
+def _root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def _guarded(verb: Callable[..., int | None]) -> Callable[..., int]:
+    """`verb`, with its errors reported before typer sees them; returns the exit status."""
+
+    @wraps(verb)
+    def guarded(*args: Any, **kwargs: Any) -> int:
+        try:
+            with _orderly_end():
+                status = verb(*args, **kwargs) or 0
+                sys.stdout.flush()
+            return status
+        except BaseException as error:
+            return report(error)
+
+    return guarded
+
+
+for _verb in (optimize.optimize, run.run, check.check, inspect.inspect, passes.passes):
+    app.command()(_guarded(_verb))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is returned."""
+    try:
+        status = app(args, prog_name="graphopt", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:
+        status = report(error)
+    return int(status or 0)
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that half-written output is removed."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    try:
+        previous = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def report(error: BaseException) -> int:
+    """Print one line on what went wrong, and return the exit status that belongs to it."""
+    if os.environ.get("GRAPHOPT_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, (SystemExit, typer.Exit)):
+        code = error.exit_code if isinstance(error, typer.Exit) else error.code
+        return code if isinstance(code, int) else INTERNAL
+    if isinstance(error, BrokenPipeError):
+        # Python flushes stdout once more at exit; let it go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        terminated = isinstance(error, Terminated)
+        console.message("", "terminated" if terminated else "interrupted")
+        return TERMINATED if terminated else INTERRUPTED
+    text, status = _explained(error)
+    console.error(text)
+    return status
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What to say about an error, and the exit status."""
+    if isinstance(error, GraphoptError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message"):  # typer's own: the command line makes no sense
+        return f"{error.format_message()} (try --help)", getattr(error, "exit_code", 2)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}", 1
+    if isinstance(error, MemoryError):
+        return "out of memory", 1
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    hint = "set GRAPHOPT_TRACEBACK=1 for details, and please report it"
+    return f"this is a bug in graphopt ({reason}); {hint}", INTERNAL

@@ -1,0 +1,77 @@
+"""`graphopt check`."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import typer
+
+from graphopt import console
+from graphopt.cli import options
+from graphopt.errors import VerificationError
+
+if TYPE_CHECKING:
+    from graphopt.comparison import Comparison, OutputComparison
+
+
+def check(
+    a: options.First,
+    b: options.Second,
+    inputs: options.Inputs = None,
+    batch: options.Batches = "1,7,64",
+    rtol: options.Rtol = 1e-4,
+    atol: options.Atol = 1e-5,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the answers of two models.
+
+    They agree where |a - b| <= atol + rtol * |b| for every element; otherwise the exit status is 3.
+    """
+    batches = _batches(batch)
+    if not (math.isfinite(rtol) and math.isfinite(atol)):
+        raise typer.BadParameter("tolerances must be finite numbers")
+    from graphopt import api
+    from graphopt.cli import arrays
+
+    feeds = arrays.read(inputs) if inputs else None
+    found = api.check(a, b, inputs=feeds, batches=batches, rtol=rtol, atol=atol, seed=seed)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _print(found)
+    if not found.agrees:
+        raise VerificationError(f"{a} and {b} differ: {found}")
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"--batch takes positive numbers such as 1,7,64, not {text!r}")
+    return sizes
+
+
+def _print(found: Comparison) -> None:
+    columns = ("output", ">elements", ">differ", "worst at", ">a", ">b", ">abs", ">rel", ">order")
+    out = console.stdout()
+    out.print(console.table(columns, (_row(output) for output in found.outputs)))
+    verdict = "agree" if found.agrees else "differ"
+    sets = f"{found.samples} set{'s' if found.samples != 1 else ''} of inputs"
+    out.print(f"\nThey {verdict} on {sets} (rtol {found.rtol:g}, atol {found.atol:g}).")
+
+
+def _row(output: OutputComparison) -> tuple[object, ...]:
+    if output.problem is not None:
+        return (output.name, "", "", output.problem, "", "", "", "", "")
+    order = f"{output.ranking.pairs:.4%}" if output.ranking is not None else ""
+    if output.worst is None:
+        return (output.name, 0, 0, "(empty)", "", "", "", "", order)
+    w = output.worst
+    where = f"set {w.sample} [{', '.join(map(str, w.index))}]"
+    numbers = (f"{w.absolute:.2g}", f"{w.relative:.2g}")
+    return (output.name, output.elements, output.mismatches, where, w.a, w.b, *numbers, order)

@@ -1,0 +1,135 @@
+"""`graphopt optimize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from graphopt import console
+from graphopt.cli import options
+from graphopt.errors import OutputError, SpecError
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.instruments import Instrument
+    from graphopt.pipeline.report import Report
+
+
+def optimize(
+    model: options.Model,
+    target: options.Target = "cpu",
+    level: options.Level = None,
+    passes: options.Passes = None,
+    output: options.Output = None,
+    oob: options.OobPolicy = options.Oob.ERROR,
+    verify: options.Verify = True,
+    inputs: options.Inputs = None,
+    report_file: options.ReportFile = None,
+    print_ir_after: options.PrintIR = None,
+    dump_ir: options.DumpIR = None,
+    time_passes: options.TimePasses = False,
+    explain: options.Explain = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Optimize and compile a model, and verify it.
+
+    The answers are compared with the source model's before anything is kept. What went on is
+    shown on stderr; the graph, where it was asked for, goes to stdout.
+    """
+    from graphopt import api
+    from graphopt.cli import arrays, summary
+    from graphopt.pipeline.report import Report
+
+    pipeline = _pipeline(level, passes)
+    destination = _destination(model, target, output)
+    feeds = arrays.read(inputs) if inputs else None
+    report = Report()
+    try:
+        with console.progress(quiet, verbose) as tell:
+            api.compile(
+                model,
+                target,
+                passes=pipeline,
+                output=destination,
+                oob=oob.value,
+                verify=verify,
+                inputs=feeds,
+                report=report,
+                instruments=_instruments(print_ir_after, dump_ir, tell),
+                progress=tell,
+            )
+        _write_report(report, report_file)
+    finally:
+        if explain:
+            summary.print_refusals(report)
+    for text in report.warnings:
+        console.warning(text)
+    if time_passes:
+        summary.print_times(report)
+    if not quiet:
+        summary.print_summary(report, destination, verbose)
+
+
+def _pipeline(level: int | None, passes: str | None) -> str:
+    if level is not None and passes is not None:
+        raise typer.BadParameter("give either -O or --passes, not both")
+    return passes if passes is not None else f"O{2 if level is None else level}"
+
+
+def _instruments(
+    print_ir_after: str | None, dump_ir: Path | None, tell: console.Tell
+) -> list[Instrument]:
+    from graphopt.pipeline import instruments, registry
+
+    found: list[Instrument] = [instruments.Progress(lambda name: tell(f"optimize: {name}"))]
+    if print_ir_after is not None:
+        if print_ir_after not in ("all", "change"):
+            registry.find(print_ir_after)
+        found.append(instruments.PrintIR(print_ir_after, lambda text: print(text, flush=True)))
+    if dump_ir is not None:
+        found.append(instruments.DumpIR(dump_ir))
+    return found
+
+
+def _write_report(report: Report, path: Path | None) -> None:
+    from graphopt.ir.atomic import replacing
+
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(report.to_json())
+
+
+def _destination(model: Path, target: str, output: Path | None) -> Path:
+    """Where the result goes; found out before any work is done.
+
+    Raises:
+        OutputError: something of the user's is there, or the folder does not exist.
+    """
+    from graphopt.artifact import MANIFEST
+    from graphopt.targets import base
+
+    portable = base.find(target).portable
+    path = output or model.with_suffix(".opt.onnx" if portable else ".gopt")
+    if portable and path.suffix != ".onnx":
+        raise SpecError(f"target {target} writes an .onnx file, so {path} should end in .onnx")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path.parent}: no such folder; create it first")
+    if not path.exists():
+        return path
+    if model.exists() and path.samefile(model):
+        raise OutputError(f"{path}: would overwrite the source model; choose another name")
+    if not (_is_own_model(path) if portable else (path / MANIFEST).is_file()):
+        raise OutputError(f"{path}: exists and was not made by graphopt; choose another name")
+    return path
+
+
+def _is_own_model(path: Path) -> bool:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(str(path), load_external_data=False).producer_name == "graphopt"
+    except (OSError, DecodeError):
+        return False

@@ -1,0 +1,76 @@
+"""The options and arguments of the verbs, with what `--help` says of them."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+
+class Oob(enum.StrEnum):
+    """What an id outside its table does."""
+
+    ERROR = "error"
+    CLAMP = "clamp"
+    ZERO = "zero"
+
+
+# What is worked on.
+Model = Annotated[Path, Argument(metavar="MODEL", help="The .onnx file.")]
+Runnable = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", help="An .onnx file or a .gopt.")]
+First = Annotated[Path, Argument(metavar="A", help="A model or artifact.")]
+Second = Annotated[Path, Argument(metavar="B", help="Another.")]
+PassName = Annotated[str | None, Argument(metavar="NAME", help="A pass or preset to read about.")]
+Output = Annotated[
+    Path | None,
+    Option("-o", "--output", help="Default: MODEL.gopt, or MODEL.opt.onnx, beside it."),
+]
+
+# How it is optimized and compiled.
+Target = Annotated[
+    str, Option(help="cpu, cpu:NAME (an LLVM CPU name), onnxruntime or reference.")
+]
+Level = Annotated[
+    int | None,
+    Option("-O", min=0, max=3, metavar="N", show_default="2", help="The preset of passes."),
+]
+Passes = Annotated[
+    str | None, Option(metavar="SPEC", help="Run these instead, such as 'canonicalize,dce'.")
+]
+OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
+Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
+
+# What is run on.
+Inputs = Annotated[
+    Path | None, Option(metavar="FILE.npz", help="An array per input, instead of random ones.")
+]
+Random = Annotated[bool, Option("--random", help="Use random valid inputs.")]
+Batch = Annotated[int, Option(min=1, help="The batch size.")]
+Batches = Annotated[str, Option(metavar="N,N,…", help="Sizes of random batches.")]
+Sizes = Annotated[
+    list[str], Option(metavar="NAME=N", help="The number for another symbolic size; repeatable.")
+]
+Seed = Annotated[int, Option(min=0, help="Chooses the random inputs.")]
+Rtol = Annotated[float, Option(min=0, help="Relative tolerance.")]
+Atol = Annotated[float, Option(min=0, help="Absolute tolerance.")]
+
+# What is shown.
+Results = Annotated[
+    Path | None, Option("-o", "--output", metavar="FILE.npz", help="Write the outputs there.")
+]
+ReportFile = Annotated[
+    Path | None, Option("--report", metavar="FILE", help="Write the report there as JSON too.")
+]
+PrintIR = Annotated[
+    str | None, Option(metavar="PASS|all|change", help="Print the graph after passes, to stdout.")
+]
+DumpIR = Annotated[
+    Path | None, Option(metavar="DIR", help="Write the graph after every pass that changes it.")
+]
+TimePasses = Annotated[bool, Option("--time-passes", help="Show the time per pass.")]
+Explain = Annotated[bool, Option("--explain", help="Show what rules left alone, and why.")]
+Json = Annotated[bool, Option("--json", help="Print everything as JSON.")]
+Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every pass and rule.")]
+Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]

@@ -1,0 +1,105 @@
+"""What people read on a terminal: messages, progress, tables.
+
+Messages and progress go to stderr, what was asked for goes to stdout. Colour and spinners appear only
+on a terminal, and colour not where NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Tell = Callable[[str], None]
+
+PIPE_WIDTH = 200  # columns where there is no terminal to ask; nothing is cut short
+
+
+def console(stream: TextIO) -> Console:
+    """A console on `stream` that prints text as it is."""
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def stdout() -> Console:
+    """For what the user asked for."""
+    return console(sys.stdout)
+
+
+def stderr() -> Console:
+    """For everything else."""
+    return console(sys.stderr)
+
+
+def message(kind: str, text: str, style: str = "") -> None:
+    """Print `graphopt: kind: text` as one line, further lines of `text` indented below it."""
+    first, *rest = text.strip().splitlines() or [""]
+    line = Text("graphopt: ", style="bold")
+    if kind:
+        line.append(f"{kind}: ", style=style)
+    line.append(first, style="not bold")
+    for more in rest:
+        line.append(f"\n{more if more.startswith('  ') else f'  {more}'}", style="not bold")
+    stderr().print(line, soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """Say what went wrong."""
+    message("error", text, "bold red")
+
+
+def warning(text: str) -> None:
+    """Say what may be wrong."""
+    message("warning", text, "bold yellow")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
+    """A table without lines: the first column is text, a column called `>x` is right-aligned."""
+    made = Table(box=None, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        justify: Any = "right" if right else "left"
+        fold = None if right else 12
+        made.add_column(
+            column.removeprefix(">"), justify=justify, overflow="fold", no_wrap=right, min_width=fold
+        )
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+    return made
+
+
+@contextmanager
+def progress(quiet: bool, verbose: bool) -> Iterator[Tell]:
+    """A function to tell the present step to: a spinner on a terminal, lines of text if verbose."""
+    if quiet or not sys.stderr.isatty():
+        yield (lambda step: message("", f"{step} …")) if verbose and not quiet else (lambda step: None)
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        task = bar.add_task("load")
+        yield lambda step: bar.update(task, description=step)
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: `1.54 GB` (powers of 1000)."""
+    return _scaled(size, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count_text(count: float) -> str:
+    """A number for people: `4.49 M`."""
+    return _scaled(count, ("", "k", "M", "G", "T"))
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    step = 0
+    while abs(number) >= 999.5 and step < len(units) - 1:
+        number, step = number / 1000, step + 1
+    whole = step == 0 and float(number).is_integer()
+    return (f"{number:.0f} {units[step]}" if whole else f"{number:.3g} {units[step]}").rstrip()

@@ -1,0 +1,129 @@
+"""Expand, Tile and filled tensors dropped where the op that reads them broadcasts anyway."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Node, Value
+from graphopt.ir.infer import broadcast
+from graphopt.passes._shapes import ints_of
+from graphopt.pipeline.base import Fidelity, RewritePass
+from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+
+x, shape, repeats = var("x"), var("shape"), var("repeats")
+
+_BINARY = (
+    (op.Add, op.Sub, op.Mul, op.Div, op.Pow, op.Mod, op.And, op.Or, op.Xor)
+    + (op.Equal, op.Less, op.Greater, op.LessOrEqual, op.GreaterOrEqual)
+    + (op.BitwiseAnd, op.BitwiseOr, op.BitwiseXor, op.PRelu)
+)
+_MANY = (op.Where, op.Max, op.Min, op.Sum, op.Mean)
+
+
+@rule(op.Expand(x, shape))
+def expand_to_nothing(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+    """Expand(x) -> x, if x has that shape"""
+    return x if x.type == node.output.type else NoMatch("it makes x larger, or may")
+
+
+@rule(op.Expand(x, shape))
+def expand_to_constant(rw: Rewriter, x: Value, shape: Value, node: Node) -> Value | NoMatch:
+    """Expand(x, computed) -> Expand(x, constant): a 1 where x has the size already"""
+    if shape.const is not None or x.shape is None or node.output.shape is None:
+        return NoMatch("its shape is a constant, or not known")
+    result = node.output.shape
+    own: list[Dim] = [1] * (len(result) - len(x.shape)) + list(x.shape)
+    target = [1 if size == mine else size for size, mine in zip(result, own)]
+    if not all(isinstance(size, int) for size in target):
+        return NoMatch("it grows to a size known only at run time")
+    return rw.op.Expand(x, rw.ints(*target))
+
+
+@rule(op.Expand(op.Expand(x, shape).shared(), var("outer")))
+def expand_of_expand(rw: Rewriter, x: Value, outer: Value, node: Node) -> Value | NoMatch:
+    """Expand(Expand(x), shape) -> Expand(x, shape)"""
+    wanted = None if outer.content is None else list(outer.content)
+    if x.shape is None or wanted is None or node.output.shape is None:
+        return NoMatch("a shape is not known")
+    try:
+        reached = broadcast([x.shape, wanted])
+    except ValueError:
+        return NoMatch("the outer shape alone does not say how far to expand")
+    if tuple(reached) != node.output.shape:
+        return NoMatch("the outer shape alone does not say how far to expand")
+    return rw.op.Expand(x, outer)
+
+
+@rule(op.Tile(x, repeats))
+def tile_to_expand(rw: Rewriter, x: Value, repeats: Value, node: Node) -> Value | NoMatch:
+    """Tile(x) -> Expand(x), if only axes of size 1 are repeated"""
+    if x.shape is None or repeats.content is None:
+        return NoMatch("its shape or repeats are not known")
+    counts = list(repeats.content)
+    if counts == [1] * len(counts):
+        return x
+    if any(count != 1 and size != 1 for count, size in zip(counts, x.shape)):
+        return NoMatch("an axis longer than 1 is repeated")
+    known = ints_of(repeats)
+    return rw.op.Expand(x, repeats if known is None else rw.ints(*known))
+
+
+@rule(*(make(x, var("y")) for make in _BINARY), *(make(x, ...) for make in _MANY))
+def broadcast_twice(rw: Rewriter, node: Node) -> Value | None:
+    """Mul(Expand(x), y) -> Mul(x, y), if y has the shape of the result anyway"""
+    operands = list(node.inputs)
+    for index, value in enumerate(operands):
+        smaller = None if value is None else _unexpanded(rw, value)
+        if smaller is None:
+            continue
+        trial = [*operands[:index], smaller, *operands[index + 1 :]]
+        shapes = [v.shape for v in trial if v is not None]
+        if None not in shapes and tuple(broadcast(shapes)) == node.output.shape:  # type: ignore
+            operands = trial
+    if operands == list(node.inputs):
+        return None
+    attrs = dict(node.attrs)
+    return rw.insert(node.op_type, operands, attrs).output
+
+
+def _unexpanded(rw: Rewriter, value: Value) -> Value | None:
+    """A smaller value that broadcasts to `value`."""
+    node = value.producer
+    if node is None:
+        return None
+    if node.op == "Expand":
+        return node.inputs[0]
+    if node.op == "ConstantOfShape":
+        fill = node.attrs.get("value", np.zeros(1, np.float32))
+        return rw.const(np.asarray(fill).reshape(()))
+    return None
+
+
+class RemoveBroadcasts(RewritePass):
+    """Drops expansions that the ops which read them do by themselves.
+
+    Needs the sizes to agree as far as they are known: `Expand(x)` goes where the other operands have
+    the shape of the result. A filled tensor (ConstantOfShape) becomes a scalar. Tile of axes of size 1 becomes Expand first. Fidelity: exact.
+
+    Before:
+        (float[N,1,4] q, float[N,20,4] keys) => (float[N,20,4] y) <int64[3] r = {1, 20, 1}> {
+            t = Tile(q, r)
+            y = Sub(t, keys)
+        }
+
+    After:
+        (float[N,1,4] q, float[N,20,4] keys) => (float[N,20,4] y) {
+            y = Sub(q, keys)
+        }
+    """
+
+    name = "remove-broadcasts"
+    fidelity = Fidelity.EXACT
+    rules = (
+        expand_to_nothing,
+        expand_to_constant,
+        expand_of_expand,
+        tile_to_expand,
+        broadcast_twice,
+    )

@@ -1,0 +1,159 @@
+"""Packed float32 GEMM with its bias and activation at the store.
+
+The weights of a model are known when it is compiled, so they are packed once into column panels
+`[ceil(N / width)][K][width]` that the kernel reads from front to back.  A block of rows keeps its results in
+registers for the whole of K; the bias is what they start from.  (The scheme of BLIS: Van Zee and van
+de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", 2015, without its packing
+of the left operand, which the batches of a recommender are too small to repay.)
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .storage import element_bytes
+
+Activation = Literal["none", "relu", "leaky_relu"]
+
+
+@dataclass(frozen=True)
+class GemmParams:
+    """How the kernel uses registers.
+
+    Attributes:
+        lanes: float32 elements in one vector register.
+        vectors: vector registers across the columns of a panel.
+        rows: rows of the left operand computed together.
+    """
+
+    lanes: int
+    vectors: int
+    rows: int
+
+    @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        return self.lanes * self.vectors
+
+    def panels(self, n: int) -> int:
+        """Panels for `n` columns."""
+        return -(-n // self.width)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Block heights that make up any number of rows: `rows`, then the powers of two below."""
+        below = (self.rows - 1).bit_length() if self.rows > 1 else 0
+        return [self.rows, *(1 << power for power in reversed(range(below)))]
+
+
+def default_params(n: int, lanes: int) -> GemmParams:
+    """Parameters for `n` columns: as little padding as possible, then as many accumulators."""
+    registers, widest = (32, 4) if lanes == 16 else (16, 2)
+
+    def padded(vectors: int) -> int:
+        return -(-n // (lanes * vectors)) * vectors
+
+    vectors = min(range(1, widest + 1), key=lambda v: (padded(v), -v))
+    return GemmParams(lanes, vectors, rows=min(12, (registers - vectors - 1) // vectors))
+
+
+def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:
+    """float32[K, N] as float32[panels, K, width]; columns beyond N are zero."""
+    k, n = weights.shape
+    panels = params.panels(n)
+    padded = np.zeros((k, panels * params.width), np.float32)
+    padded[:, :n] = weights
+    return np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
+
+
+def pack_bias(bias: np.ndarray | None, n: int, params: GemmParams) -> np.ndarray:
+    """float32[N] (None for zeros) as float32[panels * width]."""
+    padded = np.zeros(params.panels(n) * params.width, np.float32)
+    if bias is not None:
+        padded[:n] = bias
+    return padded
+
+
+@cache
+def gemm(
+    k: int, n: int, params: GemmParams, activation: Activation = "none", alpha: float = 0.0
+) -> PrimFunc:
+    """Kernel (x[M, k], weights[panels, k, width], bias[panels * width]) -> y[M, n], M symbolic.
+
+    y = activation(x @ weights + bias), all float32; sums run over k in order, in fused
+    multiply-adds where the target has them.  `alpha` is the slope of leaky_relu.  NaN stays NaN.
+    """
+    lanes, vectors, width = params.lanes, params.vectors, params.width
+    panels, blocks, align = params.panels(n), params.blocks, element_bytes("float32")
+
+    def activated(v):
+        zero = T.Broadcast(T.float32(0), lanes)
+        if activation == "relu":
+            return T.Select(v < zero, zero, v)
+        if activation == "leaky_relu":
+            return T.Select(v < zero, v * T.Broadcast(T.float32(alpha), lanes), v)
+        return v
+
+    def rest(m, level):
+        """Rows left over by the blocks before `level`."""
+        for height in blocks[:level]:
+            m = m % height
+        return m
+
+    @T.inline
+    def store(y, row, column, acc, at):
+        if column + lanes <= n:
+            y[row, T.ramp(column, 1, lanes)] = activated(acc[T.ramp(at, 1, lanes)])
+        else:
+            acc[T.ramp(at, 1, lanes)] = activated(acc[T.ramp(at, 1, lanes)])
+            for lane in range(lanes):
+                if column + lane < n:
+                    y[row, column + lane] = acc[at + lane]
+
+    @T.inline
+    def block(x, w, b, y, first, panel, height):
+        acc = T.alloc_buffer((height * width,), "float32", scope="local")
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                acc[T.ramp(r * width + v * lanes, 1, lanes)] = b[
+                    T.ramp(panel * width + v * lanes, 1, lanes)
+                ]
+        for kk in range(k):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = (
+                        acc[T.ramp(r * width + v * lanes, 1, lanes)]
+                        + T.Broadcast(x[first + r, kk], lanes)
+                        * w[panel, kk, T.ramp(v * lanes, 1, lanes)]
+                    )
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                store(y, first + r, panel * width + v * lanes, acc, r * width + v * lanes)
+
+    @T.inline
+    def level(x, w, b, y, m, panel, depth):
+        if depth < len(blocks):
+            for i in range(rest(m, depth) // blocks[depth]):
+                row = m - rest(m, depth) + i * blocks[depth]
+                block(x, w, b, y, row, panel, blocks[depth])
+
+    @T.prim_func(private=True, s_tir=True)
+    def gemm(x: T.handle, weights: T.handle, bias: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        m = T.int64()
+        left = T.match_buffer(x, (m, k), "float32", align=align)
+        right = T.match_buffer(weights, (panels, k, width), "float32", align=align)
+        start = T.match_buffer(bias, (panels * width,), "float32", align=align)
+        out = T.match_buffer(y, (m, n), "float32", align=align)
+        for panel in range(panels):
+            level(left, right, start, out, m, panel, 0)
+            level(left, right, start, out, m, panel, 1)
+            level(left, right, start, out, m, panel, 2)
+            level(left, right, start, out, m, panel, 3)
+            level(left, right, start, out, m, panel, 4)
+
+    return gemm

@@ -1,0 +1,99 @@
+"""The packed GEMM against NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+
+from graphopt.targets.cpu.kernels.gemm import (
+    GemmParams,
+    default_params,
+    gemm,
+    pack_bias,
+    pack_weights,
+)
+
+
+def run(
+    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, params: GemmParams, *activation: object
+) -> np.ndarray:
+    k, n = w.shape
+    kernel = gemm(k, n, params, *activation).with_attr("global_symbol", "gemm")
+    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    y = np.full((len(x), n), np.nan, np.float32)
+    operands = (x, pack_weights(w, params), pack_bias(bias, n, params), y)
+    compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+    return y
+
+
+def sample(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(m * 1000 + k + n)
+    shapes = ((m, k), (k, n), (n,))
+    x, w, b = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    return x, w, b
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("n", [1, 16, 33, 93])
+def test_every_row_count(lanes: int, n: int) -> None:
+    params = default_params(n, lanes)
+    k = 13
+    kernel = gemm(k, n, params).with_attr("global_symbol", "gemm")
+    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    for m in [*range(1, 2 * params.rows + 2), 64]:
+        x, w, b = sample(m, k, n)
+        y = np.full((m, n), np.nan, np.float32)
+        operands = (x, pack_weights(w, params), pack_bias(b, n, params), y)
+        compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+        # Sums of 13 products of numbers near 1: a few units in the last place.
+        np.testing.assert_allclose(y, x.astype(np.float64) @ w + b, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_the_output_beyond_n_are_not_touched() -> None:
+    x, w, _ = sample(5, 3, 2)
+    params = GemmParams(lanes=4, vectors=2, rows=3)
+    room = np.full(5 * 2 + 64, 7, np.float32)
+    kernel = gemm(3, 2, params).with_attr("global_symbol", "gemm")
+    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    y = room[:10].reshape(5, 2)
+    operands = (x, pack_weights(w, params), pack_bias(None, 2, params), y)
+    compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+    assert (room[10:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (("relu",), lambda v: np.where(v < 0, 0, v)),
+        (("leaky_relu", 0.1), lambda v: np.where(v < 0, np.float32(0.1) * v, v)),
+    ],
+)
+def test_activation(activation: tuple[object, ...], expected: object) -> None:
+    x, w, b = sample(7, 5, 19)
+    x[3, 2] = np.nan
+    x[4, 1] = np.inf
+    plain = run(x, w, b, default_params(19, 8))
+    found = run(x, w, b, default_params(19, 8), *activation)
+    np.testing.assert_array_equal(found, expected(plain).astype(np.float32))  # type: ignore[operator]
+    assert np.isnan(found[3]).all()
+
+
+def test_block_heights_make_up_every_row_count() -> None:
+    for rows in range(1, 15):
+        blocks = GemmParams(16, 1, rows).blocks
+        assert len(blocks) <= 5
+        for m in range(40):
+            left = m
+            for height in blocks:
+                left %= height
+            assert left == 0
+
+
+def test_packing_round_trip() -> None:
+    w = np.arange(15, dtype=np.float32).reshape(3, 5)
+    packed = pack_weights(w, GemmParams(lanes=2, vectors=1, rows=1))
+    assert packed.shape == (3, 3, 2)
+    assert np.array_equal(packed.transpose(1, 0, 2).reshape(3, 6)[:, :5], w)
+    assert not packed.transpose(1, 0, 2).reshape(3, 6)[:, 5].any()
