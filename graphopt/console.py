@@ -1,7 +1,7 @@
 """What people read on a terminal: messages, progress, tables.
 
-Messages and progress go to stderr, what was asked for goes to stdout. Colour and spinners appear only
-on a terminal, and colour not where NO_COLOR is set.
+Messages and progress go to stderr, what was asked for goes to stdout. Colour and spinners appear
+only on a terminal, and colour not where NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def warning(text: str) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
     """A table without lines: the first column is text, a column called `>x` is right-aligned."""
-    made = Table(box=None, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    made = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
+    made.title_style = "bold"
     for column in columns:
-        right = column.startswith(">")
-        justify: Any = "right" if right else "left"
-        fold = None if right else 12
-        made.add_column(
-            column.removeprefix(">"), justify=justify, overflow="fold", no_wrap=right, min_width=fold
-        )
+        name = column.removeprefix(">")
+        if column.startswith(">"):
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     return made
@@ -77,7 +77,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
 def progress(quiet: bool, verbose: bool) -> Iterator[Tell]:
     """A function to tell the present step to: a spinner on a terminal, lines of text if verbose."""
     if quiet or not sys.stderr.isatty():
-        yield (lambda step: message("", f"{step} …")) if verbose and not quiet else (lambda step: None)
+        yield _print_step if verbose and not quiet else _ignore_step
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -85,6 +85,14 @@ def progress(quiet: bool, verbose: bool) -> Iterator[Tell]:
     with Progress(*columns, console=stderr(), transient=True) as bar:
         task = bar.add_task("load")
         yield lambda step: bar.update(task, description=step)
+
+
+def _print_step(step: str) -> None:
+    message("", f"{step} …")
+
+
+def _ignore_step(step: str) -> None:
+    pass
 
 
 def size_text(size: float) -> str:

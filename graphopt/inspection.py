@@ -25,8 +25,8 @@ class Table:
 
     Attributes:
         dim: elements of one row.
-        indexed_by: the inputs, or columns of inputs (`x[:, 3]`), that hold its ids; empty where they
-            are computed.
+        indexed_by: the inputs, or columns of inputs (`x[:, 3]`), that hold its ids; empty where
+            they are computed.
         lookups: how many nodes read it.
     """
 
@@ -163,7 +163,7 @@ def find_tables(graph: Graph) -> list[Table]:
     tables = []
     for found in readers.values():
         value = found[0][1]
-        rows, *rest = value.tensor.dims
+        rows = value.tensor.dims[0]
         by = [s for node, _ in found for s in sources.get(_id_node(node).where, ())]
         assert isinstance(rows, int) and value.const is not None
         dim = value.const.size // max(1, rows)
@@ -216,7 +216,7 @@ def _id_node(node: Node) -> Node:
 
 def _id_sources(graph: Graph) -> dict[tuple[str, ...], list[str]]:
     """For each node that looks ids up, the inputs they come from."""
-    ranks = {value.name: value.rank or 0 for value in graph.inputs if isinstance(value.type, TensorType)}
+    ranks = {v.name: v.rank or 0 for v in graph.inputs if isinstance(v.type, TensorType)}
     found: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name, ranges in id_ranges(graph).items():
         for ids in ranges:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "pipeline": {"ir", "rewrite", "analysis", "passes"},
     "passes": {"ir", "ops", "rewrite", "analysis", "pipeline"},
     "presets": {"pipeline", "passes"},
-    "targets": {"ir", "ops", "analysis", "signature"},
+    "targets": {"ir", "ops", "analysis", "rewrite", "signature"},
     "runtime": set(),
     "artifact": {"runtime", "signature"},
     "loading": {"artifact", "ir"},

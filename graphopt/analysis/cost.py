@@ -1,9 +1,9 @@
 """What a graph costs to run: arithmetic, and bytes of tensors read and written, node by node.
 
-An operation is one add, multiply, comparison or elementary function on one element, of any dtype; a
-multiply-add is two. Copies, casts and lookups are none. Bytes are those that a kernel must touch
-when every node is run on its own: a lookup reads the rows it takes, not its table; a reshape touches
-nothing. Costs are polynomials in the graph's symbolic sizes until numbers are put in.
+An operation is one add, multiply, comparison or elementary function on one element, of any dtype;
+a multiply-add is two. Copies, casts and lookups are none. Bytes are those that a kernel must touch
+when every node is run on its own: a lookup reads the rows it takes, not its table; a reshape
+touches nothing. Costs are polynomials in the graph's symbolic sizes until numbers are put in.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ class Cost:
     written: Dim = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.flops + other.flops, self.read + other.read, self.written + other.written
-        )
+        return Cost(self.flops + other.flops, self.read + other.read, self.written + other.written)
 
     def times(self, count: Dim) -> Cost:
         """The cost of doing it `count` times."""
@@ -142,13 +140,25 @@ def _streaming(node: Node, flops: Dim) -> Cost:
 # ------------------------------------------------------------------ element by element
 
 _VIEWS = (
-    *("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size", "Dropout", "Constant"),
-    *("SequenceEmpty", "SequenceLength", "OptionalHasElement"),
+    *("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size", "Dropout"),
+    *("Constant", "SequenceEmpty", "SequenceLength", "OptionalHasElement"),
 )
 _UNARY = (
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip"),
-    *("Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf"),
-    *("IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"),
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu"),
+    *("Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"),
+    *(
+        "IsInf",
+        "IsNaN",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+    ),
     *("Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh"),
     *("ThresholdedRelu", "Swish"),
 )
@@ -216,13 +226,8 @@ def _pool(node: Node) -> Cost:
 # -------------------------------------------------------------------------- products
 
 
-@cost_rule("MatMul", "MatMulInteger")
+@cost_rule("MatMul", "MatMulInteger", "QLinearMatMul")
 def _matmul(node: Node) -> Cost:
-    return _streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
-
-
-@cost_rule("QLinearMatMul")
-def _qlinear_matmul(node: Node) -> Cost:
     return _streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
 
 
@@ -245,7 +250,8 @@ def _conv(node: Node) -> Cost:
 @cost_rule("ConvTranspose")
 def _conv_transpose(node: Node) -> Cost:
     added = _elements(node.output) if node.input(2) is not None else 0
-    return _streaming(node, 2 * _elements(node.inputs[0]) * dims.product(_dims(node, 1)[1:]) + added)
+    products = _elements(node.inputs[0]) * dims.product(_dims(node, 1)[1:])
+    return _streaming(node, 2 * products + added)
 
 
 @cost_rule("Einsum")

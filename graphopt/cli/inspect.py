@@ -11,7 +11,7 @@ from graphopt.cli import options
 from graphopt.console import count_text, size_text, table
 
 if TYPE_CHECKING:
-    from graphopt.inspection import Inspection, Port
+    from graphopt.inspection import Inspection, OpUse, Port
 
 MOST_TABLES = 30
 
@@ -48,11 +48,13 @@ def _print(found: Inspection) -> None:
     out.print(f"{found.name}  ({found.kind})", style="bold")
     for key, value in found.facts.items():
         out.print(f"  {key.replace('_', ' ')}: {_fact(value)}", soft_wrap=True)
-    ports = [("input", port) for port in found.inputs] + [("output", port) for port in found.outputs]
+    ports = [("input", p) for p in found.inputs] + [("output", p) for p in found.outputs]
     rows = [(kind, port.name, port.dtype, _shape(port)) for kind, port in ports]
     out.print(table(("", "name", "dtype", "shape"), rows, "\nInputs and outputs"))
-    _print_tables(found)
+    if found.tables:
+        _print_tables(found)
     _print_cost(found)
+    _print_ops(found)
 
 
 def _fact(value: object) -> str:
@@ -66,39 +68,54 @@ def _shape(port: Port) -> str:
 
 
 def _print_tables(found: Inspection) -> None:
-    if not found.tables:
-        return
-    total = size_text(sum(t.bytes for t in found.tables))
-    rows: list[tuple[object, ...]] = [
-        (t.name, t.rows, t.dim, t.dtype, size_text(t.bytes), ", ".join(t.indexed_by) or "(computed)")
+    out = console.stdout()
+    rows = [
+        (
+            t.name,
+            t.rows,
+            t.dim,
+            t.dtype,
+            size_text(t.bytes),
+            ", ".join(t.indexed_by) or "(computed)",
+        )
         for t in found.tables[:MOST_TABLES]
     ]
-    title = f"\n{len(found.tables)} tables, {total}"
-    columns = ("table", ">rows", ">dim", "dtype", ">bytes", "indexed by")
-    out = console.stdout()
-    out.print(table(columns, rows, title))
+    title = f"\nTables: {len(found.tables)}, {size_text(sum(t.bytes for t in found.tables))}"
+    out.print(table(("table", ">rows", ">dim", "dtype", ">bytes", "indexed by"), rows, title))
     if len(found.tables) > MOST_TABLES:
         out.print(f"… and {len(found.tables) - MOST_TABLES} smaller ones (--json shows all)")
 
 
 def _print_cost(found: Inspection) -> None:
+    sizes = ", ".join(f"{name}={number}" for name, number in found.sizes.items())
     out = console.stdout()
-    sizes = ", ".join(f"{name}={number}" for name, number in found.sizes.items()) or "fixed sizes"
+    out.print(f"\nCost at batch {found.batch}", style="bold")
+    lines = [
+        ("sizes", sizes or "all fixed"),
+        ("parameters", f"{count_text(found.parameters)} ({size_text(found.weight_bytes)})"),
+        ("operations per sample", count_text(found.flops / found.batch)),
+        ("bytes read and written per sample", size_text(found.bytes / found.batch)),
+    ]
+    for label, text in lines:
+        out.print(f"  {label}: {text}", soft_wrap=True)
+
+
+def _print_ops(found: Inspection) -> None:
+    """Every op by falling cost; those that stand in subgraphs only come last."""
     flops, moved = max(1, found.flops), max(1, found.bytes)
-    rows = [
-        (use.op, use.count, f"{use.flops / flops:.1%}", f"{use.bytes / moved:.1%}", use.uncounted or "")
+    rows: list[tuple[object, ...]] = [
+        (use.op, found.nodes[use.op], _share(use.flops, flops), _share(use.bytes, moved), _not(use))
         for use in found.ops
     ]
-    out.print(
-        f"\nCost at batch {found.batch} ({sizes})\n"
-        f"  parameters: {count_text(found.parameters)} ({size_text(found.weight_bytes)})\n"
-        f"  operations per sample: {count_text(found.flops / found.batch)}\n"
-        f"  bytes read and written per sample: {size_text(found.bytes / found.batch)}",
-        soft_wrap=True,
-    )
-    if found.uncounted:
-        out.print("  not counted, as their sizes are known only at run time: see the last column")
-    columns = ("op", ">nodes", ">operations", ">bytes", ">not counted")
-    out.print(table(columns if found.uncounted else columns[:-1], (
-        row if found.uncounted else row[:-1] for row in rows
-    ), "\nOps"))  # fmt: skip
+    costed = {use.op for use in found.ops}
+    rows += [(op, n, "", "", "") for op, n in found.nodes.items() if op not in costed]
+    title = f"\nNodes: {sum(found.nodes.values())}, those of subgraphs included"
+    console.stdout().print(table(("op", ">nodes", ">operations", ">bytes", ""), rows, title))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part else ""
+
+
+def _not(use: OpUse) -> str:
+    return f"{use.uncounted} not counted: sizes known only at run time" if use.uncounted else ""

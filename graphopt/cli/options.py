@@ -29,9 +29,7 @@ Output = Annotated[
 ]
 
 # How it is optimized and compiled.
-Target = Annotated[
-    str, Option(help="cpu, cpu:NAME (an LLVM CPU name), onnxruntime or reference.")
-]
+Target = Annotated[str, Option(help="cpu, cpu:NAME (an LLVM CPU name), onnxruntime or reference.")]
 Level = Annotated[
     int | None,
     Option("-O", min=0, max=3, metavar="N", show_default="2", help="The preset of passes."),

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
@@ -23,7 +22,9 @@ from graphopt.ir import schema
 from graphopt.ir.dims import Sym, symbols
 from graphopt.ir.external_data import TensorReader
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.infer import has_type_rule, infer_node, join
+from graphopt.ir.infer import has_type_rule
+from graphopt.ir.loop_types import body_input_type, widen_carried
+from graphopt.ir.model_check import check_call, check_graph, inline_functions, opsets_of
 from graphopt.ir.sizes import unify_sizes
 from graphopt.ir.types import (
     SequenceType,
@@ -32,13 +33,11 @@ from graphopt.ir.types import (
     dtype_from_onnx,
     dtype_to_onnx,
 )
-from graphopt.ir.upgrade import MIN_OPSET, OpCall, upgrade
+from graphopt.ir.upgrade import MIN_OPSET, OpCall, check_form, upgrade
 from graphopt.ops import function_name, function_protos, op_type
 
 FUNCTION_DOMAIN = "graphopt"
-OLDEST_OPSET = 7
 
-logger = logging.getLogger(__name__)
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
 
@@ -75,47 +74,16 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
     """Import a model; external data is looked for in `folder`."""
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise InvalidModelError("not an ONNX model: it has no graph")
-    opsets = _check_opsets(model)
-    model = _inline_functions(model)
-    try:
-        source = gs.import_onnx(model)
-    except gs.util.exception.OnnxGraphSurgeonException as error:
-        raise InvalidModelError(f"onnx-graphsurgeon cannot import it: {error}") from None
+    opsets = opsets_of(model)
+    model = inline_functions(model, keep=FUNCTION_DOMAIN)
+    check_graph(model.graph)
+    source = gs.import_onnx(model)
     graph = Graph(source.name or "graph", {**opsets, "": max(opsets[""], MIN_OPSET)})
     graph.metadata = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
     importer = _Importer(TensorReader(folder), opsets[""])
     importer.fill(graph, source, {})
     unify_sizes(graph)
     return graph
-
-
-def _check_opsets(model: onnx.ModelProto) -> dict[str, int]:
-    opsets = {o.domain if o.domain != "ai.onnx" else "": o.version for o in model.opset_import}
-    if "" not in opsets:
-        if any(node.domain in ("", "ai.onnx") for node in model.graph.node):
-            raise InvalidModelError("it does not say which opset it uses")
-        opsets[""] = MIN_OPSET
-    if opsets[""] > schema.newest_opset():
-        raise InvalidModelError(
-            f"opset {opsets['']} is newer than {schema.newest_opset()}, the newest that the "
-            "installed onnx knows; upgrade onnx or export with an older opset"
-        )
-    if opsets[""] < OLDEST_OPSET:
-        raise InvalidModelError(
-            f"opset {opsets['']} is older than {OLDEST_OPSET}; convert it with onnx.version_converter"
-        )
-    return opsets
-
-
-def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace calls of model-local functions by their bodies, except ops of our own domain."""
-    foreign = [(f.domain, f.name) for f in model.functions if f.domain != FUNCTION_DOMAIN]
-    if not foreign:
-        return model
-    try:
-        return onnx.inliner.inline_selected_functions(model, foreign)
-    except (RuntimeError, ValueError) as error:
-        raise InvalidModelError(f"its local functions cannot be inlined: {error}") from None
 
 
 class _Importer:
@@ -192,7 +160,7 @@ class _Importer:
         values = upgrade(graph, call, self.opset)
         for body in bodies:
             if body.owner is not None:
-                _widen_carried(body.owner, body)
+                widen_carried(body.owner, body)
         return values
 
     def _constant(self, call: OpCall, graph: Graph) -> Value:
@@ -214,7 +182,7 @@ class _Importer:
         inner = dict(scope)
         for index, tensor in enumerate(source.inputs):
             declared = self.type_of(tensor, graph)
-            type_ = _body_input_type(call, index, len(source.inputs), declared)
+            type_ = body_input_type(call, index, declared)
             inner[tensor.name] = graph.add_input(tensor.name, type_)
         self.fill(graph, source, inner)
         return graph
@@ -293,51 +261,6 @@ def _names_read(node: gs.Node) -> set[str]:
             inner = set().union(*(_names_read(n) for n in attr.nodes)) if attr.nodes else set()
             names |= (inner | {t.name for t in attr.outputs}) - defined
     return names
-
-
-def _body_input_type(call: OpCall, index: int, count: int, declared: Type) -> Type:
-    """What the body of a Loop or Scan is given for its input `index` in the first iteration."""
-    if call.op_type == "Loop":
-        if index < 2:
-            return TensorType("int64" if index == 0 else "bool", ())
-        value = call.inputs[index] if index < len(call.inputs) else None
-        return declared if value is None else value.type
-    if call.op_type == "Scan" and index < len(call.inputs):
-        value = call.inputs[index]
-        scanned = int(call.attrs.get("num_scan_inputs", 0))
-        states = len(call.inputs) - scanned
-        if value is None or index < states or not isinstance(value.type, TensorType):
-            return declared if value is None else value.type
-        if value.type.shape is None:
-            return declared
-        axes = call.attrs.get("scan_input_axes") or [0] * scanned
-        shape = list(value.type.shape)
-        del shape[axes[index - states]]
-        return TensorType(value.type.dtype, tuple(shape))
-    return declared
-
-
-def _widen_carried(node: Node, body: Graph) -> None:
-    """Forget what a loop-carried value's type says of the first iteration only."""
-    if node.op_type not in ("Loop", "Scan"):
-        return
-    first = 2 if node.op_type == "Loop" else 0
-    outputs = body.outputs[1:] if node.op_type == "Loop" else body.outputs
-    changed = False
-    for value, after in zip(body.inputs[first:], outputs):
-        if node.op_type == "Scan" and after is outputs[-1] and len(outputs) < len(body.inputs):
-            break
-        joined = join(value.type, after.type)
-        if joined is None or joined == value.type:
-            continue
-        if isinstance(joined, TensorType) and joined.shape is not None:
-            shape = tuple(body.fresh_dim() if dim is None else dim for dim in joined.shape)
-            joined = TensorType(joined.dtype, shape)
-        if joined != value.type:
-            value.type, changed = joined, True
-            body._propagate(value.users)
-    if changed:
-        infer_node(node)
 
 
 # ----------------------------------------------------------------------- export

@@ -60,14 +60,22 @@ class CpuTarget(Target):
         found = {str(f) for f in codegen.llvm_get_cpu_features(_llvm(self.mcpu))}
         return tuple(linux for llvm, linux in _FEATURES.items() if llvm in found)
 
+    @property
+    def lanes(self) -> int:
+        """float32 elements in a vector register."""
+        widths = {"avx512f": 16, "avx2": 8}
+        return next((lanes for name, lanes in widths.items() if name in self.features), 4)
+
     def compile(
         self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
     ) -> Compiled:
+        from graphopt.targets.cpu import legalize
         from graphopt.targets.relax import build, expand, lowering
 
         stage("lower")
         working = graph.clone()
         expand.expand_functions(working)
+        legalize.legalize(working, self.lanes)
         lowered = lowering.lower(working, oob)
         stage("build")
         kernels = build.build(lowered.module, _llvm(self.mcpu), library)

@@ -192,7 +192,7 @@ class Lowering:
 
     def bind_size(self, name: str, scalar: relax.Expr) -> tirx.Var:
         """Let the size called `name` be what an int64 tensor of one element holds at run time."""
-        flat = self.bb.emit(relax.op.reshape(scalar, (1,)))
+        flat = self.reshape(scalar, [1])
         size = tirx.Var(_identifier(name), "int64")
         as_shape = self.bb.emit(relax.op.tensor_to_shape(flat))
         self.bb.match_cast(as_shape, relax.ShapeType([size]))
@@ -277,6 +277,10 @@ class Lowering:
         types = [relax.TensorType(list(shape), dtype) for shape, dtype in out]
         call = self._call(function.without_attr("global_symbol"), list(args), types, name)
         return self.untuple(call, len(types))
+
+    def reshape(self, expr: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
+        """The same elements in order under another shape, where possible without a copy."""
+        return self.bb.emit(relax.op.reshape(expr, relax.ShapeExpr([int64(d) for d in shape])))
 
     def untuple(self, result: relax.Expr, count: int) -> list[relax.Expr]:
         """The outputs of a computation with `count` of them."""

@@ -1,0 +1,126 @@
+"""Rewrites a graph for the kernels of the CPU target: dense layers become packed GEMMs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from graphopt.ir.dims import product
+from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.types import Type
+from graphopt.rewrite import NoMatch, RewriteStats, Rewriter, Rule, const, op, rewrite, rule, var
+from graphopt.rewrite.pattern import Pattern
+from graphopt.targets.cpu.kernels.gemm import default_params, gemm, pack_bias, pack_weights
+from graphopt.targets.relax.lowering import Lowering, lowers
+
+DOMAIN = "graphopt.cpu"
+"""Ops that exist only between legalization and lowering; no file ever holds them."""
+
+x, w, b, y = var("x"), const("w"), const("b"), var("y")
+# A dense layer before its weights are packed: (x, weights[K, N], bias[N]?) and an activation.
+dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
+biased = Pattern("Dense", (x, w, b), domain=DOMAIN, name="y")
+
+
+def legalize(graph: Graph, lanes: int) -> None:
+    """Turn what the CPU has kernels for into ops of our own, in place.
+
+    Args:
+        lanes: float32 elements in a vector register of the target.
+    """
+    rewrite(graph, _RULES, RewriteStats())
+    for node in graph.walk():
+        if (node.domain, node.op_type) == (DOMAIN, "Dense"):
+            node.attrs["lanes"] = lanes
+
+
+@type_rule("Dense", domain=DOMAIN)
+def _dense_type(node: Node) -> list[Type | None]:
+    data, weights = node.inputs[0], node.inputs[1]
+    assert data is not None and weights is not None
+    return [tensor_type(data.dtype, [*data.tensor.dims[:-1], weights.tensor.dims[1]])]
+
+
+def _emit(rw: Rewriter, x: Value, w: Value, bias: Value | None, **attrs: Any) -> Value:
+    inputs = [x, w] if bias is None else [x, w, bias]
+    return rw.insert("Dense", inputs, attrs, domain=DOMAIN).output
+
+
+@rule(op.MatMul(x, w))
+def matmul_to_dense(rw: Rewriter, x: Value, w: Value) -> Value | NoMatch:
+    """MatMul(x, w) -> Dense(x, w)"""
+    if (x.dtype, w.rank) != ("float32", 2) or (x.rank or 0) < 2:
+        return NoMatch("not a float32 tensor times a constant matrix")
+    return _emit(rw, x, w, None)
+
+
+@rule(op.Gemm(x, w), op.Gemm(x, w, b))
+def gemm_to_dense(rw: Rewriter, node: Node, x: Value, w: Value) -> Value | NoMatch:
+    """Gemm(x, w, b) -> Dense(x, w, b)"""
+    if x.dtype != "float32" or node.attr("transA"):
+        return NoMatch("not float32, or its first operand is transposed")
+    bias, columns = node.input(2), node.output.tensor.dims[-1]
+    weights = w.const
+    assert weights is not None
+    if node.attr("transB"):
+        weights = weights.T
+    if node.attr("alpha") != 1.0:
+        weights = weights * np.float32(node.attr("alpha"))
+    if bias is not None:
+        assert bias.const is not None
+        if bias.const.size not in (1, columns) or (bias.const.shape or (1,))[-1] != bias.const.size:
+            return NoMatch("its bias differs from row to row")
+        row = np.broadcast_to(bias.const.reshape(-1), (columns,))
+        bias = rw.const(row * np.float32(node.attr("beta")))
+    return _emit(rw, x, rw.const(weights), bias)
+
+
+@rule(op.Add(dense, b))
+def add_to_bias(rw: Rewriter, x: Value, w: Value, b: Value, y: Value) -> Value | NoMatch:
+    """Add(Dense(x, w), b) -> Dense(x, w, b)"""
+    assert b.const is not None and y.producer is not None
+    columns = y.tensor.dims[-1]
+    if y.producer.attrs.get("activation"):
+        return NoMatch("the sum follows an activation")
+    if b.const.shape != (columns,) and b.const.shape != (1,) * ((y.rank or 0) - 1) + (columns,):
+        return NoMatch("it does not add one number per column")
+    return _emit(rw, x, w, rw.const(b.const.reshape(-1)))
+
+
+@rule(op.Relu(dense), op.Relu(biased), op.LeakyRelu(dense), op.LeakyRelu(biased))
+def activation_to_dense(rw: Rewriter, node: Node, y: Value) -> Value | NoMatch:
+    """Relu(Dense(…)) -> Dense(…, activation="relu")"""
+    layer = y.producer
+    assert layer is not None
+    if layer.attrs.get("activation"):
+        return NoMatch("it has an activation already")
+    data, weights = layer.inputs[0], layer.inputs[1]
+    assert data is not None and weights is not None
+    kind = "relu" if node.op_type == "Relu" else "leaky_relu"
+    slope = 0.0 if kind == "relu" else float(node.attr("alpha"))
+    return _emit(rw, data, weights, layer.input(2), activation=kind, alpha=slope)
+
+
+_RULES: tuple[Rule, ...] = (matmul_to_dense, gemm_to_dense, add_to_bias, activation_to_dense)
+
+
+@lowers("Dense", domain=DOMAIN)
+def _lower_dense(lower: Lowering, node: Node) -> Any:
+    data, weights = node.inputs[0], node.const(1)
+    assert data is not None and weights is not None
+    k, n = weights.shape
+    params = default_params(n, node.attrs["lanes"])
+    packed = lower.constant(pack_weights(weights, params))
+    bias = lower.constant(pack_bias(node.const(2), n, params))
+    kernel = gemm(k, n, params, node.attrs.get("activation", "none"), node.attrs.get("alpha", 0.0))
+    rows = lower.dim(product(data.tensor.dims[:-1]))
+    flat = _reshaped(lower, lower.expr(data), [rows, k], data.rank == 2)
+    (result,) = lower.kernel(kernel, [flat, packed, bias], [([rows, n], "float32")])
+    return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
+
+
+def _reshaped(lower: Lowering, expr: Any, shape: list[Any], is_matrix: bool) -> Any:
+    return expr if is_matrix else lower.bb.emit(relax.op.reshape(expr, shape))

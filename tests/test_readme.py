@@ -1,0 +1,65 @@
+"""The README's commands run, its code works, and its table of passes is the real one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graphopt.pipeline import registry
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("readme")
+    (path / "examples").symlink_to(ROOT / "examples")
+    return path
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_commands(folder: Path) -> None:
+    commands = [line for block in blocks("sh") for line in block.strip().splitlines()]
+    assert len(commands) >= 6
+    for command in commands:
+        run(shlex.split(command), folder)
+
+
+def test_python(folder: Path) -> None:
+    for block in blocks("python"):
+        run([sys.executable, "-c", block], folder)
+
+
+def pass_table() -> str:
+    rows = ["| pass | fidelity | what it does |", "|---|---|---|"]
+    for name, cls in registry.passes().items():
+        summary = (cls.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+        rows.append(f"| `{name}` | {cls.fidelity.value} | {re.sub(' +', ' ', summary)} |")
+    return "\n".join(rows)
+
+
+def test_table_of_passes() -> None:
+    found = re.search(r"<!-- passes -->\n(.*?)\n?<!-- /passes -->", README, re.DOTALL)
+    assert found is not None
+    assert found.group(1).strip() == pass_table(), "replace the table by what pass_table() gives"
+
+
+def test_folders_exist() -> None:
+    for name in re.findall(r"^\| `([a-z/]+/)` \|", README, re.MULTILINE):
+        assert (ROOT / name).is_dir(), name
