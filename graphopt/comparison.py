@@ -226,7 +226,8 @@ def rank_agreement(a: np.ndarray, b: np.ndarray) -> RankAgreement | None:
 
 
 def _pairs_in_order(x: np.ndarray, y: np.ndarray) -> float:
-    left, right = (np.sign(s[:, None] - s[None, :]) for s in (x, y))
+    with np.errstate(invalid="ignore"):  # two infinite scores are a tie
+        left, right = (np.sign(s[:, None] - s[None, :]) for s in (x, y))
     return 1.0 - float(np.count_nonzero(left * right < 0)) / (len(x) * (len(x) - 1))
 
 

@@ -101,7 +101,7 @@ def random_inputs(
     rng = np.random.default_rng(seed)
 
     def size_of(dim: Dim) -> int:
-        size = dims.substitute(dim, lambda name: given.get(name, DEFAULT_SIZE))
+        size = dims.substitute(dim, lambda name: _given_size(given, name))
         assert isinstance(size, int)
         return size
 
@@ -114,6 +114,11 @@ def random_inputs(
         array = _random_array(rng, value.type.dtype, shape)
         arrays[value.name] = _with_ids(rng, array, ranges.get(value.name, []), size_of, value)
     return arrays
+
+
+def _given_size(given: Mapping[str, int], name: str) -> int:
+    """The size called `name`; `N@x` is what input x calls N, and may be given as N."""
+    return given.get(name, given.get(name.partition("@")[0], DEFAULT_SIZE))
 
 
 def _random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,7 +8,7 @@ ids, and bags longer and more numerous than every number that the loop compares 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,9 +72,13 @@ def _live_rows(signature: Signature, padding: Sequence[int]) -> list[int]:
 
 
 def plain_case(signature: Signature, padding: Sequence[int]) -> Case:
-    """Three bags (as far as sizes may vary) of different lengths, nothing special in them."""
+    """Three bags (as far as sizes may vary) of nine ids, all of which are in bags."""
     maker = _Maker(signature, padding, csr=False)
-    return maker.case(*maker.sizes(3, 9), "random", maker.table)
+    bags, count = maker.sizes(3, 9)
+    case = maker.case(bags, count, "even", maker.table)
+    if case.offsets is not None and bags > 1:
+        case.offsets[-1] = count
+    return case
 
 
 def cases(signature: Signature, padding: Sequence[int], largest: int, csr: bool) -> Iterator[Case]:
@@ -96,12 +100,10 @@ def cases(signature: Signature, padding: Sequence[int], largest: int, csr: bool)
         yield maker.case(*maker.sizes(3, 9), "random", table)
 
 
-def out_of_range(signature: Signature, case: Case) -> Iterator[Case]:
+def out_of_range(case: Case) -> Iterator[Case]:
     """`case` with ids just outside the table."""
-    for stray in (signature.rows, -signature.rows - 1):
-        ids = case.ids.copy()
-        ids.reshape(-1)[-1] = stray
-        yield Case(case.table, ids, case.offsets, case.weights)
+    for stray in (len(case.table), -len(case.table) - 1):
+        yield replace(case, ids=np.full_like(case.ids, stray))
 
 
 class _Maker:

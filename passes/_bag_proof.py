@@ -169,7 +169,7 @@ def _recognize(
     csr = not signature.fixed and len(result) == bags - 1
     if result.shape != (bags - csr, signature.dim):
         return f"it makes {list(result.shape)} of {bags} bags of rows of {signature.dim}"
-    for stray in out_of_range(signature, plain):
+    for stray in out_of_range(plain):
         if original(stray) is not None:
             return "it gives an answer for ids outside the table"
     alive = list(_candidates(signature, paddings, csr))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import SequenceType, TensorType, is_float
@@ -112,17 +113,29 @@ def regions(loop: Node, result: Value, position: Mapping[Node, int]) -> Iterator
         roles = _roles(nodes, read, frontier)
         if roles is not None:
             yield Region(result, tuple(sorted(nodes, key=position.__getitem__)), roles)
-        growable = [
-            v.producer
-            for v in frontier
-            if v.producer in position and not v.producer.subgraphs and not foreign_op(v.producer)
-        ]
+        growable = [v.producer for v in frontier if _can_grow(v.producer, position)]
         if not growable:
             return
-        # The last one first: nothing else that is read can then depend on it.
-        node = max(growable, key=position.__getitem__)
+        # What follows from the other values first; else the last node, on which no other value depends.
+        derived = [n for n in growable if all(_follows(v, frontier, position) for v in n.inputs)]
+        node = max(derived or growable, key=position.__getitem__)
         nodes[node] = None
         read.update(dict.fromkeys(outside_values(node)))
+
+
+def _can_grow(node: Node | None, position: Mapping[Node, int]) -> TypeGuard[Node]:
+    return node is not None and node in position and not node.subgraphs and not foreign_op(node)
+
+
+def _follows(
+    value: Value | None, frontier: list[Value], position: Mapping[Node, int], depth: int = 8
+) -> bool:
+    """True if a region that reads `frontier` can compute `value` from it; `depth` nodes are tried."""
+    if value is None or value.const is not None or value in frontier:
+        return True
+    if depth == 0 or not _can_grow(value.producer, position):
+        return False
+    return all(_follows(v, frontier, position, depth - 1) for v in value.producer.inputs)
 
 
 def _roles(nodes: Mapping[Node, None], read: Mapping[Value, None], frontier: list[Value]) -> Roles | None:

@@ -176,7 +176,7 @@ def maximum(a: Dim, b: Dim) -> Dim:
 
 
 def _extreme(fn: str, a: Dim, b: Dim) -> Dim:
-    """`fn` of all operands of nested `fn`s, each once: recurrent nets would double them per step."""
+    """`fn` of all operands of nested `fn`s, each once: recurrent nets double them at each step."""
     sign = 1 if fn == "max" else -1
     kept: list[Dim] = []
     for dim in (*_operands(fn, a), *_operands(fn, b)):

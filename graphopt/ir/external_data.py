@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import SparseTensorProto, TensorProto
 
 from graphopt.errors import InvalidModelError, UnsafePathError
 from graphopt.ir.types import dtype_from_onnx, dtype_of, dtype_to_numpy
@@ -15,6 +16,7 @@ from graphopt.ir.types import dtype_from_onnx, dtype_of, dtype_to_numpy
 PAGE = 4096
 CACHE_LINE = 64
 BLOCK = 16 << 20
+MAX_DENSE = 1 << 30
 
 
 class TensorReader:
@@ -34,13 +36,32 @@ class TensorReader:
             return self._map(tensor)
         try:
             array = onnx.numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError) as error:
+            if array.dtype.kind in "SU" or tensor.data_type == TensorProto.STRING:
+                texts = [s.decode() if isinstance(s, bytes) else s for s in array.reshape(-1)]
+                array = np.array(texts, object).reshape(tuple(tensor.dims))
+        except (ValueError, TypeError, LookupError) as error:
             raise InvalidModelError(f"tensor {tensor.name!r} is damaged: {error}") from None
-        if array.dtype.kind in "SU" or tensor.data_type == TensorProto.STRING:
-            array = np.array(
-                [s.decode() if isinstance(s, bytes) else s for s in array.reshape(-1)], object
-            ).reshape(tuple(tensor.dims))
         return array
+
+    def read_sparse(self, tensor: SparseTensorProto) -> np.ndarray:
+        """The values of a sparse tensor, as a dense array.
+
+        Raises:
+            InvalidModelError: an index is out of range, or the dense form is too large.
+        """
+        name, shape = tensor.values.name, tuple(tensor.dims)
+        values, indices = self.read(tensor.values), self.read(tensor.indices)
+        if min(shape, default=0) < 0 or math.prod(shape) * values.itemsize > MAX_DENSE:
+            raise InvalidModelError(f"sparse tensor {name!r} of shape {shape} is too large")
+        dense = np.zeros(shape, values.dtype)
+        if indices.shape not in ((values.size,), (values.size, len(shape))):
+            raise InvalidModelError(f"sparse tensor {name!r} does not have one index per value")
+        where = indices if indices.ndim == 1 else tuple(indices.T)
+        try:
+            (dense.reshape(-1) if indices.ndim == 1 else dense)[where] = values
+        except IndexError:
+            raise InvalidModelError(f"sparse tensor {name!r} has an index out of range") from None
+        return dense
 
     def _map(self, tensor: TensorProto) -> np.ndarray:
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -48,7 +69,7 @@ class TensorReader:
         name = dtype_from_onnx(tensor.data_type)
         dtype = dtype_to_numpy(name)
         shape = tuple(tensor.dims)
-        count = int(np.prod(shape, dtype=np.int64)) if shape else 1
+        count = math.prod(shape)
         try:
             offset = int(entries.get("offset", 0))
             length = int(entries.get("length", count * dtype.itemsize))

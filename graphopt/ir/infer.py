@@ -423,6 +423,29 @@ def _flatten(node: Node) -> list[Type | None]:
     return [tensor_type(data.dtype, [dims.product(part) for part in parts])]
 
 
+_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+
+
+@type_rule(*(f"Reduce{kind}" for kind in _REDUCTIONS))
+def _reduce(node: Node) -> list[Type | None]:
+    data, axes = _tensor(node, 0), _content(node, 1)
+    if data.shape is None:
+        return [data]
+    rank, keepdims = len(data.shape), node.attr("keepdims")
+    if node.input(1) is not None and axes is None:
+        length = _tensor(node, 1).shape
+        count = length[0] if length else None
+        if count != 0:
+            kept = rank if keepdims else rank - count if isinstance(count, int) else None
+            return [tensor_type(data.dtype, None if kept is None else [None] * kept)]
+    if not axes:
+        axes = [] if node.attr("noop_with_empty_axes") else list(range(rank))
+    gone = {_axis(node, int(axis), rank) for axis in axes}  # type: ignore[arg-type]
+    if keepdims:
+        return [tensor_type(data.dtype, [1 if k in gone else d for k, d in enumerate(data.shape)])]
+    return [tensor_type(data.dtype, [d for k, d in enumerate(data.shape) if k not in gone])]
+
+
 @type_rule("Split")
 def _split(node: Node) -> list[Type | None]:
     data, count = _tensor(node, 0), len(node.outputs)

@@ -45,7 +45,8 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
         )
     if opsets[""] < OLDEST_OPSET:
         raise InvalidModelError(
-            f"opset {opsets['']} is older than {OLDEST_OPSET}; convert it with onnx.version_converter"
+            f"opset {opsets['']} is older than {OLDEST_OPSET}; "
+            "convert it with onnx.version_converter"
         )
     return opsets
 

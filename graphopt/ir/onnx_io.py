@@ -1,13 +1,13 @@
-"""ONNX files in and out, through onnx-graphsurgeon (the only module that imports it).
+"""ONNX files in and out, through onnx-graphsurgeon.
 
-Weights stay where they are: external data is memory-mapped, in-file data is viewed in place. What is
-read is checked first, because a model is untrusted input.
+Weights stay where they are: external data is memory-mapped, in-file data is viewed in place. What
+is read is checked first, because a model is untrusted input.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from graphopt.errors import GraphoptError, InvalidModelError, UnsupportedOpError
 from graphopt.ir import schema
-from graphopt.ir.dims import Sym, symbols
-from graphopt.ir.external_data import TensorReader
+from graphopt.ir.atomic import replacing
+from graphopt.ir.dims import Sym
+from graphopt.ir.export import Exporter, Writer
+from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import has_type_rule
 from graphopt.ir.loop_types import body_input_type, widen_carried
 from graphopt.ir.model_check import check_call, check_graph, inline_functions, opsets_of
-from graphopt.ir.sizes import unify_sizes
+from graphopt.ir.sizes import own_sizes, unify_sizes
 from graphopt.ir.types import (
     SequenceType,
     TensorType,
@@ -34,9 +36,11 @@ from graphopt.ir.types import (
     dtype_to_onnx,
 )
 from graphopt.ir.upgrade import MIN_OPSET, OpCall, check_form, upgrade
-from graphopt.ops import function_name, function_protos, op_type
+from graphopt.ops import DOMAIN as FUNCTION_DOMAIN
+from graphopt.ops import function_protos, op_type
 
-FUNCTION_DOMAIN = "graphopt"
+# What type rules raise when they meet inputs or attributes that no valid model has.
+_MISFITS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -54,7 +58,7 @@ def load(path: str | Path) -> Graph:
     if path.is_dir():
         raise InvalidModelError(f"{path}: is a directory; give the .onnx file inside it")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except FileNotFoundError:
         raise InvalidModelError(f"{path}: no such file") from None
     except OSError as error:
@@ -91,89 +95,106 @@ class _Importer:
 
     def __init__(self, tensors: TensorReader, opset: int) -> None:
         self.tensors, self.opset = tensors, opset
+        self.constants: dict[int, Value] = {}
+        self.sizes: dict[str, str] = {}
 
     def fill(self, graph: Graph, source: gs.Graph, scope: dict[str, Value]) -> None:
-        """Append the inputs, nodes and outputs of `source`; `scope` maps visible names."""
-        scope = dict(scope)
-        seen: set[str] = set()
+        """Append the inputs, nodes and outputs of `source`.
+
+        `scope` maps the names of the enclosing graphs' values, and of inputs already made. Names of
+        `source` may hide them.
+        """
+        scope, own = dict(scope), set()
         for tensor in source.inputs:
-            if tensor.name in seen:
+            if tensor.name in own or not tensor.name:
                 raise InvalidModelError(f"two inputs are called {tensor.name!r}")
-            seen.add(tensor.name)
-            if tensor.name not in scope or graph.parent is None:
-                scope[tensor.name] = graph.add_input(tensor.name, self.type_of(tensor, graph))
-        self._nodes(graph, source, scope)
+            own.add(tensor.name)
+            if graph.parent is None:
+                scope[tensor.name] = self._input(graph, tensor)
+        self._nodes(graph, source, scope, own)
         outputs = [self.value(tensor, graph, scope, "the graph") for tensor in source.outputs]
         names = [tensor.name for tensor in source.outputs]
-        if len(set(names)) < len(names):
+        if graph.parent is None and len(set(names)) < len(names):
             raise InvalidModelError("two outputs have the same name")
         graph.set_outputs(outputs, names)
 
-    def _nodes(self, graph: Graph, source: gs.Graph, scope: dict[str, Value]) -> None:
-        for node in _in_order(source.nodes, scope):
+    def _input(self, graph: Graph, tensor: gs.Tensor) -> Value:
+        type_ = self.type_of(tensor, graph)
+        if isinstance(type_, TensorType) and not type_.dtype:
+            raise InvalidModelError(f"input {tensor.name!r} declares no dtype")
+        return graph.add_input(tensor.name, own_sizes(type_, tensor.name, self.sizes))
+
+    def _nodes(
+        self, graph: Graph, source: gs.Graph, scope: dict[str, Value], own: set[str]
+    ) -> None:
+        for node in _in_order(source.nodes):
             for tensor in node.outputs:
-                if tensor.name and tensor.name in scope:
+                if tensor.name in own or isinstance(tensor, gs.Constant):
                     raise InvalidModelError(f"value {tensor.name!r} is computed twice")
+                own |= {tensor.name} - {""}
             inputs = [
-                self.value(t, graph, scope, f"node {node.name!r}") if t.name else None
+                self.value(t, graph, scope, f"node {_label(node)!r}") if t.name else None
                 for t in node.inputs
             ]
-            while inputs and inputs[-1] is None:
-                inputs.pop()
             values = self._convert(node, inputs, graph, scope)
             scope.update((t.name, v) for t, v in zip(node.outputs, values) if t.name)
 
     def _convert(
         self, node: gs.Node, inputs: list[Value | None], graph: Graph, scope: dict[str, Value]
     ) -> Sequence[Value]:
-        domain = "" if node.domain in (None, "ai.onnx") else node.domain
-        if domain == FUNCTION_DOMAIN:
-            node.op = op_type(node.op)
-        known = schema.find(node.op, domain, self.opset if not domain else graph.opset(domain))
-        if known is None and not has_type_rule(node.op, domain):
-            raise UnsupportedOpError(
-                f"{domain}::{node.op}" if domain else node.op,
-                f"no such op in {domain or 'ai.onnx'} opset "
-                f"{self.opset if not domain else graph.opsets.get(domain, '(not imported)')}",
-                (node.name,) if node.name else tuple(t.name for t in node.outputs[:1]),
-            )
-        attrs: dict[str, Any] = {}
-        call = OpCall(
-            node.op,
-            domain,
-            inputs,
-            attrs,
-            [t.name or graph.fresh_name(node.op) for t in node.outputs],
-            (node.name,) if node.name else tuple(t.name for t in node.outputs[:1]),
-        )
-        bodies: list[Graph] = []
-        for name, attr in node.attrs.items():
-            if isinstance(attr, gs.Graph):
-                attrs[name] = self._subgraph(call, attr, graph, scope)
-                bodies.append(attrs[name])
-            elif isinstance(attr, gs.Constant):
-                attrs[name] = self.tensors.read(attr._values.tensor)
-            else:
-                attrs[name] = attr
-        if node.op == "Constant" and not domain:
-            return [self._constant(call, graph)]
-        values = upgrade(graph, call, self.opset)
-        for body in bodies:
-            if body.owner is not None:
+        call = self._call(node, inputs, graph)
+        version = self.opset if not call.domain else graph.opset(call.domain)
+        found = schema.find(call.op_type, call.domain, version)
+        if found is None and not has_type_rule(call.op_type, call.domain):
+            name = f"{call.domain}::{call.op_type}" if call.domain else call.op_type
+            where = f"{call.domain or 'ai.onnx'} opset {version}"
+            if call.domain and call.domain not in graph.opsets:
+                where = f"domain {call.domain!r}, which the model does not import"
+            raise UnsupportedOpError(name, f"no such op in {where}", call.origin)
+        check_form(call, self.opset)
+        try:
+            call.attrs = self._attributes(node, call, graph, scope)
+            if found is not None:
+                check_call(call, found)
+            if call.op_type == "Constant" and not call.domain:
+                return [self._constant(call, graph)]
+            values = upgrade(graph, call, self.opset)
+        except _MISFITS as error:
+            raise call.invalid(f"its inputs or attributes do not fit it ({error})") from error
+        for body in call.attrs.values():
+            if isinstance(body, Graph) and body.owner is not None:
                 widen_carried(body.owner, body)
         return values
 
+    def _call(self, node: gs.Node, inputs: list[Value | None], graph: Graph) -> OpCall:
+        domain = "" if node.domain in (None, "ai.onnx") else node.domain
+        op = op_type(node.op) if domain == FUNCTION_DOMAIN else node.op
+        names = [tensor.name for tensor in node.outputs]
+        for omitted in (inputs, names):
+            while omitted and not omitted[-1]:
+                omitted.pop()
+        outputs = [name or graph.fresh_name(op) for name in names]
+        return OpCall(op, domain, inputs, {}, outputs, (_label(node),))
+
+    def _attributes(
+        self, node: gs.Node, call: OpCall, graph: Graph, scope: dict[str, Value]
+    ) -> dict[str, Any]:
+        attrs = dict(node.attrs)
+        for name, attr in node.attrs.items():
+            if isinstance(attr, gs.Constant):
+                attrs[name] = self.tensors.read(attr._values.tensor)
+            elif isinstance(attr, gs.Graph):
+                call.attrs = attrs  # the body of a Scan looks at its axes
+                attrs[name] = self._subgraph(call, attr, graph, scope)
+        return attrs
+
     def _constant(self, call: OpCall, graph: Graph) -> Value:
-        for name, attr in call.attrs.items():
-            if name == "value":
-                return graph.constant(attr, call.outputs[0])
-            if name in ("value_int", "value_ints"):
-                return graph.constant(np.array(attr, np.int64), call.outputs[0])
-            if name in ("value_float", "value_floats"):
-                return graph.constant(np.array(attr, np.float32), call.outputs[0])
-            if name in ("value_string", "value_strings"):
-                return graph.constant(np.array(attr, object), call.outputs[0])
-        raise UnsupportedOpError("Constant", "its value has an unsupported form", call.origin)
+        if len(call.attrs) != 1:
+            raise call.invalid("it must have exactly one value")
+        ((name, attr),) = call.attrs.items()
+        dtypes = {"value_int": np.int64, "value_float": np.float32, "value_string": object}
+        array = attr if name == "value" else np.array(attr, dtypes[name.removesuffix("s")])
+        return graph.constant(array, call.outputs[0])
 
     def _subgraph(
         self, call: OpCall, source: gs.Graph, parent: Graph, scope: dict[str, Value]
@@ -188,19 +209,20 @@ class _Importer:
         return graph
 
     def value(self, tensor: gs.Tensor, graph: Graph, scope: dict[str, Value], user: str) -> Value:
-        """The value called `tensor.name`; constants are read on first use."""
-        if tensor.name in scope:
-            return scope[tensor.name]
-        if not isinstance(tensor, gs.Constant):
+        """The value called `tensor.name`; constants are read on first use, and once."""
+        if isinstance(tensor, gs.Constant):
+            if id(tensor) not in self.constants:
+                self.constants[id(tensor)] = graph.constant(self._read(tensor), tensor.name)
+            return self.constants[id(tensor)]
+        if tensor.name not in scope:
             raise InvalidModelError(f"{user} reads {tensor.name!r}, which nothing computes")
+        return scope[tensor.name]
+
+    def _read(self, tensor: gs.Constant) -> np.ndarray:
         values = tensor._values
         if isinstance(values, SparseValues):
-            array = values.load()
-        else:
-            assert isinstance(values, LazyValues)
-            array = self.tensors.read(values.tensor)
-        scope[tensor.name] = graph.constant(array, tensor.name)
-        return scope[tensor.name]
+            return self.tensors.read_sparse(values.tensor)
+        return self.tensors.read(values.tensor)
 
     def type_of(self, tensor: gs.Tensor, graph: Graph) -> Type:
         """The declared type of a graph input."""
@@ -212,8 +234,15 @@ class _Importer:
         return SequenceType(type_) if tensor.type == "sequence_type" else type_
 
 
+def _label(node: gs.Node) -> str:
+    """What to call a node in front of the user."""
+    return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
+
+
 def _onnx_code(dtype: Any) -> int:
-    return dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    if isinstance(dtype, int):
+        return dtype
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def _dim(dim: Any, graph: Graph) -> Any:
@@ -222,7 +251,7 @@ def _dim(dim: Any, graph: Graph) -> Any:
     return Sym.named(dim) if isinstance(dim, str) and dim else graph.fresh_dim()
 
 
-def _in_order(nodes: Iterable[gs.Node], scope: dict[str, Value]) -> list[gs.Node]:
+def _in_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
     """The nodes, each after those that it reads from.
 
     Raises:
@@ -245,10 +274,9 @@ def _in_order(nodes: Iterable[gs.Node], scope: dict[str, Value]) -> list[gs.Node
             needs[user].discard(k)
             if not needs[user]:
                 ready.append(user)
-    nodes = list(nodes)
     if len(order) < len(nodes):
         stuck = next(nodes[k] for k, needed in enumerate(needs) if needed)
-        raise InvalidModelError(f"the graph has a cycle through node {stuck.name or stuck.op!r}")
+        raise InvalidModelError(f"the graph has a cycle through node {_label(stuck)!r}")
     return [nodes[k] for k in order]
 
 
@@ -266,14 +294,14 @@ def _names_read(node: gs.Node) -> set[str]:
 # ----------------------------------------------------------------------- export
 
 
-def to_proto(graph: Graph, writer: "Any | None" = None) -> onnx.ModelProto:
+def to_proto(graph: Graph, writer: Writer | None = None) -> onnx.ModelProto:
     """The model as ONNX, with a local function for each op of our own domain that it uses.
 
     Args:
         writer: takes `(name, array)` and returns a `TensorProto` with external data, or None to
             keep that tensor in the file. Without a writer all tensors stay in the file.
     """
-    exported = _Exporter(writer).graph(graph, {})
+    exported = Exporter(writer).graph(graph, {})
     functions = function_protos(graph)
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.opsets.items())]
     if functions and FUNCTION_DOMAIN not in graph.opsets:
@@ -289,111 +317,6 @@ def to_proto(graph: Graph, writer: "Any | None" = None) -> onnx.ModelProto:
     return model
 
 
-class _Exporter:
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
-        self.taken: set[str] = set()
-        self.labels: set[str] = set()
-
-    def graph(self, graph: Graph, names: dict[Value, gs.Tensor]) -> gs.Graph:
-        names = dict(names)
-        free = self._free_name if graph.parent is not None else str
-        inputs = [self._variable(value, free(value.name), names) for value in graph.inputs]
-        output_names = [free(name) for name in graph.output_names]
-        self.taken |= set(output_names)
-        outputs, copies = self._outputs(graph, output_names, names)
-        nodes = [self._node(node, names) for node in graph.nodes]
-        for source, target in copies:
-            tensor = self._tensor(source, names)
-            nodes.append(gs.Node("Identity", inputs=[tensor], outputs=[target]))
-        exported = gs.Graph(nodes=nodes, inputs=inputs, outputs=outputs, name=graph.name)
-        exported.opset = graph.opset()
-        return exported
-
-    def _outputs(
-        self, graph: Graph, output_names: list[str], names: dict[Value, gs.Tensor]
-    ) -> tuple[list[gs.Tensor], list[tuple[Value, gs.Tensor]]]:
-        """Output tensors under the names that the user knows, and the copies these need."""
-        outputs, copies = [], []
-        for name, value in zip(output_names, graph.outputs):
-            own = value.producer is not None and value.producer.graph is graph
-            if own and value not in names:
-                outputs.append(self._variable(value, name, names))
-                continue
-            target = gs.Variable(name, *_signature(value))
-            copies.append((value, target))
-            outputs.append(target)
-        return outputs, copies
-
-    def _variable(self, value: Value, name: str, names: dict[Value, gs.Tensor]) -> gs.Tensor:
-        tensor = gs.Variable(name, *_signature(value))
-        if isinstance(value.type, SequenceType):
-            tensor.type = "sequence_type"
-        self.taken.add(name)
-        names[value] = tensor
-        return tensor
-
-    def _free_name(self, stem: str) -> str:
-        """A name that nothing in the model has: subgraphs may not hide names around them."""
-        name, count = stem, 0
-        while not name or name in self.taken:
-            count += 1
-            name = f"{stem or 'value'}_{count}"
-        return name
-
-    def _tensor(self, value: Value, names: dict[Value, gs.Tensor]) -> gs.Tensor:
-        if value in names:
-            return names[value]
-        name = self._free_name(value.name)
-        if value.const is None:
-            return self._variable(value, name, names)
-        proto = self.writer(name, value.const) if self.writer else None
-        if proto is None:
-            proto = onnx.numpy_helper.from_array(np.ascontiguousarray(value.const).reshape(value.const.shape), name)
-        self.taken.add(name)
-        names[value] = gs.Constant(name, LazyValues(proto))
-        return names[value]
-
-    def _node(self, node: Node, names: dict[Value, gs.Tensor]) -> gs.Node:
-        inputs = [
-            gs.Variable.empty() if value is None else self._tensor(value, names)
-            for value in node.inputs
-        ]
-        outputs = [self._tensor(value, names) for value in node.outputs]
-        attrs: dict[str, Any] = {}
-        for name, attr in node.attrs.items():
-            if isinstance(attr, Graph):
-                attrs[name] = self.graph(attr, names)
-            elif isinstance(attr, np.ndarray):
-                attrs[name] = gs.Constant(name, LazyValues(onnx.numpy_helper.from_array(attr)))
-            else:
-                attrs[name] = attr
-        op = function_name(node) if node.domain == FUNCTION_DOMAIN else node.op_type
-        return gs.Node(
-            op, self._label(node), attrs, inputs, outputs, domain=node.domain or None
-        )
-
-    def _label(self, node: Node) -> str:
-        """A node name that no other node has: several may stand for the same source node."""
-        stem = label = "+".join(node.origin[:4])
-        count = 0
-        while label and label in self.labels:
-            count += 1
-            label = f"{stem}_{count}"
-        self.labels.add(label)
-        return label
-
-
-def _signature(value: Value) -> tuple[Any, Any]:
-    type_ = value.type.element if isinstance(value.type, SequenceType) else value.type
-    if not isinstance(type_, TensorType) or not type_.dtype:
-        return None, None
-    shape = None
-    if type_.shape is not None:
-        shape = [dim if isinstance(dim, int) else str(dim) for dim in type_.shape]
-    return dtype_to_onnx(type_.dtype), shape
-
-
 def save(graph: Graph, path: str | Path, *, inline_limit: int = 1 << 20) -> None:
     """Write a model file; constants over a total of `inline_limit` bytes go to `<path>.data`.
 
@@ -402,9 +325,6 @@ def save(graph: Graph, path: str | Path, *, inline_limit: int = 1 << 20) -> None
     Raises:
         OutputError: the folder is missing or not writable, or the disk is full.
     """
-    from graphopt.ir.atomic import replacing
-    from graphopt.ir.external_data import TensorWriter
-
     path = Path(path)
     total = sum(value.const.nbytes for value in graph.constants() if value.const is not None)
     if total <= inline_limit:

@@ -11,12 +11,28 @@ from collections.abc import Iterator
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node
-from graphopt.ir.types import TensorType
+from graphopt.ir.types import TensorType, Type
 
 _ALIGNED = frozenset(
     ["Add", "Sub", "Mul", "Div", "Pow", "Mod", "Max", "Min", "Sum", "Mean", "Where", "And", "Or", "Xor"]
     + ["Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "MatMul", "PRelu"]
 )
+
+
+def own_sizes(type_: Type, name: str, declared: dict[str, str]) -> Type:
+    """The type of input `name` with sizes that no other input has, until `unify_sizes` says so.
+
+    Exporters give one name to sizes that differ at run time (the number of bags and the number of
+    ids in them, say), and runtimes do not mind. `declared` says which input a name was first seen
+    at, and is extended.
+    """
+
+    def own(size: str) -> Dim | None:
+        return None if declared.setdefault(size, name) == name else Sym.named(f"{size}@{name}")
+
+    if not isinstance(type_, TensorType) or type_.shape is None:
+        return type_
+    return TensorType(type_.dtype, tuple(dims.substitute(dim, own) for dim in type_.shape))
 
 
 def unify_sizes(graph: Graph) -> dict[str, str]:

@@ -9,9 +9,7 @@ Output: float[b, dim]. Negative ids count from the end of the table, as in ONNX 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -22,15 +20,10 @@ from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Attr, Node
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.embedding_bag_body import NARROW, Body, Mode, Variant
 
 DOMAIN = "graphopt"
 OP_TYPE = "EmbeddingBag"
-Mode = Literal["sum", "mean", "max"]
-
-CHUNK = 16
-"""Ids that the function body pools at once. Bags are cut into chunks of at most this many, so that one
-long bag does not make every other bag as long; 16 measures best for bags of 1 to 1000 ids."""
-
 
 @dataclass(frozen=True)
 class EmbeddingBag:
@@ -127,235 +120,39 @@ def _embedding_bag(node: Node) -> list[Type | None]:
     return [tensor_type(table.dtype, [bags, table.dims[1]])]
 
 
-# -------------------------------------------------------------------- as an ONNX function
-
-
-@dataclass(frozen=True)
-class _Variant:
-    """What decides the form of the function body; numbers are read from the node's attributes."""
-
-    mode: Mode
-    fixed: bool
-    weighted: bool
-    padded: bool
-    csr: bool
-    filled: bool
-
-    @staticmethod
-    def of(node: Node) -> _Variant:
-        bag, ids = EmbeddingBag.of(node), node.inputs[1]
-        assert ids is not None
-        return _Variant(
-            bag.mode,
-            ids.rank == 2,
-            node.input(3) is not None,
-            bag.padding_idx is not None,
-            bag.include_last_offset and ids.rank == 1,
-            bag.empty != bag.nothing,
-        )
-
-    @property
-    def name(self) -> str:
-        flags = ("fixed", "weighted", "padded", "csr", "filled")
-        return "_".join([f"{OP_TYPE}_", self.mode, *(f for f in flags if getattr(self, f))])
-
-    @property
-    def inputs(self) -> str:
-        return "table, ids, offsets, weights" if self.weighted else "table, ids, offsets"
+def _variant(node: Node) -> Variant:
+    bag, (table, ids) = EmbeddingBag.of(node), node.inputs[:2]
+    assert table is not None and ids is not None
+    fixed, dim = ids.rank == 2, table.tensor.dims[1]
+    return Variant(
+        bag.mode,
+        fixed=fixed,
+        wide=not fixed and not (isinstance(dim, int) and dim <= NARROW),
+        weighted=node.input(3) is not None,
+        padded=bag.padding_idx is not None,
+        csr=bag.include_last_offset and not fixed,
+        filled=bag.empty != bag.nothing,
+    )
 
 
 def function_name(node: Node) -> str:
     """The name of the local function that `node` calls once exported."""
-    return _Variant.of(node).name
+    return _variant(node).name
 
 
 def function(node: Node) -> onnx.FunctionProto:
-    """The local function that says in standard ONNX (opset 18 and later) what `node` computes."""
+    """The local function that says in standard ONNX what `node` computes."""
     assert node.graph is not None
-    variant = _Variant.of(node)
-    lines = _fixed_body(variant) if variant.fixed else _ragged_body(variant)
+    variant = _variant(node)
+    body = Body(variant)
+    result = body.build()
+    inputs = "table, ids, offsets, weights" if variant.weighted else "table, ids, offsets"
     proto = onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{variant.name} ({variant.inputs}) => (result) {{\n" + "\n".join(lines) + "\n}"
+        f"{variant.name} ({inputs}) => ({result}) {{\n{body.text}\n}}"
     )
-    # The parser has no syntax for attributes with defaults, and what a caller may pass must be declared.
+    # The parser has no syntax for attributes with defaults, and what callers pass must be declared.
     declared = {"mode": variant.mode, "include_last_offset": 0, "empty": 0.0}
     proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
     proto.attribute.append("padding_idx")
     return proto
-
-
-def _constants(variant: _Variant) -> Iterator[str]:
-    yield f"""
-        zero = Constant <value_int = 0> ()
-        one = Constant <value_int = 1> ()
-        axis0 = Constant <value_ints = [0]> ()
-        axis1 = Constant <value_ints = [1]> ()
-        axis2 = Constant <value_ints = [2]> ()
-        nothing_f32 = Constant <value_float = {"-inf" if variant.mode == "max" else "0.0"}> ()
-        nothing = CastLike (nothing_f32, table)"""
-
-
-def _rows(variant: _Variant) -> Iterator[str]:
-    """`wanted` [b, k] → `rows` [b, k, dim] and, with padding, `counts` [b, k]."""
-    yield "looked_up = Gather <axis = 0> (table, wanted)"
-    if variant.weighted:
-        yield """
-        weight = Unsqueeze (wanted_weights, axis2)
-        rows = Mul (looked_up, weight)"""
-    else:
-        yield "rows = Identity (looked_up)"
-    if variant.padded:
-        # Mod takes the sign of the divisor: a negative id and the row it reads become the same number.
-        yield """
-        size = Shape <end = 1> (table)
-        wanted_64 = Cast <to = 7> (wanted)
-        wanted_row = Mod (wanted_64, size)
-        padding = Constant <value_int: int = @padding_idx> ()
-        padding_row = Mod (padding, size)
-        is_padding = Equal (wanted_row, padding_row)
-        is_other = Not (is_padding)"""
-
-
-def _result(variant: _Variant) -> Iterator[str]:
-    """`pooled` [b, dim], and `count` int64[b, 1] where it is needed → `result`."""
-    if variant.mode == "mean":
-        yield """
-        divisor_64 = Max (count, one)
-        divisor = CastLike (divisor_64, table)
-        mean = Div (pooled, divisor)"""
-    total = "mean" if variant.mode == "mean" else "pooled"
-    if variant.filled:
-        yield f"""
-        empty_f32 = Constant <value_float: float = @empty> ()
-        empty = CastLike (empty_f32, table)
-        is_empty = Equal (count, zero)
-        result = Where (is_empty, empty, {total})"""
-    else:
-        yield f"result = Identity ({total})"
-
-
-def _fixed_body(variant: _Variant) -> Iterator[str]:
-    """ids [b, k]: look up, mask, reduce."""
-    yield from _constants(variant)
-    yield "wanted = Identity (ids)"
-    if variant.weighted:
-        yield "wanted_weights = Identity (weights)"
-    yield from _rows(variant)
-    if variant.padded:
-        yield """
-        mask = Unsqueeze (is_other, axis2)
-        kept = Where (mask, rows, nothing)
-        counted = Cast <to = 7> (is_other)
-        count = ReduceSum <keepdims = 1> (counted, axis1)"""
-    else:
-        yield """
-        kept = Identity (rows)
-        count = Shape <start = 1> (ids)"""
-    reduce = "ReduceMax" if variant.mode == "max" else "ReduceSum"
-    yield f"pooled = {reduce} <keepdims = 0> (kept, axis1)"
-    yield from _result(variant)
-
-
-def _ragged_body(variant: _Variant) -> Iterator[str]:
-    """ids [n] and offsets: cut the bags into chunks, pool each chunk, pool the chunks of each bag.
-
-    The chunks [c, CHUNK] are dense, so that one Gather and one reduction do most of the work, and at
-    most CHUNK times as large as the ids. ScatterElements combines in order; ScatterND is not used
-    because ONNX Runtime lets threads race where two updates meet.
-    """
-    yield from _constants(variant)
-    yield from _bounds(variant)
-    yield from _chunks()
-    yield """
-        position = Add (chunk_start_column, lane)
-        inside = Less (position, chunk_end_column)
-        safe = Where (inside, position, zero)
-        wanted = Gather (ids, safe)"""
-    if variant.weighted:
-        yield "wanted_weights = Gather (weights, safe)"
-    yield from _rows(variant)
-    yield "counts = And (inside, is_other)" if variant.padded else "counts = Identity (inside)"
-    yield from _pooled_chunks(variant)
-    yield from _result(variant)
-
-
-def _bounds(variant: _Variant) -> Iterator[str]:
-    """`start`, `end` and `length` of every bag [b]."""
-    yield """
-        bounds = Cast <to = 7> (offsets)
-        last = Constant <value_ints = [-1]> ()
-        far = Constant <value_ints = [9223372036854775807]> ()"""
-    if variant.csr:
-        yield """
-        start = Slice (bounds, axis0, last)
-        end = Slice (bounds, axis1, far)"""
-    else:
-        yield """
-        n = Shape (ids)
-        start = Identity (bounds)
-        closed = Concat <axis = 0> (bounds, n)
-        end = Slice (closed, axis1, far)"""
-    yield "length = Sub (end, start)"
-
-
-def _chunks() -> Iterator[str]:
-    """The `bag`, start and end of every chunk [c]; `lane` [k] counts up to the longest chunk."""
-    yield f"""
-        chunk = Constant <value_int = {CHUNK}> ()
-        chunk_less_one = Constant <value_int = {CHUNK - 1}> ()
-        rounded = Add (length, chunk_less_one)
-        chunks = Div (rounded, chunk)
-        chunks_so_far = CumSum (chunks, zero)
-        first_chunk = Sub (chunks_so_far, chunks)
-        total = ReduceSum <keepdims = 1> (chunks, axis0)
-        total_and_one = Add (total, one)
-        no_marks = ConstantOfShape <value = int64[1] {{0}}> (total_and_one)
-        bags = Shape (start)
-        ones = ConstantOfShape <value = int64[1] {{1}}> (bags)
-        marks = ScatterElements <axis = 0, reduction = "add"> (no_marks, first_chunk, ones)
-        begun = CumSum (marks, zero)
-        begun_at = Slice (begun, axis0, total)
-        bag = Sub (begun_at, one)
-        chunk_total = Squeeze (total, axis0)
-        number = Range (zero, chunk_total, one)
-        number_of_first = Gather (first_chunk, bag)
-        rank = Sub (number, number_of_first)
-        skipped = Mul (rank, chunk)
-        bag_start = Gather (start, bag)
-        bag_end = Gather (end, bag)
-        chunk_start = Add (bag_start, skipped)
-        chunk_limit = Add (chunk_start, chunk)
-        chunk_end = Min (chunk_limit, bag_end)
-        chunk_length = Sub (chunk_end, chunk_start)
-        longest = ReduceMax <keepdims = 0> (chunk_length, axis0)
-        lane = Range (zero, longest, one)
-        chunk_start_column = Unsqueeze (chunk_start, axis1)
-        chunk_end_column = Unsqueeze (chunk_end, axis1)"""
-
-
-def _pooled_chunks(variant: _Variant) -> Iterator[str]:
-    """`rows` and `counts` of the chunks → `pooled` [b, dim] and `count` [b, 1]."""
-    reduce, combine = ("ReduceMax", "max") if variant.mode == "max" else ("ReduceSum", "add")
-    yield f"""
-        mask = Unsqueeze (counts, axis2)
-        kept = Where (mask, rows, nothing)
-        pooled_chunk = {reduce} <keepdims = 0> (kept, axis1)
-        dim = Shape <start = 1> (table)
-        result_shape = Concat <axis = 0> (bags, dim)
-        unpooled = Expand (nothing, result_shape)
-        bag_column = Unsqueeze (bag, axis1)
-        chunk_shape = Shape (pooled_chunk)
-        target = Expand (bag_column, chunk_shape)
-        pooled = ScatterElements <axis = 0, reduction = "{combine}"> (unpooled, target, pooled_chunk)"""
-    if not (variant.mode == "mean" or variant.filled):
-        return
-    if variant.padded:
-        yield """
-        counted = Cast <to = 7> (counts)
-        chunk_count = ReduceSum <keepdims = 0> (counted, axis1)
-        no_counts = ConstantOfShape <value = int64[1] {0}> (bags)
-        bag_count = ScatterElements <axis = 0, reduction = "add"> (no_counts, bag, chunk_count)
-        count = Unsqueeze (bag_count, axis1)"""
-    else:
-        yield "count = Unsqueeze (length, axis1)"

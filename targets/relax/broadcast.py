@@ -11,7 +11,7 @@ from tvm import relax, te, tirx
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.relax import scalar
-from graphopt.targets.relax.lowering import Check, Lowering, int64
+from graphopt.targets.relax.lowering import Check, Lowering, compute, int64
 
 Indices = tuple[Any, ...]
 Read = Callable[[Indices], Any]
@@ -69,13 +69,13 @@ def elementwise(
         checks += needed
         reads.append(_reader(len(args) - 1, to_source))
 
-    def compute(*tensors: te.Tensor) -> te.Tensor:
+    def emit(*tensors: te.Tensor) -> te.Tensor:
         def element(*indices: Any) -> Any:
             return scalar.cast(function(*(read(tensors, indices) for read in reads)), dtype)
 
-        return te.compute(lower.shape(node.output), element, name=node.op_type.lower())
+        return compute(lower.shape(node.output), element, name=node.op_type.lower())
 
-    return lower.te(compute, *args, checks=checks)
+    return lower.te(emit, *args, checks=checks)
 
 
 def _reader(position: int, to_source: Callable[[Indices], list[Any]]) -> Callable[..., Any]:

@@ -192,12 +192,19 @@ class Lowering:
 
     def bind_size(self, name: str, scalar: relax.Expr) -> tirx.Var:
         """Let the size called `name` be what an int64 tensor of one element holds at run time."""
-        flat = self.reshape(scalar, [1])
-        size = tirx.Var(_identifier(name), "int64")
-        as_shape = self.bb.emit(relax.op.tensor_to_shape(flat))
-        self.bb.match_cast(as_shape, relax.ShapeType([size]))
-        self._sizes[name] = size
-        return size
+        return self.bind_sizes([name], self.reshape(scalar, [1]))[0]
+
+    def bind_sizes(self, names: Sequence[str], vector: relax.Expr) -> list[tirx.Var]:
+        """Let the sizes called `names` be the elements of an int64 vector at run time."""
+        sizes = [tirx.Var(_identifier(name), "int64") for name in names]
+        shape = self.bb.emit(relax.op.tensor_to_shape(vector))
+        self.bb.match_cast(shape, relax.ShapeType(sizes))
+        self._sizes.update(zip(names, sizes))
+        return sizes
+
+    def fresh_size(self, stem: str) -> str:
+        """A name for `bind_sizes` that no other size has."""
+        return f"{stem}.{len(self._sizes)}"
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """The error that the node being lowered cannot be compiled, for the caller to raise."""
@@ -303,9 +310,7 @@ class Lowering:
         for expr in exprs:
             computed = isinstance(expr, relax.Var) and self.bb.lookup_binding(expr) is not None
             if expr in taken or not computed:
-                expr = self.te(
-                    lambda x: te.compute(x.shape, lambda *i: x(*i), name="copy"), expr, name="copy"
-                )
+                expr = self.te(lambda x: compute(x.shape, x, "copy"), expr, name="copy")
             taken.add(expr)
             result.append(expr)
         return result
@@ -367,7 +372,7 @@ class Lowering:
             return expr
 
         def bits(x: te.Tensor) -> te.Tensor:
-            return te.compute(x.shape, lambda *i: bitcast(x(*i), dtype), name="bits")
+            return compute(x.shape, lambda *i: bitcast(x(*i), dtype), "bits")
 
         return self.te(bits, expr, name="bits")
 
@@ -388,7 +393,7 @@ class Lowering:
                 chosen = tirx.if_then_else(flat == k, elements[k].astype(value.dtype), chosen)
             return chosen
 
-        return self.te(lambda: te.compute(content.shape, element, name="sizes"), name="sizes")
+        return self.te(lambda: compute(content.shape, element, "sizes"), name="sizes")
 
 
 def _outside(dtype: str) -> str:
@@ -402,6 +407,11 @@ def _outside(dtype: str) -> str:
 def int64(size: Any) -> Any:
     """A size as a PrimExpr."""
     return tirx.IntImm("int64", int(size)) if isinstance(size, (int, bool)) else size
+
+
+def compute(shape: Sequence[Any], element: Callable[..., Any], name: str = "compute") -> te.Tensor:
+    """`te.compute` whose indices are int64 for static shapes too, as those of symbolic ones are."""
+    return te.compute([int64(size) for size in shape], element, name=name)
 
 
 def _needed(graph: Graph) -> list[Node]:

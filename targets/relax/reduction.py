@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 
 from graphopt.targets.relax import scalar
-from graphopt.targets.relax.lowering import Lowering, int64
+from graphopt.targets.relax.lowering import compute, int64
 
 Reducer = Callable[..., Any]
 
@@ -22,52 +23,69 @@ least: Reducer = te.comm_reducer(
 )
 
 
-def reduced(
-    read: Callable[..., Any],
-    shape: Sequence[Any],
-    axes: Sequence[int],
-    reducer: Reducer,
-    name: str,
-    *,
-    keepdims: bool = True,
-) -> te.Tensor:
-    """`read(*indices)` over `shape`, reduced over `axes`, which stay with size 1 if `keepdims`."""
-    loops = {axis: te.reduce_axis((0, int64(shape[axis])), f"k{axis}") for axis in axes}
-    kept = [1 if axis in loops else size for axis, size in enumerate(shape)]
-    if not keepdims:
-        kept = [size for axis, size in enumerate(shape) if axis not in loops]
+@dataclass(frozen=True)
+class Region:
+    """What a reduction reads, axis by axis.
 
-    def element(*indices: Any) -> Any:
-        position = iter(indices)
-        full = []
-        for axis in range(len(shape)):
-            own = next(position) if keepdims or axis not in loops else None
-            full.append(loops[axis].var if axis in loops else own)
-        value = read(*full)
-        return reducer(value, axis=list(loops.values())) if loops else value
+    Attributes:
+        axes: the axes that are looped over; all of them where the choice is made at run time.
+        kept: the size of each axis after the reduction (1 where it is reduced).
+        looped: how many elements each of `axes` is reduced over (1 where it is kept).
+    """
 
-    return te.compute(kept, element, name=name)
+    axes: tuple[int, ...]
+    kept: tuple[Any, ...]
+    looped: tuple[Any, ...]
+
+    @staticmethod
+    def over(shape: Sequence[Any], axes: Sequence[int]) -> Region:
+        """The region of a reduction of `shape` over `axes` (which may count from the back)."""
+        found = tuple(sorted({axis % len(shape) for axis in axes})) if shape else ()
+        kept = tuple(1 if axis in found else size for axis, size in enumerate(shape))
+        return Region(found, kept, tuple(shape[axis] for axis in found))
+
+    @property
+    def count(self) -> Any:
+        """How many elements make one, as an int64 expression."""
+        size: Any = int64(1)
+        for extent in self.looped:
+            size = size * int64(extent)
+        return size
+
+    def reduce(
+        self, read: Callable[..., Any], reducer: Reducer, name: str, *, keepdims: bool = True
+    ) -> te.Tensor:
+        """`read(*indices)`, reduced; without `keepdims` the reduced axes are left out."""
+        loops = [te.reduce_axis((0, int64(size)), f"k{a}") for a, size in zip(self.axes, self.looped)]
+        loop = dict(zip(self.axes, loops))
+        left = [a for a in range(len(self.kept)) if keepdims or a not in loop]
+
+        def element(*indices: Any) -> Any:
+            full = dict(zip(left, indices))
+            for axis, own in loop.items():
+                # One of the two is 0: an axis is either reduced or kept.
+                full[axis] = own.var if _is_one(self.kept[axis]) else full[axis] + own.var
+            value = read(*(full[axis] for axis in range(len(self.kept))))
+            return reducer(value, axis=loops) if loops else value
+
+        return compute([self.kept[a] for a in left], element, name=name)
+
+    def at(self, reduced: te.Tensor, indices: Sequence[Any]) -> Any:
+        """The element of what `reduce` gave (with `keepdims`) that belongs to a full index."""
+        return reduced(*(self._kept_index(axis, i) for axis, i in enumerate(indices)))
+
+    def _kept_index(self, axis: int, index: Any) -> Any:
+        if axis not in self.axes:
+            return index
+        single = _is_one(self.kept[axis])
+        return int64(0) if single else tirx.min(index, self.kept[axis] - int64(1))
 
 
-def count(lower: Lowering, shape: Sequence[Any], axes: Sequence[int]) -> Any:
-    """How many elements one reduction over `axes` covers, as an int64 expression."""
-    size: Any = int64(1)
-    for axis in axes:
-        size = size * int64(shape[axis])
-    return size
-
-
-def at(tensor: te.Tensor, axes: Sequence[int], indices: Sequence[Any]) -> Any:
-    """The element of a reduced tensor (with `keepdims`) that belongs to a full index."""
-    return tensor(*(int64(0) if axis in axes else i for axis, i in enumerate(indices)))
+def _is_one(size: Any) -> bool:
+    return isinstance(size, int) and size == 1
 
 
 def working(tensor: te.Tensor) -> Callable[..., Any]:
     """Reads elements of `tensor` in their working dtype."""
     dtype = scalar.working_dtype(str(tensor.dtype))
     return lambda *indices: scalar.cast(tensor(*indices), dtype)
-
-
-def axes_of(rank: int, axes: Sequence[int]) -> list[int]:
-    """Axes counted from the front, in order."""
-    return sorted({axis % rank for axis in axes}) if rank else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 import pytest
 
 from graphopt.analysis.cost import (
@@ -17,21 +16,16 @@ from graphopt.analysis.cost import (
     node_cost,
     parameters,
 )
-from graphopt.ir import onnx_io
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph, Node
+from graphopt.testing import parse
 
 F32, I64 = 4, 8
 
 
-def graph_of(text: str, opset: int = 20) -> Graph:
-    header = f'<ir_version: 9, opset_import: ["" : {opset}]> g '
-    return onnx_io.from_proto(onnx.parser.parse_model(header + text))
-
-
 def cost(text: str, **sizes: int) -> Cost:
     """The cost of the last node."""
-    nodes = list(costs(graph_of(text), sizes))
+    nodes = list(costs(parse(text), sizes))
     found = nodes[-1][1]
     assert found is not None
     return found
@@ -153,7 +147,7 @@ def test_loop_of_unknown_length_is_unknown() -> None:
             t = Add(s, s)
         }>(n, yes, x)
     }"""
-    ((_, found),) = costs(graph_of(text), {})
+    ((_, found),) = costs(parse(text), {})
     assert found is None
 
 
@@ -175,12 +169,12 @@ def test_scan_costs_its_body_times_its_length() -> None:
 
 
 def test_data_dependent_sizes_are_unknown() -> None:
-    nodes = list(costs(graph_of("(float[N] x) => (int64[1,K] y) { y = NonZero(x) }"), {"N": 3}))
+    nodes = list(costs(parse("(float[N] x) => (int64[1,K] y) { y = NonZero(x) }"), {"N": 3}))
     assert nodes[0][1] is None
 
 
 def test_costs_stay_symbolic() -> None:
-    graph = graph_of("(float[N,5] x, float[5,7] w) => (float[N,7] y) { y = MatMul(x, w) }")
+    graph = parse("(float[N,5] x, float[5,7] w) => (float[N,7] y) { y = MatMul(x, w) }")
     (node,) = graph.nodes
     found = node_cost(node)
     assert found.flops == 70 * Sym.named("N")
@@ -230,3 +224,17 @@ def test_parameters_are_counted_once_and_indices_not_at_all() -> None:
     exponent = graph.constant(np.array(2.0, np.float32))
     assert parameters([a, b, quantized, ids, exponent]) == 12 + 5
     assert not is_parameter(ids)
+
+
+@pytest.mark.parametrize(("mode", "weighted", "flops"), [
+    ("sum", False, 12 * 16),
+    ("mean", False, 12 * 16 + 4 * 16),
+    ("sum", True, 2 * 12 * 16),
+])  # fmt: skip
+def test_embedding_bag_reads_the_rows_of_its_ids(mode: str, weighted: bool, flops: int) -> None:
+    inputs = "float[9999,16] t, int64[I] ids, int64[N] o" + (", float[I] w" if weighted else "")
+    call = f'graphopt.EmbeddingBag<mode="{mode}">(t, ids, o{", w" if weighted else ""})'
+    graph = parse(f"({inputs}) => (float[N,16] y) {{ y = {call} }}")
+    ((_, found),) = costs(graph, {"I": 12, "N": 4})
+    read = F32 * 12 * 16 + I64 * (12 + 4) + (F32 * 12 if weighted else 0)
+    assert found == Cost(flops, read, F32 * 4 * 16)

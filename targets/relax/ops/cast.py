@@ -9,7 +9,7 @@ from tvm import relax, te
 
 from graphopt.ir.graph import Node
 from graphopt.targets.relax import scalar
-from graphopt.targets.relax.lowering import Lowering, lowers
+from graphopt.targets.relax.lowering import Lowering, compute, lowers
 
 
 def _convert(
@@ -21,10 +21,10 @@ def _convert(
         return lower.expr(source)
     shape = lower.shape(node.output)
 
-    def compute(x: te.Tensor) -> te.Tensor:
-        return te.compute(shape, lambda *i: function(x(*i), dtype), name="cast")
+    def emit(x: te.Tensor) -> te.Tensor:
+        return compute(shape, lambda *i: function(x(*i), dtype), name="cast")
 
-    return lower.te(compute, lower.expr(source))
+    return lower.te(emit, lower.expr(source))
 
 
 @lowers("Cast", "CastLike")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -12,7 +12,8 @@ from graphopt.ir.content import known_ints
 from graphopt.ir.dims import product as dim_product
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.relax import reduction, scalar
-from graphopt.targets.relax.lowering import Lowering, int64, lowers
+from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
+from graphopt.targets.relax.reduction import Region
 from graphopt.targets.relax.scalar import const, dtype_of
 
 Scalar = Any
@@ -47,42 +48,87 @@ def _working(op: str, dtype: str) -> str:
     return "int64" if op == "ReduceMean" else dtype
 
 
-def _axes(lower: Lowering, node: Node, data: Value) -> list[int]:
-    """The axes that a Reduce op reduces over.
-
-    Raises:
-        UnsupportedOpError: they are known only at run time.
-    """
-    rank = len(lower.shape(data))
-    given = node.input(1)
-    axes = [] if given is None else known_ints(given.content)
+def _region(lower: Lowering, node: Node, data: Value) -> Region:
+    """The region that a Reduce op works on; axes given at run time make its sizes run-time values."""
+    shape, given = lower.shape(data), node.input(1)
+    axes = [] if given is None or given.shape == (0,) else known_ints(given.content)
     if axes is None:
-        raise lower.unsupported("its axes are known only at run time")
-    if not axes:
-        return [] if node.attr("noop_with_empty_axes") else list(range(rank))
-    return reduction.axes_of(rank, axes)
+        return _runtime_region(lower, node, shape)
+    if not axes and not node.attr("noop_with_empty_axes"):
+        axes = list(range(len(shape)))
+    return Region.over(shape, axes)
+
+
+def _runtime_region(lower: Lowering, node: Node, shape: list[Any]) -> Region:
+    """Binds the sizes of the node's output to what its axes say."""
+    axes = node.inputs[1]
+    assert axes is not None
+    (given,), rank = lower.shape(axes), len(shape)
+    if not isinstance(given, int):
+        raise lower.unsupported("how many axes it has is known only at run time")
+
+    def sizes(chosen: te.Tensor) -> te.Tensor:
+        gone = [_contains(chosen, given, rank, axis) for axis in range(rank)]
+        one, full = int64(1), [int64(size) for size in shape]
+        kept = [tirx.Select(gone[k], one, full[k]) for k in range(rank)]
+        looped = [tirx.Select(gone[k], full[k], one) for k in range(rank)]
+        elements = kept + looped + ([] if node.attr("keepdims") else _pruned(gone, full, given))
+        return compute((len(elements),), lambda i: _chosen(elements, i), name="sizes")
+
+    names = [lower.fresh_size(f"{part}{k}") for part in ("kept", "looped") for k in range(rank)]
+    outer = [str(dim) for dim in node.output.tensor.dims]
+    if node.attr("keepdims"):
+        bound = lower.bind_sizes([*outer, *names[rank:]], lower.te(sizes, lower.expr(axes)))
+    else:
+        bound = lower.bind_sizes([*names, *outer], lower.te(sizes, lower.expr(axes)))
+    return Region(tuple(range(rank)), tuple(bound[:rank]), tuple(bound[rank : 2 * rank]))
+
+
+def _contains(axes: te.Tensor, count: int, rank: int, axis: int) -> Scalar:
+    """Whether run-time `axes` include `axis`."""
+    tests = [tirx.EQ(axes(k), const(a, "int64")) for k in range(count) for a in (axis, axis - rank)]
+    return tirx.any(*tests)
+
+
+def _pruned(gone: list[Scalar], full: list[Scalar], count: int) -> list[Scalar]:
+    """The sizes that are left when `count` of the axes are gone."""
+    left, before = [], const(0, "int64")
+    places = []
+    for flag in gone:
+        places.append(before)
+        before = before + tirx.Select(flag, const(0, "int64"), const(1, "int64"))
+    for k in range(len(full) - count):
+        size: Any = const(0, "int64")
+        for flag, place, extent in zip(gone, places, full):
+            here = tirx.all(tirx.Not(flag), tirx.EQ(place, const(k, "int64")))
+            size = tirx.Select(here, extent, size)
+        left.append(size)
+    return left
+
+
+def _chosen(elements: list[Scalar], index: Any) -> Scalar:
+    """Element `index` of a short list."""
+    result = elements[-1]
+    for k in reversed(range(len(elements) - 1)):
+        result = tirx.Select(tirx.EQ(index, int64(k)), elements[k], result)
+    return result
 
 
 @lowers(*_PLAIN, *_REDUCER)
 def _reduce(lower: Lowering, node: Node) -> relax.Expr:
     data, op = _data(node), node.op_type
-    axes, shape, dtype = _axes(lower, node, data), lower.shape(data), node.output.dtype
+    region, dtype = _region(lower, node, data), node.output.dtype
     work = _working(op, lower.checked_dtype(dtype))
     before, after = _BEFORE.get(op, lambda x: x), _AFTER.get(op)
     reducer = _REDUCER.get(op, reduction.total)
 
     def reduce(x: te.Tensor) -> te.Tensor:
-        def read(*i: Any) -> Scalar:
-            return before(scalar.cast(x(*i), work))
-
-        keepdims = bool(node.attr("keepdims"))
-        return reduction.reduced(read, shape, axes, reducer, "reduce", keepdims=keepdims)
+        return region.reduce(lambda *i: before(scalar.cast(x(*i), work)), reducer, "reduce")
 
     result = lower.te(reduce, lower.expr(data))
-    if after is None and work == dtype:
-        return result
-    elements = reduction.count(lower, shape, axes)
-    return _each(lower, result, dtype, lambda x: after(x, elements) if after else x)
+    if after is not None or work != dtype:
+        result = _each(lower, result, dtype, lambda x: after(x, region.count) if after else x)
+    return result if node.attr("keepdims") else lower.reshape(result, lower.shape(node.output))
 
 
 def _data(node: Node) -> Value:
@@ -96,80 +142,72 @@ def _each(
 ) -> relax.Expr:
     """Emit `function` of every element of `x`, as `dtype`."""
 
-    def compute(t: te.Tensor) -> te.Tensor:
-        return te.compute(
+    def emit(t: te.Tensor) -> te.Tensor:
+        return compute(
             t.shape, lambda *i: scalar.cast(function(t(*i)), dtype), name="finish"
         )
 
-    return lower.te(compute, x)
+    return lower.te(emit, x)
 
 
 @lowers("ReduceLogSumExp")
 def _reduce_log_sum_exp(lower: Lowering, node: Node) -> relax.Expr:
     data, dtype = _data(node), node.output.dtype
-    axes, shape = _axes(lower, node, data), lower.shape(data)
+    region = _region(lower, node, data)
     work = _working(node.op_type, lower.checked_dtype(dtype))
-    target = lower.shape(node.output)
-    keepdims = bool(node.attr("keepdims"))
 
-    def compute(x: te.Tensor) -> te.Tensor:
+    def emit(x: te.Tensor) -> te.Tensor:
         def read(*i: Any) -> Scalar:
             return scalar.cast(x(*i), work)
 
-        peak = reduction.reduced(read, shape, axes, reduction.greatest, "peak")
+        peak = region.reduce(read, reduction.greatest, "peak")
 
         # Without a finite peak (all -inf, an inf, a NaN, nothing at all) nothing is subtracted.
-        def offset(*i: Any) -> Scalar:
-            top = reduction.at(peak, axes, i)
+        def offset(top: Scalar) -> Scalar:
             finite = tirx.abs(top) <= const(_LARGEST[work], work)
             return tirx.Select(finite, top, const(0, work))
 
-        sums = reduction.reduced(
-            lambda *i: tirx.exp(read(*i) - offset(*i)), shape, axes, reduction.total, "sums"
+        def power(*i: Any) -> Scalar:
+            return tirx.exp(read(*i) - offset(region.at(peak, i)))
+
+        sums = region.reduce(power, reduction.total, "sums")
+        return compute(
+            region.kept,
+            lambda *i: scalar.cast(tirx.log(sums(*i)) + offset(peak(*i)), dtype),
+            name="log_sum_exp",
         )
 
-        def element(*i: Any) -> Scalar:
-            full = list(i) if keepdims else _with_ones(i, axes, len(shape))
-            value = tirx.log(reduction.at(sums, axes, full)) + offset(*full)
-            return scalar.cast(value, dtype)
-
-        return te.compute(target, element, name="log_sum_exp")
-
-    return lower.te(compute, lower.expr(data))
+    result = lower.te(emit, lower.expr(data))
+    return result if node.attr("keepdims") else lower.reshape(result, lower.shape(node.output))
 
 
 _LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 
 
-def _with_ones(indices: Sequence[Any], axes: Sequence[int], rank: int) -> list[Any]:
-    position = iter(indices)
-    return [int64(0) if axis in axes else next(position) for axis in range(rank)]
-
-
 @lowers("ArgMax", "ArgMin")
 def _arg(lower: Lowering, node: Node) -> relax.Expr:
     data = _data(node)
-    shape, dtype = lower.shape(data), scalar.working_dtype(lower.checked_dtype(data.dtype))
-    axes = reduction.axes_of(len(shape), [node.attr("axis")])
+    dtype = scalar.working_dtype(lower.checked_dtype(data.dtype))
+    region = Region.over(lower.shape(data), [node.attr("axis")])
     extreme = reduction.greatest if node.op_type == "ArgMax" else reduction.least
     last, keepdims = bool(node.attr("select_last_index")), bool(node.attr("keepdims"))
 
-    def compute(x: te.Tensor) -> te.Tensor:
+    def emit(x: te.Tensor) -> te.Tensor:
         read = reduction.working(x)
-        best = reduction.reduced(read, shape, axes, extreme, "best")
+        best = region.reduce(read, extreme, "best")
 
         def position(*i: Any) -> Scalar:
-            value, wanted = read(*i), reduction.at(best, axes, i)
-            found = tirx.EQ(value, wanted)
+            value = read(*i)
+            found = tirx.EQ(value, region.at(best, i))
             if scalar.is_float(dtype):  # the extreme of values with a NaN is the NaN
                 found = tirx.any(found, tirx.isnan(value))
             miss = const(-1 if last else scalar.highest("int64"), "int64")
-            return tirx.Select(found, i[axes[0]].astype("int64"), miss)
+            return tirx.Select(found, i[region.axes[0]], miss)
 
         pick = reduction.greatest if last else reduction.least
-        return reduction.reduced(position, shape, axes, pick, "position", keepdims=keepdims)
+        return region.reduce(position, pick, "position", keepdims=keepdims)
 
-    return lower.te(compute, lower.expr(data))
+    return lower.te(emit, lower.expr(data))
 
 
 # ------------------------------------------------------------------ running sums
@@ -177,18 +215,35 @@ def _arg(lower: Lowering, node: Node) -> relax.Expr:
 
 @lowers("CumSum")
 def _cumsum(lower: Lowering, node: Node) -> relax.Expr:
-    data, given = _data(node), node.inputs[1]
-    assert given is not None
-    axes = known_ints(given.content)
-    if axes is None:
-        raise lower.unsupported("its axis is known only at run time")
-    sizes, dtype = data.tensor.dims, lower.checked_dtype(data.dtype)
-    axis = axes[0] % len(sizes)
-    flat = [dim_product(sizes[:axis]), sizes[axis], dim_product(sizes[axis + 1 :])]
-    shape = [lower.dim(dim) for dim in flat]
+    data, dtype = _data(node), lower.checked_dtype(node.output.dtype)
+    shape = _around_axis(lower, node, data)
     kernel = _running_sum(dtype, bool(node.attr("exclusive")), bool(node.attr("reverse")))
     (result,) = lower.kernel(kernel, [lower.reshape(lower.expr(data), shape)], [(shape, dtype)])
     return lower.reshape(result, lower.shape(node.output))
+
+
+def _around_axis(lower: Lowering, node: Node, data: Value) -> list[Any]:
+    """The sizes before, of and after the axis that input 1 gives, possibly at run time."""
+    sizes, given = data.tensor.dims, node.inputs[1]
+    assert given is not None
+    axes = known_ints(given.content)
+    if axes is not None:
+        axis = axes[0] % len(sizes)
+        flat = [dim_product(sizes[:axis]), sizes[axis], dim_product(sizes[axis + 1 :])]
+        return [lower.dim(dim) for dim in flat]
+    rank, full = len(sizes), [int64(size) for size in lower.shape(data)]
+
+    def around(chosen: te.Tensor) -> te.Tensor:
+        axis = chosen(0).astype("int64")
+        at = tirx.Select(axis < int64(0), axis + int64(rank), axis)
+        parts: list[Any] = [int64(1), int64(1), int64(1)]
+        for k, size in enumerate(full):
+            for part, here in enumerate((int64(k) < at, tirx.EQ(int64(k), at), int64(k) > at)):
+                parts[part] = parts[part] * tirx.Select(here, size, int64(1))
+        return compute((3,), lambda i: _chosen(parts, i), name="sizes")
+
+    names = [lower.fresh_size(part) for part in ("outer", "length", "inner")]
+    return lower.bind_sizes(names, lower.te(around, lower.reshape(lower.expr(given), [1])))
 
 
 def _running_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
@@ -219,61 +274,59 @@ def _running_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
 # --------------------------------------------------------------------- softmax
 
 
-def _softmax_axes(lower: Lowering, node: Node) -> list[int]:
-    return reduction.axes_of(len(lower.shape(_data(node))), [node.attr("axis", -1)])
+def _along_axis(lower: Lowering, node: Node) -> Region:
+    return Region.over(lower.shape(_data(node)), [node.attr("axis", -1)])
 
 
 @lowers("Softmax", "LogSoftmax")
 def _softmax(lower: Lowering, node: Node) -> relax.Expr:
-    data, axes = _data(node), _softmax_axes(lower, node)
+    data, region = _data(node), _along_axis(lower, node)
     shape, dtype = lower.shape(data), lower.checked_dtype(data.dtype)
 
-    def compute(x: te.Tensor) -> te.Tensor:
+    def emit(x: te.Tensor) -> te.Tensor:
         read = reduction.working(x)
-        peak = reduction.reduced(read, shape, axes, reduction.greatest, "peak")
+        peak = region.reduce(read, reduction.greatest, "peak")
 
         def shifted(*i: Any) -> Scalar:
-            return read(*i) - reduction.at(peak, axes, i)
+            return read(*i) - region.at(peak, i)
 
         if node.op_type == "LogSoftmax":
-            sums = reduction.reduced(
-                lambda *i: tirx.exp(shifted(*i)), shape, axes, reduction.total, "sums"
-            )
+            sums = region.reduce(lambda *i: tirx.exp(shifted(*i)), reduction.total, "sums")
 
             def element(*i: Any) -> Scalar:
-                return shifted(*i) - tirx.log(reduction.at(sums, axes, i))
+                return shifted(*i) - tirx.log(region.at(sums, i))
 
         else:
-            powers = te.compute(shape, lambda *i: tirx.exp(shifted(*i)), name="powers")
-            sums = reduction.reduced(powers, shape, axes, reduction.total, "sums")
+            powers = compute(shape, lambda *i: tirx.exp(shifted(*i)), name="powers")
+            sums = region.reduce(powers, reduction.total, "sums")
 
             def element(*i: Any) -> Scalar:
-                return powers(*i) / reduction.at(sums, axes, i)
+                return powers(*i) / region.at(sums, i)
 
-        return te.compute(shape, lambda *i: scalar.cast(element(*i), dtype), name="softmax")
+        return compute(shape, lambda *i: scalar.cast(element(*i), dtype), name="softmax")
 
-    return lower.te(compute, lower.expr(data))
+    return lower.te(emit, lower.expr(data))
 
 
 @lowers("Hardmax")
 def _hardmax(lower: Lowering, node: Node) -> relax.Expr:
-    data, axes = _data(node), _softmax_axes(lower, node)
+    data, region = _data(node), _along_axis(lower, node)
     shape, dtype = lower.shape(data), lower.checked_dtype(data.dtype)
+    (axis,) = region.axes
 
-    def compute(x: te.Tensor) -> te.Tensor:
+    def emit(x: te.Tensor) -> te.Tensor:
         read = reduction.working(x)
-        peak = reduction.reduced(read, shape, axes, reduction.greatest, "peak")
+        peak = region.reduce(read, reduction.greatest, "peak")
 
         def position(*i: Any) -> Scalar:
-            found = tirx.any(tirx.EQ(read(*i), reduction.at(peak, axes, i)), tirx.isnan(read(*i)))
-            return tirx.Select(found, i[axes[0]].astype("int64"), const(2**62, "int64"))
+            found = tirx.any(tirx.EQ(read(*i), region.at(peak, i)), tirx.isnan(read(*i)))
+            return tirx.Select(found, i[axis], const(scalar.highest("int64"), "int64"))
 
-        first = reduction.reduced(position, shape, axes, reduction.least, "first")
+        first = region.reduce(position, reduction.least, "first")
 
         def element(*i: Any) -> Scalar:
-            chosen = tirx.EQ(reduction.at(first, axes, i), i[axes[0]].astype("int64"))
-            return scalar.cast(chosen, dtype)
+            return scalar.cast(tirx.EQ(region.at(first, i), i[axis]), dtype)
 
-        return te.compute(shape, element, name="hardmax")
+        return compute(shape, element, name="hardmax")
 
-    return lower.te(compute, lower.expr(data))
+    return lower.te(emit, lower.expr(data))

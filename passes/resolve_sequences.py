@@ -1,0 +1,116 @@
+"""Sequences of tensors whose construction is known, taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from graphopt.ir.graph import Graph, Node, Value
+from graphopt.passes._inline import replace
+from graphopt.passes._shapes import ints_of
+from graphopt.pipeline.base import Fidelity, Pass, PassContext
+from graphopt.rewrite.rewriter import Rewriter
+
+Known = dict[Value, list[Value]]
+
+
+class ResolveSequences(Pass):
+    """Replaces reads of a sequence by the tensors in it, where its whole construction is known.
+
+    Exporters collect results in sequences: `SequenceEmpty → SequenceInsert → … → ConcatFromSequence`.
+    Once loops are unrolled every element is a value of the graph. Fidelity: exact.
+
+    Before:
+        (float[N,2] a, float[N,3] b) => (float[N,5] y) {
+            none = SequenceEmpty()
+            one = SequenceInsert(none, a)
+            two = SequenceInsert(one, b)
+            y = ConcatFromSequence<axis=1>(two)
+        }
+
+    After:
+        (float[N,2] a, float[N,3] b) => (float[N,5] y) {
+            y = Concat<axis=1>(a, b)
+        }
+    """
+
+    name = "resolve-sequences"
+    fidelity = Fidelity.EXACT
+
+    def run(self, graph: Graph, ctx: PassContext) -> bool:
+        known: Known = {}
+        before = sum(ctx.stats.hits.values())
+        for node in graph.walk():
+            if node.op in _BUILDERS:
+                elements = _BUILDERS[node.op](node, known)
+                if elements is not None:
+                    known[node.output] = elements
+                    continue
+            elif node.op not in _READERS:
+                continue
+            elif node.inputs[0] in known:
+                result = _READERS[node.op](node, known[node.inputs[0]])
+                if result is not None:
+                    replace(node, [result])
+                    ctx.stats.hits["read_to_element"] += 1
+                    continue
+            ctx.stats.refuse("resolve_sequence", node, "its elements are not known")
+        return sum(ctx.stats.hits.values()) > before
+
+
+def _inserted(node: Node, known: Known) -> list[Value] | None:
+    sequence, tensor = node.inputs[0], node.inputs[1]
+    position = ints_of(node.input(2)) if node.input(2) is not None else [0]
+    if sequence not in known or tensor is None or not position:
+        return None
+    elements = list(known[sequence])
+    if node.input(2) is None:
+        return [*elements, tensor]
+    if not -len(elements) <= position[0] <= len(elements):
+        return None
+    elements.insert(position[0], tensor)
+    return elements
+
+
+def _erased(node: Node, known: Known) -> list[Value] | None:
+    position = ints_of(node.input(1)) if node.input(1) is not None else [-1]
+    elements = list(known.get(node.inputs[0], ()))  # type: ignore[arg-type]
+    if not position or not -len(elements) <= position[0] < len(elements):
+        return None
+    del elements[position[0]]
+    return elements
+
+
+def _element(node: Node, elements: list[Value]) -> Value | None:
+    position = ints_of(node.inputs[1])
+    if not position or not -len(elements) <= position[0] < len(elements):
+        return None
+    return elements[position[0]]
+
+
+def _length(node: Node, elements: list[Value]) -> Value:
+    assert node.graph is not None
+    return node.graph.constant(np.array(len(elements), np.int64))
+
+
+def _concatenated(node: Node, elements: list[Value]) -> Value | None:
+    if not elements:
+        return None
+    rewriter, axis = Rewriter(node, [node]), node.attr("axis")
+    if node.attr("new_axis"):
+        elements = [rewriter.op.Unsqueeze(value, rewriter.ints(axis)) for value in elements]
+    return rewriter.op.Concat(*elements, axis=axis)
+
+
+_BUILDERS: dict[str, Callable[[Node, Known], list[Value] | None]] = {
+    "SequenceEmpty": lambda node, known: [],
+    "SequenceConstruct": lambda node, known: [v for v in node.inputs if v is not None],
+    "SequenceInsert": _inserted,
+    "SequenceErase": _erased,
+}
+_READERS: dict[str, Callable[[Node, list[Value]], Value | None]] = {
+    "SequenceAt": _element,
+    "SequenceLength": _length,
+    "ConcatFromSequence": _concatenated,
+}
