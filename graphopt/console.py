@@ -20,10 +20,17 @@ Tell = Callable[[str], None]
 PIPE_WIDTH = 200  # columns where there is no terminal to ask; nothing is cut short
 
 
+class _Console(Console):
+    """A console that lets the caller know when nobody reads any more; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(stream: TextIO) -> Console:
     """A console on `stream` that prints text as it is."""
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def stdout() -> Console:

@@ -1,40 +1,59 @@
-"""Optimization levels: pipelines as values, to be read from top to bottom."""
+"""Optimization levels: pipelines as values, to be read from top to bottom.
+
+`O0` does nothing. `O1` cleans up and keeps every bit of the answers. `O2` also raises loops to ops of
+our own and may reorder float operations. `O3` is everything that needs no error budget.
+"""
 
 from __future__ import annotations
 
 from graphopt.passes.canonicalize import Canonicalize
+from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
+from graphopt.passes.inline_subgraphs import InlineSubgraphs
+from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
+from graphopt.passes.resolve_sequences import ResolveSequences
 from graphopt.passes.resolve_shapes import ResolveShapes
+from graphopt.passes.share_initializers import ShareInitializers
 from graphopt.passes.simplify_concats import SimplifyConcats
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
 from graphopt.passes.simplify_slices import SimplifySlices
+from graphopt.passes.unify_sizes import UnifySizes
+from graphopt.passes.unroll_loops import UnrollLoops
 from graphopt.pipeline.spec import Fixpoint, Pipeline
 
-_CLEAN_UP = Fixpoint(
+_CLEAN_UP = (
+    Dce(),
+    ResolveShapes(),
+    InlineSubgraphs(),
+    FoldConstants(),
+    Canonicalize(),
+    SimplifyReshapes(),
+    SimplifySlices(),
+    SimplifyConcats(),
+    RemoveBroadcasts(),
+    ShareInitializers(),
+    Cse(),
+)
+_UNROLL = (UnrollLoops(), ResolveSequences())
+
+O0 = Pipeline()
+
+O1 = Pipeline((Fixpoint((*_CLEAN_UP, *_UNROLL)),))
+
+# Bags are raised before loops are unrolled: with a static batch they are loops like any other.
+O2 = Pipeline(
     (
-        Dce(),
-        ResolveShapes(),
-        FoldConstants(),
-        Canonicalize(),
-        SimplifyReshapes(),
-        SimplifySlices(),
-        SimplifyConcats(),
-        RemoveBroadcasts(),
+        RaiseEmbeddingBag(),
+        Fixpoint(_CLEAN_UP),
+        RaiseEmbeddingBag(),
+        UnifySizes(),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, FoldBatchNorm())),
     )
 )
 
-#: Nothing: the model as it was written.
-O0 = Pipeline()
-
-#: Clean-up only: the same bits from fewer ops.
-O1 = Pipeline((_CLEAN_UP,))
-
-#: O1, and float operations may be reordered.
-O2 = O1
-
-#: Everything that needs no error budget.
 O3 = O2
 
 PRESETS = {"O0": O0, "O1": O1, "O2": O2, "O3": O3}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class Program:
             raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
         self._from_dlpack = ffi.from_dlpack
         self._arrays = list(weights)
-        self._weights = [ffi.from_dlpack(_bits(array)) for array in weights]
+        self._weights = [ffi.from_dlpack(_as_passed(array)) for array in weights]
         self._local = threading.local()
         self._main()
 
@@ -90,7 +91,7 @@ class Program:
         Raises:
             IdError: an id lies outside its table.
         """
-        arguments = [self._from_dlpack(_bits(array)) for array in inputs]
+        arguments = [self._from_dlpack(_as_passed(array)) for array in inputs]
         try:
             result = self._main()(*arguments, *self._weights)
         except RuntimeError as error:
@@ -101,11 +102,15 @@ class Program:
         return [np.from_dlpack(tensor) for tensor in result]
 
 
-def _bits(array: np.ndarray) -> np.ndarray:
-    """bfloat16, which NumPy cannot hand over through DLPack, as the uint16 that `main` takes."""
-    return array.view(np.uint16) if array.dtype.kind == "V" else array
-
-
 def _as_passed(array: np.ndarray) -> np.ndarray:
-    """Types that NumPy lacks (bfloat16) cross the border as integers of the same width."""
-    return array.view(np.uint16) if array.dtype.kind == "V" and array.itemsize == 2 else array
+    """The array as DLPack and compiled code take it.
+
+    bfloat16, which NumPy lacks, crosses the border as uint16. Strides of an array without elements
+    are those that the sizes imply, where NumPy takes 0 for 1.
+    """
+    if array.dtype.kind == "V" and array.itemsize == 2:
+        array = array.view(np.uint16)
+    if array.size == 0:
+        strides = [math.prod(array.shape[k + 1 :]) * array.itemsize for k in range(array.ndim)]
+        array = np.lib.stride_tricks.as_strided(array, strides=strides)
+    return array

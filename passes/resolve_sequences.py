@@ -22,15 +22,19 @@ class ResolveSequences(Pass):
     Once loops are unrolled every element is a value of the graph. Fidelity: exact.
 
     Before:
-        (float[N,2] a, float[N,3] b) => (float[N,5] y) {
+        (float[N,2] x) => (float[N,4] y) {
             none = SequenceEmpty()
+            a = Relu(x)
             one = SequenceInsert(none, a)
+            b = Neg(x)
             two = SequenceInsert(one, b)
             y = ConcatFromSequence<axis=1>(two)
         }
 
     After:
-        (float[N,2] a, float[N,3] b) => (float[N,5] y) {
+        (float[N,2] x) => (float[N,4] y) {
+            a = Relu(x)
+            b = Neg(x)
             y = Concat<axis=1>(a, b)
         }
     """

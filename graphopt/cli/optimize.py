@@ -114,7 +114,7 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     path = output or model.with_suffix(".opt.onnx" if portable else ".gopt")
     if portable and path.suffix != ".onnx":
         raise SpecError(f"target {target} writes an .onnx file, so {path} should end in .onnx")
-    if not path.parent.is_dir():
+    if output is not None and not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; create it first")
     if not path.exists():
         return path

@@ -19,6 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
+    if path.exists() and not path.is_file():  # /dev/null must not become a file of ours
+        raise OutputError(f"{path}: exists and is not a regular file; choose another name")
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

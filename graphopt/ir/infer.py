@@ -517,6 +517,8 @@ def loop_trip_count(node: Node) -> Dim | None:
     """The number of iterations of a Loop whose condition stays true; None if not known."""
     body: Graph = node.attrs["body"]
     trips, start, goes_on = _content(node, 0), _content(node, 1), body.outputs[0]
+    while goes_on.producer is not None and goes_on.producer.op == "Identity":
+        (goes_on,) = goes_on.producer.inputs  # type: ignore[assignment]
     always = goes_on is body.inputs[1] or known_ints(goes_on.content) == [1]
     if trips is None or not always or (node.input(1) is not None and start != [True]):
         return None

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from graphopt.errors import GraphoptError, InvalidModelError, UnsupportedOpError
 from graphopt.ir import schema
@@ -23,7 +23,7 @@ from graphopt.ir.atomic import replacing
 from graphopt.ir.dims import Sym
 from graphopt.ir.export import Exporter, Writer
 from graphopt.ir.external_data import TensorReader, TensorWriter
-from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.graph import Graph, Value
 from graphopt.ir.infer import has_type_rule
 from graphopt.ir.loop_types import body_input_type, widen_carried
 from graphopt.ir.model_check import check_call, check_graph, inline_functions, opsets_of
@@ -33,7 +33,7 @@ from graphopt.ir.types import (
     TensorType,
     Type,
     dtype_from_onnx,
-    dtype_to_onnx,
+    type_to_proto,
 )
 from graphopt.ir.upgrade import MIN_OPSET, OpCall, check_form, upgrade
 from graphopt.ops import DOMAIN as FUNCTION_DOMAIN
@@ -78,6 +78,8 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
     """Import a model; external data is looked for in `folder`."""
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise InvalidModelError("not an ONNX model: it has no graph")
+    if not model.graph.output:
+        raise InvalidModelError("its graph has no outputs, so there is nothing to compute")
     opsets = opsets_of(model)
     model = inline_functions(model, keep=FUNCTION_DOMAIN)
     check_graph(model.graph)
@@ -116,6 +118,8 @@ class _Importer:
         names = [tensor.name for tensor in source.outputs]
         if graph.parent is None and len(set(names)) < len(names):
             raise InvalidModelError("two outputs have the same name")
+        for value, tensor in zip(outputs, source.outputs):
+            _adopt_rank(value, tensor, graph)
         graph.set_outputs(outputs, names)
 
     def _input(self, graph: Graph, tensor: gs.Tensor) -> Value:
@@ -234,6 +238,13 @@ class _Importer:
         return SequenceType(type_) if tensor.type == "sequence_type" else type_
 
 
+def _adopt_rank(value: Value, declared: gs.Tensor, graph: Graph) -> None:
+    """Believe the file about the rank of an output where inference finds none."""
+    if isinstance(value.type, TensorType) and value.shape is None and declared.shape is not None:
+        shape = tuple(_dim(dim, graph) for dim in declared.shape)
+        value.type = TensorType(value.dtype, shape)
+
+
 def _label(node: gs.Node) -> str:
     """What to call a node in front of the user."""
     return node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op)
@@ -309,6 +320,8 @@ def to_proto(graph: Graph, writer: Writer | None = None) -> onnx.ModelProto:
     exported.import_domains = opsets
     exported.ir_version = max(8, min(10, onnx.IR_VERSION)) if graph.opset() <= 22 else 11
     model = gs.export_onnx(exported, do_type_check=False)
+    for info, value in zip(model.graph.output, graph.outputs):
+        info.type.CopyFrom(type_to_proto(value.type))
     model.functions.extend(functions)
     model.producer_name = "graphopt"
     for imported in model.opset_import:

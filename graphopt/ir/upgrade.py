@@ -2,8 +2,8 @@
 
 The rest of graphopt sees one form of each op: axes as inputs, `Softmax` along one axis, and so on.
 The tables and functions below are all that changed in what a form *means*. The other versions
-between 7 and 18 only widened their op (more dtypes, negative axes, attributes whose default is the old
-behaviour): their nodes are valid as they are.
+between 7 and 18 only widened their op (more dtypes, negative axes, attributes whose default is the
+old behaviour): their nodes are valid as they are.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def check_form(call: OpCall, version: int) -> None:
     """
     if call.op_type == "Scan" and not call.domain and version < 9:
         raise call.unsupported(
-            "in opset 8 it has a batch axis, which later versions lack; export with opset 9 or newer"
+            "in opset 8 it has a batch axis, which later versions lack; export with opset 9 or up"
         )
 
 

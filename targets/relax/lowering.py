@@ -8,7 +8,7 @@ are read off the inputs. Constants become parameters, in the order of `Lowered.c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +34,7 @@ DTYPES = frozenset(
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 EMBEDDED_ELEMENTS = 16
+OPAQUE = 8  # the op_pattern of a kernel that takes no part in fusion
 
 _CONVERTERS: dict[tuple[str, str], Converter] = {}
 
@@ -134,8 +135,8 @@ class Lowering:
                 "Input", f"{kind} ({value.type}); give it a fixed rank when exporting", (value.name,)
             )
         for dim in value.type.shape:
-            if isinstance(dim, Sym) and _is_name(dim) and dim.text not in self._sizes:
-                self._sizes[dim.text] = tirx.Var(_identifier(dim.text), "int64")
+            if isinstance(dim, Sym):
+                self.name_size(dim)
         dtype = self.checked_dtype(value.dtype)
         type_ = relax.TensorType(self.shape(value), _outside(dtype))
         parameter = self._exprs[value] = relax.Var(_identifier(value.name), type_)
@@ -189,6 +190,11 @@ class Lowering:
         if not isinstance(value.type, TensorType) or value.type.shape is None:
             raise self.unsupported(f"the rank of {value.name!r} is known only at run time")
         return [self.dim(dim) for dim in value.type.shape]
+
+    def name_size(self, dim: Sym) -> None:
+        """Make a variable for the size `dim` if it is a name that nothing has bound yet."""
+        if _is_name(dim) and dim.text not in self._sizes:
+            self._sizes[dim.text] = tirx.Var(_identifier(dim.text), "int64")
 
     def bind_size(self, name: str, scalar: relax.Expr) -> tirx.Var:
         """Let the size called `name` be what an int64 tensor of one element holds at run time."""
@@ -269,6 +275,10 @@ class Lowering:
         outs = [result] if isinstance(result, te.Tensor) else list(result)
         free = self._free_sizes(tensors, outs, [condition for condition, _ in checks])
         kernel = te.create_prim_func([*tensors, *free, *outs], index_dtype_override="int64")
+        dims = _variables(dim for tensor in [*tensors, *outs] for dim in tensor.shape)
+        if checks or not dims.issuperset(free):
+            # FuseTIR declares a size twice that is an argument of its own and no dim.
+            kernel = kernel.with_attr("op_pattern", OPAQUE)
         kernel = s_tir.renew_defs(_with_checks(kernel, checks)).without_attr("global_symbol")
         types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
         return self._call(kernel, [*args, *free], types, name)
@@ -282,7 +292,8 @@ class Lowering:
         """Emit a call of a TIR kernel that writes outputs of the given (shape, dtype)."""
         name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
         types = [relax.TensorType(list(shape), dtype) for shape, dtype in out]
-        call = self._call(function.without_attr("global_symbol"), list(args), types, name)
+        kernel = _with_root(function.without_attr("global_symbol"))
+        call = self._call(kernel, list(args), types, name)
         return self.untuple(call, len(types))
 
     def reshape(self, expr: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
@@ -341,10 +352,9 @@ class Lowering:
     ) -> list[tirx.Var]:
         """The sizes that a computation uses and that no dim of its inputs is equal to."""
         dims = [dim for tensor in inputs for dim in tensor.shape]
+        used = _variables([*dims, *conditions, *_computations(outs)])
         bound = {dim for dim in dims if isinstance(dim, tirx.Var)}
-        known = set(self._sizes.values())
-        used = dict.fromkeys(_sizes_used(outs, [*dims, *conditions]))
-        return [var for var in used if var in known and var not in bound]
+        return [var for var in self._sizes.values() if var in used and var not in bound]
 
     def _atom(self, atom: Atom) -> Any:
         if not atom.fn:
@@ -446,20 +456,29 @@ def _shape_of(expr: relax.Expr) -> list[Any]:
     return list(expr.ty.shape.values)
 
 
-def _sizes_used(outs: Sequence[te.Tensor], others: Sequence[Any]) -> Iterator[Any]:
-    """All variables in computations and in other expressions, those of their loops included."""
+def _variables(exprs: Iterable[Any]) -> set[Any]:
+    return {var for expr in exprs for var in tirx.analysis.undefined_vars(expr)}
+
+
+def _computations(outs: Sequence[te.Tensor]) -> Iterator[Any]:
+    """All expressions that computing `outs` evaluates, and the extents of its loops."""
     pending, seen = list(outs), set()
-    exprs = [*others, *(dim for tensor in outs for dim in tensor.shape)]
     while pending:
         operation = pending.pop().op
         if operation in seen or not isinstance(operation, te.ComputeOp):
             continue
         seen.add(operation)
-        exprs += [*operation.body, *(axis.dom.extent for axis in operation.reduce_axis)]
-        exprs += [axis.dom.extent for axis in operation.axis]
+        yield from operation.body
+        yield from (axis.dom.extent for axis in [*operation.axis, *operation.reduce_axis])
         pending.extend(operation.input_tensors)
-    for expr in exprs:
-        yield from tirx.analysis.undefined_vars(expr)
+
+
+def _with_root(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The kernel with its body in a block, which some passes of Relax take for granted."""
+    if isinstance(kernel.body, s_tir.SBlockRealize):
+        return kernel
+    root = s_tir.SBlock([], [], [], "root", kernel.body)
+    return kernel.with_body(s_tir.SBlockRealize([], tirx.const(True, "bool"), root))
 
 
 def _with_checks(kernel: tirx.PrimFunc, checks: Sequence[Check]) -> tirx.PrimFunc:

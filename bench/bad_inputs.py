@@ -1,0 +1,40 @@
+"""What graphopt says about every bad input that its tests know, as a Markdown table.
+
+    python bench/bad_inputs.py
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from bad_inputs import CASES, Kit  # noqa: E402  (lives in tests/)
+from command import graphopt  # noqa: E402
+
+
+def main() -> None:
+    """Run every case and print a row for it."""
+    print("| bad input | command | exit | what it says |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as root:
+
+        def compiled() -> Path:
+            path = Path(root) / "model.gopt"
+            if not path.exists():
+                graphopt("optimize", Kit(Path(root), compiled).model(), "-o", path, "-q")
+            return path
+
+        for case in CASES:
+            with tempfile.TemporaryDirectory() as folder:
+                kit = Kit(Path(folder), compiled)
+                args = case.args(kit)
+                outcome = case.run(kit, args)
+                said = outcome.err.strip().replace("\n", "<br>") or "(nothing)"
+                row = (case.name, " ".join(map(str, args[:1])), str(outcome.status), said)
+                print("| " + " | ".join(c.replace(f"{folder}/", "").replace("|", r"\|") for c in row) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Integer tensors of symbolic sizes, computed with the fewest ops: Shape, and Concat with numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Union
+
+import numpy as np
+
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Node, Value
+from graphopt.ir.types import TensorType, dtype_to_onnx
+from graphopt.rewrite.rewriter import Rewriter
+
+Piece = Union[tuple[int, ...], tuple[Value, int, int]]
+Sizes = dict[Dim, tuple[Value, int]]  # which axis of which value has a size
+
+
+def note_sizes(value: Value, sizes: Sizes) -> None:
+    """Add the symbolic sizes of `value` to `sizes`, those that are not there yet."""
+    shape = value.type.shape if isinstance(value.type, TensorType) else None
+    for axis, dim in enumerate(shape or ()):
+        if not isinstance(dim, int):
+            sizes.setdefault(dim, (value, axis))
+
+
+def own_sources(value: Value) -> Sizes:
+    """The sizes of the graph inputs that shape arithmetic reads to compute `value`.
+
+    Preferred to other inputs that have the same sizes: a loop over bags then depends on their
+    offsets alone, and not on the dense features that happen to be as many.
+    """
+    sizes: Sizes = {}
+    for source in _measured(value, set()):
+        if source.producer is None:
+            note_sizes(source, sizes)
+    return sizes
+
+
+def _measured(value: Value, seen: set[Value]) -> Iterator[Value]:
+    node = value.producer
+    if value in seen or node is None or value.content is None:
+        return
+    seen.add(value)
+    for operand in node.inputs:
+        if operand is not None and node.op in ("Shape", "Size"):
+            yield operand
+        elif operand is not None:
+            yield from _measured(operand, seen)
+
+
+def pieces_of(content: np.ndarray, sizes: Sizes) -> list[Piece] | str:
+    """The elements as runs of numbers and runs of axes of one value, or why that is impossible."""
+    pieces: list[Piece] = []
+    for element in content.reshape(-1):
+        last = pieces[-1] if pieces else ()
+        if isinstance(element, (int, bool)):
+            if last and not isinstance(last[0], Value):
+                pieces[-1] = (*last, int(element))  # type: ignore[assignment]
+            else:
+                pieces.append((int(element),))
+            continue
+        if element not in sizes:
+            return f"no value has the size {element}"
+        value, axis = sizes[element]
+        if last and last[0] is value and last[2] == axis:  # type: ignore[misc]
+            pieces[-1] = (value, last[1], axis + 1)  # type: ignore[misc]
+        else:
+            pieces.append((value, axis, axis + 1))
+    return pieces
+
+
+def is_written(value: Value | None, pieces: list[Piece]) -> bool:
+    """True if `value` is computed as `write` would."""
+    node = value.producer if value is not None else None
+    if node is not None and node.op == "Cast":
+        return is_written(node.inputs[0], pieces)
+    if node is not None and value is not None and value.rank == 0:
+        return node.op == "Reshape" and is_written(node.inputs[0], pieces)
+    if len(pieces) > 1:
+        if node is None or node.op != "Concat" or len(node.inputs) != len(pieces):
+            return False
+        return all(is_written(v, [piece]) for v, piece in zip(node.inputs, pieces))
+    return _is_piece(value, node, pieces[0])
+
+
+def _is_piece(value: Value | None, node: Node | None, piece: Piece) -> bool:
+    if not isinstance(piece[0], Value):
+        return value is not None and value.const is not None and value.const.tolist() == list(piece)
+    if node is None or node.op != "Shape" or node.inputs[0] is not piece[0]:
+        return False
+    return (node.attr("start"), node.attr("end", piece[0].rank)) == piece[1:]
+
+
+def write(rewriter: Rewriter, value: Value, pieces: list[Piece]) -> Value:
+    """Compute `pieces` with the dtype and rank (0 or 1) of `value`."""
+    parts = [_write_piece(rewriter, piece) for piece in pieces]
+    result = parts[0] if len(parts) == 1 else rewriter.op.Concat(*parts, axis=0)
+    if value.rank == 0:
+        result = rewriter.op.Reshape(result, rewriter.ints())
+    if value.dtype != "int64":
+        result = rewriter.op.Cast(result, to=dtype_to_onnx(value.dtype))
+    return result
+
+
+def _write_piece(rewriter: Rewriter, piece: Piece) -> Value:
+    if not isinstance(piece[0], Value):
+        return rewriter.ints(*piece)  # type: ignore[arg-type]
+    value, start, end = piece  # type: ignore[misc]
+    attrs = {} if end == value.rank else {"end": end}
+    return rewriter.op.Shape(value, start=start, **attrs)

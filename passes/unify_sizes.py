@@ -1,0 +1,33 @@
+"""One name for sizes that must be equal."""
+
+from __future__ import annotations
+
+from graphopt.ir import sizes
+from graphopt.ir.graph import Graph
+from graphopt.pipeline.base import Fidelity, Pass, PassContext
+
+
+class UnifySizes(Pass):
+    """Gives sizes of different inputs one name where some op needs them to be equal.
+
+    Models are read that way already; after a rewrite more may be known, for example that there are
+    as many bags as rows of dense features. Only names of sizes change. Fidelity: exact.
+
+    Before:
+        (float[N,2] a, float[M,2] b) => (float[N,4] y) {
+            y = Concat<axis=1>(a, b)
+        }
+
+    After:
+        (float[N,2] a, float[N,2] b) => (float[N,4] y) {
+            y = Concat<axis=1>(a, b)
+        }
+    """
+
+    name = "unify-sizes"
+    fidelity = Fidelity.EXACT
+
+    def run(self, graph: Graph, ctx: PassContext) -> bool:
+        renamed = sizes.unify_sizes(graph)
+        ctx.stats.hits.update({f"{old} = {new}": 1 for old, new in renamed.items()})
+        return bool(renamed)

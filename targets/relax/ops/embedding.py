@@ -1,0 +1,50 @@
+"""Embedding bags, by the CPU kernels that look up and pool in one go."""
+
+from __future__ import annotations
+
+from tvm import relax, tirx
+
+from graphopt.ir.graph import Node, Value
+from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
+from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
+from graphopt.targets.relax.lowering import Lowering, lowers
+
+
+@lowers("EmbeddingBag", domain=DOMAIN)
+def _embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
+    table, ids = node.inputs[:2]
+    assert table is not None and ids is not None
+    rows, dim = table.tensor.dims
+    if not (isinstance(rows, int) and isinstance(dim, int)):
+        raise lower.unsupported(f"the size of its table ({table.type}) is known only at run time")
+    try:
+        kernel = _kernel(lower, node, rows, dim)
+    except ValueError as error:  # how kernels refuse what they have no code for
+        raise lower.unsupported(str(error)) from None
+    read: list[Value] = [value for value in node.inputs if value is not None]
+    shape = lower.shape(node.output)
+    return lower.kernel(kernel, [lower.expr(v) for v in read], [(shape, table.dtype)])[0]
+
+
+def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
+    bag = EmbeddingBag.of(node)
+    table, ids = node.inputs[:2]
+    assert table is not None and ids is not None
+    name = f"EmbeddingBag {node.where[0]}"
+    pooling = Pooling(
+        bag.mode,
+        weighted=node.input(3) is not None,
+        padding_idx=bag.padding_idx,
+        empty=bag.empty,
+        oob=lower.oob,
+        message=f"graphopt: id out of range: {name} (axis of size {rows})",
+        offsets_message=f"graphopt: id out of range: {name} (offsets decrease or leave the ids)",
+    )
+    offsets = node.input(2)
+    if offsets is not None:
+        csr = bag.include_last_offset
+        return embedding_bag(rows, dim, table.dtype, ids.dtype, offsets.dtype, pooling, csr)
+    length = ids.tensor.dims[1]
+    return fixed_bag(
+        rows, dim, length if isinstance(length, int) else None, table.dtype, ids.dtype, pooling
+    )

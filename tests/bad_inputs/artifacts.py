@@ -1,0 +1,70 @@
+"""Artifacts that were damaged, or are for other machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bad_inputs.case import Case, Kit
+
+
+def damaged(name: str, damage: Callable[[Path], object], says: str, verb: str = "run") -> Case:
+    """Spoil an artifact, then use it."""
+
+    def args(kit: Kit) -> list[object]:
+        artifact = kit.artifact()
+        damage(artifact)
+        return [verb, artifact, *(["--inputs", kit.arrays()] if verb == "run" else [])]
+
+    return Case(name, args, says)
+
+
+def manifest(name: str, says: str, **changed: Any) -> Case:
+    """Change entries of the manifest, or remove them (None)."""
+
+    def damage(artifact: Path) -> None:
+        path = artifact / "manifest.json"
+        entries = {**json.loads(path.read_text()), **changed}
+        path.write_text(json.dumps({k: v for k, v in entries.items() if v is not None}))
+
+    return damaged(name, damage, says)
+
+
+def cut(name: str, file: str, says: str, keep: float = 0.5) -> Case:
+    def damage(artifact: Path) -> None:
+        data = (artifact / file).read_bytes()
+        (artifact / file).write_bytes(data[: int(len(data) * keep)])
+
+    return damaged(name, damage, says)
+
+
+def gone(name: str, file: str, says: str, verb: str = "run") -> Case:
+    return damaged(name, lambda artifact: (artifact / file).unlink(), says, verb)
+
+
+CASES = [
+    Case("a folder that is no artifact", lambda kit: ["run", kit.folder, "--random"], "not a graphopt"),
+    gone("no manifest", "manifest.json", "not a graphopt artifact"),
+    damaged("a garbled manifest", lambda a: (a / "manifest.json").write_text("{..."), "damaged"),
+    damaged("a manifest of bytes", lambda a: (a / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
+    damaged("a manifest that is a list", lambda a: (a / "manifest.json").write_text("[1]"), "manifest"),
+    manifest("another format", "format 99", format=99),
+    manifest("another machine", "compiled for vax", machine="vax"),
+    manifest("a CPU with more features", "lacks.*warp", cpu_features=["warp"]),
+    manifest("a manifest without inputs", "damaged", inputs=None),
+    manifest("inputs of another form", "damaged", inputs=[1, 2]),
+    manifest("an unknown dtype", "damaged",
+             weights=[{"dtype": "float33", "shape": [1], "offset": 0, "nbytes": 4}]),
+    manifest("weights of another shape", "damaged",
+             weights=[{"dtype": "float32", "shape": [3], "offset": 0, "nbytes": 4}]),
+    gone("no library", "model.so", "model.so"),
+    cut("the library cut short", "model.so", "model.so"),
+    cut("an empty library", "model.so", "model.so", keep=0),
+    gone("no weights", "weights.bin", "needed|missing"),
+    cut("the weights cut short", "weights.bin", "needed|cut short"),
+    gone("inspect: no portable model", "model.onnx", "model.onnx", verb="inspect"),
+    damaged("inspect: a garbled manifest", lambda a: (a / "manifest.json").write_text("?"), "damaged",
+            "inspect"),
+]  # fmt: skip
