@@ -1,6 +1,6 @@
 """What graphopt says about every bad input that its tests know, as a Markdown table.
 
-    python bench/bad_inputs.py
+python bench/bad_inputs.py
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from bad_inputs import CASES, Kit  # noqa: E402  (lives in tests/)
-from command import graphopt  # noqa: E402
+from bad_inputs import CASES, Kit
+from command import graphopt
 
 
 def main() -> None:
@@ -33,7 +33,8 @@ def main() -> None:
                 outcome = case.run(kit, args)
                 said = outcome.err.strip().replace("\n", "<br>") or "(nothing)"
                 row = (case.name, " ".join(map(str, args[:1])), str(outcome.status), said)
-                print("| " + " | ".join(c.replace(f"{folder}/", "").replace("|", r"\|") for c in row) + " |")
+                cells = (cell.replace(f"{folder}/", "").replace("|", r"\|") for cell in row)
+                print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

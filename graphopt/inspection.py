@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from graphopt.analysis.ids import id_ranges
 from graphopt.artifact import LIBRARY, PORTABLE, WEIGHTS, read_manifest
 from graphopt.errors import ArtifactError
 from graphopt.ir import dims, onnx_io
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
 
@@ -70,8 +72,9 @@ class Inspection:
 
     Attributes:
         kind: "model" or "artifact".
-        facts: where it comes from: producer, opset; for an artifact its target and file sizes.
-        sizes: the number put in for each symbolic size of the inputs.
+        facts: where it comes from: producer, opset as written, file sizes; an artifact's target.
+        sizes: the number put in for each symbolic size of the inputs; `n@x` is the size that input
+            `x` calls `n` where that may differ from another's.
         weight_bytes: bytes of all constants.
         ops: by falling cost.
         nodes: how many there are of each op, subgraphs included.
@@ -130,7 +133,7 @@ def inspect(
     graph, name, kind, facts = _opened(model)
     chosen = sizes_at(graph, batch) | dict(sizes or {})
     constants = {id(v.const): v for v in graph.constants()}
-    facts = {"producer": graph.metadata.get("producer", ""), "opset": graph.opset(), **facts}
+    facts = {**graph.metadata, **facts}
     return Inspection(
         name,
         kind,
@@ -174,16 +177,34 @@ def find_tables(graph: Graph) -> list[Table]:
 
 
 def batch_sizes(graph: Graph, batch: int) -> dict[str, int]:
-    """`batch` for every symbolic size that leads the shape of an input."""
-    shapes = [v.type.shape for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape]
-    return {name: batch for shape in shapes for name in sorted(dims.symbols(shape[0]))}
+    """`batch` for every symbolic size that leads the shape of an input, and for its namesakes.
+
+    A size called `n@x` is the one that input `x` calls `n`; one called `n + 1`, as that of offsets
+    with an end, is what it says.
+    """
+    shapes = _input_shapes(graph)
+    names = sorted({name for shape in shapes for dim in shape for name in dims.symbols(dim)})
+    called = {name: name.partition("@")[0] for name in names}
+    leading = {called[name] for shape in shapes for name in dims.symbols(shape[0])}
+    sizes = {}
+    for name, label in called.items():
+        size, _, more = label.partition(" + ")
+        if size in leading and (not more or more.isdecimal()):
+            sizes[name] = batch + int(more or 0)
+        elif label in leading:
+            sizes[name] = batch
+    return sizes
 
 
 def sizes_at(graph: Graph, batch: int) -> dict[str, int]:
-    """A number for every symbolic size of the inputs: `batch` if it leads a shape, else 1."""
-    shapes = [v.type.shape for v in graph.inputs if isinstance(v.type, TensorType) and v.type.shape]
-    names = {name for shape in shapes for dim in shape for name in dims.symbols(dim)}
+    """A number for every symbolic size of the inputs: 1 for those that `batch_sizes` lacks."""
+    names = {name for shape in _input_shapes(graph) for d in shape for name in dims.symbols(d)}
     return dict.fromkeys(sorted(names), 1) | batch_sizes(graph, batch)
+
+
+def _input_shapes(graph: Graph) -> list[tuple[Dim, ...]]:
+    types = [value.type for value in graph.inputs]
+    return [t.shape for t in types if isinstance(t, TensorType) and t.shape]
 
 
 # ------------------------------------------------------------------------- tables
@@ -250,15 +271,20 @@ def _opened(model: str | Path | Graph) -> tuple[Graph, str, str, dict[str, Any]]
             raise ArtifactError(f"{path / name}: missing; compile the model again")
         sizes[name] = (path / name).stat().st_size
     facts = {key: manifest[key] for key in ("target", "oob") if key in manifest}
-    return onnx_io.load(path / PORTABLE), path.name, "artifact", {**facts, "file_bytes": sizes}
+    return onnx_io.load(path / PORTABLE), path.name, "artifact", facts | {"file_bytes": sizes}
 
 
 def _port(name: str, value: Value) -> Port:
     if not isinstance(value.type, TensorType):
         return Port(name, str(value.type), None)
     shape = value.type.shape
-    known = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
+    known = None if shape is None else tuple(_label(dim) for dim in shape)
     return Port(name, value.dtype, known)
+
+
+def _label(dim: Dim) -> int | str:
+    """A size as the model's author wrote it, without the input that it belongs to."""
+    return dim if isinstance(dim, int) else re.sub(r"@[^\s*+,)]+", "", str(dim))
 
 
 def _op_uses(graph: Graph, sizes: Mapping[str, int]) -> list[OpUse]:

@@ -6,6 +6,7 @@ our own and may reorder float operations. `O3` is everything that needs no error
 
 from __future__ import annotations
 
+from graphopt.passes.bypass_concats import BypassConcats
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
@@ -33,6 +34,7 @@ _CLEAN_UP = (
     SimplifyReshapes(),
     SimplifySlices(),
     SimplifyConcats(),
+    BypassConcats(),
     RemoveBroadcasts(),
     ShareInitializers(),
     Cse(),

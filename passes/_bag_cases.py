@@ -1,8 +1,8 @@
 """Inputs on which a loop is compared with what an embedding bag would give.
 
-Tables hold small integers and weights multiples of 1/2, so that sums are exact in any order and even
-a rounding in the loop shows. The cases have empty bags everywhere, repeated offsets, padding, negative
-ids, and bags longer and more numerous than every number that the loop compares with.
+Tables hold small integers and weights multiples of 1/2, so that sums are exact in any order and
+even a rounding in the loop shows. The cases have empty bags everywhere, repeated offsets, padding,
+negative ids, and bags longer and more numerous than every number that the loop compares with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 EDGE_ROWS = 8
-"""The tables of cases are zero but for this many rows at either end, and padding: they may be huge."""
+"""Only this many rows at either end of a table, and padding, are not zero: tables may be huge."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Signature:
     """The inputs of a bag to try out; sizes that may vary are None.
 
     Attributes:
-        rows, dim, dtype: of the table.
+        rows, dim, dtype: the type of the table.
         ids: the shape of the ids: [n], or [b, k] where every row is a bag.
         offsets_length: None also where there are no offsets.
         offsets_dtype: None where there are no offsets.
@@ -52,6 +52,11 @@ class Case:
     offsets: np.ndarray | None
     weights: np.ndarray | None
 
+    @property
+    def feeds(self) -> dict[str, np.ndarray]:
+        """The values by the name of the input, without those that are None."""
+        return {name: array for name, array in vars(self).items() if array is not None}
+
 
 def table_of(signature: Signature, padding: Sequence[int], scale: float = 1.0) -> np.ndarray:
     """A table of integers times `scale`; only edge rows and `padding` are touched."""
@@ -75,7 +80,7 @@ def plain_case(signature: Signature, padding: Sequence[int]) -> Case:
     """Three bags (as far as sizes may vary) of nine ids, all of which are in bags."""
     maker = _Maker(signature, padding, csr=False)
     bags, count = maker.sizes(3, 9)
-    case = maker.case(bags, count, "even", maker.table)
+    case = maker.case(bags, count, "even")
     if case.offsets is not None and bags > 1:
         case.offsets[-1] = count
     return case
@@ -91,13 +96,15 @@ def cases(signature: Signature, padding: Sequence[int], largest: int, csr: bool)
     big = [(2, largest + 4), (largest + 3, largest + 5)]
     for bags, count in dict.fromkeys(maker.sizes(*size) for size in small + big):
         for kind in ("random", "even", "repeated", "all last", "all first", "late"):
-            yield maker.case(bags, count, kind, maker.table)
+            yield maker.case(bags, count, kind)
     for number in padding:
-        yield maker.case(*maker.sizes(3, 9), "random", maker.table, only=number)
+        yield maker.case(*maker.sizes(3, 9), "random", only=number)
     exponent = np.finfo(signature.dtype).maxexp // 3
-    for power in (exponent, -exponent):
-        table = table_of(signature, padding, 2.0**power)
-        yield maker.case(*maker.sizes(3, 9), "random", table)
+    for scale in (2.0**exponent, 2.0**-exponent):
+        case = maker.case(*maker.sizes(3, 9), "random")
+        yield replace(case, table=table_of(signature, padding, scale))
+        if case.weights is not None:
+            yield replace(case, weights=case.weights * case.weights.dtype.type(scale))
 
 
 def out_of_range(case: Case) -> Iterator[Case]:
@@ -121,8 +128,8 @@ class _Maker:
         length, n = self.signature.offsets_length, shape[0]
         return (bags if length is None else length - extra), (count if n is None else n)
 
-    def case(self, bags: int, count: int, kind: str, table: np.ndarray, only: int | None = None) -> Case:
-        """A case with bags of the given kind; all ids are `only` in the first bag at least."""
+    def case(self, bags: int, count: int, kind: str, only: int | None = None) -> Case:
+        """A case with bags of one kind; in the first bag at least, all ids are `only` if given."""
         shape = (bags, count) if self.signature.fixed else (count,)
         ids = self._ids(shape)
         offsets = None if self.signature.fixed else self._offsets(bags, count, kind)
@@ -131,8 +138,8 @@ class _Maker:
             ids[:first] = only
         weights = None
         if self.signature.weighted:
-            weights = (self.rng.integers(-8, 9, shape) / 2).astype(table.dtype)
-        return Case(table, ids.astype(self.signature.ids_dtype), offsets, weights)
+            weights = (self.rng.integers(-8, 9, shape) / 2).astype(self.table.dtype)
+        return Case(self.table, ids.astype(self.signature.ids_dtype), offsets, weights)
 
     def _ids(self, shape: tuple[int, ...]) -> np.ndarray:
         ids = self.rng.choice(self.live, shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
 from typing import Union
 
 import numpy as np
@@ -24,29 +24,25 @@ def note_sizes(value: Value, sizes: Sizes) -> None:
             sizes.setdefault(dim, (value, axis))
 
 
-def own_sources(value: Value) -> Sizes:
-    """The sizes of the graph inputs that shape arithmetic reads to compute `value`.
+def nearest_inputs(value: Value) -> Sizes:
+    """The sizes of the graph inputs that `value` depends on, the nearest one first.
 
     Preferred to other inputs that have the same sizes: a loop over bags then depends on their
     offsets alone, and not on the dense features that happen to be as many.
     """
     sizes: Sizes = {}
-    for source in _measured(value, set()):
-        if source.producer is None:
-            note_sizes(source, sizes)
+    pending = deque([value])
+    seen = {value}
+    while pending:
+        current = pending.popleft()
+        if current.producer is None:
+            note_sizes(current, sizes)
+            continue
+        for operand in current.producer.inputs:
+            if operand is not None and operand.const is None and operand not in seen:
+                seen.add(operand)
+                pending.append(operand)
     return sizes
-
-
-def _measured(value: Value, seen: set[Value]) -> Iterator[Value]:
-    node = value.producer
-    if value in seen or node is None or value.content is None:
-        return
-    seen.add(value)
-    for operand in node.inputs:
-        if operand is not None and node.op in ("Shape", "Size"):
-            yield operand
-        elif operand is not None:
-            yield from _measured(operand, seen)
 
 
 def pieces_of(content: np.ndarray, sizes: Sizes) -> list[Piece] | str:

@@ -69,8 +69,18 @@ def _key(node: Node) -> Hashable:
     operands = [_operand_key(value) for value in node.inputs]
     if not node.domain and node.op_type in schema.COMMUTATIVE:
         operands.sort(key=repr)
-    attrs = tuple((name, _attr_key(attr)) for name, attr in sorted(node.attrs.items()))
+    attrs = tuple(
+        (name, _attr_key(attr))
+        for name, attr in sorted(node.attrs.items())
+        if isinstance(attr, np.ndarray) or attr != _default(node, name)
+    )
     return node.domain, node.op_type, len(node.outputs), tuple(operands), attrs
+
+
+def _default(node: Node, name: str) -> Any:
+    assert node.graph is not None
+    version = node.graph.opset(node.domain)
+    return schema.attr_default(node.op_type, node.domain, version, name)
 
 
 def _operand_key(value: Value | None) -> Hashable:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
+from graphopt.ir.dims import exact_div
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import DOMAIN, OP_TYPE, EmbeddingBag
 from graphopt.passes._bag_proof import ask
 from graphopt.passes._bag_region import Region, foreign_op, pooled_rows, regions
+from graphopt.passes._bag_roles import Roles
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
+from graphopt.rewrite import Rewriter
 from graphopt.rewrite.rewriter import erase_dead
 
 RULE = "loop_to_embedding_bag"
@@ -19,10 +21,46 @@ RULE = "loop_to_embedding_bag"
 
 @dataclass(frozen=True)
 class RaiseEmbeddingBag(Pass):
-    """Raise loops over bags of ids to `graphopt::EmbeddingBag`."""
+    """Replaces loops over bags of ids by `graphopt::EmbeddingBag`.
 
-    name: ClassVar[str] = "raise-embedding-bag"
-    fidelity: ClassVar[Fidelity] = Fidelity.REASSOCIATES
+    Exporters write an embedding bag as a loop that slices, looks up and reduces the ids of one bag
+    in each iteration; how, depends on the exporter, its version, mode, weights and padding. So the
+    form of the loop only tells what its table, ids, offsets and weights may be. What it computes is
+    found out by running it on edge cases: exactly one kind of bag must give the same results on all
+    of them. Offsets are taken to be those of bags: they do not decrease, and where they hold the
+    end of the last bag, that is the number of ids. Bags of a fixed size lose their offsets, bags of
+    one id become a Gather. Fidelity: the order of additions may change.
+
+    Before:
+        (float[9,4] table, int64[n] ids, int64[b] offsets) => (float[b,4] pooled)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] far = {2147483647}, bool yes = {1}>
+        {
+            n = Shape(ids)
+            starts_and_n = Concat<axis=0>(offsets, n)
+            ends = Slice(starts_and_n, one, far)
+            b = Size(ends)
+            pooled = Loop(b, yes) <
+                body = bag (int64 i, bool go) => (bool goes_on, float[4] sum) {
+                    start = Gather(starts_and_n, i)
+                    end = Gather(ends, i)
+                    start_1 = Unsqueeze(start, zero)
+                    end_1 = Unsqueeze(end, zero)
+                    own = Slice(ids, start_1, end_1)
+                    rows = Gather(table, own)
+                    sum = ReduceSum<keepdims=0>(rows, zero)
+                    goes_on = Identity(go)
+                }
+            >
+        }
+
+    After:
+        (float[9,4] table, int64[n] ids, int64[b] offsets) => (float[b,4] pooled) {
+            pooled = graphopt.EmbeddingBag<mode="sum", empty=0.0>(table, ids, offsets)
+        }
+    """
+
+    name = "raise-embedding-bag"
+    fidelity = Fidelity.REASSOCIATES
 
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         changed = False
@@ -41,34 +79,52 @@ class RaiseEmbeddingBag(Pass):
 
 def _recognize(loop: Node) -> tuple[Region, EmbeddingBag] | str | None:
     """What `loop` computes; or why it is no embedding bag; None if it does not resemble one."""
-    assert loop.graph is not None
     result = pooled_rows(loop)
     if result is None:
         return None
     foreign = foreign_op(loop)
     if foreign is not None:
         return f"{foreign} has no place in an embedding bag"
-    position = {node: k for k, node in enumerate(loop.graph.nodes)}
-    candidates = list(regions(loop, result, position))
-    if not candidates:
-        return "it does not take ids and offsets only to the rows of one table"
-    reason = ""
-    for region in reversed(candidates):
+    reasons = []
+    # The largest region leaves the least of the exporter's code around the bag.
+    for region in reversed(list(regions(loop, result))):
         answer = ask(region)
         if isinstance(answer, EmbeddingBag):
             return region, answer
-        reason = answer
-    return reason
+        reasons.append(answer)
+    return reasons[0] if reasons else "it is no function of one table, ids and offsets"
 
 
 def _replace(region: Region, bag: EmbeddingBag) -> None:
-    producer, roles = region.result.producer, region.roles
+    producer = region.result.producer
     assert producer is not None and producer.graph is not None
-    graph = producer.graph
-    inputs: list[Value | None] = [roles.table, roles.ids, roles.offsets, roles.weights]
+    rewriter = Rewriter(producer, [node for node in region.nodes if node.subgraphs])
+    pooled = _emit(rewriter, region.roles, bag)
+    producer.graph.replace_uses(region.result, pooled)
+    erase_dead(producer.graph, region.nodes)
+
+
+def _emit(rw: Rewriter, roles: Roles, bag: EmbeddingBag) -> Value:
+    ids, offsets, weights = roles.ids, roles.offsets, roles.weights
+    size = _stride(roles) if offsets is not None and not bag.include_last_offset else None
+    if size is not None:
+        ids, offsets = rw.op.Reshape(ids, rw.ints(-1, size)), None
+        weights = None if weights is None else rw.op.Reshape(weights, rw.ints(-1, size))
+    if ids.tensor.dims[1:] == (1,) and weights is None and bag.padding_idx is None:
+        return rw.op.Gather(roles.table, rw.op.Squeeze(ids, rw.ints(1)), axis=0)
+    inputs: list[Value | None] = [roles.table, ids, offsets, weights]
     while inputs[-1] is None:
         inputs.pop()
-    origin = [name for node in region.nodes if node.subgraphs for name in node.origin]
-    node = graph.insert(OP_TYPE, inputs, bag.attrs, domain=DOMAIN, before=producer, origin=origin)
-    graph.replace_uses(region.result, node.output)
-    erase_dead(graph, region.nodes)
+    return rw.insert(OP_TYPE, inputs, bag.attrs, domain=DOMAIN).output
+
+
+def _stride(roles: Roles) -> int | None:
+    """The number of ids in every bag, if the offsets are 0, k, 2k, … up to all ids; else None."""
+    offsets, count = roles.offsets, roles.ids.tensor.dims[0]
+    if offsets is None or offsets.producer is None or offsets.producer.op != "Range":
+        return None
+    contents = [None if v is None else v.content for v in offsets.producer.inputs]
+    start, limit, step = (None if c is None else np.asarray(c).item() for c in contents)
+    if start != 0 or limit != count or not isinstance(step, int) or step < 1:
+        return None
+    return step if exact_div(count, step) is not None else None

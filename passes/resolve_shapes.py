@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.ir.content import as_array
 from graphopt.ir.graph import Graph, Node, Use
-from graphopt.passes._sizes import Sizes, is_written, note_sizes, own_sources, pieces_of, write
+from graphopt.passes._sizes import Sizes, is_written, nearest_inputs, note_sizes, pieces_of, write
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite.rewriter import Rewriter, erase_dead
 
@@ -13,9 +13,9 @@ class ResolveShapes(Pass):
     """Follows sizes through shape arithmetic and keeps only what is needed of them.
 
     Exporters compute each shape with `Shape → Gather → Mul → Concat`. Where every element is known it
-    becomes a constant. Where elements are symbolic, it becomes `Shape(x)` of the first value that has
-    these sizes (a graph input if one has them; the one that the model asks itself, if it is an
-    input), concatenated with constants. Fidelity: exact.
+    becomes a constant. Where elements are symbolic, it becomes `Shape(x)`, concatenated with constants,
+    x being the nearest graph input it depends on that has these sizes, else the first value that
+    does. Fidelity: exact.
 
     Before:
         (float[N,4] x) => (float[N,2] y, int64[1] k)
@@ -72,7 +72,7 @@ def _resolve_value(node: Node, sizes: Sizes, ctx: PassContext) -> None:
         return
     if value.content.ndim > 1 or not any(_leaves_arithmetic(use) for use in value.uses):
         return
-    pieces = pieces_of(value.content, sizes | own_sources(value))
+    pieces = pieces_of(value.content, sizes | nearest_inputs(value))
     if isinstance(pieces, str):
         ctx.stats.refuse("sizes_to_shape", node, pieces)
         return

@@ -44,6 +44,39 @@ def _sources(node: Node) -> list[Value]:
     return found
 
 
+_UNARY = (op.Cast, op.Not, op.Neg, op.Abs, op.Relu, op.Sigmoid, op.Tanh, op.Exp, op.Log, op.Sqrt)
+
+
+@rule(*(op.Reshape(make(op.Reshape(x, ...)).named("inner"), ...) for make in _UNARY))
+def reshape_around_unary(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
+    """Reshape(Relu(Reshape(x))) -> Reshape(Relu(x))"""
+    assert inner.producer is not None
+    moved = rw.insert(inner.producer.op_type, [x], dict(inner.producer.attrs)).output
+    target = reshape_target(moved.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(moved, rw.ints(*target))
+
+
+@rule(op.Transpose(op.Reshape(x, ...).named("inner")))
+def transpose_of_unit_axes(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
+    """Transpose(Reshape(x)) -> Reshape(Transpose(x)), if the reshape only adds or drops axes of 1"""
+    if x.shape is None or inner.shape is None:
+        return NoMatch("the rank is not known")
+    kept = [axis for axis, dim in enumerate(x.shape) if dim != 1]
+    axes = [axis for axis, dim in enumerate(inner.shape) if dim != 1]
+    if [x.shape[axis] for axis in kept] != [inner.shape[axis] for axis in axes]:
+        return NoMatch("the reshape does more than adding or dropping axes of size 1")
+    perm = node.attr("perm") or list(range(len(inner.shape)))[::-1]
+    order = [kept[axes.index(axis)] for axis in perm if axis in axes]
+    ones = [axis for axis in range(len(x.shape)) if axis not in kept]
+    moved = rw.op.Transpose(x, perm=[*ones, *order])
+    target = reshape_target(moved.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(moved, rw.ints(*target))
+
+
 @rule(op.Transpose(x))
 def transpose_to_less(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     """Transpose(x) -> x or Reshape(x), if only axes of size 1 move"""
@@ -97,4 +130,10 @@ class SimplifyReshapes(RewritePass):
 
     name = "simplify-reshapes"
     fidelity = Fidelity.EXACT
-    rules = (reshapes_to_one, transpose_of_transpose, transpose_to_less)
+    rules = (
+        reshapes_to_one,
+        reshape_around_unary,
+        transpose_of_transpose,
+        transpose_to_less,
+        transpose_of_unit_axes,
+    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
+from graphopt.passes._evaluate import constant_of
 from graphopt.passes._inline import inline, replace, take_back
 from graphopt.passes._shapes import ints_of
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
@@ -77,10 +78,10 @@ def _unroll_loop(node: Node, limit: int, inserted: list[Node]) -> list[Value | N
     going = graph.constant(np.array(True)) if node.input(1) is None else node.inputs[1]
     carried, collected = list(node.inputs[2:]), []
     for iteration in range(limit + 1):
-        known = ints_of(going)
+        known = constant_of(going)
         if known is None:
             return "its condition is known only at run time"
-        if not known[0] or (trips is not None and iteration >= trips[0]):
+        if not known or (trips is not None and iteration >= trips[0]):
             break
         if iteration == limit:
             return f"it runs more than {limit} times"

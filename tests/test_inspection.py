@@ -12,6 +12,8 @@ import pytest
 from graphopt.errors import ArtifactError, InvalidModelError
 from graphopt.inspection import find_tables, inspect, sizes_at, tables_of
 from graphopt.ir import onnx_io
+from graphopt.ir.dims import Sym
+from graphopt.ir.types import TensorType
 from graphopt.testing import parse
 
 CLICKS = """(int64[N,3] ids, float[N,4] dense) => (float[N,1] y)
@@ -112,6 +114,13 @@ def test_sizes() -> None:
     graph = parse("(float[N,L,4] x, int64[M] ids) => (float y) { y = ReduceSum(x) }")
     assert sizes_at(graph, 5) == {"L": 1, "M": 5, "N": 5}
     assert inspect(graph, 5, {"L": 7}).flops == 5 * 7 * 4
+
+
+def test_namesakes_of_the_batch() -> None:
+    graph = parse("(float[N,4] x, int64[2,A] o, int64[B] csr) => (float y) { y = ReduceSum(x) }")
+    graph.inputs[1].type = TensorType("int64", (2, Sym.named("N@o")))
+    graph.inputs[2].type = TensorType("int64", (Sym.named("N + 1@csr"),))
+    assert sizes_at(graph, 5) == {"N": 5, "N + 1@csr": 6, "N@o": 5}
 
 
 def test_what_is_known_only_at_run_time_is_said() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -57,7 +58,9 @@ def _guarded(verb: Callable[..., int | None]) -> Callable[..., int]:
     @wraps(verb)
     def guarded(*args: Any, **kwargs: Any) -> int:
         try:
-            with _orderly_end():
+            with _orderly_end(), warnings.catch_warnings():
+                if not sys.warnoptions:
+                    warnings.simplefilter("ignore")  # libraries' advice to their own callers
                 status = verb(*args, **kwargs) or 0
                 sys.stdout.flush()
             return status

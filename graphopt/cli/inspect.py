@@ -87,7 +87,8 @@ def _print_tables(found: Inspection) -> None:
 
 
 def _print_cost(found: Inspection) -> None:
-    sizes = ", ".join(f"{name}={number}" for name, number in found.sizes.items())
+    labels = {name.partition("@")[0]: number for name, number in found.sizes.items()}
+    sizes = ", ".join(f"{name}={number}" for name, number in labels.items())
     out = console.stdout()
     out.print(f"\nCost at batch {found.batch}", style="bold")
     lines = [

@@ -96,7 +96,7 @@ def print_refusals(report: Report) -> None:
         err.print("explain: no rule refused anything")
     for (rule, reason), found in places.items():
         err.print(f"{rule}: {reason}", soft_wrap=True)
-        for where in found[:MOST_PLACES]:
-            err.print(f"    at {where}", soft_wrap=True)
+        for place in found[:MOST_PLACES]:
+            err.print(f"    at {place}", soft_wrap=True)
         if len(found) > MOST_PLACES:
             err.print(f"    and {len(found) - MOST_PLACES} more places")

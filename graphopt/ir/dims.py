@@ -119,31 +119,37 @@ def _simplest(terms: Mapping[Monomial, int]) -> Dim:
 
 
 def exact_div(a: Dim, b: Dim) -> Dim | None:
-    """`a / b` when `b` divides `a` as a polynomial and `b` has one term, else None."""
-    if isinstance(b, int):
-        if b == 0:
-            return None
-        if isinstance(a, int):
-            return a // b if a % b == 0 else None
-        if any(c % b for c in a.terms.values()):
-            return None
-        return Sym({monomial: c // b for monomial, c in a.terms.items()})
-    if a == b:
-        return 1
-    if len(b.terms) != 1:
+    """`a / b` when `b` divides `a` as a polynomial, else None."""
+    if b == 0:
         return None
-    ((divisor, scale),) = b.terms.items()
-    quotient: dict[Monomial, int] = {}
-    for monomial, coefficient in _terms(a).items():
-        rest = list(monomial)
-        for atom in divisor:
-            if atom not in rest:
-                return None
-            rest.remove(atom)
-        if coefficient % scale:
+    divisor = _terms(b)
+    lead = min(divisor, key=_division_order)
+    rest, quotient = dict(_terms(a)), {}
+    while any(rest.values()):
+        monomial = min((m for m, c in rest.items() if c), key=_division_order)
+        factor = _without(monomial, lead)
+        if factor is None or rest[monomial] % divisor[lead]:
             return None
-        quotient[tuple(rest)] = coefficient // scale
+        count = quotient[factor] = rest[monomial] // divisor[lead]
+        for other, coefficient in divisor.items():
+            key = tuple(sorted(factor + other, key=lambda atom: atom.name))
+            rest[key] = rest.get(key, 0) - count * coefficient
     return _simplest(quotient)
+
+
+def _division_order(monomial: Monomial) -> tuple[int, tuple[str, ...]]:
+    """Largest first, in an order that multiplication keeps (graded lexicographic)."""
+    return -len(monomial), tuple(atom.name for atom in monomial)
+
+
+def _without(monomial: Monomial, divisor: Monomial) -> Monomial | None:
+    """`monomial / divisor`, None if that is no monomial."""
+    rest = list(monomial)
+    for atom in divisor:
+        if atom not in rest:
+            return None
+        rest.remove(atom)
+    return tuple(rest)
 
 
 def _opaque(fn: str, a: Dim, b: Dim) -> Dim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import SequenceType, TensorType, dtype_to_onnx
 from graphopt.ops import DOMAIN, function_name
 
+# The tensors of the values of a graph, in front of those of the graphs around it.
+Tensors = ChainMap[Value, gs.Tensor]
 Writer = Callable[[str, np.ndarray], "onnx.TensorProto | None"]
 
 
@@ -45,13 +48,13 @@ class Exporter:
         self.writer = writer
         self.names, self.labels = _Names(), _Names()
 
-    def graph(self, graph: Graph, tensors: dict[Value, gs.Tensor]) -> gs.Graph:
-        """Export a graph; `tensors` holds those of the enclosing graphs.
+    def graph(self, graph: Graph, outside: Tensors) -> gs.Graph:
+        """Export a graph; `outside` holds the tensors of the graphs around it.
 
         The user knows the main graph's inputs and outputs by name. Other names are only labels, and
         subgraphs may not use one that is taken elsewhere.
         """
-        tensors = dict(tensors)
+        tensors = outside.new_child()
         named = self.names.reserve if graph.parent is None else self.names.free
         inputs = [self._variable(value, named(value.name), tensors) for value in graph.inputs]
         output_names = [named(name) for name in graph.output_names]
@@ -65,7 +68,7 @@ class Exporter:
         return exported
 
     def _outputs(
-        self, graph: Graph, names: list[str], tensors: dict[Value, gs.Tensor]
+        self, graph: Graph, names: list[str], tensors: Tensors
     ) -> tuple[list[gs.Tensor], list[tuple[Value, gs.Tensor]]]:
         """Output tensors called `names`, and the copies these need."""
         outputs, copies = [], []
@@ -80,15 +83,19 @@ class Exporter:
             outputs.append(found)
         return outputs, copies
 
-    def _variable(self, value: Value, name: str, tensors: dict[Value, gs.Tensor]) -> gs.Tensor:
+    def _variable(self, value: Value, name: str, tensors: Tensors) -> gs.Tensor:
         tensor = gs.Variable(name, *_signature(value))
         if isinstance(value.type, SequenceType):
             tensor.type = "sequence_type"
         tensors[value] = tensor
         return tensor
 
-    def _tensor(self, value: Value, tensors: dict[Value, gs.Tensor]) -> gs.Tensor:
+    def _tensor(self, value: Value, tensors: Tensors) -> gs.Tensor:
+        if value in tensors.maps[0]:
+            return tensors.maps[0][value]
         if value in tensors:
+            # Named only: of a constant, graphsurgeon would write a copy into each subgraph.
+            tensors[value] = gs.Variable(tensors[value].name)
             return tensors[value]
         name = self.names.free(value.name or "value")
         if value.const is None:
@@ -100,7 +107,7 @@ class Exporter:
         tensors[value] = gs.Constant(name, LazyValues(proto))
         return tensors[value]
 
-    def _node(self, node: Node, tensors: dict[Value, gs.Tensor]) -> gs.Node:
+    def _node(self, node: Node, tensors: Tensors) -> gs.Node:
         inputs = [
             gs.Variable.empty() if value is None else self._tensor(value, tensors)
             for value in node.inputs

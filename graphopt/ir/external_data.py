@@ -93,8 +93,9 @@ class TensorReader:
 
     def _resolve(self, name: str, location: str) -> Path:
         root = self.folder.resolve()
-        path = (root / location).resolve()
-        if not location or Path(location).is_absolute() or not path.is_relative_to(root):
+        path = (root / location.replace("\0", "")).resolve()
+        absolute = Path(location).is_absolute()
+        if not location or "\0" in location or absolute or not path.is_relative_to(root):
             raise UnsafePathError(
                 f"tensor {name!r} is stored at {location!r}, outside the model's folder; "
                 "graphopt reads weights only from beside the model"

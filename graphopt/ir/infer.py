@@ -479,6 +479,16 @@ def _pad(node: Node) -> list[Type | None]:
     return [tensor_type(data.dtype, shape)]
 
 
+@type_rule("TopK")
+def _topk(node: Node) -> list[Type | None]:
+    data, count = _tensor(node, 0), _content(node, 1)
+    if data.shape is None:
+        return [data, TensorType("int64")]
+    axis = _axis(node, node.attr("axis"), len(data.shape))
+    shape = [*data.shape[:axis], count[0] if count else None, *data.shape[axis + 1 :]]
+    return [tensor_type(data.dtype, shape), tensor_type("int64", shape)]
+
+
 @type_rule("If")
 def _if(node: Node) -> list[Type | None]:
     branches = [node.attrs["then_branch"], node.attrs["else_branch"]]

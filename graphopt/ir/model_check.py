@@ -66,33 +66,79 @@ def inline_functions(model: ModelProto, keep: str) -> ModelProto:
         return model
     try:
         model = onnx.inliner.inline_selected_functions(model, foreign)
-    except (RuntimeError, ValueError) as error:
-        raise InvalidModelError(f"its local functions cannot be inlined: {error}") from None
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise InvalidModelError(f"its local functions cannot be inlined: {line}") from None
+    left = {(node.domain, node.op_type) for node in model.graph.node} & set(foreign)
+    if left:
+        domain, name = min(left)
+        reason = "this model-local function was written for another opset than the model"
+        raise UnsupportedOpError(f"{domain}::{name}", reason)
     return model
 
 
-def check_graph(graph: GraphProto) -> None:
-    """Check what a file can get wrong about values and attributes, subgraphs included.
+def check_graph(graph: GraphProto, outside: frozenset[str] = frozenset()) -> None:
+    """Check what a file can get wrong about names, values and attributes, subgraphs included.
+
+    Args:
+        outside: the names that the graphs around this one define.
 
     Raises:
         InvalidModelError: a type, a name or an attribute is malformed.
         UnsupportedOpError: an attribute or an input is of a kind that is not handled.
     """
-    tensors = [t.name for t in graph.initializer]
-    tensors += [t.values.name for t in graph.sparse_initializer]
-    if twice := _repeated(tensors):
+    sparse = [part for t in graph.sparse_initializer for part in (t.values, t.indices)]
+    constants = [t.name for t in (*graph.initializer, *sparse[::2])]
+    values = (*graph.input, *graph.output, *graph.value_info)
+    computed = [name for node in graph.node for name in node.output]
+    names = [*constants, *computed, *(info.name for info in values), graph.name]
+    _check_texts(names)
+    if twice := _repeated(constants):
         raise InvalidModelError(f"two initializers are called {twice!r}")
-    for info in (*graph.input, *graph.output, *graph.value_info):
-        for dtype in _dtypes(info.type):
-            if dtype not in _DTYPES:
-                raise InvalidModelError(f"value {info.name!r} has the unknown dtype {dtype}")
+    if hiding := next((name for name in constants if name in outside), None):
+        raise InvalidModelError(f"initializer {hiding!r} of a subgraph hides a value around it")
+    for tensor in (*graph.initializer, *sparse):
+        _check_tensor(tensor)
+    for info in values:
+        _check_type(info.name, info.type)
     for info in graph.input:
         kind = info.type.WhichOneof("value")
-        if kind in ("optional_type", "map_type", "sparse_tensor_type", "opaque_type"):
+        if kind not in (None, "tensor_type", "sequence_type"):
             reason = f"inputs of kind {kind.removesuffix('_type')} are not supported; pass a tensor"
             raise UnsupportedOpError("graph input", reason, (info.name,))
     for node in graph.node:
-        _check_attributes(node)
+        _check_texts((node.op_type, node.domain, node.name, *node.input))
+        _check_attributes(node, outside.union(names))
+
+
+def _check_texts(texts: Iterable[str | bytes]) -> None:
+    """Names must be UTF-8; protobuf hands over what is not as bytes."""
+    for text in texts:
+        if isinstance(text, bytes):
+            raise InvalidModelError(f"the name {text!r} is not UTF-8 text")
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    _check_texts([tensor.name])
+    if tensor.data_type not in _DTYPES or not tensor.data_type:
+        raise InvalidModelError(f"tensor {tensor.name!r} is damaged: dtype {tensor.data_type}")
+    if min(tensor.dims, default=0) < 0:
+        raise InvalidModelError(f"tensor {tensor.name!r} is damaged: shape {list(tensor.dims)}")
+
+
+def _check_type(name: str, type_: TypeProto) -> None:
+    for tensor in _tensor_types(type_):
+        if tensor.elem_type not in _DTYPES:
+            raise InvalidModelError(f"value {name!r} has the unknown dtype {tensor.elem_type}")
+        _check_texts(dim.dim_param for dim in tensor.shape.dim)
+
+
+def _tensor_types(type_: TypeProto) -> Iterator[TypeProto.Tensor | TypeProto.SparseTensor]:
+    kind = type_.WhichOneof("value")
+    if kind in ("tensor_type", "sparse_tensor_type"):
+        yield getattr(type_, kind)
+    elif kind in ("sequence_type", "optional_type"):
+        yield from _tensor_types(getattr(type_, kind).elem_type)
 
 
 def _repeated(names: Iterable[str]) -> str | None:
@@ -100,19 +146,12 @@ def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
-def _dtypes(type_: TypeProto) -> Iterator[int]:
-    kind = type_.WhichOneof("value")
-    if kind in ("tensor_type", "sparse_tensor_type"):
-        yield getattr(type_, kind).elem_type
-    elif kind in ("sequence_type", "optional_type"):
-        yield from _dtypes(getattr(type_, kind).elem_type)
-
-
-def _check_attributes(node: NodeProto) -> None:
+def _check_attributes(node: NodeProto, outside: frozenset[str]) -> None:
     where = (node.name,) if node.name else tuple(node.output[:1])
     label = f"{node.op_type} (node {', '.join(map(repr, where))})"
     if twice := _repeated(attribute.name for attribute in node.attribute):
         raise InvalidModelError(f"{label}: attribute {twice!r} is given twice")
+    _check_texts(attribute.name for attribute in node.attribute)
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             raise InvalidModelError(
@@ -132,7 +171,9 @@ def _check_attributes(node: NodeProto) -> None:
                 f"{label}: attribute {attribute.name!r} is not UTF-8 text"
             ) from None
         if kind == "GRAPH":
-            check_graph(attribute.g)
+            check_graph(attribute.g, outside)
+        elif kind == "TENSOR":
+            _check_tensor(attribute.t)
 
 
 # ------------------------------------------------------------------------- calls
@@ -165,6 +206,26 @@ def check_call(call: OpCall, found: OpSchema) -> None:
     for name, formal in found.attributes.items():
         if formal.required and name not in call.attrs:
             raise call.invalid(f"its attribute {name!r} is missing")
+
+
+def check_bodies(call: OpCall) -> None:
+    """Check that subgraphs take and give as many values as their node.
+
+    Raises:
+        InvalidModelError: they do not.
+    """
+    bodies = {name: attr for name, attr in call.attrs.items() if isinstance(attr, Graph)}
+    for name, body in bodies.items():
+        takes, gives = len(call.inputs), len(call.outputs)
+        if call.op_type == "If":
+            takes = 0
+        elif call.op_type == "Loop":
+            takes, gives = max(takes, 2), gives + 1
+        if (len(body.inputs), len(body.outputs)) != (takes, gives):
+            raise call.invalid(
+                f"its {name} has {len(body.inputs)} inputs and {len(body.outputs)} outputs "
+                f"instead of {takes} and {gives}"
+            )
 
 
 _PYTHON_TYPES = {"FLOAT": float, "INT": int, "STRING": str, "TENSOR": np.ndarray, "GRAPH": Graph}

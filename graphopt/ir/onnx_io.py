@@ -7,6 +7,7 @@ is read is checked first, because a model is untrusted input.
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.infer import has_type_rule
 from graphopt.ir.loop_types import body_input_type, widen_carried
-from graphopt.ir.model_check import check_call, check_graph, inline_functions, opsets_of
+from graphopt.ir.model_check import check_bodies, check_call, check_graph, inline_functions, opsets_of
 from graphopt.ir.sizes import own_sizes, unify_sizes
 from graphopt.ir.types import (
     SequenceType,
@@ -85,7 +86,10 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
     check_graph(model.graph)
     source = gs.import_onnx(model)
     graph = Graph(source.name or "graph", {**opsets, "": max(opsets[""], MIN_OPSET)})
-    graph.metadata = {"producer": f"{model.producer_name} {model.producer_version}".strip()}
+    graph.metadata = {
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "opset": str(opsets[""]),
+    }
     importer = _Importer(TensorReader(folder), opsets[""])
     importer.fill(graph, source, {})
     unify_sizes(graph)
@@ -160,6 +164,7 @@ class _Importer:
             call.attrs = self._attributes(node, call, graph, scope)
             if found is not None:
                 check_call(call, found)
+                check_bodies(call)
             if call.op_type == "Constant" and not call.domain:
                 return [self._constant(call, graph)]
             values = upgrade(graph, call, self.opset)
@@ -312,7 +317,7 @@ def to_proto(graph: Graph, writer: Writer | None = None) -> onnx.ModelProto:
         writer: takes `(name, array)` and returns a `TensorProto` with external data, or None to
             keep that tensor in the file. Without a writer all tensors stay in the file.
     """
-    exported = Exporter(writer).graph(graph, {})
+    exported = Exporter(writer).graph(graph, ChainMap())
     functions = function_protos(graph)
     opsets = [onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.opsets.items())]
     if functions and FUNCTION_DOMAIN not in graph.opsets:

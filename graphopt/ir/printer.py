@@ -51,11 +51,13 @@ class _Printer:
         yield "}"
 
     def _constants(self, graph: Graph) -> Iterator[str]:
+        count = 0
         for value in graph.constants():
             assert value.const is not None
             if _is_printed(value.const):
                 continue
-            self.names[value] = f"%c{sum(n.startswith('%c') for n in self.names.values())}"
+            self.names[value] = f"%c{count}"
+            count += 1
             yield f"  const {self.names[value]} : {value.type}"
 
     def _node(self, node: Node) -> Iterator[str]:

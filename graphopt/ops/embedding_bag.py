@@ -1,10 +1,10 @@
 """`graphopt::EmbeddingBag`: rows of a table looked up and pooled, one bag of ids a result row.
 
 Inputs: `table` float[rows, dim]; `ids` int[n]; `offsets` int[b], or int[b + 1] with
-`include_last_offset`; `weights` float[n] (optional), which multiply the rows they belong to. Bag `i` is
-`ids[offsets[i]:offsets[i + 1]]`, the last one everything from its offset on. Offsets must not decrease
-and must lie in [0, n]. Without offsets `ids` (and `weights`) are [b, k], and every row of them is a bag.
-Output: float[b, dim]. Negative ids count from the end of the table, as in ONNX Gather.
+`include_last_offset`; optional `weights` float[n], which multiply the rows they belong to. Bag `i`
+is `ids[offsets[i]:offsets[i + 1]]`, the last one everything from its offset on. Offsets must not
+decrease and must lie in [0, n]. Without offsets `ids` (and `weights`) are [b, k], and every row of
+them is a bag. Output: float[b, dim]. Negative ids count from the end of the table, as in Gather.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from graphopt.ops.embedding_bag_body import NARROW, Body, Mode, Variant
 
 DOMAIN = "graphopt"
 OP_TYPE = "EmbeddingBag"
+
 
 @dataclass(frozen=True)
 class EmbeddingBag:
@@ -114,7 +115,8 @@ def _embedding_bag(node: Node) -> list[Type | None]:
         if offsets is not None:
             raise fail("ids of rank 2 have no offsets")
         return [tensor_type(table.dtype, [ids.dims[0], table.dims[1]])]
-    if not isinstance(offsets, TensorType) or offsets.rank != 1 or offsets.dtype not in ("int32", "int64"):
+    assert offsets is None or isinstance(offsets, TensorType)
+    if offsets is None or offsets.rank != 1 or offsets.dtype not in ("int32", "int64"):
         raise fail(f"offsets must be int32 or int64 of rank 1, not {offsets}")
     bags: Dim = offsets.dims[0] - (1 if EmbeddingBag.of(node).include_last_offset else 0)
     return [tensor_type(table.dtype, [bags, table.dims[1]])]

@@ -1,4 +1,4 @@
-"""The function bodies of `graphopt::EmbeddingBag` in standard ONNX, opset 18 and later, without loops."""
+"""Function bodies of `graphopt::EmbeddingBag`: standard ONNX, opset 18 and later, without loops."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 Mode = Literal["sum", "mean", "max"]
 
 NARROW = 16
-"""Rows up to this wide are scattered into their bags one by one, in the function body: in ONNX Runtime as
-fast as the exported Loop at batch 1 and 3 to 30 times faster from batch 64 on. Per element that is slow:
-wider rows (measured at 64 and 128) are first pooled in chunks, which costs 10 us more at batch 1."""
+"""Rows up to this wide are scattered into their bags one by one: in ONNX Runtime as fast as the
+exported Loop at batch 1, and 5 to 20 times faster at batch 64. Per element that is slow, so wider
+rows (measured at 64 and 128) are first pooled in chunks, which costs 10 us more at batch 1."""
 
 CHUNK = 16
 """Ids in a chunk, at most; 16 measures best for bags of 1 to 1000 ids."""
@@ -48,8 +48,8 @@ class Variant:
 class Body:
     """The text of a function body; methods append to it and return the names of their results.
 
-    Rows are combined by ScatterElements, which goes through its updates in order. ScatterND would be
-    faster, but ONNX Runtime lets threads race where two of its updates meet.
+    Rows are combined by ScatterElements, which takes its updates in order. ScatterND would be
+    faster, but ONNX Runtime 1.32 lets threads race where two of its updates meet.
     """
 
     CONSTANTS: ClassVar[dict[str, str]] = {
@@ -83,7 +83,9 @@ class Body:
     def text(self) -> str:
         used = set(re.findall(r"\w+", " ".join(self.lines)))
         constants = [
-            f"{name} = Constant <{value}> ()" for name, value in self.CONSTANTS.items() if name in used
+            f"{name} = Constant <{text}> ()"
+            for name, text in self.CONSTANTS.items()
+            if name in used
         ]
         return "\n".join(constants + self.lines)
 
@@ -114,7 +116,7 @@ class Body:
             bounds = Cast <to = 7> (offsets)
             n = Shape (ids)""")
         self.owners("bounds", "n")
-        # Bag 0 takes the ids before the first offset; with CSR offsets, one more those after the last.
+        # Slot 0 takes the ids before the first offset; with CSR, one more those after the last.
         self.add("slots = Add (bound_count, one)")
         rows, other = self.rows("ids", "weights", 1)
         if other:
@@ -129,16 +131,16 @@ class Body:
             self.add(f"""
                 counted = {each}
                 no_counts = ConstantOfShape <value = int64[1] {{0}}> (slots)
-                slot_count = ScatterElements <axis = 0, reduction = "add"> (no_counts, begun, counted)
-                bag_count = Slice (slot_count, axis1, end, axis0)
+                counts = ScatterElements <axis = 0, reduction = "add"> (no_counts, begun, counted)
+                bag_count = Slice (counts, axis1, end, axis0)
                 count = Unsqueeze (bag_count, axis1)""")
         return self.result("pooled")
 
     def chunked(self) -> str:
         """ids [n], wide rows: pool chunks of ids, scatter the pooled chunks into the bags.
 
-        The chunks [c, CHUNK] are dense, so that one Gather and one reduction do most of the work, and
-        at most CHUNK times as large as the ids, however different the bags are.
+        The chunks [c, CHUNK] are dense, so that one Gather and one reduction do most of the work,
+        and at most CHUNK times as large as ids and bags, however different the bags are.
         """
         self.bounds()
         self.chunks()
@@ -164,8 +166,8 @@ class Body:
                 counted = Cast <to = 7> (counting)
                 chunk_count = ReduceSum <keepdims = 0> (counted, axis1)
                 no_counts = ConstantOfShape <value = int64[1] {0}> (bags)
-                bag_count = ScatterElements <axis = 0, reduction = "add"> (no_counts, bag, chunk_count)
-                count = Unsqueeze (bag_count, axis1)""")
+                counts = ScatterElements <axis = 0, reduction = "add"> (no_counts, bag, chunk_count)
+                count = Unsqueeze (counts, axis1)""")
         elif self.counts:
             self.add("count = Unsqueeze (length, axis1)")
         return self.result("pooled")
@@ -186,7 +188,7 @@ class Body:
         self.add("length = Sub (end, start)")
 
     def chunks(self) -> None:
-        """The `bag`, start and end of every chunk [c]; `lane` [k] counts up to the longest chunk."""
+        """`bag`, start and end of every chunk [c]; `lane` [k] counts up to the longest chunk."""
         self.add("""
             rounded = Add (length, chunk_less_one)
             chunks = Div (rounded, chunk)
@@ -214,7 +216,7 @@ class Body:
             chunk_end_column = Unsqueeze (chunk_end, axis1)""")
 
     def owners(self, starts: str, count: str) -> None:
-        """`begun` [count]: how many of `starts` (they do not decrease) lie at or before each place."""
+        """`begun` [count]: how many of `starts` lie at or before each place."""
         self.add(f"""
             places = Add ({count}, one)
             no_marks = ConstantOfShape <value = int64[1] {{0}}> (places)
@@ -253,7 +255,8 @@ class Body:
             target_column = Unsqueeze ({targets}, axis1)
             update_shape = Shape ({updates})
             target = Expand (target_column, update_shape)
-            {result} = ScatterElements <axis = 0, reduction = "{self.combine}"> (unpooled, target, {updates})""")
+            {result} = ScatterElements <axis = 0, reduction = "{self.combine}">
+                (unpooled, target, {updates})""")
 
     def result(self, pooled: str) -> str:
         """`pooled` [b, dim] and, where it matters, `count` int64[b, 1] → what the op gives."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import tvm
 from tvm import relax, tirx
 
+from graphopt.targets.relax.schedule import schedule
+
 
 def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dict[str, int]:
     """Compile `module` for `target` and write the shared library `library`.
@@ -15,7 +17,7 @@ def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dic
         `kernels`: how many functions were generated; `calls`: how many of them one inference calls
         where nothing loops.
     """
-    fused = fuse(module)
+    fused = schedule(fuse(module))
     executable = tvm.compile(fused, target=target, relax_pipeline=_to_virtual_machine(target))
     executable.export_library(str(library))
     return {"kernels": _kernels(fused), "calls": _calls(fused)}

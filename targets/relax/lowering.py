@@ -20,10 +20,11 @@ from tvm.ir import StringImm
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
-from graphopt.ir.dims import Atom, Dim, Sym
+from graphopt.ir.dims import Atom, Dim, Sym, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
 from graphopt.targets.relax.scalar import bitcast
+from graphopt.targets.relax.schedule import SCHEDULED
 
 Oob = Literal["error", "clamp", "zero"]
 Converter = Callable[["Lowering", Node], "relax.Expr | Sequence[relax.Expr]"]
@@ -191,6 +192,10 @@ class Lowering:
             raise self.unsupported(f"the rank of {value.name!r} is known only at run time")
         return [self.dim(dim) for dim in value.type.shape]
 
+    def knows(self, dim: Dim) -> bool:
+        """True if every size that `dim` depends on is bound."""
+        return symbols(dim) <= self._sizes.keys()
+
     def name_size(self, dim: Sym) -> None:
         """Make a variable for the size `dim` if it is a name that nothing has bound yet."""
         if _is_name(dim) and dim.text not in self._sizes:
@@ -292,7 +297,7 @@ class Lowering:
         """Emit a call of a TIR kernel that writes outputs of the given (shape, dtype)."""
         name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
         types = [relax.TensorType(list(shape), dtype) for shape, dtype in out]
-        kernel = _with_root(function.without_attr("global_symbol"))
+        kernel = _with_root(function.without_attr("global_symbol")).with_attr(SCHEDULED, True)
         call = self._call(kernel, list(args), types, name)
         return self.untuple(call, len(types))
 
@@ -486,7 +491,7 @@ def _with_checks(kernel: tirx.PrimFunc, checks: Sequence[Check]) -> tirx.PrimFun
     if not checks:
         return kernel
     kind = StringImm("RuntimeError")
-    asserts = [tirx.AssertStmt(kind, holds, [StringImm(text)]) for holds, text in checks]
+    asserts = [tirx.AssertStmt(holds, kind, [StringImm(text)]) for holds, text in checks]
     root, block = kernel.body, kernel.body.block
     body = tirx.SeqStmt([*asserts, block.body])
     checked = s_tir.SBlock([], [], [], block.name_hint, body, None, block.alloc_buffers)

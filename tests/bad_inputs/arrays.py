@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bad_inputs.case import ROWS, Case, Kit
 from command import graphopt
+
+from bad_inputs.case import ROWS, Case, Kit
 
 FLOAT_IDS = """(float[N,3] x) => (float[N,8] y) <float[50,8] t, int64 zero = {0}> {
     column = Gather<axis=1>(x, zero)  ids = Cast<to=7>(column)  y = Gather(t, ids)

@@ -9,6 +9,8 @@ from typing import Any
 
 from bad_inputs.case import Case, Kit
 
+MANIFEST = "manifest.json"
+
 
 def damaged(name: str, damage: Callable[[Path], object], says: str, verb: str = "run") -> Case:
     """Spoil an artifact, then use it."""
@@ -25,7 +27,7 @@ def manifest(name: str, says: str, **changed: Any) -> Case:
     """Change entries of the manifest, or remove them (None)."""
 
     def damage(artifact: Path) -> None:
-        path = artifact / "manifest.json"
+        path = artifact / MANIFEST
         entries = {**json.loads(path.read_text()), **changed}
         path.write_text(json.dumps({k: v for k, v in entries.items() if v is not None}))
 
@@ -45,11 +47,11 @@ def gone(name: str, file: str, says: str, verb: str = "run") -> Case:
 
 
 CASES = [
-    Case("a folder that is no artifact", lambda kit: ["run", kit.folder, "--random"], "not a graphopt"),
-    gone("no manifest", "manifest.json", "not a graphopt artifact"),
-    damaged("a garbled manifest", lambda a: (a / "manifest.json").write_text("{..."), "damaged"),
-    damaged("a manifest of bytes", lambda a: (a / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
-    damaged("a manifest that is a list", lambda a: (a / "manifest.json").write_text("[1]"), "manifest"),
+    Case("no artifact at all", lambda kit: ["run", kit.folder, "--random"], "not a graphopt"),
+    gone("no manifest", MANIFEST, "not a graphopt artifact"),
+    damaged("a garbled manifest", lambda a: (a / MANIFEST).write_text("{..."), "damaged"),
+    damaged("a manifest of bytes", lambda a: (a / MANIFEST).write_bytes(b"\xff\xfe"), "damaged"),
+    damaged("a manifest that is a list", lambda a: (a / MANIFEST).write_text("[1]"), "manifest"),
     manifest("another format", "format 99", format=99),
     manifest("another machine", "compiled for vax", machine="vax"),
     manifest("a CPU with more features", "lacks.*warp", cpu_features=["warp"]),
@@ -65,6 +67,5 @@ CASES = [
     gone("no weights", "weights.bin", "needed|missing"),
     cut("the weights cut short", "weights.bin", "needed|cut short"),
     gone("inspect: no portable model", "model.onnx", "model.onnx", verb="inspect"),
-    damaged("inspect: a garbled manifest", lambda a: (a / "manifest.json").write_text("?"), "damaged",
-            "inspect"),
+    damaged("inspect: garbled", lambda a: (a / MANIFEST).write_text("?"), "damaged", "inspect"),
 ]  # fmt: skip

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
-
 from command import Outcome, graphopt
+
+Edit = Callable[[onnx.ModelProto], object]
 
 ROWS = 100
 CLICKS = f"""<ir_version: 9, opset_import: ["" : 20]>
@@ -40,9 +41,8 @@ class Kit:
 
     folder: Path
     compiled: Callable[[], Path]
-    _made: int = field(default=0, init=False)
 
-    def model(self, text: str = CLICKS, edit: Callable[[onnx.ModelProto], object] | None = None) -> Path:
+    def model(self, text: str = CLICKS, edit: Edit | None = None) -> Path:
         """A model file; declared weights get random values."""
         if not text.startswith("<"):
             text = '<ir_version: 9, opset_import: ["" : 20]>\ng ' + text

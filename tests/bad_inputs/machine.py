@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bad_inputs.case import Case, Kit
 from command import Outcome, finish, start
+
+from bad_inputs.case import Case, Kit
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "ctr" / "model.onnx"
 PATIENCE = 120.0

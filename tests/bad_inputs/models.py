@@ -6,19 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
-from bad_inputs.case import CLICKS, Case, Kit
 
-Edit = Callable[[onnx.ModelProto], object]
-Data = dict[str, object]
+from bad_inputs.case import CLICKS, Case, Edit, Kit
+
+STRINGS = "(string[N] x) => (string[N] y) { y = StringConcat(x, x) }"
 
 
 def broken(name: str, make: Callable[[Kit], Path], says: str) -> Case:
     return Case(name, lambda kit: ["optimize", make(kit), "--target", "onnxruntime"], says)
 
 
-def text(name: str, body: str, says: str, inputs: str = "float[N,5] x", out: str = "float y") -> Case:
+def text(name: str, body: str, says: str, inputs: str = "float[N,5] x") -> Case:
     """A graph that breaks a rule; `body` computes y from x."""
-    return broken(name, lambda kit: kit.model(f"({inputs}) => ({out}) {{ {body} }}"), says)
+    return broken(name, lambda kit: kit.model(f"({inputs}) => (float y) {{ {body} }}"), says)
 
 
 def edited(name: str, edit: Edit, says: str) -> Case:
@@ -112,7 +112,7 @@ MODELS = [
     edited("an opset too new", lambda m: setattr(m.opset_import[0], "version", 99), "newer than"),
     edited("an opset too old", lambda m: setattr(m.opset_import[0], "version", 6), "older than"),
     edited("two inputs of one name", lambda m: m.graph.input.append(m.graph.input[0]), "'ids'"),
-    edited("two outputs of one name", lambda m: m.graph.output.append(m.graph.output[0]), "same name"),
+    edited("two outputs of one name", lambda m: m.graph.output.extend(m.graph.output), "same name"),
     edited("a value computed twice", _twice, "'eu'.*twice|twice.*'eu'"),
     edited("a function that is not there", _missing_function, "acme::Sigmoid"),
 ]
@@ -125,13 +125,13 @@ GRAPHS = [
     text("a value that nothing computes", "y = Add(x, ghost)", "'ghost', which nothing computes"),
     text("an output that nothing computes", "z = Relu(x)", "'y', which nothing computes"),
     text("sizes that do not multiply", "y = MatMul(x, x)", "MatMul.*'y'", "float[4,5] x"),
-    text("sizes that do not broadcast", "y = Add(x, z)", r"Add.*\[4, 5\]", "float[5] x, float[4] z"),
+    text("sizes that do not fit", "y = Add(x, z)", r"Add.*\[4, 5\]", "float[5] x, float[4] z"),
     text("a reshape that cannot be", "s = Constant<value_ints=[4]>() y = Reshape(x, s)",
          "Reshape.*'y'", "float[5] x"),
     text("two dtypes", "y = Add(x, k)", "Add.*float32, int64", "float[N] x, int64[N] k"),
     text("ids of floats", "y = Gather(x, x)", "Gather.*'y'"),
     text("operands of a wrong rank", "y = Gemm(x, x)", "Gemm.*'y'", "float[N,2,2] x"),
-    text("a list of parts of several ranks", "r = ReduceSum<keepdims=0>(x) y = Concat<axis=0>(x, r)",
+    text("parts of several ranks", "r = ReduceSum<keepdims=0>(x) y = Concat<axis=0>(x, r)",
          "Concat.*rank"),
     text("an unknown attribute", "y = Relu<speed=9>(x)", "Relu.*speed"),
     text("an attribute of another type", 'y = Flatten<axis="last">(x)', "Flatten.*axis"),
@@ -146,11 +146,11 @@ GRAPHS = [
 COMPILED = [
     Case(
         "an op that the target lacks",
-        lambda kit: ["optimize", kit.model("(string[N] x) => (string[N] y) { y = StringConcat(x, x) }")],
+        lambda kit: ["optimize", kit.model(STRINGS)],
         "StringConcat.*'y'|string",
     ),
-    Case("inspect: a text file", lambda kit: ["inspect", kit.file(b"hello" * 99)], "not an ONNX model"),
-    Case("run: a text file", lambda kit: ["run", kit.file(CLICKS.encode()), "--random"], "not an ONNX"),
+    Case("inspect: a text file", lambda kit: ["inspect", kit.file(b"hello" * 99)], "not an ONNX"),
+    Case("run: text", lambda kit: ["run", kit.file(CLICKS.encode()), "--random"], "not an ONNX"),
     Case("check: one model missing",
          lambda kit: ["check", kit.model(), kit.folder / "other.onnx"], "other.onnx: no such file"),
 ]  # fmt: skip

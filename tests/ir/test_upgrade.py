@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,9 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[Any]:
 def schemas_of(op: str) -> list[onnx.defs.OpSchema]:
     """The versions of an op that opsets 7 to 18 use, oldest first."""
     found = [s for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", op)]
-    found = sorted((s for s in found if s.since_version <= MIN_OPSET), key=lambda s: s.since_version)
+    found = sorted(
+        (s for s in found if s.since_version <= MIN_OPSET), key=lambda s: s.since_version
+    )
     first = max(k for k, s in enumerate(found) if s.since_version <= max(7, found[0].since_version))
     return found[first:]
 
@@ -114,13 +117,42 @@ def every(op: str) -> list[onnx.defs.OpSchema]:
     return [s for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", op)]
 
 
-UNARY = (
-    "Abs Ceil Erf Exp Floor Identity IsNaN LeakyRelu Neg NonZero Reciprocal Relu Shape Sigmoid Sign "
-    "Size Tanh Transpose LRN MeanVarianceNormalization"
-).split()
-BINARY = "Add Div Mul Sub Pow Greater Less GreaterOrEqual LessOrEqual PRelu".split()
-VARIADIC = "Max Min Mean Sum".split()
-REDUCTIONS = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()
+UNARY = [
+    "Abs",
+    "Ceil",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Identity",
+    "IsNaN",
+    "LeakyRelu",
+    "Neg",
+    "NonZero",
+    "Reciprocal",
+    "Relu",
+    "Shape",
+    "Sigmoid",
+    "Sign",
+    "Size",
+    "Tanh",
+    "Transpose",
+    "LRN",
+    "MeanVarianceNormalization",
+]
+BINARY = [
+    "Add",
+    "Div",
+    "Mul",
+    "Sub",
+    "Pow",
+    "Greater",
+    "Less",
+    "GreaterOrEqual",
+    "LessOrEqual",
+    "PRelu",
+]
+VARIADIC = ["Max", "Min", "Mean", "Sum"]
+REDUCTIONS = ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
 STATE = {"hidden_size": 5}
 
 
@@ -160,7 +192,10 @@ def flattened() -> list[Case]:
 
 
 BODY = helper.make_graph(
-    [helper.make_node("Add", ["state", "element"], ["next"]), helper.make_node("Neg", ["next"], ["y"])],
+    [
+        helper.make_node("Add", ["state", "element"], ["next"]),
+        helper.make_node("Neg", ["next"], ["y"]),
+    ],
     "body",
     [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("state", "element")],
     [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("next", "y")],
@@ -224,10 +259,17 @@ CASES: dict[str, list[Case]] = {
     ],
     "LpPool": [Case(IMAGE, kernel_shape=[3, 3], p=2)],
     "MaxUnpool": [
-        Case(floats(1, 1, 2, 2), ints(0, 3, 8, 15).reshape(1, 1, 2, 2), kernel_shape=[2, 2],
-             strides=[2, 2])
+        Case(
+            floats(1, 1, 2, 2),
+            ints(0, 3, 8, 15).reshape(1, 1, 2, 2),
+            kernel_shape=[2, 2],
+            strides=[2, 2],
+        )
     ],
-    "Conv": [Case(IMAGE, floats(3, 2, 3, 3)), Case(IMAGE, floats(3, 2, 3, 3), auto_pad="SAME_LOWER")],
+    "Conv": [
+        Case(IMAGE, floats(3, 2, 3, 3)),
+        Case(IMAGE, floats(3, 2, 3, 3), auto_pad="SAME_LOWER"),
+    ],
     "ConvTranspose": [
         Case(IMAGE, floats(2, 3, 3, 3)),
         Case(IMAGE, floats(2, 3, 3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
@@ -292,15 +334,24 @@ CASES: dict[str, list[Case]] = {
     "Scan": [
         Case(floats(4), floats(3, 4), outputs=2, num_scan_inputs=1, body=BODY, since=9),
         Case(
-            floats(4), floats(4, 3), outputs=2, num_scan_inputs=1, body=BODY, since=9,
-            scan_input_axes=[1], scan_output_axes=[1], scan_input_directions=[1],
+            floats(4),
+            floats(4, 3),
+            outputs=2,
+            num_scan_inputs=1,
+            body=BODY,
+            since=9,
+            scan_input_axes=[1],
+            scan_output_axes=[1],
+            scan_input_directions=[1],
         ),
     ],
     "NegativeLogLikelihoodLoss": [Case(floats(3, 5), ints(1, 0, 4))],
     "SoftmaxCrossEntropyLoss": [Case(floats(3, 5), ints(1, 0, 4))],
     "NonMaxSuppression": [
         Case(
-            np.sort(np.abs(floats(1, 6, 4))), np.abs(floats(1, 2, 6)), Const(ints(3)),
+            np.sort(np.abs(floats(1, 6, 4))),
+            np.abs(floats(1, 2, 6)),
+            Const(ints(3)),
             Const(np.array([0.5], np.float32)),
         )
     ],
@@ -324,8 +375,13 @@ CASES: dict[str, list[Case]] = {
         Case(IMAGE, SCALES, mode="linear", until=11),
         Case(IMAGE, Const(floats(0)), Const(SCALES), since=11),
         Case(
-            IMAGE, Const(floats(0)), Const(floats(0)), Const(ints(1, 2, 4, 9)), since=11,
-            mode="linear", coordinate_transformation_mode="align_corners",
+            IMAGE,
+            Const(floats(0)),
+            Const(floats(0)),
+            Const(ints(1, 2, 4, 9)),
+            since=11,
+            mode="linear",
+            coordinate_transformation_mode="align_corners",
         ),
         Case(IMAGE, None, Const(SMALLER), since=13, mode="cubic"),
     ],
@@ -336,8 +392,13 @@ CASES: dict[str, list[Case]] = {
         Case(IMAGE, Const(SCALES), mode="linear", since=9, until=10),
     ],
     "RoiAlign": [
-        Case(IMAGE, np.array([[0, 0, 3, 3], [1, 1, 4, 5]], np.float32), ints(0, 0), output_width=2,
-             output_height=2)
+        Case(
+            IMAGE,
+            np.array([[0, 0, 3, 3], [1, 1, 4, 5]], np.float32),
+            ints(0, 0),
+            output_width=2,
+            output_height=2,
+        )
     ],
     "Scatter": [Case(floats(3, 2), IDS, floats(2, 2), until=11)],
     "ScatterElements": [
@@ -425,8 +486,12 @@ def test_flattening_keeps_symbolic_sizes() -> None:
         ("Resize", Case(IMAGE, Const(SCALES * SMALLER[::-1])), 10, "rounds up"),
         (
             "Resize",
-            Case(IMAGE, Const(floats(0)), Const(SCALES),
-                 coordinate_transformation_mode="tf_half_pixel_for_nn"),
+            Case(
+                IMAGE,
+                Const(floats(0)),
+                Const(SCALES),
+                coordinate_transformation_mode="tf_half_pixel_for_nn",
+            ),
             11,
             "tf_half_pixel_for_nn",
         ),
@@ -471,7 +536,7 @@ def test_an_attribute_of_a_later_version_is_never_ignored() -> None:
     """Every attribute that came after opset 7 is refused in the version before it."""
     for op in sorted(changed_ops() - UNTESTED):
         versions = schemas_of(op)
-        for old, new in zip(versions, versions[1:]):
+        for old, new in itertools.pairwise(versions):
             for name in set(new.attributes) - set(old.attributes):
                 case = next((c for c in CASES[op] if name not in c.attrs), None)
                 assert case is not None, f"{op} has no case without {name}"

@@ -1,0 +1,95 @@
+"""Activations applied to a float32 expression where a kernel stores it."""
+
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from .elementary import clip, erf, fast_exp, sigmoid, tanh
+
+_DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of the ONNX operators
+    "none": (0.0, 0.0),
+    "affine": (1.0, 0.0),
+    "clip": (0.0, 6.0),
+    "elu": (1.0, 0.0),
+    "gelu": (0.0, 0.0),
+    "hard_sigmoid": (0.2, 0.5),
+    "hard_swish": (0.0, 0.0),
+    "leaky_relu": (0.01, 0.0),
+    "relu": (0.0, 0.0),
+    "scaled_tanh": (1.0, 1.0),
+    "sigmoid": (0.0, 0.0),
+    "silu": (0.0, 0.0),
+    "softplus": (0.0, 0.0),
+    "softsign": (0.0, 0.0),
+    "tanh": (0.0, 0.0),
+    "thresholded_relu": (1.0, 0.0),
+}
+
+KINDS = tuple(_DEFAULTS)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function of float32: `kind` and its constants, called on an expression.
+
+    affine: alpha * x + beta          clip: limited to [alpha, beta]
+    elu: x, alpha * (e**x - 1) if x < 0           gelu: x * Phi(x), by erf
+    hard_sigmoid: alpha * x + beta limited to [0, 1]     hard_swish: x * hard_sigmoid(x; 1/6, 1/2)
+    leaky_relu: x, alpha * x if x < 0             scaled_tanh: alpha * tanh(beta * x)
+    silu: x * sigmoid(x)              softplus: log(1 + e**x)       softsign: x / (1 + |x|)
+    thresholded_relu: x, 0 if x <= alpha
+    A constant left out has the default of the ONNX operator.  NaN stays NaN.
+    """
+
+    kind: str = "none"
+    alpha: float | None = None
+    beta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DEFAULTS:
+            raise ValueError(f"unknown activation {self.kind!r}; known: {', '.join(KINDS)}")
+        alpha, beta = _DEFAULTS[self.kind]
+        object.__setattr__(self, "alpha", alpha if self.alpha is None else float(self.alpha))
+        object.__setattr__(self, "beta", beta if self.beta is None else float(self.beta))
+
+    def __call__(self, value):
+        if self.kind == "none":
+            return value
+        x = tirx.Var("x", "float32")
+        return tirx.Let(x, value, self._of(x, T.float32(self.alpha), T.float32(self.beta)))
+
+    def _of(self, x, alpha, beta):
+        zero, one = T.float32(0), T.float32(1)
+        match self.kind:
+            case "affine":
+                return x * alpha + beta
+            case "clip":
+                return clip(x, self.alpha, self.beta)
+            case "elu":
+                return T.Select(x < zero, alpha * (fast_exp(x) - one), x)
+            case "gelu":
+                return x * T.float32(0.5) * (one + erf(x * T.float32(0.5**0.5)))
+            case "hard_sigmoid":
+                return clip(x * alpha + beta, 0.0, 1.0)
+            case "hard_swish":
+                return x * clip(x * T.float32(1 / 6) + T.float32(0.5), 0.0, 1.0)
+            case "leaky_relu":
+                return T.Select(x < zero, alpha * x, x)
+            case "relu":
+                return T.Select(x < zero, zero, x)
+            case "scaled_tanh":
+                return alpha * tanh(beta * x)
+            case "sigmoid":
+                return sigmoid(x)
+            case "silu":
+                return x * sigmoid(x)
+            case "softplus":  # log is a scalar call: rare enough
+                return T.Select(x < zero, zero, x) + T.log(one + fast_exp(zero - T.abs(x)))
+            case "softsign":
+                return x / (one + T.abs(x))
+            case "tanh":
+                return tanh(x)
+            case "thresholded_relu":
+                return T.Select(x <= alpha, zero, x)
+        raise AssertionError(self.kind)

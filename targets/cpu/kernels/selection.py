@@ -1,0 +1,192 @@
+"""Selection: stable sorting, positions of non-zero elements, distinct elements.
+
+Results whose length depends on the data come in two kernels: one counts, one fills a buffer of that
+length.
+"""
+
+from functools import cache
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .storage import element_bytes, extent
+
+_INDEX_ALIGN = element_bytes("int64")
+
+
+def _precedes(a, b, dtype: str, descending: bool):
+    """Whether `a` comes before `b`; NaN counts as larger than every number, as NumPy sorts it."""
+    if "float" not in dtype:
+        return a > b if descending else a < b
+    nan_a, nan_b = tirx.isnan(a), tirx.isnan(b)
+    if descending:
+        return tirx.any(tirx.all(nan_a, tirx.Not(nan_b)), a > b)
+    return tirx.any(tirx.all(nan_b, tirx.Not(nan_a)), a < b)
+
+
+def _is_nonzero(element, dtype: str):
+    return element if dtype == "bool" else element != T.Cast(dtype, 0)
+
+
+@cache
+def argsort(
+    outer: int | None, length: int | None, inner: int | None, dtype: str, descending: bool
+) -> PrimFunc:
+    """Kernel (data[outer, length, inner]) -> (order int64[outer, inner, length], work int64[length]).
+
+    `order[o, i]` are the positions along the middle axis, sorted by element; equal elements keep
+    their order.  A bottom-up merge sort.  An extent given as None is symbolic; `work` is scratch.
+    """
+    before, size, after = extent("outer", outer), extent("length", length), extent("inner", inner)
+    compared = "float32" if dtype in ("float16", "bfloat16") else dtype
+
+    @T.prim_func(private=True, s_tir=True)
+    def argsort(data: T.handle, order: T.handle, work: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        x = T.match_buffer(data, (before, size, after), dtype, align=element_bytes(dtype))
+        out = T.match_buffer(order, (before, after, size), "int64", align=_INDEX_ALIGN)
+        spare = T.match_buffer(work, (size,), "int64", align=_INDEX_ALIGN)
+        # run length, start of the pair of runs, next of the left run, next of the right run
+        at = T.alloc_buffer((4,), "int64", scope="local")
+        for o, i in T.grid(before, after):
+            for j in range(size):
+                out[o, i, j] = T.Cast("int64", j)
+            at[0] = T.int64(1)
+            while at[0] < size:
+                at[1] = T.int64(0)
+                while at[1] < size:
+                    at[2] = at[1]
+                    at[3] = at[1] + at[0]
+                    for j in range(at[1], T.min(at[1] + at[0] * 2, size)):
+                        right_is_next = at[3] < T.min(at[1] + at[0] * 2, size) and (
+                            at[2] >= T.min(at[1] + at[0], size)
+                            or _precedes(
+                                T.Cast(compared, x[o, out[o, i, at[3]], i]),
+                                T.Cast(compared, x[o, out[o, i, at[2]], i]),
+                                dtype,
+                                descending,
+                            )
+                        )
+                        if right_is_next:
+                            spare[j] = out[o, i, at[3]]
+                            at[3] = at[3] + T.int64(1)
+                        else:
+                            spare[j] = out[o, i, at[2]]
+                            at[2] = at[2] + T.int64(1)
+                    at[1] = at[1] + at[0] * 2
+                for j in range(size):
+                    out[o, i, j] = spare[j]
+                at[0] = at[0] * 2
+
+    return argsort
+
+
+@cache
+def nonzero_count(dtype: str) -> PrimFunc:
+    """Kernel (data[n]) -> count int64[1] of the elements that are not zero."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def nonzero_count(data: T.handle, count: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        n = T.int64()
+        x = T.match_buffer(data, (n,), dtype, align=element_bytes(dtype))
+        total = T.match_buffer(count, (1,), "int64", align=_INDEX_ALIGN)
+        total[0] = T.int64(0)
+        for j in range(n):
+            if _is_nonzero(x[j], dtype):
+                total[0] = total[0] + T.int64(1)
+
+    return nonzero_count
+
+
+@cache
+def nonzero_fill(dtype: str) -> PrimFunc:
+    """Kernel (data[n]) -> positions int64[count], ascending; `count` as `nonzero_count` gives it."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def nonzero_fill(data: T.handle, positions: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        n, count = T.int64(), T.int64()
+        x = T.match_buffer(data, (n,), dtype, align=element_bytes(dtype))
+        out = T.match_buffer(positions, (count,), "int64", align=_INDEX_ALIGN)
+        found = T.alloc_buffer((1,), "int64", scope="local")
+        found[0] = T.int64(0)
+        for j in range(n):
+            if _is_nonzero(x[j], dtype):
+                out[found[0]] = j
+                found[0] = found[0] + T.int64(1)
+
+    return nonzero_fill
+
+
+@cache
+def distinct_count(dtype: str) -> PrimFunc:
+    """Kernel (data[n], order[n]) -> count int64[1] of distinct elements; `order` sorts `data`."""
+
+    @T.prim_func(private=True, s_tir=True)
+    def distinct_count(data: T.handle, order: T.handle, count: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        n = T.int64()
+        x = T.match_buffer(data, (n,), dtype, align=element_bytes(dtype))
+        by = T.match_buffer(order, (n,), "int64", align=_INDEX_ALIGN)
+        total = T.match_buffer(count, (1,), "int64", align=_INDEX_ALIGN)
+        total[0] = T.int64(0)
+        for j in range(n):
+            if j == 0 or x[by[j]] != x[by[T.max(j - 1, 0)]]:
+                total[0] = total[0] + T.int64(1)
+
+    return distinct_count
+
+
+@cache
+def distinct_fill(dtype: str, by_value: bool) -> PrimFunc:
+    """Kernel (data[n], order[n]) -> (first[count], inverse[n], counts[count], rank[count]), int64.
+
+    `first` holds the position of each distinct element's first occurrence, `inverse` which distinct
+    element stands at each position, `counts` how often each occurs.  They are in order of value, or,
+    unless `by_value`, of first occurrence; `rank` is scratch.
+    """
+
+    @T.prim_func(private=True, s_tir=True)
+    def distinct_fill(
+        data: T.handle,
+        order: T.handle,
+        first: T.handle,
+        inverse: T.handle,
+        counts: T.handle,
+        rank: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        n, count = T.int64(), T.int64()
+        x = T.match_buffer(data, (n,), dtype, align=element_bytes(dtype))
+        by = T.match_buffer(order, (n,), "int64", align=_INDEX_ALIGN)
+        start = T.match_buffer(first, (count,), "int64", align=_INDEX_ALIGN)
+        which = T.match_buffer(inverse, (n,), "int64", align=_INDEX_ALIGN)
+        often = T.match_buffer(counts, (count,), "int64", align=_INDEX_ALIGN)
+        place = T.match_buffer(rank, (count,), "int64", align=_INDEX_ALIGN)
+        group = T.alloc_buffer((1,), "int64", scope="local")
+        group[0] = T.int64(-1)
+        for j in range(n):
+            if j == 0 or x[by[j]] != x[by[T.max(j - 1, 0)]]:
+                group[0] = group[0] + T.int64(1)
+                start[group[0]] = by[j]
+            which[by[j]] = group[0]
+        group[0] = T.int64(0)
+        for j in range(n):
+            if start[which[j]] == j:
+                if by_value:
+                    place[which[j]] = which[j]
+                else:
+                    place[which[j]] = group[0]
+                group[0] = group[0] + T.int64(1)
+        for j in range(count):
+            often[j] = T.int64(0)
+        for j in range(n):
+            which[j] = place[which[j]]
+            often[which[j]] = often[which[j]] + T.int64(1)
+        for j in range(n):
+            if not by_value:
+                start[which[n - 1 - j]] = n - 1 - j
+
+    return distinct_fill

@@ -1,0 +1,114 @@
+"""Operands that say what an op does (sizes, axes, positions), known now or only at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import te, tirx
+
+from graphopt.errors import UnsupportedOpError
+from graphopt.ir.content import known_ints
+from graphopt.ir.dims import Dim, Sym
+from graphopt.ir.graph import Node, Value
+from graphopt.targets.relax import scalar
+from graphopt.targets.relax.lowering import Check, Lowering, compute, int64
+
+
+def tensor_input(node: Node, index: int) -> Value:
+    """Input `index`, which the op's schema demands."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def static_ints(value: Value | None) -> list[int] | None:
+    """The elements of an operand if all of them are numbers known now."""
+    return None if value is None or value.content is None else known_ints(value.content)
+
+
+def elements(lower: Lowering, value: Value) -> list[Any]:
+    """The elements of a small integer operand as ints and int64 expressions.
+
+    Those of an operand that is computed at run time become sizes of the program.
+
+    Raises:
+        UnsupportedOpError: how many elements it has is known only at run time.
+    """
+    if value.content is not None:
+        return [lower.dim(element) for element in value.content.flat]
+    count = value.tensor.elements
+    if not isinstance(count, int):
+        raise lower.unsupported(f"how many elements {value.name!r} has is known only at run time")
+    if count == 0:
+        return []
+    flat = lower.reshape(lower.expr(value), [count])
+    if value.dtype != "int64":
+        flat = lower.te(lambda x: compute([count], lambda i: scalar.cast(x(i), "int64"), "sizes"), flat)
+    names = [lower.fresh_size(f"element{k}_") for k in range(count)]
+    return lower.bind_sizes(names, flat)
+
+
+def bind_shape(
+    lower: Lowering, value: Value, shape: Sequence[Any], checks: Sequence[Check] = ()
+) -> list[Any]:
+    """Let the sizes of `value` that nothing has bound yet be those of `shape`.
+
+    Args:
+        shape: a size per axis, in terms of sizes that are bound.
+        checks: what must hold of them at run time.
+
+    Returns:
+        the shape of `value`.
+    """
+    dims = value.tensor.dims
+    open_axes = {dim.text: k for k, dim in enumerate(dims) if not is_bound(lower, dim)}
+    if open_axes or checks:
+        names = list(open_axes) or [lower.fresh_size("checked")]
+        sizes = [int64(shape[k]) for k in open_axes.values()] or [int64(0)]
+
+        def emit() -> te.Tensor:
+            return compute([len(sizes)], lambda i: chosen(sizes, i), "sizes")
+
+        lower.bind_sizes(names, lower.te(emit, name="sizes", checks=checks))
+    return lower.shape(value)
+
+
+def is_bound(lower: Lowering, dim: Dim) -> bool:
+    """True if `dim` can be computed from sizes known so far."""
+    try:
+        lower.dim(dim)
+    except UnsupportedOpError:
+        return False
+    return True
+
+
+def chosen(options: Sequence[Any], index: Any) -> Any:
+    """Element `index` of a short list, by comparisons."""
+    result = options[-1]
+    for k in reversed(range(len(options) - 1)):
+        result = tirx.Select(tirx.EQ(index, int64(k)), options[k], result)
+    return result
+
+
+def is_static(*sizes: Any) -> bool:
+    """True if all sizes are numbers known now."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def product(sizes: Sequence[Any]) -> Any:
+    """The product of ints and expressions; 1 for none."""
+    total: Any = 1
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def describe(node: Node) -> str:
+    """`Op 'node'`, for the run-time errors of generated code."""
+    return f"{node.op} {node.where[0]!r}"
+
+
+def as_dim(dim: Dim) -> str:
+    """A size as text for the user."""
+    return dim.text if isinstance(dim, Sym) else str(dim)

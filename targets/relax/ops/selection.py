@@ -1,0 +1,160 @@
+"""TopK, NonZero, Unique and Compress: results that depend on the order of the data, or its zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, te, tirx
+
+from graphopt.ir.dims import Dim, product
+from graphopt.ir.graph import Node, Value
+from graphopt.targets.cpu.kernels import selection
+from graphopt.targets.relax.lowering import Lowering, int64, lowers
+
+
+def _fixed(size: Any) -> int | None:
+    return size if isinstance(size, int) else None
+
+
+def _flat(lower: Lowering, value: Value) -> tuple[relax.Expr, Any]:
+    """All elements of a value in one axis, and how many they are."""
+    count = lower.dim(product(value.tensor.dims))
+    return lower.reshape(lower.expr(value), [count]), count
+
+
+def _counted(lower: Lowering, value: Value, axis: int, count: relax.Expr) -> Any:
+    """The run-time size of `value` along `axis`, which is `count`."""
+    size: Dim = value.tensor.dims[axis]
+    if isinstance(size, int):
+        return size
+    return lower.bind_size(str(size), count)
+
+
+@lowers("TopK")
+def _topk(lower: Lowering, node: Node) -> list[relax.Expr]:
+    data = node.inputs[0]
+    assert data is not None
+    dims = data.tensor.dims
+    axis = node.attr("axis") % len(dims)
+    outer, length, inner = (
+        lower.dim(product(part)) for part in (dims[:axis], dims[axis : axis + 1], dims[axis + 1 :])
+    )
+    descending = bool(node.attr("largest"))
+    kernel = selection.argsort(
+        _fixed(outer), _fixed(length), _fixed(inner), data.dtype, descending
+    )
+    cube = lower.reshape(lower.expr(data), [outer, length, inner])
+    order, _ = lower.kernel(
+        kernel, [cube], [([outer, inner, length], "int64"), ([length], "int64")]
+    )
+    for size in (value.tensor.dims[axis] for value in node.outputs):
+        if not lower.knows(size):
+            lower.bind_size(str(size), lower.expr(node.inputs[1]))  # type: ignore[arg-type]
+    taken = lower.dim(node.output.tensor.dims[axis])
+    shape = [outer, taken, inner]
+    fits = [(tirx.LE(int64(taken), int64(length)), "TopK: k is larger than the axis")]
+
+    known = isinstance(taken, int) and isinstance(length, int) and taken <= length
+    values = lower.te(
+        lambda x, by: te.compute(shape, lambda o, j, i: x(o, by(o, i, j), i), name="values"),
+        cube,
+        order,
+        name="topk_values",
+        checks=() if known else fits,
+    )
+    indices = lower.te(
+        lambda by: te.compute(shape, lambda o, j, i: by(o, i, j), name="indices"),
+        order,
+        name="topk_indices",
+    )
+    results = zip((values, indices), node.outputs)
+    return [lower.reshape(part, lower.shape(value)) for part, value in results]
+
+
+def _positions(lower: Lowering, value: Value, axis: int, result: Value) -> tuple[relax.Expr, Any]:
+    """Flat positions of the non-zero elements of `value`; their number is a size of `result`."""
+    flat, _ = _flat(lower, value)
+    (count,) = lower.kernel(selection.nonzero_count(value.dtype), [flat], [([1], "int64")])
+    size = _counted(lower, result, axis, count)
+    (found,) = lower.kernel(selection.nonzero_fill(value.dtype), [flat], [([size], "int64")])
+    return found, size
+
+
+@lowers("NonZero")
+def _nonzero(lower: Lowering, node: Node) -> relax.Expr:
+    data = node.inputs[0]
+    assert data is not None
+    found, count = _positions(lower, data, 1, node.output)
+    shape = lower.shape(data)
+    strides = [
+        int64(lower.dim(product(data.tensor.dims[axis + 1 :]))) for axis in range(len(shape))
+    ]
+
+    def coordinates(flat: te.Tensor) -> te.Tensor:
+        def coordinate(axis: Any, j: Any) -> Any:
+            chosen: Any = int64(0)
+            for k in range(len(shape)):
+                place = tirx.floormod(tirx.floordiv(flat(j), strides[k]), int64(shape[k]))
+                chosen = tirx.if_then_else(axis == k, place, chosen)
+            return chosen
+
+        return te.compute([len(shape), count], coordinate, name="nonzero")
+
+    return lower.te(coordinates, found, name="nonzero")
+
+
+@lowers("Compress")
+def _compress(lower: Lowering, node: Node) -> relax.Expr:
+    data, condition = node.inputs[0], node.inputs[1]
+    assert data is not None and condition is not None
+    axis = node.attrs.get("axis")
+    if axis is None:
+        source, length = _flat(lower, data)
+        shape, at = [length], 0
+    else:
+        source, shape = lower.expr(data), lower.shape(data)
+        at = axis % len(shape)
+    found, count = _positions(lower, condition, at, node.output)
+    (given,) = lower.shape(condition)
+    message = "Compress: the condition is longer than the axis"
+    checks = [(tirx.LE(int64(given), int64(shape[at])), message)]
+    out = [*shape[:at], count, *shape[at + 1 :]]
+
+    def take(x: te.Tensor, by: te.Tensor) -> te.Tensor:
+        return te.compute(out, lambda *i: x(*i[:at], by(i[at]), *i[at + 1 :]), name="compress")
+
+    return lower.te(take, source, found, name="compress", checks=checks)
+
+
+@lowers("Unique")
+def _unique(lower: Lowering, node: Node) -> list[relax.Expr]:
+    data = node.inputs[0]
+    assert data is not None
+    if node.attrs.get("axis") is not None and data.rank != 1:
+        raise lower.unsupported("it compares slices along an axis, not elements")
+    flat, length = _flat(lower, data)
+    sort = selection.argsort(1, _fixed(length), 1, data.dtype, False)
+    cube = lower.reshape(flat, [1, length, 1])
+    order, _ = lower.kernel(sort, [cube], [([1, 1, length], "int64"), ([length], "int64")])
+    order = lower.reshape(order, [length])
+    (count,) = lower.kernel(
+        selection.distinct_count(data.dtype), [flat, order], [([1], "int64")]
+    )
+    size = _counted(lower, node.output, 0, count)
+    for value in node.outputs[1:]:
+        if value.rank == 1 and not isinstance(value.tensor.dims[0], int):
+            known = value.tensor.dims[0] in data.tensor.dims
+            if not known and value is not node.outputs[2]:
+                lower.bind_size(str(value.tensor.dims[0]), count)
+    kernel = selection.distinct_fill(data.dtype, bool(node.attr("sorted")))
+    first, inverse, counts, _ = lower.kernel(
+        kernel,
+        [flat, order],
+        [([size], "int64"), ([length], "int64"), ([size], "int64"), ([size], "int64")],
+    )
+
+    def take(x: te.Tensor, by: te.Tensor) -> te.Tensor:
+        return te.compute([size], lambda j: x(by(j)), name="unique")
+
+    values = lower.te(take, flat, first, name="unique")
+    return [values, first, inverse, counts][: len(node.outputs)]
