@@ -3,8 +3,9 @@
     python bench/onnx_backend.py --recommender --json results.json
 
 Each case runs in a child process and ends as `pass`, `refused` (an error that names the op and the
-reason), `wrong` (an answer, and not the expected one), `crashed` (the process died or hung) or `error`
-(any other exception). Outputs are compared at the case's own tolerances, with dtype and shape.
+reason), `wrong` (an answer, and not the expected one), `crashed` (the process died or hung) or
+`error` (any other exception). Outputs are compared at the case's own tolerances, with dtype and
+shape.
 """
 
 from __future__ import annotations
@@ -32,23 +33,21 @@ from rich.table import Table
 STATUSES = ("pass", "refused", "wrong", "crashed", "error")
 
 # The ops of 18 exports of real ranking models, and what models of the same kinds also use.
-RECOMMENDER_OPS = frozenset(
-    """
-    Add And BatchNormalization Cast CastLike Clip Concat ConcatFromSequence Constant ConstantOfShape
-    Conv Div Einsum Equal Erf Expand Flatten GRU Gather GatherElements GatherND Gemm Greater Identity
-    If LayerNormalization LeakyRelu Less Loop MatMul Max Mod Mul NonZero Not OneHot Pow Range
-    Reciprocal ReduceMean ReduceProd ReduceSum Relu Reshape ScatterElements ScatterND SequenceEmpty
-    SequenceInsert Shape Sigmoid Size Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose
-    Trilu Unsqueeze Where
-    """.split()
-)
-EXTRA_OPS = frozenset(
-    """
-    Celu CumSum DequantizeLinear Elu Exp Gelu HardSigmoid HardSwish LSTM Log LogSoftmax Mish Neg PRelu
-    QuantizeLinear ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMin ReduceSumSquare Selu Softplus
-    Softsign Sum ThresholdedRelu
-    """.split()
-)
+_EXPORTED = """
+Add And BatchNormalization Cast CastLike Clip Concat ConcatFromSequence Constant ConstantOfShape
+Conv Div Einsum Equal Erf Expand Flatten GRU Gather GatherElements GatherND Gemm Greater Identity
+If LayerNormalization LeakyRelu Less Loop MatMul Max Mod Mul NonZero Not OneHot Pow Range
+Reciprocal ReduceMean ReduceProd ReduceSum Relu Reshape ScatterElements ScatterND SequenceEmpty
+SequenceInsert Shape Sigmoid Size Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose
+Trilu Unsqueeze Where
+"""
+_RELATED = """
+Celu CumSum DequantizeLinear Elu Exp Gelu HardSigmoid HardSwish LSTM Log LogSoftmax Mish Neg PRelu
+QuantizeLinear ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMin ReduceSumSquare Selu Softplus
+Softsign Sum ThresholdedRelu
+"""
+RECOMMENDER_OPS = frozenset(_EXPORTED.split())
+RELATED_OPS = frozenset(_RELATED.split())
 COMMON_DTYPES = frozenset(
     ["BOOL", "FLOAT16", "FLOAT", "DOUBLE", "BFLOAT16"]
     + [f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)]
@@ -188,7 +187,9 @@ def run_cases(cases: Sequence[Case], jobs: int, timeout: float) -> Iterator[Outc
     """The outcomes of cases, each run in a child process."""
     for case, result in isolated_map(run_case, cases, jobs, timeout):
         if isinstance(result, Lost):
-            yield Outcome(case.name, case.ops, "crashed", "", result.reason, timeout, case.is_common)
+            yield Outcome(
+                case.name, case.ops, "crashed", "", result.reason, timeout, case.is_common
+            )
         else:
             yield result
 
@@ -216,7 +217,8 @@ def select(cases: Iterable[Case], only: str, ops: frozenset[str] | None) -> list
     return [
         case
         for case in cases
-        if pattern.search(case.name) and (ops is None or (len(case.ops) == 1 and case.ops[0] in ops))
+        if pattern.search(case.name)
+        and (ops is None or (len(case.ops) == 1 and case.ops[0] in ops))
     ]
 
 
@@ -224,14 +226,14 @@ def select(cases: Iterable[Case], only: str, ops: frozenset[str] | None) -> list
 
 
 def table_by_op(outcomes: Sequence[Outcome]) -> Table:
-    """Counts per op; cases of several nodes count under their op functions' name."""
+    """Counts per op of the cases that consist of one op."""
     table = Table(title="by op", title_justify="left")
     table.add_column("op")
     for status in STATUSES:
         table.add_column(status, justify="right")
     counts: dict[str, Counter[str]] = {}
     for outcome in outcomes:
-        label = outcome.ops[0] if len(outcome.ops) == 1 else "(several nodes)"
+        label = outcome.ops[0] if len(outcome.ops) == 1 else "(several ops)"
         counts.setdefault(label, Counter())[outcome.status] += 1
     for op, count in sorted(counts.items()):
         table.add_row(op, *(str(count[s] or "") for s in STATUSES))
@@ -271,9 +273,9 @@ def table_of_failures(outcomes: Sequence[Outcome]) -> Table:
 
 def main(
     only: Annotated[str, typer.Option(help="Regular expression on case names.")] = "",
-    recommender: Annotated[bool, typer.Option(help="Single nodes of recommender ops only.")] = False,
+    recommender: Annotated[bool, typer.Option(help="Single nodes of recommenders' ops.")] = False,
     ops_of_models: Annotated[
-        Path | None, typer.Option("--ops-of", help="Like --recommender, with the ops of its models.")
+        Path | None, typer.Option("--ops-of", help="--recommender with the ops of these models.")
     ] = None,
     dtypes: Annotated[bool, typer.Option(help="Totals by kind of data too.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write outcomes here.")] = None,
@@ -285,7 +287,7 @@ def main(
         os.environ.setdefault(variable, "1")
     ops = None
     if recommender or ops_of_models:
-        ops = EXTRA_OPS | (ops_of(ops_of_models) if ops_of_models else RECOMMENDER_OPS)
+        ops = RELATED_OPS | (ops_of(ops_of_models) if ops_of_models else RECOMMENDER_OPS)
     cases = select(collect_cases(), only, ops)
     progress = track(
         run_cases(cases, jobs, timeout),
@@ -295,6 +297,8 @@ def main(
     )
     outcomes = sorted(progress, key=lambda outcome: outcome.name)
     console = Console()
+    if not console.is_terminal:
+        console.width = 160
     for table in (
         table_by_op(outcomes),
         table_of_failures(outcomes),

@@ -1,7 +1,7 @@
 """Optimization levels: pipelines as values, to be read from top to bottom.
 
-`O0` does nothing. `O1` cleans up and keeps every bit of the answers. `O2` also raises loops to ops of
-our own and may reorder float operations. `O3` is everything that needs no error budget.
+`O0` does nothing. `O1` cleans up and keeps every bit of the answers. `O2` also raises loops to ops
+of our own and may reorder float operations. `O3` is everything that needs no error budget.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
 from graphopt.passes.resolve_shapes import ResolveShapes
 from graphopt.passes.share_initializers import ShareInitializers
+from graphopt.passes.simplify_casts import SimplifyCasts
 from graphopt.passes.simplify_concats import SimplifyConcats
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
 from graphopt.passes.simplify_slices import SimplifySlices
+from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.passes.unroll_loops import UnrollLoops
 from graphopt.pipeline.spec import Fixpoint, Pipeline
@@ -31,11 +33,13 @@ _CLEAN_UP = (
     InlineSubgraphs(),
     FoldConstants(),
     Canonicalize(),
+    SimplifyCasts(),
     SimplifyReshapes(),
     SimplifySlices(),
     SimplifyConcats(),
     BypassConcats(),
     RemoveBroadcasts(),
+    SinkExpands(),
     ShareInitializers(),
     Cse(),
 )

@@ -3,13 +3,13 @@
     from graphopt.testing import assert_rewrites
 
     assert_rewrites(
-        FuseGemm(),
-        "(float[N,4] x) => (float[N,8] y) <float[4,8] w, float[8] b> { m = MatMul(x, w) y = Add(m, b) }",
-        "(float[N,4] x) => (float[N,8] y) <float[4,8] w, float[8] b> { y = Gemm(x, w, b) }",
+        FuseGemm(), "(float[N,4] x) => (float[N,8] y) <float[4,8] w, float[8] b> { m = MatMul(x, w)
+        y = Add(m, b) }", "(float[N,4] x) => (float[N,8] y) <float[4,8] w, float[8] b> { y = Gemm(x,
+        w, b) }",
     )
 
-Graphs are written in ONNX's text form. A weight that is declared and not set gets random values, the
-same ones in every text that gives it the same name and shape.
+Graphs are written in ONNX's text form. A weight that is declared and not set gets random values,
+the same ones in every text that gives it the same name and shape.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def assert_rewrites(
 def assert_keeps_outputs(
     step: Pass, graph: Graph, *, sizes: Mapping[str, int] | None = None, seed: int = 0
 ) -> PassContext:
-    """Run `step` on `graph` in place and check everything but its result (see `assert_rewrites`)."""
+    """Run `step` on `graph` in place; check all that `assert_rewrites` does, except the result."""
     feeds = random_inputs(graph, sizes, seed)
     wanted = run_onnxruntime(graph, feeds)
     signature = _signature(graph)

@@ -12,35 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from graphopt.passes._bag_question import Signature
+
 EDGE_ROWS = 8
 """Only this many rows at either end of a table, and padding, are not zero: tables may be huge."""
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The inputs of a bag to try out; sizes that may vary are None.
-
-    Attributes:
-        rows, dim, dtype: the type of the table.
-        ids: the shape of the ids: [n], or [b, k] where every row is a bag.
-        offsets_length: None also where there are no offsets.
-        offsets_dtype: None where there are no offsets.
-        weighted: whether there is a weight per id, of the table's dtype.
-    """
-
-    rows: int
-    dim: int
-    dtype: str
-    ids: tuple[int | None, ...]
-    ids_dtype: str
-    offsets_length: int | None
-    offsets_dtype: str | None
-    weighted: bool
-
-    @property
-    def fixed(self) -> bool:
-        """True if every row of the ids is a bag."""
-        return self.offsets_dtype is None
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.ops.embedding_bag_body import Mode
-from graphopt.passes._bag_cases import Case, Signature, cases, out_of_range, plain_case
-from graphopt.passes._bag_question import Question, question_of
+from graphopt.passes._bag_cases import Case, cases, out_of_range, plain_case
+from graphopt.passes._bag_question import Question, Signature, question_of
 from graphopt.passes._bag_region import Region
 from graphopt.passes._execution import Execution
 

@@ -13,7 +13,6 @@ from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, copy_node
 from graphopt.ir.onnx_io import to_proto
 from graphopt.ir.types import TensorType
-from graphopt.passes._bag_cases import Signature
 from graphopt.passes._bag_region import Region, outside_values
 
 ROWS, DIM = 17, 3
@@ -21,6 +20,33 @@ ROWS, DIM = 17, 3
 UNBOUNDED = 2**31 - 1
 """Integers from here on mean "to the end" (of a Slice)."""
 DTYPES = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a bag to try out; sizes that may vary are None.
+
+    Attributes:
+        rows, dim, dtype: the type of the table.
+        ids: the shape of the ids: [n], or [b, k] where every row is a bag.
+        offsets_length: None also where there are no offsets.
+        offsets_dtype: None where there are no offsets.
+        weighted: whether there is a weight per id, of the table's dtype.
+    """
+
+    rows: int
+    dim: int
+    dtype: str
+    ids: tuple[int | None, ...]
+    ids_dtype: str
+    offsets_length: int | None
+    offsets_dtype: str | None
+    weighted: bool
+
+    @property
+    def fixed(self) -> bool:
+        """True if every row of the ids is a bag."""
+        return self.offsets_dtype is None
 
 
 @dataclass(frozen=True)

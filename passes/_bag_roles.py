@@ -53,7 +53,7 @@ def find_roles(
         return None
     if len(offsets) != (1 if ids.rank == 1 else 0):
         return None
-    return Roles(table, ids, *(offsets or [None]), *(weights or [None]))
+    return Roles(table, ids, offsets[0] if offsets else None, weights[0] if weights else None)
 
 
 def _lookup(

@@ -1,4 +1,4 @@
-"""Nodes evaluated at build time, by ONNX Runtime, so that they keep the bits they would have had."""
+"""Nodes evaluated at build time, by ONNX Runtime: they keep the bits they would have had."""
 
 from __future__ import annotations
 

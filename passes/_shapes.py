@@ -1,4 +1,4 @@
-"""Shapes as constants: what a Reshape, an Expand and a Slice can be told without knowing the batch."""
+"""Shapes as constants: what a Reshape or a Slice can be told without knowing the batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ INT64_MAX = 2**63 - 1
 def reshape_target(data: TensorType, result: TensorType) -> list[int] | None:
     """The constant shape operand that reshapes `data` to `result`, None if there is none.
 
-    One unknown size becomes -1; several become 0 (copied from the same axis of `data`), with at most
-    one -1 among them.
+    One unknown size becomes -1; several become 0 (copied from the same axis of `data`), with at
+    most one -1 among them.
     """
     if data.shape is None or result.shape is None:
         return None
@@ -40,8 +40,8 @@ def ints_of(value: Value | None) -> list[int] | None:
 def slice_bounds(node: Node) -> dict[int, tuple[int, int]] | None:
     """`{axis: (start, end)}` of a Slice with constant bounds and steps of 1, None for any other.
 
-    An end of `INT64_MAX` means the end of the axis. Bounds are counted from the front where the axis
-    has a known size.
+    An end of `INT64_MAX` means the end of the axis. Bounds are counted from the front where the
+    axis has a known size.
     """
     data = node.inputs[0]
     starts, ends = ints_of(node.inputs[1]), ints_of(node.inputs[2])

@@ -1,4 +1,4 @@
-"""Integer tensors of symbolic sizes, computed with the fewest ops: Shape, and Concat with numbers."""
+"""Integer tensors of symbolic sizes, computed with few ops: Shape, and Concat with numbers."""
 
 from __future__ import annotations
 

@@ -74,7 +74,11 @@ def gather_of_concat(rw: Rewriter, whole: Value, index: Value, node: Node) -> Va
         if last - first > 1:
             return rw.op.Gather(value, rw.const(np.array(wanted - first, np.int64)), axis=axis)
         target = reshape_target(value.tensor, node.output.tensor)
-        return NoMatch("its shape is not known") if target is None else rw.op.Reshape(value, rw.ints(*target))
+        return (
+            NoMatch("its shape is not known")
+            if target is None
+            else rw.op.Reshape(value, rw.ints(*target))
+        )
     return NoMatch("it takes from an operand after one of unknown size")
 
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import dtype_to_onnx, dtype_to_numpy, is_float, is_integer
+from graphopt.ir.types import is_float
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
-x, y, low, high, inner_low, inner_high = map(
-    var, ("x", "y", "low", "high", "inner_low", "inner_high")
-)
-c, mask = const("c"), const("mask")
-
-_MANTISSA = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
-_EXPONENT = {"float16": 5, "bfloat16": 8, "float32": 8, "float64": 11}
+x, y, c, mask = var("x"), var("y"), const("c"), const("mask")
 
 
 def _unless_broadcast(node: Node, x: Value) -> Value | NoMatch:
@@ -48,44 +42,6 @@ def dropout_to_nothing(rw: Rewriter, x: Value, node: Node) -> list[Value] | NoMa
     if any(value.uses for value in node.outputs[1:]):
         return NoMatch("its mask is used")
     return [x] * len(node.outputs)
-
-
-@rule(op.CastLike(x, y))
-def cast_like_to_cast(rw: Rewriter, x: Value, y: Value) -> Value:
-    """CastLike(x, y) -> Cast(x, to=dtype of y)"""
-    return rw.op.Cast(x, to=dtype_to_onnx(y.dtype))
-
-
-@rule(op.Cast(x))
-def cast_to_same(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
-    """Cast(x: T, to=T) -> x"""
-    return x if x.dtype == node.output.dtype else NoMatch("it changes the dtype")
-
-
-@rule(op.Cast(op.Cast(x).named("y").shared()))
-def cast_of_exact_cast(rw: Rewriter, x: Value, y: Value, node: Node) -> Value | NoMatch:
-    """Cast(Cast(x)) -> Cast(x), if the inner one keeps every number"""
-    if not keeps_every_number(x.dtype, y.dtype):
-        return NoMatch(f"{x.dtype} to {y.dtype} may lose something")
-    return rw.op.Cast(x, to=node.attr("to"))
-
-
-def keeps_every_number(source: str, target: str) -> bool:
-    """True if every number of dtype `source` is one of `target`."""
-    if source == "bool":
-        return is_integer(target) or target in _MANTISSA
-    if is_integer(source) and dtype_to_numpy(source).kind in "iu":
-        limits = np.iinfo(dtype_to_numpy(source))
-        if target in _MANTISSA:
-            return bool(limits.bits - (limits.min < 0) <= _MANTISSA[target]) and target != "float16"
-        if is_integer(target) and dtype_to_numpy(target).kind in "iu":
-            wider = np.iinfo(dtype_to_numpy(target))
-            return bool(wider.min <= limits.min and limits.max <= wider.max)
-        return False
-    if source in _MANTISSA and target in _MANTISSA:
-        wide_enough = _EXPONENT[source] <= _EXPONENT[target]
-        return wide_enough and _MANTISSA[source] <= _MANTISSA[target]
-    return False
 
 
 @rule(op.Mul(x, c), op.Div(x, c), op.Pow(x, c))
@@ -148,14 +104,13 @@ def clip_of_clip(
 class Canonicalize(RewritePass):
     """Removes ops that do nothing: identities, inference-time dropout, neutral elements.
 
-    Needs nothing. An op goes only where what is left has the same dtype and shape, and the same bits:
-    `x + 0.0` stays, because it turns -0.0 into 0.0. Fidelity: exact.
+    Needs nothing. An op goes only where what is left has the same dtype and shape, and the same
+    bits: `x + 0.0` stays, because it turns -0.0 into 0.0. Fidelity: exact.
 
     Before:
         (float[N,4] x) => (float[N,4] y) <float one = {1}> {
             a = Identity(x)
-            b = Cast<to=1>(a)
-            c = Mul(b, one)
+            c = Mul(a, one)
             y = Relu(c)
         }
 
@@ -170,9 +125,6 @@ class Canonicalize(RewritePass):
     rules = (
         op_of_one_value,
         dropout_to_nothing,
-        cast_like_to_cast,
-        cast_to_same,
-        cast_of_exact_cast,
         times_one,
         plus_zero,
         logic_with_neutral,

@@ -34,7 +34,9 @@ def _bias(value: Value | None, factor: np.ndarray) -> np.ndarray | None:
 
 
 @rule(op.BatchNormalization(op.Gemm(x, w, ...).named("linear"), *_STATISTICS))
-def gemm_batch_norm_to_gemm(rw: Rewriter, x: Value, w: Value, linear: Value, node: Node) -> Value | NoMatch:
+def gemm_batch_norm_to_gemm(
+    rw: Rewriter, x: Value, w: Value, linear: Value, node: Node
+) -> Value | NoMatch:
     """BatchNormalization(Gemm(x, w, b)) -> Gemm(x, w', b')"""
     folded, gemm = _factor_and_offset(node), linear.producer
     if isinstance(folded, NoMatch):
@@ -55,7 +57,9 @@ def gemm_batch_norm_to_gemm(rw: Rewriter, x: Value, w: Value, linear: Value, nod
     op.BatchNormalization(op.MatMul(x, w).named("linear"), *_STATISTICS),
     op.BatchNormalization(op.Add(op.MatMul(x, w), b).named("linear"), *_STATISTICS),
 )
-def matmul_batch_norm_to_matmul(rw: Rewriter, x: Value, w: Value, linear: Value, node: Node) -> Value | NoMatch:
+def matmul_batch_norm_to_matmul(
+    rw: Rewriter, x: Value, w: Value, linear: Value, node: Node
+) -> Value | NoMatch:
     """BatchNormalization(MatMul(x, w) + b) -> MatMul(x, w') + b'"""
     folded = _factor_and_offset(node)
     if isinstance(folded, NoMatch):
@@ -74,7 +78,9 @@ def matmul_batch_norm_to_matmul(rw: Rewriter, x: Value, w: Value, linear: Value,
 
 
 @rule(op.BatchNormalization(op.Conv(x, w, ...).named("linear"), *_STATISTICS))
-def conv_batch_norm_to_conv(rw: Rewriter, x: Value, w: Value, linear: Value, node: Node) -> Value | NoMatch:
+def conv_batch_norm_to_conv(
+    rw: Rewriter, x: Value, w: Value, linear: Value, node: Node
+) -> Value | NoMatch:
     """BatchNormalization(Conv(x, w, b)) -> Conv(x, w', b')"""
     folded, conv = _factor_and_offset(node), linear.producer
     if isinstance(folded, NoMatch):
@@ -112,9 +118,9 @@ class FoldBatchNorm(RewritePass):
 
     Before:
         (float[N,4] x) => (float[N,8] y)
-        <float[4,8] w, float[8] b, float[8] scale, float[8] shift, float[8] mean, float[8] variance> {
+        <float[4,8] w, float[8] b, float[8] scale, float[8] shift, float[8] mean, float[8] var> {
             h = Gemm(x, w, b)
-            n = BatchNormalization(h, scale, shift, mean, variance)
+            n = BatchNormalization(h, scale, shift, mean, var)
             y = Relu(n)
         }
 

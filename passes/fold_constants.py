@@ -21,9 +21,9 @@ _VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"])
 class FoldConstants(Pass):
     """Evaluates nodes whose inputs are all constants.
 
-    ONNX Runtime evaluates each node alone, so that the result has the bits that the model would have
-    computed. What fails there (an index out of range) stays in the graph and fails at run time.
-    Random ops stay. Reshaping a constant makes a view and reads nothing. Fidelity: exact.
+    ONNX Runtime evaluates each node alone, so that the result has the bits that the model would
+    have computed. What fails there (an index out of range) stays in the graph and fails at run
+    time. Random ops stay. Reshaping a constant makes a view and reads nothing. Fidelity: exact.
 
     Attributes:
         max_growth: how many bytes a fold may add, counted after constants that it frees.

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import broadcast
+from graphopt.passes._broadcasts import BINARY, VARIADIC, broadcast_shape, unexpanded
 from graphopt.passes._shapes import ints_of
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
 x, shape, repeats = var("x"), var("shape"), var("repeats")
-
-_BINARY = (
-    (op.Add, op.Sub, op.Mul, op.Div, op.Pow, op.Mod, op.And, op.Or, op.Xor)
-    + (op.Equal, op.Less, op.Greater, op.LessOrEqual, op.GreaterOrEqual)
-    + (op.BitwiseAnd, op.BitwiseOr, op.BitwiseXor, op.PRelu)
-)
-_MANY = (op.Where, op.Max, op.Min, op.Sum, op.Mean)
 
 
 @rule(op.Expand(x, shape))
@@ -69,42 +61,31 @@ def tile_to_expand(rw: Rewriter, x: Value, repeats: Value, node: Node) -> Value 
     return rw.op.Expand(x, repeats if known is None else rw.ints(*known))
 
 
-@rule(*(make(x, var("y")) for make in _BINARY), *(make(x, ...) for make in _MANY))
+@rule(
+    *(make(x, var("y")) for make in (*BINARY, op.Pow)),
+    *(make(x, ...) for make in (*VARIADIC, op.Mean)),
+)
 def broadcast_twice(rw: Rewriter, node: Node) -> Value | None:
     """Mul(Expand(x), y) -> Mul(x, y), if y has the shape of the result anyway"""
     operands = list(node.inputs)
     for index, value in enumerate(operands):
-        smaller = None if value is None else _unexpanded(rw, value)
+        smaller = None if value is None else unexpanded(rw, value)
         if smaller is None:
             continue
         trial = [*operands[:index], smaller, *operands[index + 1 :]]
-        shapes = [v.shape for v in trial if v is not None]
-        if None not in shapes and tuple(broadcast(shapes)) == node.output.shape:  # type: ignore
+        if node.output.shape is not None and broadcast_shape(trial) == node.output.shape:
             operands = trial
     if operands == list(node.inputs):
         return None
-    attrs = dict(node.attrs)
-    return rw.insert(node.op_type, operands, attrs).output
-
-
-def _unexpanded(rw: Rewriter, value: Value) -> Value | None:
-    """A smaller value that broadcasts to `value`."""
-    node = value.producer
-    if node is None:
-        return None
-    if node.op == "Expand":
-        return node.inputs[0]
-    if node.op == "ConstantOfShape":
-        fill = node.attrs.get("value", np.zeros(1, np.float32))
-        return rw.const(np.asarray(fill).reshape(()))
-    return None
+    return rw.insert(node.op_type, operands, dict(node.attrs)).output
 
 
 class RemoveBroadcasts(RewritePass):
     """Drops expansions that the ops which read them do by themselves.
 
-    Needs the sizes to agree as far as they are known: `Expand(x)` goes where the other operands have
-    the shape of the result. A filled tensor (ConstantOfShape) becomes a scalar. Tile of axes of size 1 becomes Expand first. Fidelity: exact.
+    Needs the sizes to agree as far as they are known: `Expand(x)` goes where the other operands
+    have the shape of the result. A filled tensor (ConstantOfShape) becomes a scalar. Tile of axes
+    of size 1 becomes Expand first. Fidelity: exact.
 
     Before:
         (float[N,1,4] q, float[N,20,4] keys) => (float[N,20,4] y) <int64[3] r = {1, 20, 1}> {

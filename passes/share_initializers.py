@@ -56,7 +56,11 @@ class ShareInitializers(Pass):
 def _looks(array: np.ndarray) -> Hashable:
     step = max(1, array.size // _SAMPLE)
     sample = np.asarray(array.flat[::step])
-    return str(array.dtype), array.shape, repr(sample) if array.dtype == object else sample.tobytes()
+    return (
+        str(array.dtype),
+        array.shape,
+        repr(sample) if array.dtype == object else sample.tobytes(),
+    )
 
 
 def _same_bits(a: np.ndarray | None, b: np.ndarray) -> bool:

@@ -42,7 +42,12 @@ def concat_of_slices(rw: Rewriter, node: Node) -> Value | NoMatch:
     for value in operands_of(node):
         piece = _piece(value, axis)
         last = merged[-1] if merged else None
-        if piece is not None and isinstance(last, tuple) and last[0] is piece[0] and last[2] == piece[1]:
+        if (
+            piece is not None
+            and isinstance(last, tuple)
+            and last[0] is piece[0]
+            and last[2] == piece[1]
+        ):
             merged[-1] = (last[0], last[1], piece[2])
         else:
             merged.append(piece or value)
@@ -70,7 +75,11 @@ def concat_of_split(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     if split is None or split.op != "Split" or list(split.outputs) != operands_of(node):
         return NoMatch("the operands are not the parts of one Split, in order")
     data = split.inputs[0]
-    if data is None or axis_of(node) is None or split.attr("axis") % (data.rank or 1) != axis_of(node):
+    if (
+        data is None
+        or axis_of(node) is None
+        or split.attr("axis") % (data.rank or 1) != axis_of(node)
+    ):
         return NoMatch("it joins another axis than was split")
     return data
 
@@ -96,7 +105,7 @@ def flattened_stack(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch |
 
 
 class SimplifyConcats(RewritePass):
-    """Flattens concatenations, joins neighbouring slices in them, and drops what is put together again.
+    """Flattens concatenations, joins neighbouring slices in them, and undoes splits and stacks.
 
     Values that are read elsewhere too are not taken apart. Fidelity: exact.
 

@@ -13,7 +13,7 @@ _RESHAPES = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 
 
 @rule(op.Reshape(x, ...), op.Flatten(x), op.Squeeze(x, ...), op.Unsqueeze(x, ...))
-def reshapes_to_one(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+def reshapes_to_one(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     """Unsqueeze(Flatten(Reshape(x))) -> Reshape(x, constant), or x where nothing changes"""
     result = node.output.tensor
     if result.shape is None:
@@ -24,12 +24,16 @@ def reshapes_to_one(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
         target = reshape_target(source.tensor, result)
         if target is None:
             continue
-        given = node.const(1)
-        if source is x and node.op_type == "Reshape" and given is not None:
-            if given.tolist() == target and "allowzero" not in node.attrs:
-                return NoMatch("it is a Reshape to constants already")
-        return rw.op.Reshape(source, rw.ints(*target))
+        return None if _is_reshape(node, source, target) else rw.op.Reshape(source, rw.ints(*target))
     return NoMatch("its shape cannot be written with constants")
+
+
+def _is_reshape(node: Node, source: Value, target: list[int]) -> bool:
+    """True if `node` is what it would be replaced by."""
+    if node.op != "Reshape" or node.inputs[0] is not source or node.attrs.get("allowzero"):
+        return False
+    given = node.const(1)
+    return given is not None and given.tolist() == target
 
 
 def _sources(node: Node) -> list[Value]:
@@ -60,7 +64,7 @@ def reshape_around_unary(rw: Rewriter, x: Value, inner: Value, node: Node) -> Va
 
 @rule(op.Transpose(op.Reshape(x, ...).named("inner")))
 def transpose_of_unit_axes(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
-    """Transpose(Reshape(x)) -> Reshape(Transpose(x)), if the reshape only adds or drops axes of 1"""
+    """Transpose(Reshape(x)) -> Reshape(Transpose(x)), if only axes of size 1 come and go"""
     if x.shape is None or inner.shape is None:
         return NoMatch("the rank is not known")
     kept = [axis for axis, dim in enumerate(x.shape) if dim != 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._shapes import INT64_MAX, ints_of, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
@@ -11,7 +13,7 @@ x, indices = var("x"), var("indices")
 
 
 @rule(op.Slice(x, ...))
-def slice_to_constants(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
+def slice_to_constants(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     """Slice(x) -> x, or Slice(x) with its bounds in one form: axes in order, no idle ones"""
     bounds = slice_bounds(node)
     if bounds is None or x.shape is None:
@@ -19,10 +21,10 @@ def slice_to_constants(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     kept = {a: b for a, b in sorted(bounds.items()) if b not in ((0, x.shape[a]), (0, INT64_MAX))}
     if not kept:
         return x
-    written = [ints_of(value) for value in node.inputs[1:]]
-    if written == [[b[0] for b in kept.values()], [b[1] for b in kept.values()], list(kept)]:
-        if all(v.const is not None and v.dtype == "int64" for v in node.inputs[1:] if v is not None):
-            return NoMatch("it has this form already")
+    wanted = [[b[0] for b in kept.values()], [b[1] for b in kept.values()], list(kept)]
+    written = [None if v is None or v.const is None else v.const for v in node.inputs[1:]]
+    if [a is not None and a.dtype == np.int64 and a.tolist() for a in written] == wanted:
+        return None
     return _slice(rw, x, kept)
 
 
@@ -107,9 +109,9 @@ class SimplifySlices(RewritePass):
 
     Before:
         (float[N,8] x) => (float[N,2] y)
-        <int64[1] a = {2}, int64[1] b = {-1}, int64[1] c = {0}, int64[1] d = {2}, int64[1] axis = {1}> {
+        <int64[1] a = {2}, int64[1] b = {-1}, int64[1] c = {0}, int64[1] axis = {1}> {
             u = Slice(x, a, b, axis)
-            v = Slice(u, c, d, axis)
+            v = Slice(u, c, a, axis)
             y = Relu(v)
         }
 

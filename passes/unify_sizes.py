@@ -29,5 +29,5 @@ class UnifySizes(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         renamed = sizes.unify_sizes(graph)
-        ctx.stats.hits.update({f"{old} = {new}": 1 for old, new in renamed.items()})
+        ctx.stats.hits.update(f"{old} = {new}" for old, new in renamed.items())
         return bool(renamed)

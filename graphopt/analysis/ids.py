@@ -70,7 +70,9 @@ def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
         for value, low, high in _lookups(node):
             origin = origins.get(value)
             if origin is not None:
-                ids = IdRange(origin.region, low - origin.shift[0], high - origin.shift[1], node.where)
+                ids = IdRange(
+                    origin.region, low - origin.shift[0], high - origin.shift[1], node.where
+                )
                 found.setdefault(origin.source.name, []).append(ids)
         for value, high in _offsets(node, origins):
             origin = origins[value]

@@ -1,9 +1,9 @@
 """Symbolic dimensions: integer polynomials over named sizes.
 
-A `Dim` is an `int` or a `Sym`. Arithmetic keeps a canonical form, so that two dims are equal exactly
-when they are the same polynomial: `N * 20 // 20 == N`, while two different unknown sizes never
-compare equal. What is not a polynomial (a floor division with a remainder, a minimum) becomes an
-opaque atom that remembers its operands, so that a target can still compute it at run time.
+A `Dim` is an `int` or a `Sym`. Arithmetic keeps a canonical form, so that two dims are equal
+exactly when they are the same polynomial: `N * 20 // 20 == N`, while two different unknown sizes
+never compare equal. What is not a polynomial (a floor division with a remainder, a minimum) becomes
+an opaque atom that remembers its operands, so that a target can still compute it at run time.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Which symbolic sizes of the inputs must be equal.
 
-Exporters name the batch of each input apart (`b`, `s9`, `unk__302`). Where an op needs two such sizes
-to agree, they are one size; without this no two batches could be proved equal.
+Exporters name the batch of each input apart (`b`, `s9`, `unk__302`). Where an op needs two such
+sizes to agree, they are one size; without this no two batches could be proved equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim, Sym
@@ -14,7 +15,22 @@ from graphopt.ir.graph import Graph, Node
 from graphopt.ir.types import TensorType, Type
 
 _ALIGNED = frozenset(
-    ["Add", "Sub", "Mul", "Div", "Pow", "Mod", "Max", "Min", "Sum", "Mean", "Where", "And", "Or", "Xor"]
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Mod",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "Where",
+        "And",
+        "Or",
+        "Xor",
+    ]
     + ["Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "MatMul", "PRelu"]
 )
 
@@ -35,46 +51,55 @@ def own_sizes(type_: Type, name: str, declared: dict[str, str]) -> Type:
     return TensorType(type_.dtype, tuple(dims.substitute(dim, own) for dim in type_.shape))
 
 
-def unify_sizes(graph: Graph) -> dict[str, str]:
-    """Give sizes of inputs that must agree one name, throughout the graph.
+def unify_sizes(graph: Graph) -> dict[str, Dim]:
+    """Express sizes of inputs that must agree by one another, throughout the graph.
 
     Returns:
-        which size each renamed size became.
+        what each size that was replaced became: another one, or one plus a number.
     """
     order = [name for v in graph.inputs for d in _dims(v.type) for name in sorted(dims.symbols(d))]
     rank = {name: k for k, name in reversed(list(enumerate(order)))}
-    renamed: dict[str, str] = {}
-    while pairs := [p for node in graph.walk() for p in _required_equal(node, rank)]:
-        changes: dict[str, str] = {}
-        for a, b in pairs:
-            a, b = _find(a, changes), _find(b, changes)
-            if a != b:
-                keep, drop = sorted((a, b), key=rank.__getitem__)
-                changes[drop] = keep
-        if not changes:
-            break
-        final = {name: _find(name, changes) for name in changes}
-        renamed = {old: final.get(new, new) for old, new in renamed.items()} | final
-        _rename(graph, final)
-    return renamed
+    replaced: dict[str, Dim] = {}
+    while True:
+        known: dict[str, _Shifted] = {}
+        for a, b in (pair for node in graph.walk() for pair in _required_equal(node, rank)):
+            a, b = _find(a, known), _find(b, known)
+            if a.name != b.name:
+                keep, drop = sorted((a, b), key=lambda size: rank[size.name])
+                known[drop.name] = _Shifted(keep.name, keep.plus - drop.plus)
+        if not known:
+            return replaced
+        found = {name: _find(size, known) for name, size in known.items()}
+        changes = {name: Sym.named(size.name) + size.plus for name, size in found.items()}
+        replaced = {k: dims.substitute(dim, changes.get) for k, dim in replaced.items()} | changes
+        _replace(graph, changes)
+
+
+class _Shifted(NamedTuple):
+    """The size called `name`, plus a number."""
+
+    name: str
+    plus: int
 
 
 def _dims(type_: object) -> tuple[Dim, ...]:
     return type_.shape or () if isinstance(type_, TensorType) else ()
 
 
-def _find(name: str, parents: dict[str, str]) -> str:
-    while name in parents:
-        name = parents[name]
-    return name
+def _find(size: _Shifted, known: dict[str, _Shifted]) -> _Shifted:
+    while size.name in known:
+        by = known[size.name]
+        size = _Shifted(by.name, by.plus + size.plus)
+    return size
 
 
-def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Pairs of input sizes that this node needs to be equal (or one of them 1)."""
+def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[_Shifted, _Shifted]]:
+    """Pairs of sizes of inputs that this node needs to be equal (or, for ops that broadcast, 1)."""
     if node.domain:
         return
     shapes = [_dims(v.type) for v in node.inputs if v is not None]
-    if node.op_type == "Concat" and shapes:
+    strict = node.op_type == "Concat"
+    if strict and shapes:
         count = len(shapes[0])
         axis = node.attr("axis") % count if count else 0
         columns = [[s[k] for s in shapes if len(s) == count] for k in range(count) if k != axis]
@@ -85,25 +110,28 @@ def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[str, str
     else:
         return
     for column in columns:
-        names = [name for dim in column if (name := _plain_name(dim)) in rank]
-        yield from ((names[0], other) for other in names[1:] if other != names[0])
+        sizes = [size for dim in column if (size := _shifted(dim)) and size.name in rank]
+        # What broadcasts may be 1 in one operand; a sum that happens to be 1 is more likely.
+        sizes = [size for size in sizes if strict or size.plus == 0]
+        yield from ((sizes[0], other) for other in sizes[1:] if other != sizes[0])
 
 
-def _plain_name(dim: Dim) -> str:
-    """The name of a dim that is one named size and nothing else, "" otherwise."""
-    return dim.text if isinstance(dim, Sym) and dims.symbols(dim) == {dim.text} else ""
+def _shifted(dim: Dim) -> _Shifted | None:
+    """A dim that is one named size plus a number, None for any other."""
+    plus = dim.terms.get((), 0) if isinstance(dim, Sym) else 0
+    rest = dim - plus
+    if isinstance(rest, Sym) and dims.symbols(rest) == {rest.text}:
+        return _Shifted(rest.text, plus)
+    return None
 
 
-def _rename(graph: Graph, names: dict[str, str]) -> None:
-    """Rename sizes in every type and content of the graph."""
-
-    def value_of(name: str) -> Dim | None:
-        return Sym.named(names[name]) if name in names else None
+def _replace(graph: Graph, sizes: dict[str, Dim]) -> None:
+    """Replace sizes in every type and content of the graph."""
 
     def renamed(type_: object) -> object:
         if not isinstance(type_, TensorType) or type_.shape is None:
             return type_
-        shape = tuple(dims.substitute(dim, value_of) for dim in type_.shape)
+        shape = tuple(dims.substitute(dim, sizes.get) for dim in type_.shape)
         return TensorType(type_.dtype, shape)
 
     graphs = [graph, *(s for node in graph.walk() for s in node.subgraphs)]

@@ -10,6 +10,7 @@ them is a bag. Output: float[b, dim]. Negative ids count from the end of the tab
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -87,7 +88,7 @@ class EmbeddingBag:
             counts = flat % len(table) != self.padding_idx % len(table)
         rows = table[flat] if weights is None else table[flat] * weights.reshape(-1, 1)
         pooled = np.full((max(len(bounds) - 1, 0), table.shape[1]), self.empty, table.dtype)
-        for bag, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:])):
+        for bag, (start, stop) in enumerate(pairwise(bounds)):
             kept = rows[start:stop][counts[start:stop]]
             if len(kept):
                 pooled[bag] = getattr(kept, self.mode)(axis=0)

@@ -38,7 +38,8 @@ def index_into(
             single = tirx.EQ(actual, int64(1))
             fits = tirx.any(single, tirx.EQ(actual, expected))
             checks.append((fits, f"sizes {size} and {wanted} do not broadcast"))
-            maps.append(lambda i, single=single: tirx.if_then_else(single, int64(0), i))
+            step = tirx.Select(single, int64(0), int64(1))
+            maps.append(lambda i, step=step: i * step)
     return lambda indices: [m(i) for m, i in zip(maps, indices[offset:])], checks
 
 

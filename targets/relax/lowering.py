@@ -326,7 +326,7 @@ class Lowering:
         for expr in exprs:
             computed = isinstance(expr, relax.Var) and self.bb.lookup_binding(expr) is not None
             if expr in taken or not computed:
-                expr = self.te(lambda x: compute(x.shape, x, "copy"), expr, name="copy")
+                expr = self.te(lambda x: compute(x.shape, lambda *i: x(*i)), expr, name="copy")
             taken.add(expr)
             result.append(expr)
         return result

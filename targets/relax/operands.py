@@ -7,9 +7,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import known_ints
-from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.relax import scalar
 from graphopt.targets.relax.lowering import Check, Lowering, compute, int64
@@ -62,7 +60,7 @@ def bind_shape(
         the shape of `value`.
     """
     dims = value.tensor.dims
-    open_axes = {dim.text: k for k, dim in enumerate(dims) if not is_bound(lower, dim)}
+    open_axes = {str(dim): k for k, dim in enumerate(dims) if not lower.knows(dim)}
     if open_axes or checks:
         names = list(open_axes) or [lower.fresh_size("checked")]
         sizes = [int64(shape[k]) for k in open_axes.values()] or [int64(0)]
@@ -72,15 +70,6 @@ def bind_shape(
 
         lower.bind_sizes(names, lower.te(emit, name="sizes", checks=checks))
     return lower.shape(value)
-
-
-def is_bound(lower: Lowering, dim: Dim) -> bool:
-    """True if `dim` can be computed from sizes known so far."""
-    try:
-        lower.dim(dim)
-    except UnsupportedOpError:
-        return False
-    return True
 
 
 def chosen(options: Sequence[Any], index: Any) -> Any:
@@ -108,7 +97,3 @@ def describe(node: Node) -> str:
     """`Op 'node'`, for the run-time errors of generated code."""
     return f"{node.op} {node.where[0]!r}"
 
-
-def as_dim(dim: Dim) -> str:
-    """A size as text for the user."""
-    return dim.text if isinstance(dim, Sym) else str(dim)

@@ -59,11 +59,14 @@ def argsort(
                     at[2] = at[1]
                     at[3] = at[1] + at[0]
                     for j in range(at[1], T.min(at[1] + at[0] * 2, size)):
+                        # Both sides of `and` are evaluated: a finished run is read at the end.
+                        left = out[o, i, T.min(at[2], size - 1)]
+                        right = out[o, i, T.min(at[3], size - 1)]
                         right_is_next = at[3] < T.min(at[1] + at[0] * 2, size) and (
                             at[2] >= T.min(at[1] + at[0], size)
                             or _precedes(
-                                T.Cast(compared, x[o, out[o, i, at[3]], i]),
-                                T.Cast(compared, x[o, out[o, i, at[2]], i]),
+                                T.Cast(compared, x[o, right, i]),
+                                T.Cast(compared, x[o, left, i]),
                                 dtype,
                                 descending,
                             )

@@ -17,7 +17,6 @@ from graphopt.targets.relax.operands import (
     bind_shape,
     describe,
     elements,
-    is_bound,
     is_static,
     product,
     static_ints,
@@ -53,7 +52,7 @@ def _flatten(lower: Lowering, node: Node) -> relax.Expr:
 @lowers("Reshape")
 def _reshape(lower: Lowering, node: Node) -> relax.Expr:
     data = tensor_input(node, 0)
-    if not all(is_bound(lower, dim) for dim in node.output.tensor.dims):
+    if not all(lower.knows(dim) for dim in node.output.tensor.dims):
         _bind_reshape(lower, node, data)
     return reshaped(lower, node, data, node.output)
 
@@ -331,7 +330,7 @@ def _clamped_slice(size: Any, start: Any, end: Any, step: Any) -> tuple[Any, Any
 def _expand(lower: Lowering, node: Node) -> relax.Expr:
     data, output = tensor_input(node, 0), node.output
     wanted, given = output.tensor.dims, data.tensor.dims
-    if not all(is_bound(lower, dim) for dim in wanted):
+    if not all(lower.knows(dim) for dim in wanted):
         _bind_expand(lower, node, data)
     to_source, checks = index_into(lower, given, wanted)
     shape = lower.shape(output)

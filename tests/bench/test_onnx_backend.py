@@ -1,0 +1,146 @@
+"""A part of the ONNX node tests, and the machinery that runs them all."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+BENCH = Path(__file__).parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import onnx_backend  # noqa: E402
+from isolation import Lost, isolated_map  # noqa: E402
+from onnx_backend import Case, Outcome, run_case  # noqa: E402
+
+_PASSING = """
+add add_bcast and2d argmax_default_axis_example cast_FLOAT_to_DOUBLE clip concat_1d_axis_0
+concat_2d_axis_1 div equal exp expand_dim_changed flatten_axis1 gather_0 gather_negative_indices
+gemm_all_attributes greater identity leakyrelu matmul_2d matmul_3d max_two_inputs mul_bcast neg
+onehot_negative_indices pow reduce_mean_default_axes_keepdims_example reduce_sum_keepdims_example
+relu reshape_negative_dim sigmoid slice softmax_axis_1 sqrt squeeze sub tanh tile
+transpose_all_permutations_3 unsqueeze_axis_0 where_example
+"""
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    return {case.name: case for case in onnx_backend.collect_cases()}
+
+
+@pytest.mark.parametrize("name", _PASSING.split())
+def test_node(name: str, cases: dict[str, Case]) -> None:
+    outcome = run_case(cases[f"test_{name}"])
+    assert outcome.status == "pass", outcome
+
+
+def test_all_cases_are_there(cases: dict[str, Case]) -> None:
+    assert len(cases) > 1800
+    assert cases["test_string_concat"].dtypes == ("STRING",)
+    assert not cases["test_string_concat"].is_common
+    assert cases["test_identity_sequence"].dtypes == ("SEQUENCE",)
+    assert cases["test_add"].is_common
+
+
+def case(op: str, array: np.ndarray, expected: np.ndarray) -> Case:
+    dtype = helper.np_dtype_to_tensor_dtype(array.dtype)
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", dtype, array.shape)],
+        [helper.make_tensor_value_info("y", dtype, expected.shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    data = (([array], [expected]),)
+    return Case("a_case", model.SerializeToString(), (op,), ("FLOAT",), data, 1e-3, 1e-7)
+
+
+X = np.array([-1, 2], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("expected", "status", "reason"),
+    [
+        (-X, "pass", ""),
+        (-X.astype(np.float64), "wrong", "dtype float32 instead of float64"),
+        (-X * np.float32(1 + 5e-4), "pass", ""),
+        (X, "wrong", "2 elements, 1.0 instead of -1.0 at [0]"),
+        (-X[None], "wrong", "shape (2,) instead of (1, 2)"),
+        (np.array([1, np.nan], np.float32), "wrong", "1 elements, -2.0 instead of nan at [1]"),
+    ],
+)
+def test_outputs_are_compared(expected: np.ndarray, status: str, reason: str) -> None:
+    outcome = run_case(case("Neg", X, expected))
+    assert (outcome.status, outcome.reason) == (status, reason)
+
+
+def test_number_of_outputs_is_compared() -> None:
+    one = case("Neg", X, -X)
+    outcome = run_case(replace(one, data_sets=(([X], [-X, -X]),)))
+    assert outcome.reason == "1 outputs instead of 2"
+
+
+def test_refusal_names_the_op() -> None:
+    text = np.array(["a"], object)
+    outcome = run_case(case("StringNormalizer", text, text))
+    assert outcome.status == "refused"
+    assert outcome.op
+    assert outcome.reason
+
+
+def test_an_invalid_model_is_an_error() -> None:
+    outcome = run_case(case("Concat", X, X))
+    assert outcome.status == "error"
+    assert outcome.reason.startswith("InvalidModelError: ")
+
+
+def test_selection(tmp_path: Path) -> None:
+    cases = [case("Neg", X, -X), replace(case("Abs", X, X), name="other", ops=("Abs", "Neg"))]
+    assert onnx_backend.select(cases, "", None) == cases
+    assert onnx_backend.select(cases, "^oth", None) == cases[1:]
+    assert onnx_backend.select(cases, "", frozenset(["Abs", "Neg"])) == cases[:1]
+    body = onnx.load_from_string(cases[0].model).graph
+    node = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    condition = helper.make_tensor_value_info("c", TensorProto.BOOL, [])
+    graph = helper.make_graph([node], "g", [condition], [])
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    assert onnx_backend.ops_of(tmp_path) == {"If", "Neg"}
+
+
+def test_report_counts() -> None:
+    outcomes = [
+        Outcome("a", ("Add",), "pass"),
+        Outcome("b", ("Add",), "refused", "Add", "no"),
+        Outcome("c", ("Add", "Mul"), "pass", is_common=False),
+    ]
+    totals = onnx_backend.table_of_totals(outcomes, dtypes=True)
+    assert list(totals.columns[1].cells) == ["2", "1", "1"]
+    assert list(totals.columns[-1].cells) == ["66.7 %", "50.0 %", "100.0 %"]
+    assert list(onnx_backend.table_by_op(outcomes).columns[0].cells) == ["(several ops)", "Add"]
+    assert list(onnx_backend.table_of_failures(outcomes).columns[3].cells) == ["no"]
+
+
+# ---------------------------------------------------------------------- isolation
+
+
+def test_results_of_children() -> None:
+    assert sorted(isolated_map(operator.neg, range(5), jobs=2)) == [(k, -k) for k in range(5)]
+
+
+def test_a_child_that_dies_is_replaced() -> None:
+    results = dict(isolated_map(os._exit, [3], jobs=1))
+    assert results == {3: Lost("the process ended with code 3")}
+    assert len(list(isolated_map(os._exit, [1, 2, 3, 4], jobs=2))) == 4
+
+
+def test_a_child_that_hangs_is_replaced() -> None:
+    results = dict(isolated_map(time.sleep, [60, 0.01], jobs=1, timeout=3))
+    assert results == {60: Lost("no answer in 3 s"), 0.01: None}
