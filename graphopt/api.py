@@ -120,7 +120,8 @@ def compile(
     tell("optimize")
     graph = optimize(source, passes=passes, report=report, instruments=instruments)
     report.facts |= {"target": target, "oob": oob}
-    check_against = _Original(source, inputs) if verify else None
+    file = Path(model) if isinstance(model, (str, Path)) else None
+    check_against = _Original(source, file, inputs) if verify else None
     write = _write_portable if found.portable else _write_artifact
     stage = _Stages(report, tell)
     if output is not None:
@@ -202,8 +203,8 @@ def runnable(path: str | Path) -> Runnable:
     path = Path(path)
     if path.is_dir():
         return Artifact.load(path)
-    onnx_io.load(path)  # our own checks come first: a model is untrusted
-    return OnnxModel(path)
+    graph = onnx_io.load(path)  # our own checks come first: a model is untrusted
+    return OnnxModel(path, signature=signature_of(graph))
 
 
 def _graph_of(path: str | Path) -> Graph:
@@ -242,10 +243,15 @@ class _Stages:
 
 
 class _Original:
-    """The source model in ONNX Runtime, to compare results with."""
+    """The source model in ONNX Runtime, to compare results with.
 
-    def __init__(self, graph: Graph, inputs: Mapping[str, np.ndarray] | None) -> None:
-        self.graph, self.random = graph, inputs is None
+    Where there is a file it is run as it is, so that a misread model shows too.
+    """
+
+    def __init__(
+        self, graph: Graph, file: Path | None, inputs: Mapping[str, np.ndarray] | None
+    ) -> None:
+        self.graph, self.file, self.random = graph, file, inputs is None
         self.feeds = [inputs] if inputs is not None else _random_feeds(graph, (1, 7, 64), seed=0)
 
     def verify(self, results: Sequence[Runnable], report: Report) -> None:
@@ -255,8 +261,10 @@ class _Original:
             VerificationError: names the worst element.
         """
         with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-            onnx_io.save(self.graph, Path(folder) / "source.onnx")
-            original = OnnxModel(Path(folder) / "source.onnx")
+            source = self.file or Path(folder) / "source.onnx"
+            if self.file is None:
+                onnx_io.save(self.graph, source)
+            original = OnnxModel(source, signature=signature_of(self.graph))
             feeds = []
             for feed in self.feeds:
                 try:

@@ -25,6 +25,7 @@ from graphopt.passes.simplify_slices import SimplifySlices
 from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.passes.unroll_loops import UnrollLoops
+from graphopt.passes.unroll_scans import UnrollScans
 from graphopt.pipeline.spec import Fixpoint, Pipeline
 
 _CLEAN_UP = (
@@ -43,7 +44,7 @@ _CLEAN_UP = (
     ShareInitializers(),
     Cse(),
 )
-_UNROLL = (UnrollLoops(), ResolveSequences())
+_UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 
 O0 = Pipeline()
 

@@ -27,13 +27,6 @@ def inline(
     return [values.get(value, value) for value in body.outputs]
 
 
-def take_back(inserted: list[Node]) -> None:
-    """Erase what was inserted."""
-    for node in reversed(inserted):
-        assert node.graph is not None
-        node.graph.erase(node)
-
-
 def replace(node: Node, results: Sequence[Value | None]) -> None:
     """Replace the outputs of `node` by `results` (None where nobody reads it) and erase it."""
     assert node.graph is not None

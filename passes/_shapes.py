@@ -9,6 +9,11 @@ from graphopt.ir.types import TensorType
 INT64_MAX = 2**63 - 1
 
 
+def static_shape(type_: TensorType) -> tuple[int, ...]:
+    """The shape of a type whose every size is known."""
+    return tuple(dim for dim in type_.dims if isinstance(dim, int))
+
+
 def reshape_target(data: TensorType, result: TensorType) -> list[int] | None:
     """The constant shape operand that reshapes `data` to `result`, None if there is none.
 

@@ -35,9 +35,7 @@ class Unrolled:
 
     def insert(self, op_type: str, inputs: Sequence[Value], **attrs: Any) -> Value:
         """Insert a node before the loop; returns its output."""
-        made = self.graph.insert(
-            op_type, inputs, attrs, before=self.node, origin=self.node.origin
-        )
+        made = self.graph.insert(op_type, inputs, attrs, before=self.node, origin=self.node.origin)
         self.inserted.append(made)
         return made.output
 
@@ -83,12 +81,9 @@ class Unrolled:
         type_ = output.type
         if not isinstance(type_, TensorType) or type_.shape is None:
             return None
-        shape = [dim for dim in type_.shape if isinstance(dim, int)]
-        if len(shape) < len(type_.shape):
-            if isinstance(type_.shape[axis], int) or len(shape) + 1 < len(type_.shape):
-                return None
-            shape.insert(axis % len(type_.shape), 0)
-        shape[axis] = 0
+        rest = [dim for at, dim in enumerate(type_.shape) if at != axis % len(type_.shape)]
+        shape = [dim for dim in rest if isinstance(dim, int)]
+        if len(shape) < len(rest):
+            return None
+        shape.insert(axis % len(type_.shape), 0)
         return self.graph.constant(np.zeros(shape, dtype_to_numpy(type_.dtype)))
-'''
-''' if False else None

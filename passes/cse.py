@@ -68,7 +68,7 @@ def _key(node: Node) -> Hashable:
     """Equal for two nodes only if they compute the same."""
     operands = [_operand_key(value) for value in node.inputs]
     if not node.domain and node.op_type in schema.COMMUTATIVE:
-        operands.sort(key=repr)
+        operands.sort(key=hash)
     attrs = tuple(
         (name, _attr_key(attr))
         for name, attr in sorted(node.attrs.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.types import dtype_to_numpy
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -105,7 +106,7 @@ def batch_norm_to_mul_add(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch
     if x.rank is None:
         return NoMatch("the rank is not known")
     shape = (-1,) + (1,) * max(0, x.rank - 2)
-    dtype = node.inputs[1].const.dtype if x.dtype == node.inputs[1].dtype else np.dtype(x.dtype)
+    dtype = dtype_to_numpy(x.dtype)
     factor, offset = (rw.const(array.reshape(shape).astype(dtype)) for array in folded)
     return rw.op.Add(rw.op.Mul(x, factor), offset)
 

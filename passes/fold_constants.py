@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
 from graphopt.passes._evaluate import evaluate, is_pure
 from graphopt.passes._inline import replace
+from graphopt.passes._shapes import static_shape
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 
 MAX_READ = 1 << 30  # a larger table may not fit in memory, and its fold is of no use to anyone
@@ -64,7 +66,7 @@ class FoldConstants(Pass):
         """The outputs of `node`, or why they are not computed."""
         arrays, data = [node.const(k) for k in range(len(node.inputs))], node.const(0)
         if node.op in _VIEWS and data is not None and node.output.tensor.is_static:
-            return [data.reshape(node.output.tensor.dims)]
+            return [data.reshape(static_shape(node.output.tensor))]
         freed = _freed(node)
         known = sum(size for value in node.outputs if (size := _bytes(value)) is not None)
         if known - freed > self.max_growth:
@@ -84,8 +86,7 @@ def _bytes(value: Value) -> int | None:
     """The size of a value in bytes if it is known before it is computed."""
     if not isinstance(value.type, TensorType) or not value.type.is_static:
         return None
-    count = int(np.prod(value.type.dims, dtype=object))
-    return count * dtype_to_numpy(value.type.dtype).itemsize
+    return math.prod(static_shape(value.type)) * dtype_to_numpy(value.type.dtype).itemsize
 
 
 def _freed(node: Node) -> int:

@@ -24,7 +24,9 @@ def reshapes_to_one(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | Non
         target = reshape_target(source.tensor, result)
         if target is None:
             continue
-        return None if _is_reshape(node, source, target) else rw.op.Reshape(source, rw.ints(*target))
+        if _is_reshape(node, source, target):
+            return None
+        return rw.op.Reshape(source, rw.ints(*target))
     return NoMatch("its shape cannot be written with constants")
 
 

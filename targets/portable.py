@@ -46,12 +46,17 @@ class OnnxModel:
 
     Attributes:
         path: the file.
-        signature: what `run` takes and gives.
+        signature: what `run` takes and gives; read off the file where the caller has no better.
     """
 
-    def __init__(self, path: Path, engine: str = "onnxruntime") -> None:
+    def __init__(
+        self, path: Path, engine: str = "onnxruntime", signature: Signature | None = None
+    ) -> None:
         self.path = path
         self._run = _reference(path) if engine == "reference" else _onnxruntime(path)
+        if signature is not None:
+            self.signature = signature
+            return
         proto = onnx.load(str(path), load_external_data=False)
         constants = {tensor.name for tensor in proto.graph.initializer}
         self.signature = Signature(

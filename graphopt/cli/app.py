@@ -127,7 +127,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, GraphoptError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # typer's own: the command line makes no sense
-        return f"{error.format_message()} (try --help)", getattr(error, "exit_code", 2)
+        said = error.format_message().replace("Value error, ", "").rstrip(".")
+        return f"{said} (try --help)", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.strerror:
         return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}", 1
     if isinstance(error, MemoryError):

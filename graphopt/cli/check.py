@@ -6,11 +6,9 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-import typer
-
 from graphopt import console
 from graphopt.cli import options
-from graphopt.errors import VerificationError
+from graphopt.errors import SpecError, VerificationError
 
 if TYPE_CHECKING:
     from graphopt.comparison import Comparison, OutputComparison
@@ -32,7 +30,7 @@ def check(
     """
     batches = _batches(batch)
     if not (math.isfinite(rtol) and math.isfinite(atol)):
-        raise typer.BadParameter("tolerances must be finite numbers")
+        raise SpecError("tolerances must be finite numbers")
     from graphopt import api
     from graphopt.cli import arrays
 
@@ -52,7 +50,7 @@ def _batches(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise typer.BadParameter(f"--batch takes positive numbers such as 1,7,64, not {text!r}")
+        raise SpecError(f"--batch takes positive numbers such as 1,7,64, not {text!r}")
     return sizes
 
 

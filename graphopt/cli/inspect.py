@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from graphopt import console
 from graphopt.cli import options
 from graphopt.console import count_text, size_text, table
+from graphopt.errors import SpecError
 
 if TYPE_CHECKING:
     from graphopt.inspection import Inspection, OpUse, Port
@@ -39,7 +38,7 @@ def inspect(
 def _size(text: str) -> tuple[str, int]:
     name, _, number = text.rpartition("=")
     if not name or not number.isdecimal():
-        raise typer.BadParameter(f"--size takes NAME=N, such as length=20, not {text!r}")
+        raise SpecError(f"--size takes NAME=N, such as length=20, not {text!r}")
     return name, int(number)
 
 

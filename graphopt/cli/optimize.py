@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from graphopt import console
 from graphopt.cli import options
 from graphopt.errors import OutputError, SpecError
@@ -44,6 +42,8 @@ def optimize(
 
     pipeline = _pipeline(level, passes)
     destination = _destination(model, target, output)
+    if report_file is not None:
+        _need_folder(report_file.parent)
     feeds = arrays.read(inputs) if inputs else None
     report = Report()
     try:
@@ -74,7 +74,7 @@ def optimize(
 
 def _pipeline(level: int | None, passes: str | None) -> str:
     if level is not None and passes is not None:
-        raise typer.BadParameter("give either -O or --passes, not both")
+        raise SpecError("give either -O or --passes, not both")
     return passes if passes is not None else f"O{2 if level is None else level}"
 
 
@@ -114,8 +114,8 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     path = output or model.with_suffix(".opt.onnx" if portable else ".gopt")
     if portable and path.suffix != ".onnx":
         raise SpecError(f"target {target} writes an .onnx file, so {path} should end in .onnx")
-    if output is not None and not path.parent.is_dir():
-        raise OutputError(f"{path.parent}: no such folder; create it first")
+    if output is not None:
+        _need_folder(output.parent)
     if not path.exists():
         return path
     if model.exists() and path.samefile(model):
@@ -123,6 +123,11 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     if not (_is_own_model(path) if portable else (path / MANIFEST).is_file()):
         raise OutputError(f"{path}: exists and was not made by graphopt; choose another name")
     return path
+
+
+def _need_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder; create it first")
 
 
 def _is_own_model(path: Path) -> bool:

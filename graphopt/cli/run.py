@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from graphopt import console
 from graphopt.cli import options
-from graphopt.errors import OutputError
+from graphopt.errors import OutputError, SpecError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +27,7 @@ def run(
     A model file is run by ONNX Runtime. Shows the first values of each output, or writes them all.
     """
     if (inputs is None) == (not random):
-        raise typer.BadParameter("give either --inputs or --random")
+        raise SpecError("give either --inputs or --random")
     from graphopt import api
     from graphopt.cli import arrays
 

@@ -79,7 +79,8 @@ class TensorReader:
             raise InvalidModelError(f"tensor {tensor.name!r}: {name} cannot be external data")
         if length != count * dtype.itemsize or min(offset, count) < 0:
             raise InvalidModelError(
-                f"tensor {tensor.name!r} needs {count * dtype.itemsize} bytes but declares {length}"
+                f"tensor {tensor.name!r} needs {count * dtype.itemsize} bytes "
+                f"but declares {length} at offset {offset}"
             )
         if offset + length > path.stat().st_size:
             raise InvalidModelError(

@@ -38,12 +38,13 @@ def widen_carried(node: Node, body: Graph) -> None:
     """Forget what a loop-carried value's type says of the first iteration only."""
     if node.op_type not in ("Loop", "Scan"):
         return
-    first = 2 if node.op_type == "Loop" else 0
-    outputs = body.outputs[1:] if node.op_type == "Loop" else body.outputs
+    if node.op_type == "Loop":
+        carried = zip(body.inputs[2:], body.outputs[1:])
+    else:
+        states = len(node.inputs) - int(node.attr("num_scan_inputs"))
+        carried = zip(body.inputs[:states], body.outputs[:states])
     changed = False
-    for value, after in zip(body.inputs[first:], outputs):
-        if node.op_type == "Scan" and after is outputs[-1] and len(outputs) < len(body.inputs):
-            break
+    for value, after in carried:
         joined = join(value.type, after.type)
         if joined is None or joined == value.type:
             continue

@@ -27,7 +27,13 @@ from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.infer import has_type_rule
 from graphopt.ir.loop_types import body_input_type, widen_carried
-from graphopt.ir.model_check import check_bodies, check_call, check_graph, inline_functions, opsets_of
+from graphopt.ir.model_check import (
+    check_bodies,
+    check_call,
+    check_graph,
+    inline_functions,
+    opsets_of,
+)
 from graphopt.ir.sizes import own_sizes, unify_sizes
 from graphopt.ir.types import (
     SequenceType,
@@ -163,7 +169,7 @@ class _Importer:
         try:
             call.attrs = self._attributes(node, call, graph, scope)
             if found is not None:
-                check_call(call, found)
+                check_call(call, found, version)
                 check_bodies(call)
             if call.op_type == "Constant" and not call.domain:
                 return [self._constant(call, graph)]
@@ -235,7 +241,8 @@ class _Importer:
 
     def type_of(self, tensor: gs.Tensor, graph: Graph) -> Type:
         """The declared type of a graph input."""
-        dtype = "" if tensor.dtype is None else dtype_from_onnx(_onnx_code(tensor.dtype))
+        known = tensor.type is not None and tensor.dtype is not None
+        dtype = dtype_from_onnx(_onnx_code(tensor.dtype)) if known else ""
         if tensor.shape is None:
             type_ = TensorType(dtype)
         else:

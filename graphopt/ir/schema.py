@@ -39,6 +39,15 @@ def attr_default(op_type: str, domain: str, version: int, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
+@lru_cache(maxsize=None)
+def defaults(op_type: str, domain: str, version: int) -> dict[str, Any]:
+    """The defaults of all attributes of an op that have one."""
+    schema = find(op_type, domain, version)
+    names = schema.attributes if schema is not None else ()
+    found = {name: attr_default(op_type, domain, version, name) for name in names}
+    return {name: default for name, default in found.items() if default is not None}
+
+
 def is_deterministic(op_type: str, domain: str) -> bool:
     """False for ops that draw random numbers."""
     return not (domain == "" and op_type in NONDETERMINISTIC)

@@ -39,22 +39,26 @@ class PassManager:
         Raises:
             PassError: a pass failed or left a broken graph; says how to reproduce it.
         """
-        return any([self._run_step(graph, step) for step in pipeline.steps])
+        state = _State(graph)
+        return any([self._run_step(state, step) for step in pipeline.steps])
 
-    def _run_step(self, graph: Graph, step: Step) -> bool:
+    def _run_step(self, state: _State, step: Step) -> bool:
         if isinstance(step, Pass):
-            return self._run_pass(graph, step)
+            return self._run_pass(state, step)
         changed = False
         for _ in range(MAX_ROUNDS):
-            if not any([self._run_step(graph, inner) for inner in step.steps]):
+            # What found nothing to do in this very graph finds nothing again.
+            due = (inner for inner in step.steps if state.settled.get(inner) != state.version)
+            if not any([self._run_step(state, inner) for inner in due]):
                 return changed
             changed = True
         raise PassError(f"{spec(step)} still changes the graph after {MAX_ROUNDS} rounds")
 
-    def _run_pass(self, graph: Graph, step: Pass) -> bool:
+    def _run_pass(self, state: _State, step: Pass) -> bool:
+        graph = state.graph
         for instrument in self.instruments:
             instrument.before_pass(step, graph)
-        ctx, before, snapshot = PassContext(), size_of(graph), graph.clone()
+        ctx, before, snapshot = PassContext(), state.size, state.snapshot
         start = time.perf_counter()
         try:
             changed = step.run(graph, ctx)
@@ -62,6 +66,7 @@ class PassManager:
             verify(graph)
         except Exception as error:
             raise self._failure(snapshot, step, error) from error
+        state.note(step, changed)
         record = PassRecord(
             spec(step),
             step.fidelity.value,
@@ -69,7 +74,7 @@ class PassManager:
             dict(ctx.stats.hits),
             list(ctx.stats.refusals),
             before,
-            size_of(graph),
+            state.size,
             seconds,
         )
         self.report.passes.append(record)
@@ -91,6 +96,34 @@ class PassManager:
             return PassError(message)
         command = f"graphopt optimize {folder / 'model.onnx'} --passes '{spec(step)}'"
         return PassError(f"{message}\nTo reproduce: {command}", str(folder))
+
+
+@dataclass
+class _State:
+    """What is known of the graph as it is now.
+
+    Attributes:
+        version: counts the passes that changed it.
+        settled: passes that found nothing to do, and in which version.
+    """
+
+    graph: Graph
+    version: int = 0
+    settled: dict[Step, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._measure()
+
+    def note(self, step: Pass, changed: bool) -> None:
+        """Say what `step` did."""
+        if changed:
+            self.version += 1
+            self._measure()
+        else:
+            self.settled[step] = self.version
+
+    def _measure(self) -> None:
+        self.size, self.snapshot = size_of(self.graph), self.graph.clone()
 
 
 def size_of(graph: Graph) -> Size:

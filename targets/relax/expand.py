@@ -71,8 +71,10 @@ def _inlined(node: Node, graph: Graph) -> onnx.ModelProto:
     names = ["" if value is None else f"in{k}" for k, value in enumerate(node.inputs)]
     outputs = [f"out{k}" if _is_used(value) else "" for k, value in enumerate(node.outputs)]
     proto = onnx.helper.make_node(node.op_type, names, outputs, domain=node.domain)
+    # The inliner leaves a reference to an attribute that is not given empty, whatever its default.
+    attributes = schema.defaults(node.op_type, node.domain, graph.opset(node.domain)) | node.attrs
     proto.attribute.extend(
-        make_attribute(name, attr) for name, attr in node.attrs.items() if not isinstance(attr, Graph)
+        make_attribute(name, attr) for name, attr in attributes.items() if not isinstance(attr, Graph)
     )
     inputs = [
         onnx.helper.make_value_info(name, type_to_proto(_anonymous(value)))

@@ -26,7 +26,7 @@ def static_ints(value: Value | None) -> list[int] | None:
 
 
 def elements(lower: Lowering, value: Value) -> list[Any]:
-    """The elements of a small integer operand as ints and int64 expressions.
+    """The elements of a small operand as ints and int64 expressions; fractions are cut off.
 
     Those of an operand that is computed at run time become sizes of the program.
 
@@ -35,6 +35,8 @@ def elements(lower: Lowering, value: Value) -> list[Any]:
     """
     if value.content is not None:
         return [lower.dim(element) for element in value.content.flat]
+    if value.const is not None and value.const.dtype.kind != "O":
+        return [int(element) for element in value.const.flat]
     count = value.tensor.elements
     if not isinstance(count, int):
         raise lower.unsupported(f"how many elements {value.name!r} has is known only at run time")

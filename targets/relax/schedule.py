@@ -99,7 +99,8 @@ def _is_one(iteration: Any) -> bool:
 
 def _gather_rows(found: s_tir.Schedule, blocks: list[Any]) -> None:
     """Compute all stages within the outer loops of the last one, where each is used only there."""
-    if len(blocks) < 2:
+    outputs = sum(not found.get_consumers(block) for block in blocks)
+    if len(blocks) < 2 or outputs > 1:
         return
     *stages, last = blocks
     shared = _shared_loops(found, blocks)

@@ -89,9 +89,8 @@ OUTPUTS = [
          lambda kit: ["run", kit.model(), "--inputs", kit.arrays(), "-o", kit.folder / "a/b.npz"],
          "no such folder"),
     Case("a report where no folder is",
-         lambda kit: ["optimize", kit.model(), "--target", "onnxruntime", "-o",
-                      kit.folder / "../kept.onnx", "--report", kit.folder / "a/r.json"],
-         "no such folder|cannot be written"),
+         lambda kit: ["optimize", kit.model(), "--report", kit.folder / "a/r.json"],
+         "no such folder"),
 ]  # fmt: skip
 
 DIFFERENT = [

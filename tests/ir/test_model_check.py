@@ -75,6 +75,16 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], type[GraphoptError], str]] = 
         UnsupportedOpError,
         "local opset 1",
     ),
+    "op without a name": (
+        changed(lambda m: setattr(m.graph.node[0], "op_type", "")),
+        InvalidModelError,
+        "'' is not the name of an op",
+    ),
+    "op whose name is no name": (
+        changed(lambda m: setattr(m.graph.node[0], "op_type", "A\nd")),
+        InvalidModelError,
+        "is not the name of an op",
+    ),
     "cycle": (
         text("g (float x) => (float y) { [a] u = Add(x, y) y = Neg(u) }"),
         InvalidModelError,
@@ -275,8 +285,8 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], type[GraphoptError], str]] = 
             functions="""<domain: "local", opset_import: ["": 18, "local": 1]>
             f (x) => (y) { y = local.f(x) }""",
         ),
-        GraphoptError,
-        "",
+        InvalidModelError,
+        "must not be recursive",
     ),
     "a function of another opset": (
         lambda: model(
@@ -284,13 +294,13 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], type[GraphoptError], str]] = 
             functions="""
             <domain: "local", opset_import: ["": 12]> f (x) => (y) { y = Neg(x) }""",
         ),
-        GraphoptError,
-        "local",
+        InvalidModelError,
+        "incompatible opset versions",
     ),
     "a call with too many inputs": (
         lambda: model("g (float x) => (float y) { y = local.f(x, x) }", functions=FUNCTIONS),
         InvalidModelError,
-        "",
+        "inlined: Number of actual parameters",
     ),
     "branches with different numbers of outputs": (
         text("""g (float x, bool c) => (float y) {

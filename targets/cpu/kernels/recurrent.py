@@ -125,6 +125,11 @@ class _Cell:
             total = total + io.extra[at.d, gate * self.hidden + u] * c
         return self.activate(at.d, 0, total)
 
+    def forget_gate(self, io, at, m, u, c):
+        if self.option:
+            return T.float32(1) - self.lstm_gate(io, at, m, u, 0, c)
+        return self.lstm_gate(io, at, m, u, 2, c)
+
     def time(self, step, steps, d: int):
         """The time at which direction `d` makes its `step`."""
         return steps - 1 - step if self.direction == "reverse" or d == 1 else step
@@ -237,11 +242,11 @@ def _lstm_step(cell, io, at, t):
         for j in T.vectorized(cell.units.lanes):
             u = T.meta_var(cell.units.column(v, 0) + j)
             old = T.meta_var(at.c[m, u])
-            kept = T.meta_var(cell.lstm_gate(io, at, m, u, 2, old))
-            if cell.option:
-                kept = T.meta_var(T.float32(1) - cell.lstm_gate(io, at, m, u, 0, old))
             new = T.meta_var(cell.activate(at.d, 1, at.gates[m, 3 * cell.hidden + u]))
-            at.new_c[m, u] = kept * old + cell.lstm_gate(io, at, m, u, 0, old) * new
+            at.new_c[m, u] = (
+                cell.forget_gate(io, at, m, u, old) * old
+                + cell.lstm_gate(io, at, m, u, 0, old) * new
+            )
         for j in T.vectorized(cell.units.lanes):
             u = T.meta_var(cell.units.column(v, 0) + j)
             out = T.meta_var(cell.activate(at.d, 2, at.new_c[m, u]))

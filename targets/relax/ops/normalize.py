@@ -93,7 +93,7 @@ def _layer_normalization(lower: Lowering, node: Node) -> list[relax.Expr]:
     first = node.attr("axis", -1) % len(shape)
     moments = _Moments(
         Region.over(lower.shape(x), range(first, len(shape))),
-        _stash_dtype(lower, node, x),
+        scalar.working_dtype(lower.checked_dtype(x.dtype)),
         node.attr("epsilon", 1e-5),
         centred=node.op_type == "LayerNormalization",
     )
@@ -104,23 +104,21 @@ def _layer_normalization(lower: Lowering, node: Node) -> list[relax.Expr]:
     return results
 
 
-def _stash_dtype(lower: Lowering, node: Node, x: Value) -> str:
-    """What the moments are computed in: float32, or more if the data are."""
-    return scalar.working_dtype(lower.checked_dtype(x.dtype))
-
-
 def _moment_outputs(lower: Lowering, node: Node, moments: _Moments) -> list[relax.Expr]:
     (x, *_), wanted = _inputs(node), node.outputs[1:]
 
     def emit(data: te.Tensor) -> list[te.Tensor]:
-        found = zip(moments.of(data), wanted)
         return [
-            compute(t.shape, lambda *i, t=t, v=v: scalar.cast(t(*i), v.dtype or moments.work), "out")
-            for t, v in found
-            if t is not None
+            compute(moment.shape, _cast_of(moment, value.dtype), "moment")
+            for moment, value in zip(moments.of(data), wanted)
+            if moment is not None
         ]
 
     return lower.untuple(lower.te(emit, lower.expr(x)), len(wanted))
+
+
+def _cast_of(tensor: te.Tensor, dtype: str) -> Callable[..., Scalar]:
+    return lambda *i: scalar.cast(tensor(*i), dtype)
 
 
 @lowers("InstanceNormalization")

@@ -1,0 +1,185 @@
+"""Ops that look elements up by position: Gather, GatherElements, GatherND, ReverseSequence.
+
+Positions are data, so every one is held against the size of its axis before it is used. What happens
+to one that is out of range is the policy of the compilation (`Lowering.oob`): the program stops with
+a message that names the node, the nearest position is used, or the result is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import relax, tirx
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.ir import dims
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Node, Value
+from graphopt.targets.cpu.kernels import bounds
+from graphopt.targets.cpu.kernels.gather import gather_axis, gather_rows
+from graphopt.targets.relax.loops import loops, require, row_major, store
+from graphopt.targets.relax.lowering import Lowering, int64, lowers
+from graphopt.targets.relax.operands import describe, is_static, tensor_input
+from graphopt.targets.relax.scalar import const
+
+
+def out_of_range(node: Node, size: Dim) -> str:
+    """What the program says of an id that an axis of `size` does not have."""
+    return f"graphopt: id out of range: {describe(node)} (axis of size {size})"
+
+
+class Position:
+    """An index found in data, checked against its axis, inside a kernel's loops.
+
+    Attributes:
+        at: the position, in [0, size) wherever it may be used.
+        valid: when it may be used; None for always.
+    """
+
+    def __init__(self, lower: Lowering, node: Node, index: Any, dim: Dim) -> None:
+        size = int64(lower.dim(dim))
+        wide = T.bind(index.astype("int64"))
+        if lower.oob != "zero":
+            require(bounds.is_allowed(wide, size, lower.oob), out_of_range(node, dim))
+        self.at = bounds.row_of(wide, size, lower.oob)
+        self.valid = bounds.is_valid(wide, size) if lower.oob == "zero" else None
+
+
+def all_valid(positions: list[Position]) -> Any:
+    """When all of some positions may be used; None for always."""
+    conditions = [position.valid for position in positions if position.valid is not None]
+    return tirx.all(*conditions) if conditions else None
+
+
+def load(buffer: Any, index: list[Any], valid: Any) -> Any:
+    """An element of `buffer`, 0 where `valid` does not hold."""
+    if valid is None:
+        return buffer[tuple(index)]
+    return tirx.if_then_else(valid, buffer[tuple(index)], const(0, str(buffer.dtype)))
+
+
+# ------------------------------------------------------------------------ lookups
+
+
+@lowers("Gather")
+def _gather(lower: Lowering, node: Node) -> relax.Expr:
+    data, ids = tensor_input(node, 0), tensor_input(node, 1)
+    sizes = data.tensor.dims
+    axis = node.attr("axis") % len(sizes)
+    outer, length, inner = dims.product(sizes[:axis]), sizes[axis], dims.product(sizes[axis + 1 :])
+    count = lower.dim(dims.product(ids.tensor.dims))
+    message, dtype = out_of_range(node, length), lower.checked_dtype(data.dtype)
+    flat = lower.reshape(lower.expr(ids), [count])
+    if outer == 1 and is_static(length, inner):
+        kernel = gather_rows(length, inner, dtype, ids.dtype, lower.oob, message)
+        source, shape = [length, inner], [count, inner]
+    else:
+        extents = [size if isinstance(size, int) else None for size in (outer, length, inner)]
+        kernel = gather_axis(*extents, dtype, ids.dtype, lower.oob, message)
+        outer, length, inner = (lower.dim(size) for size in (outer, length, inner))
+        source, shape = [outer, length, inner], [outer, count, inner]
+    table = lower.reshape(lower.expr(data), source)
+    (found,) = lower.kernel(kernel, [table, flat], [(shape, dtype)])
+    return lower.reshape(found, lower.shape(node.output))
+
+
+@lowers("GatherElements")
+def _gather_elements(lower: Lowering, node: Node) -> relax.Expr:
+    data, ids = tensor_input(node, 0), tensor_input(node, 1)
+    axis = node.attr("axis") % len(data.tensor.dims)
+    shape = lower.shape(ids)
+    fits = fitting(lower, node, ids, data, axis)
+
+    def body(source: Any, indices: Any, out: Any) -> None:
+        require(fits, f"{describe(node)}: its indices are larger than its data")
+        with T.grid(*map(int64, shape)) as index:
+            index = as_index(index)
+            place = Position(lower, node, indices[index], data.tensor.dims[axis])
+            read = [*index[:axis], place.at, *index[axis + 1 :]]
+            store(out, index, load(source, read, place.valid))
+
+    outs = [(shape, lower.checked_dtype(data.dtype))]
+    return loops(lower, body, [lower.expr(data), lower.expr(ids)], outs)[0]
+
+
+def as_index(loop_variables: Any) -> tuple[Any, ...]:
+    """The variables of a loop nest; the builder gives a lone one without a tuple."""
+    return (loop_variables,) if isinstance(loop_variables, tirx.Var) else tuple(loop_variables)
+
+
+def fitting(lower: Lowering, node: Node, ids: Value, data: Value, axis: int) -> Any:
+    """Whether indices stay within the data on every axis but the one that they index."""
+    pairs = [
+        (int64(lower.dim(small)), int64(lower.dim(large)))
+        for k, (small, large) in enumerate(zip(ids.tensor.dims, data.tensor.dims))
+        if k != axis and small != large
+    ]
+    return tirx.all(tirx.const(True, "bool"), *(small <= large for small, large in pairs))
+
+
+@lowers("GatherND")
+def _gather_nd(lower: Lowering, node: Node) -> relax.Expr:
+    data, ids = tensor_input(node, 0), tensor_input(node, 1)
+    sizes, shared = data.tensor.dims, node.attr("batch_dims")
+    depth = tuple_size(lower, ids)
+    indexed, rest = sizes[shared : shared + depth], sizes[shared + depth :]
+    batch, count, inner = (
+        lower.dim(dims.product(part))
+        for part in (sizes[:shared], ids.tensor.dims[shared:-1], rest)
+    )
+    extents = [lower.dim(size) for size in indexed]
+    same = _same_batch(lower, data, ids, shared)
+
+    def body(source: Any, indices: Any, out: Any) -> None:
+        require(same, f"{describe(node)}: its data and indices disagree on the batch")
+        with T.grid(int64(batch), int64(count)) as (b, i):
+            places = [Position(lower, node, indices[b, i, k], d) for k, d in enumerate(indexed)]
+            row = row_major([place.at for place in places], extents)
+            valid = all_valid(places)
+            with T.serial(int64(inner)) as j:
+                store(out, [b, i, j], load(source, [b, row, j], valid))
+
+    flat = lower.reshape(lower.expr(data), [batch, lower.dim(dims.product(indexed)), inner])
+    tuples = lower.reshape(lower.expr(ids), [batch, count, depth])
+    outs = [([batch, count, inner], lower.checked_dtype(data.dtype))]
+    (found,) = loops(lower, body, [flat, tuples], outs)
+    return lower.reshape(found, lower.shape(node.output))
+
+
+def tuple_size(lower: Lowering, ids: Value) -> int:
+    """How many indices make up one position."""
+    depth = ids.tensor.dims[-1]
+    if not isinstance(depth, int):
+        raise lower.unsupported("how many axes it indexes is known only at run time")
+    return depth
+
+
+def _same_batch(lower: Lowering, data: Value, ids: Value, shared: int) -> Any:
+    pairs = zip(data.tensor.dims[:shared], ids.tensor.dims[:shared])
+    differing = [(int64(lower.dim(a)), int64(lower.dim(b))) for a, b in pairs if a != b]
+    return tirx.all(tirx.const(True, "bool"), *(tirx.EQ(a, b) for a, b in differing))
+
+
+@lowers("ReverseSequence")
+def _reverse_sequence(lower: Lowering, node: Node) -> relax.Expr:
+    data, lengths = tensor_input(node, 0), tensor_input(node, 1)
+    time, batch = node.attr("time_axis"), node.attr("batch_axis")
+    shape, steps = lower.shape(data), int64(lower.dim(data.tensor.dims[time]))
+
+    def body(source: Any, sizes: Any, out: Any) -> None:
+        with T.serial(int64(shape[batch])) as b:
+            size = T.bind(sizes[b].astype("int64"))
+            if lower.oob == "error":
+                message = out_of_range(node, data.tensor.dims[time])
+                require(tirx.all(size >= int64(0), size <= steps), message)
+            length = T.bind(tirx.max(tirx.min(size, steps), int64(0)))
+            with T.grid(*(int64(n) for k, n in enumerate(shape) if k != batch)) as others:
+                index = list(as_index(others))
+                index.insert(batch, b)
+                read = list(index)
+                turned = length - int64(1) - index[time]
+                read[time] = tirx.Select(index[time] < length, turned, index[time])
+                store(out, index, source[tuple(read)])
+
+    outs = [(shape, lower.checked_dtype(data.dtype))]
+    return loops(lower, body, [lower.expr(data), lower.expr(lengths)], outs)[0]

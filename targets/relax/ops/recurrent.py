@@ -1,0 +1,233 @@
+"""RNN, GRU and LSTM: one GEMM for the inputs of all steps, one kernel for the recurrence."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax, te
+
+from graphopt.ir.dims import Dim, product
+from graphopt.ir.graph import Node, Value
+from graphopt.targets.cpu.kernels import gemm, recurrent
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.relax.lowering import Lowering, int64, lowers
+
+_ACTIVATIONS = {
+    "affine": "affine",
+    "elu": "elu",
+    "hardsigmoid": "hard_sigmoid",
+    "leakyrelu": "leaky_relu",
+    "relu": "relu",
+    "scaledtanh": "scaled_tanh",
+    "sigmoid": "sigmoid",
+    "softplus": "softplus",
+    "softsign": "softsign",
+    "tanh": "tanh",
+    "thresholdedrelu": "thresholded_relu",
+}
+_WITH_ALPHA = {"affine", "elu", "hard_sigmoid", "leaky_relu", "scaled_tanh", "thresholded_relu"}
+_WITH_BETA = {"affine", "hard_sigmoid", "scaled_tanh"}
+
+
+def _activations(lower: Lowering, node: Node) -> tuple[Activation, ...] | None:
+    """The activations that the node names; constants are handed out in order, as ONNX says."""
+    names = node.attrs.get("activations")
+    if not names:
+        return None
+    alphas, betas = (list(node.attrs.get(f"activation_{k}") or []) for k in ("alpha", "beta"))
+    chosen = []
+    for name in names:
+        kind = _ACTIVATIONS.get(name.lower())
+        if kind is None:
+            raise lower.unsupported(f"there is no activation {name!r}")
+        alpha = alphas.pop(0) if kind in _WITH_ALPHA and alphas else None
+        beta = betas.pop(0) if kind in _WITH_BETA and betas else None
+        chosen.append(Activation(kind, alpha, beta))
+    return tuple(chosen)
+
+
+def _times_transposed(rows: Any, columns: int, x: te.Tensor, w: te.Tensor) -> te.Tensor:
+    k = te.reduce_axis((0, x.shape[1]), "k")
+    return te.compute((rows, columns), lambda i, j: te.sum(x(i, k) * w(j, k), axis=k), name="project")
+
+
+class _Layer:
+    """The operands of one recurrent node, in the layout of the kernels."""
+
+    def __init__(self, lower: Lowering, node: Node, gates: int) -> None:
+        self.lower, self.node, self.gates = lower, node, gates
+        data = node.inputs[0]
+        assert data is not None
+        if data.dtype != "float32":
+            raise lower.unsupported(f"it is {data.dtype}, the kernels are for float32")
+        self.batch_first = bool(node.attr("layout", 0))
+        dims = data.tensor.dims
+        first, second, self.width = dims
+        self.steps, self.samples = (second, first) if self.batch_first else (first, second)
+        weights = node.inputs[1]
+        assert weights is not None
+        self.directions: int = weights.tensor.dims[0]  # type: ignore[assignment]
+        recurrence = node.inputs[2]
+        assert recurrence is not None
+        self.hidden: int = recurrence.tensor.dims[2]  # type: ignore[assignment]
+        if not isinstance(self.directions, int) or not isinstance(self.hidden, int):
+            raise lower.unsupported("its weights have no fixed shape")
+
+    def sizes(self, *dims: Dim) -> list[Any]:
+        return [self.lower.dim(dim) for dim in dims]
+
+    def swapped(self, expr: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
+        """`expr` with its first two axes exchanged, which gives `shape`."""
+
+        def swap(x: te.Tensor) -> te.Tensor:
+            return te.compute(shape, lambda i, j, *k: x(j, i, *k), name="swap")
+
+        return self.lower.te(swap, expr, name="swap")
+
+    def projected(self, separate_bias: bool) -> relax.Expr:
+        """X W^T + Wb + Rb of all steps: [t, b, d * g * h]; `separate_bias` leaves Rb of h out."""
+        lower, node, wide = self.lower, self.node, self.gates * self.hidden
+        data, weights, bias = node.inputs[0], node.inputs[1], node.input(3)
+        assert data is not None and weights is not None
+        steps, samples, width = self.sizes(self.steps, self.samples, self.width)
+        x = lower.expr(data)
+        if self.batch_first:
+            x = self.swapped(x, [steps, samples, width])
+        rows = lower.dim(product([self.steps, self.samples]))
+        flat, columns = lower.reshape(x, [rows, width]), self.directions * wide
+        if weights.const is not None:
+            result = self._packed(flat, weights.const.reshape(columns, -1), rows)
+        else:
+            stacked = lower.reshape(lower.expr(weights), [columns, width])
+            result = lower.te(functools.partial(_times_transposed, rows, columns), flat, stacked)
+        gates = lower.reshape(result, [steps, samples, self.directions * wide])
+        if bias is None:
+            return gates
+        kept = wide - self.hidden if separate_bias else wide
+
+        def add(x: te.Tensor, b: te.Tensor) -> te.Tensor:
+            def element(t: Any, s: Any, column: Any) -> Any:
+                d, gate = column // wide, column % wide
+                recurrent_bias = te.if_then_else(gate < kept, b(d, wide + gate), 0.0)
+                return x(t, s, column) + (b(d, gate) + recurrent_bias)
+
+            return te.compute(x.shape, element, name="biased")
+
+        return lower.te(add, gates, lower.expr(bias), name="biased")
+
+    def _packed(self, flat: relax.Expr, weights: np.ndarray, rows: Any) -> relax.Expr:
+        columns, width = weights.shape
+        params = gemm.default_params(columns, lanes=16)
+        packed = self.lower.constant(gemm.pack_weights(weights.T, params))
+        bias = self.lower.constant(gemm.pack_bias(None, columns, params))
+        kernel = gemm.gemm(width, columns, params)
+        (result,) = self.lower.kernel(kernel, [flat, packed, bias], [([rows, columns], "float32")])
+        return result
+
+    def recurrence(self) -> relax.Expr:
+        """R [d, g * h, h] as [d, h, g * h]."""
+        value = self.node.inputs[2]
+        assert value is not None
+        if value.const is not None:
+            return self.lower.constant(recurrent.transpose_recurrence(value.const))
+        shape = [self.directions, self.hidden, self.gates * self.hidden]
+
+        def turn(r: te.Tensor) -> te.Tensor:
+            return te.compute(shape, lambda d, h, g: r(d, g, h), name="turn")
+
+        return self.lower.te(turn, self.lower.expr(value), name="turn")
+
+    def state(self, index: int) -> relax.Expr | None:
+        """An initial state as [d, b, h]."""
+        value = self.node.input(index)
+        if value is None:
+            return None
+        expr = self.lower.expr(value)
+        if not self.batch_first:
+            return expr
+        return self.swapped(expr, self.sizes(self.directions, self.samples, self.hidden))
+
+    def options(self) -> dict[str, Any]:
+        """What every kernel is told."""
+        node = self.node
+        return {
+            "hidden": self.hidden,
+            "direction": node.attr("direction"),
+            "activations": _activations(self.lower, node),
+            "limit": node.attrs.get("clip"),
+            "sequence_lens": node.input(4) is not None,
+            "initial_h": node.input(5) is not None,
+        }
+
+    def run(self, kernel: Any, extra: Sequence[relax.Expr], states: Sequence[int]) -> list[Any]:
+        """Call the kernel; the node's outputs, in its own layout."""
+        lower, node = self.lower, self.node
+        lens = node.input(4)
+        optional = [lower.expr(lens)] if lens is not None else []
+        optional += [s for s in map(self.state, states) if s is not None]
+        steps, samples = self.sizes(self.steps, self.samples)
+        final = [self.directions, samples, self.hidden]
+        outs = [([steps, *final], "float32"), *[(final, "float32")] * len(states)]
+        gates = self.projected(bool(node.attr("linear_before_reset", 0)))
+        arguments = [gates, self.recurrence(), *extra, *optional]
+        results = list(lower.kernel(kernel, arguments, outs))
+        if self.batch_first:
+            results = [self._batch_first(r, k == 0) for k, r in enumerate(results)]
+        return results[: len(node.outputs)]
+
+    def _batch_first(self, expr: relax.Expr, all_steps: bool) -> relax.Expr:
+        steps, samples = self.sizes(self.steps, self.samples)
+        if not all_steps:
+            return self.swapped(expr, [samples, self.directions, self.hidden])
+        shape = [samples, steps, self.directions, self.hidden]
+
+        def turn(y: te.Tensor) -> te.Tensor:
+            return te.compute(shape, lambda s, t, d, h: y(t, d, s, h), name="batch_first")
+
+        return self.lower.te(turn, expr, name="batch_first")
+
+
+@lowers("RNN")
+def _rnn(lower: Lowering, node: Node) -> list[relax.Expr]:
+    layer = _Layer(lower, node, gates=1)
+    return layer.run(recurrent.rnn(**layer.options()), [], [5])
+
+
+@lowers("GRU")
+def _gru(lower: Lowering, node: Node) -> list[relax.Expr]:
+    layer = _Layer(lower, node, gates=3)
+    linear = bool(node.attr("linear_before_reset"))
+    kernel = recurrent.gru(**layer.options(), linear_before_reset=linear)
+    return layer.run(kernel, [_hidden_bias(lower, layer)] if linear else [], [5])
+
+
+def _hidden_bias(lower: Lowering, layer: _Layer) -> relax.Expr:
+    """Rb of the hidden gate, [d, h]; zeros where the node has no bias."""
+    bias: Value | None = layer.node.input(3)
+    shape, start = [layer.directions, layer.hidden], 5 * layer.hidden
+    if bias is None:
+        return lower.te(
+            lambda: te.compute(shape, lambda *_: te.const(0.0, "float32"), name="none"), name="none"
+        )
+    return lower.te(
+        lambda b: te.compute(shape, lambda d, h: b(d, int64(start) + h), name="hidden_bias"),
+        lower.expr(bias),
+        name="hidden_bias",
+    )
+
+
+@lowers("LSTM")
+def _lstm(lower: Lowering, node: Node) -> list[relax.Expr]:
+    layer = _Layer(lower, node, gates=4)
+    peepholes = node.input(7)
+    kernel = recurrent.lstm(
+        **layer.options(),
+        input_forget=bool(node.attr("input_forget")),
+        peepholes=peepholes is not None,
+        initial_c=node.input(6) is not None,
+    )
+    extra = [lower.expr(peepholes)] if peepholes is not None else []
+    return layer.run(kernel, extra, [5, 6])
