@@ -108,8 +108,11 @@ class _Cell:
         return _Tiles(self.hidden, self.lanes, 1)
 
     def activate(self, d: int, which: int, value):
-        """Activation `which` (f, g, h are 0, 1, 2) of direction `d`, its input limited."""
-        if self.limit is not None:
+        """Activation `which` (f, g, h are 0, 1, 2) of direction `d`, its input limited.
+
+        The cell, input of h, is not: ONNX Runtime limits the gates alone.
+        """
+        if self.limit is not None and which < 2:
             value = clip(value, -self.limit, self.limit)
         per_direction = len(self.activations) // self.directions
         return self.activations[d * per_direction + which](value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import relax, te, tirx
 
@@ -12,7 +12,7 @@ from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.relax import reduction, scalar
 from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
-from graphopt.targets.relax.operands import bind_shape, static_ints, tensor_input
+from graphopt.targets.relax.operands import bind_shape, describe, elements, product, tensor_input
 from graphopt.targets.relax.scalar import const
 from graphopt.targets.relax.windows import Windows, finished
 
@@ -251,36 +251,60 @@ def _spread(
 @lowers("Col2Im")
 def _col2im(lower: Lowering, node: Node) -> relax.Expr:
     data, image, block = (tensor_input(node, k) for k in range(3))
-    sizes, kernel = static_ints(image), static_ints(block)
-    if sizes is None or kernel is None:
-        raise lower.unsupported("the shape of its image or blocks is known only at run time")
-    windows = Windows.of(lower, node, sizes, kernel)
     dtype = lower.checked_dtype(node.output.dtype)
     work = scalar.working_dtype(dtype)
-    batch, columns, length = data.tensor.dims
-    channels = dims.floordiv(columns, dims.product(kernel))
-    if dims.product(windows.counts) != length:
-        raise lower.unsupported(f"{length} columns do not fit {dims.product(windows.counts)} blocks")
-    split = [lower.dim(d) for d in (batch, channels, *kernel, *windows.counts)]
-    shape = bind_shape(lower, node.output, [*split[:2], *sizes])
+    sizes, kernel = ([int64(d) for d in elements(lower, v)] for v in (image, block))
+    blocks = _Blocks.of(node, sizes, kernel)
+    batch, columns, length = (int64(size) for size in lower.shape(data))
+    channels = tirx.floordiv(columns, product(kernel))
+    fits = tirx.all(
+        tirx.EQ(product(blocks.counts), length), tirx.EQ(channels * product(kernel), columns)
+    )
+    checks = [(fits, f"{describe(node)}: its input does not hold the blocks of its image")]
+    shape = bind_shape(lower, node.output, [batch, channels, *sizes])
 
     def emit(x: te.Tensor) -> te.Tensor:
-        taps = windows.loops()
+        taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(kernel)]
 
         def element(n: Any, c: Any, *p: Any) -> Scalar:
             k = [loop.var for loop in taps]
-            places, conditions = [], []
-            axes = zip(p, windows.offsets(k), windows.before, windows.strides, windows.counts)
-            for i, offset, before, stride, count in axes:
-                place = i + int64(lower.dim(before)) - offset
-                places.append(tirx.floordiv(place, int64(stride)))
-                fits = tirx.EQ(tirx.floormod(place, int64(stride)), int64(0))
-                conditions += [place >= int64(0), places[-1] < int64(lower.dim(count)), fits]
+            places, conditions = blocks.covering(p, k)
             value = scalar.cast(x(n, c, *k, *places), work)
             value = tirx.if_then_else(tirx.all(*conditions), value, const(0, work))
             return reduction.total(value, axis=taps)
 
         return compute(shape, element, name="col2im")
 
-    result = lower.te(emit, lower.reshape(lower.expr(data), split))
-    return _biased(lower, result, None, dtype)
+    split = lower.reshape(lower.expr(data), [batch, channels, *kernel, *blocks.counts])
+    return _biased(lower, lower.te(emit, split, checks=checks), None, dtype)
+
+
+class _Blocks(NamedTuple):
+    """The blocks of an image along each of its axes; counts are expressions."""
+
+    strides: list[int]
+    dilations: list[int]
+    before: list[int]
+    counts: list[Any]
+
+    @staticmethod
+    def of(node: Node, sizes: Sequence[Any], kernel: Sequence[Any]) -> _Blocks:
+        rank = len(sizes)
+        strides, dilations = (node.attr(a) or [1] * rank for a in ("strides", "dilations"))
+        pads = node.attr("pads") or [0] * (2 * rank)
+        counts = []
+        for axis, (size, k) in enumerate(zip(sizes, kernel)):
+            span = (k - int64(1)) * int64(dilations[axis]) + int64(1)
+            room = size + int64(pads[axis] + pads[axis + rank]) - span
+            counts.append(tirx.floordiv(room, int64(strides[axis])) + int64(1))
+        return _Blocks(strides, dilations, pads[:rank], counts)
+
+    def covering(self, pixel: Sequence[Any], tap: Sequence[Any]) -> tuple[list[Any], list[Scalar]]:
+        """The block of which `pixel` is element `tap`, and what must hold for there to be one."""
+        places, conditions = [], []
+        for p, k, s, d, before, count in zip(pixel, tap, *self):
+            place = p + int64(before) - k * int64(d)
+            places.append(tirx.floordiv(place, int64(s)))
+            conditions += [place >= int64(0), places[-1] < count]
+            conditions.append(tirx.EQ(tirx.floormod(place, int64(s)), int64(0)))
+        return places, conditions

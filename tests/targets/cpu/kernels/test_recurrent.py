@@ -201,8 +201,8 @@ def test_matches_the_onnx_reference(kernels, name):
     case = CASES[name]
     values = random_inputs(case, 5, 2)
     expected = ReferenceEvaluator(onnx_model(case, values)).run(None, values)
-    for actual, wanted in zip(run_kernel(kernels[name], case, values), expected, strict=False):
-        np.testing.assert_allclose(actual, np.asarray(wanted).reshape(actual.shape), rtol=1e-5)
+    y, y_h, *_ = run_kernel(kernels[name], case, values)  # the reference has no third output
+    assert_close([y, y_h], [np.reshape(expected[0], y.shape), np.reshape(expected[1], y_h.shape)])
 
 
 @pytest.mark.parametrize("name", ["rnn_bidirectional", "gru_linear", "lstm_all"])
