@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Union
+from platform import python_version
+from typing import Union
 
 import numpy as np
 import onnx
@@ -29,7 +30,8 @@ from graphopt.artifact import (
 )
 from graphopt.comparison import Comparison, compare
 from graphopt.errors import InputError, OutputError, SpecError, VerificationError
-from graphopt.inspection import batch_sizes, tables_of
+from graphopt.feeds import random_feeds
+from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import replacing_folder, temporary_folder
 from graphopt.ir.external_data import TensorWriter
@@ -41,6 +43,8 @@ from graphopt.pipeline.spec import Pipeline
 from graphopt.signature import Signature, TensorSpec
 from graphopt.targets import base
 from graphopt.targets.portable import OnnxModel
+
+_VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
 
 Model = Union[str, Path, Graph, onnx.ModelProto]
 Runnable = Union[Artifact, OnnxModel]
@@ -71,8 +75,7 @@ def optimize(
         PassManager(report, instruments).run(graph, pipeline)
     after = size_of(graph)
     report.facts |= {
-        "graphopt": version("graphopt"),
-        "onnx": onnx.__version__,
+        "versions": {name: version(name) for name in _VERSIONS} | {"python": python_version()},
         "pipeline": str(pipeline),
         "nodes": [before.nodes, after.nodes],
         "constant_bytes": [before.bytes, after.bytes],
@@ -154,10 +157,11 @@ def check(
         the worst element over all outputs and batches.
     """
     first, second = runnable(a), runnable(b)
+    feeds: Sequence[Mapping[str, np.ndarray]]
     if inputs is not None:
-        feeds: list[Mapping[str, np.ndarray]] = [inputs]
+        feeds = [inputs]
     else:
-        feeds = _random_feeds(_graph_of(b if Path(a).is_dir() else a), batches, seed)
+        feeds, _ = random_feeds(_sized(a if Path(a).is_dir() else b), first.run, batches, seed)
     return compare(first, second, feeds, rtol=rtol, atol=atol)
 
 
@@ -207,22 +211,21 @@ def runnable(path: str | Path) -> Runnable:
     return OnnxModel(path, signature=signature_of(graph))
 
 
-def _graph_of(path: str | Path) -> Graph:
+def random_inputs(
+    path: str | Path, engine: Runnable, batch: int = 1, seed: int = 0
+) -> Mapping[str, np.ndarray]:
+    """Random inputs that `engine`, the model or artifact at `path`, accepts.
+
+    Raises:
+        InputError: it accepts none of this batch size.
+    """
+    return random_feeds(_sized(path), engine.run, (batch,), seed)[0][0]
+
+
+def _sized(path: str | Path) -> Graph:
+    """A graph of the model or artifact that knows which sizes of its inputs must agree."""
     path = Path(path)
-    return onnx_io.load(path / PORTABLE if path.is_dir() else path)
-
-
-def random_feeds(path: str | Path, batch: int = 1, seed: int = 0) -> Mapping[str, np.ndarray]:
-    """Random valid inputs for the model or artifact at `path`."""
-    return _random_feeds(_graph_of(path), (batch,), seed)[0]
-
-
-def _random_feeds(graph: Graph, batches: Sequence[int], seed: int) -> list[Mapping[str, np.ndarray]]:
-    from graphopt.testing import random_inputs
-
-    return [
-        random_inputs(graph, batch_sizes(graph, batch), seed + k) for k, batch in enumerate(batches)
-    ]
+    return onnx_io.load(path / PORTABLE) if path.is_dir() else optimize(path)
 
 
 class _Stages:
@@ -251,10 +254,9 @@ class _Original:
     def __init__(
         self, graph: Graph, file: Path | None, inputs: Mapping[str, np.ndarray] | None
     ) -> None:
-        self.graph, self.file, self.random = graph, file, inputs is None
-        self.feeds = [inputs] if inputs is not None else _random_feeds(graph, (1, 7, 64), seed=0)
+        self.graph, self.file, self.inputs = graph, file, inputs
 
-    def verify(self, results: Sequence[Runnable], report: Report) -> None:
+    def verify(self, optimized: Graph, results: Sequence[Runnable], report: Report) -> None:
         """Compare each of `results` with the source; the first one's outcome is reported.
 
         Raises:
@@ -265,23 +267,28 @@ class _Original:
             if self.file is None:
                 onnx_io.save(self.graph, source)
             original = OnnxModel(source, signature=signature_of(self.graph))
-            feeds = []
-            for feed in self.feeds:
-                try:
-                    original.run(feed)
-                    feeds.append(feed)
-                except InputError as error:
-                    if not self.random:
-                        raise
-                    report.warnings.append(f"not verified on one input set: {error}")
+            feeds = self._feeds(optimized, original, report)
             if not feeds:
-                report.verification = {"agrees": None, "reason": "no inputs the source accepts"}
+                report.verification = {"agrees": None, "reason": "no inputs to verify on"}
                 return
             outcomes = [compare(original, result, feeds) for result in results]
         report.verification = outcomes[0].to_json()
         for outcome in outcomes:
             if not outcome.agrees:
                 raise VerificationError(f"the result differs from the source: {outcome}")
+
+    def _feeds(
+        self, optimized: Graph, original: OnnxModel, report: Report
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        if self.inputs is not None:
+            return [self.inputs]
+        try:
+            feeds, refused = random_feeds(optimized, original.run)
+        except InputError as error:
+            report.warnings.append(f"not verified, as the source refuses random inputs: {error}")
+            return []
+        report.warnings += [f"not verified at {reason}" for reason in refused]
+        return feeds
 
 
 def _write_portable(
@@ -298,7 +305,7 @@ def _write_portable(
         result = OnnxModel(folder / output.name, target.name)
         if original is not None:
             stages.begin("verify")
-            original.verify([result], stages.report)
+            original.verify(graph, [result], stages.report)
         stages.end()
         for file in sorted(folder.iterdir(), reverse=True):  # the data file before the model
             os.replace(file, output.with_name(file.name))
@@ -332,7 +339,7 @@ def _write_artifact(
         if original is not None:
             stages.begin("verify")
             results: list[Runnable] = [Artifact.load(folder), OnnxModel(folder / PORTABLE)]
-            original.verify(results, report)
+            original.verify(graph, results, report)
         stages.end()
         (folder / REPORT).write_text(report.to_json())
     return Artifact.load(output)

@@ -19,7 +19,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -33,6 +33,9 @@ from graphopt.ir.printer import to_text
 from graphopt.ir.types import TensorType, dtype_to_numpy
 from graphopt.ir.verifier import verify
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
 DEFAULT_SIZE = 3
 
@@ -210,14 +213,14 @@ class Compiled:
 
         graph = model if isinstance(model, Graph) else onnx_io.from_proto(model)
         self._inputs = [value.name for value in graph.inputs]
-        self._outputs = [
-            (name, dtype_to_numpy(value.dtype))
-            for name, value in zip(graph.output_names, graph.outputs)
-        ]
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "model.so"
             compiled = CpuTarget.parse("").compile(graph, library, oob, lambda stage: None)
             self._program = Program(library, [_owned(array) for array in compiled.constants])
+        self._outputs = [
+            (name, dtype_to_numpy(value.dtype))
+            for name, value in zip(graph.output_names, graph.outputs)
+        ]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         results = self._program([_owned(feeds[name]) for name in self._inputs])
@@ -309,6 +312,16 @@ def assert_unchanged(step: Pass, text: str, reason: str | None = None) -> None:
     reasons = [why for _, _, why in ctx.stats.refusals]
     if reason is not None:
         assert any(reason in why for why in reasons), f"no refusal says {reason!r}: {reasons}"
+
+
+def graphs(max_steps: int = 10) -> "SearchStrategy[Graph]":
+    """A hypothesis strategy: random small graphs like those that recommenders are exported as.
+
+    They take `x` (float32 [N, 4]) and `ids` (int64 [N, 3]). Needs hypothesis.
+    """
+    from graphopt import random_graphs
+
+    return random_graphs.graphs(max_steps)
 
 
 def dump(graph: Graph) -> str:

@@ -67,6 +67,8 @@ def _recognize(
     csr = not signature.fixed and len(result) == bags - 1
     if result.shape != (bags - csr, signature.dim):
         return f"it makes {list(result.shape)} of {bags} bags of rows of {signature.dim}"
+    if result.dtype != signature.dtype:
+        return f"it makes {result.dtype} of a table of {signature.dtype}"
     for stray in out_of_range(plain):
         if original(stray.feeds) is not None:
             return "it gives an answer for ids outside the table"

@@ -34,7 +34,7 @@ def run(
     if output is not None and output.exists() and model.exists() and output.samefile(model):
         raise OutputError(f"{output}: would overwrite the model; choose another name")
     engine = api.runnable(model)
-    feeds = arrays.read(inputs) if inputs else api.random_feeds(model, batch, seed)
+    feeds = arrays.read(inputs) if inputs else api.random_inputs(model, engine, batch, seed)
     results = engine.run(feeds)
     if output is not None:
         arrays.write(output, results)

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _not_written(error, path) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -64,11 +64,17 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=".graphopt-", dir=parent))
         yield temporary
     except OSError as error:
-        where = error.filename or parent
-        raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from error
+        raise _not_written(error, Path(error.filename or parent)) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _not_written(error: OSError, where: Path) -> Exception:
+    """The error to raise for what the system said; others of its class are not about files."""
+    if error.errno is None:
+        return error
+    return OutputError(f"{where}: cannot be written ({error.strerror or error})")
 
 
 def _umask() -> int:

@@ -46,11 +46,26 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
             "installed onnx knows; upgrade onnx or export with an older opset"
         )
     if opsets[""] < OLDEST_OPSET:
-        raise InvalidModelError(
-            f"opset {opsets['']} is older than {OLDEST_OPSET}; "
-            "convert it with onnx.version_converter"
-        )
+        if not _is_unchanged(model.graph, opsets[""]):
+            raise InvalidModelError(
+                f"opset {opsets['']} is older than {OLDEST_OPSET}; "
+                "convert it with onnx.version_converter"
+            )
+        opsets[""] = OLDEST_OPSET
     return opsets
+
+
+def _is_unchanged(graph: GraphProto, opset: int) -> bool:
+    """True if the oldest opset that is read has the same ops as `opset`, as far as used."""
+    for node in graph.node:
+        found = [schema.find(node.op_type, node.domain, v) for v in (opset, OLDEST_OPSET)]
+        if _domain(node.domain) == "" and (
+            not all(found) or found[0].since_version != found[1].since_version
+        ):
+            return False
+        if not all(_is_unchanged(a.g, opset) for a in node.attribute):
+            return False
+    return True
 
 
 def _domain(domain: str) -> str:

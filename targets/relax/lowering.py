@@ -8,34 +8,37 @@ are read off the inputs. Constants become parameters, in the order of `Lowered.c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from tvm import relax, s_tir, te, tirx
+from tvm import relax, te, tirx
 from tvm.error import InternalError
-from tvm.ir import StringImm
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
 from graphopt.ir.dims import Atom, Dim, Sym, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
+from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, from_te, int64, with_root
 from graphopt.targets.relax.scalar import bitcast
 from graphopt.targets.relax.schedule import SCHEDULED
 
+__all__ = [
+    "OPAQUE", "Check", "Lowered", "Lowering", "compute", "has_converter", "int64", "lower", "lowers"
+]  # fmt: skip
+
 Oob = Literal["error", "clamp", "zero"]
 Converter = Callable[["Lowering", Node], "relax.Expr | Sequence[relax.Expr]"]
-Check = tuple[Any, str]
 
 DTYPES = frozenset(
     ["bool", "float16", "bfloat16", "float32", "float64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 EMBEDDED_ELEMENTS = 16
-OPAQUE = 8  # the op_pattern of a kernel that takes no part in fusion
 
 _CONVERTERS: dict[tuple[str, str], Converter] = {}
 
@@ -124,6 +127,7 @@ class Lowering:
         self._exprs: dict[Value, relax.Expr] = {}
         self._raw: dict[Value, relax.Var] = {}
         self._sizes: dict[str, tirx.Var] = {}
+        self._fresh = itertools.count()
         self._node: Node | None = None
 
     # ---- reading the graph
@@ -135,14 +139,14 @@ class Lowering:
             raise UnsupportedOpError(
                 "Input", f"{kind} ({value.type}); give it a fixed rank when exporting", (value.name,)
             )
+        if value.dtype not in DTYPES:
+            raise UnsupportedOpError("Input", _no_code_for(value.dtype), (value.name,))
         for dim in value.type.shape:
             if isinstance(dim, Sym):
                 self.name_size(dim)
-        dtype = self.checked_dtype(value.dtype)
-        type_ = relax.TensorType(self.shape(value), _outside(dtype))
-        parameter = self._exprs[value] = relax.Var(_identifier(value.name), type_)
-        if _outside(dtype) != dtype:
-            self._raw[value] = self._exprs.pop(value)
+        type_ = relax.TensorType(self.shape(value), _outside(value.dtype))
+        parameter = relax.Var(_identifier(value.name), type_)
+        (self._exprs if _outside(value.dtype) == value.dtype else self._raw)[value] = parameter
         return parameter
 
     def expr(self, value: Value) -> relax.Expr:
@@ -215,7 +219,7 @@ class Lowering:
 
     def fresh_size(self, stem: str) -> str:
         """A name for `bind_sizes` that no other size has."""
-        return f"{stem}.{len(self._sizes)}"
+        return f"{stem}.{next(self._fresh)}"
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """The error that the node being lowered cannot be compiled, for the caller to raise."""
@@ -229,7 +233,7 @@ class Lowering:
             UnsupportedOpError: strings, 8-bit floats, 4-bit and complex types.
         """
         if dtype not in DTYPES:
-            raise self.unsupported(f"tensors of type {dtype or 'unknown'} are not compiled")
+            raise self.unsupported(_no_code_for(dtype))
         return dtype
 
     # ---- emitting
@@ -278,13 +282,7 @@ class Lowering:
         ]
         result = function(*tensors)
         outs = [result] if isinstance(result, te.Tensor) else list(result)
-        free = self._free_sizes(tensors, outs, [condition for condition, _ in checks])
-        kernel = te.create_prim_func([*tensors, *free, *outs], index_dtype_override="int64")
-        dims = _variables(dim for tensor in [*tensors, *outs] for dim in tensor.shape)
-        if checks or not dims.issuperset(free):
-            # FuseTIR declares a size twice that is an argument of its own and no dim.
-            kernel = kernel.with_attr("op_pattern", OPAQUE)
-        kernel = s_tir.renew_defs(_with_checks(kernel, checks)).without_attr("global_symbol")
+        kernel, free = from_te(tensors, outs, self._sizes.values(), checks)
         types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
         return self._call(kernel, [*args, *free], types, name)
 
@@ -297,7 +295,7 @@ class Lowering:
         """Emit a call of a TIR kernel that writes outputs of the given (shape, dtype)."""
         name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
         types = [relax.TensorType(list(shape), dtype) for shape, dtype in out]
-        kernel = _with_root(function.without_attr("global_symbol")).with_attr(SCHEDULED, True)
+        kernel = with_root(function.without_attr("global_symbol")).with_attr(SCHEDULED, True)
         call = self._call(kernel, list(args), types, name)
         return self.untuple(call, len(types))
 
@@ -339,6 +337,9 @@ class Lowering:
         try:
             if converter is None:
                 raise self.unsupported("the target has no code for this op")
+            for value in (*node.inputs, *node.outputs):
+                if value is not None and isinstance(value.type, TensorType) and value.rank is None:
+                    raise self.unsupported(f"the rank of {value.name!r} is known only at run time")
             result = converter(self, node)
         finally:
             self._node = outer
@@ -351,15 +352,6 @@ class Lowering:
         name = name or (self._node.op_type.lower() if self._node else "kernel")
         symbol = self.bb.add_func(kernel, name)
         return self.bb.emit(relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types))
-
-    def _free_sizes(
-        self, inputs: Sequence[te.Tensor], outs: Sequence[te.Tensor], conditions: Sequence[Any]
-    ) -> list[tirx.Var]:
-        """The sizes that a computation uses and that no dim of its inputs is equal to."""
-        dims = [dim for tensor in inputs for dim in tensor.shape]
-        used = _variables([*dims, *conditions, *_computations(outs)])
-        bound = {dim for dim in dims if isinstance(dim, tirx.Var)}
-        return [var for var in self._sizes.values() if var in used and var not in bound]
 
     def _atom(self, atom: Atom) -> Any:
         if not atom.fn:
@@ -411,22 +403,16 @@ class Lowering:
         return self.te(lambda: compute(content.shape, element, "sizes"), name="sizes")
 
 
+def _no_code_for(dtype: str) -> str:
+    return f"tensors of type {dtype or 'unknown'} are not compiled"
+
+
 def _outside(dtype: str) -> str:
     """How parameters and results of `dtype` are declared.
 
     NumPy has no bfloat16 of its own and cannot hand one over through DLPack: its bits are passed.
     """
     return "uint16" if dtype == "bfloat16" else dtype
-
-
-def int64(size: Any) -> Any:
-    """A size as a PrimExpr."""
-    return tirx.IntImm("int64", int(size)) if isinstance(size, (int, bool)) else size
-
-
-def compute(shape: Sequence[Any], element: Callable[..., Any], name: str = "compute") -> te.Tensor:
-    """`te.compute` whose indices are int64 for static shapes too, as those of symbolic ones are."""
-    return te.compute([int64(size) for size in shape], element, name=name)
 
 
 def _needed(graph: Graph) -> list[Node]:
@@ -461,38 +447,3 @@ def _shape_of(expr: relax.Expr) -> list[Any]:
     return list(expr.ty.shape.values)
 
 
-def _variables(exprs: Iterable[Any]) -> set[Any]:
-    return {var for expr in exprs for var in tirx.analysis.undefined_vars(expr)}
-
-
-def _computations(outs: Sequence[te.Tensor]) -> Iterator[Any]:
-    """All expressions that computing `outs` evaluates, and the extents of its loops."""
-    pending, seen = list(outs), set()
-    while pending:
-        operation = pending.pop().op
-        if operation in seen or not isinstance(operation, te.ComputeOp):
-            continue
-        seen.add(operation)
-        yield from operation.body
-        yield from (axis.dom.extent for axis in [*operation.axis, *operation.reduce_axis])
-        pending.extend(operation.input_tensors)
-
-
-def _with_root(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The kernel with its body in a block, which some passes of Relax take for granted."""
-    if isinstance(kernel.body, s_tir.SBlockRealize):
-        return kernel
-    root = s_tir.SBlock([], [], [], "root", kernel.body)
-    return kernel.with_body(s_tir.SBlockRealize([], tirx.const(True, "bool"), root))
-
-
-def _with_checks(kernel: tirx.PrimFunc, checks: Sequence[Check]) -> tirx.PrimFunc:
-    """The kernel with assertions before its first loop."""
-    if not checks:
-        return kernel
-    kind = StringImm("RuntimeError")
-    asserts = [tirx.AssertStmt(holds, kind, [StringImm(text)]) for holds, text in checks]
-    root, block = kernel.body, kernel.body.block
-    body = tirx.SeqStmt([*asserts, block.body])
-    checked = s_tir.SBlock([], [], [], block.name_hint, body, None, block.alloc_buffers)
-    return kernel.with_body(s_tir.SBlockRealize([], root.predicate, checked))

@@ -8,6 +8,7 @@ from typing import Any
 from tvm import te, tirx
 
 from graphopt.ir.content import known_ints
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.relax import scalar
 from graphopt.targets.relax.lowering import Check, Lowering, compute, int64
@@ -93,6 +94,15 @@ def product(sizes: Sequence[Any]) -> Any:
     for size in sizes:
         total = total * size
     return total
+
+
+def same_sizes(lower: Lowering, a: Sequence[Dim], b: Sequence[Dim]) -> Any:
+    """The condition that sizes are equal one by one."""
+    if len(a) != len(b):
+        return tirx.const(False, "bool")
+    differing = [(x, y) for x, y in zip(a, b) if x != y]
+    pairs = [(int64(lower.dim(x)), int64(lower.dim(y))) for x, y in differing]
+    return tirx.all(tirx.const(True, "bool"), *(tirx.EQ(x, y) for x, y in pairs))
 
 
 def describe(node: Node) -> str:

@@ -212,7 +212,7 @@ def test_each_form_has_one_function() -> None:
 def test_portable_model_refuses_stray_ids(stray: int, dim: int) -> None:
     session = session_of(onnx_io.to_proto(graph_of(EmbeddingBag("sum"), dim=dim)))
     feeds = {"table": np.zeros((ROWS, dim), np.float32), "ids": np.array([1, stray])}
-    with pytest.raises(Exception, match="out of bounds|data bounds"):
+    with pytest.raises(Exception, match="data bounds"):
         session.run(None, {**feeds, "offsets": np.array([0])})
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, inf
+from math import inf
 from typing import Literal, get_args
 
 from tvm import tirx
@@ -10,15 +10,17 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
+from .parameters import without_parameters
 from .rows import PREFETCH_BYTES, prefetch_row
 from .storage import element_bytes, extent, vector_lanes
+from .tiles import Tiles
 
 Mode = Literal["sum", "mean", "max"]
 
 OUT_OF_RANGE = "EmbeddingBag: an index lies outside the table"
 BAD_OFFSETS = "EmbeddingBag: offsets must not decrease and must lie in [0, number of ids]"
 
-_REGISTERS = 8  # vectors accumulated at once; wider rows are pooled in several passes over the ids
+_REGISTERS = 8  # vectors accumulated at once; a wider row takes several passes over the ids
 _ACCUMULATOR = {
     "float16": "float32",
     "bfloat16": "float32",
@@ -59,11 +61,7 @@ class Pooling:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The static facts of one kernel, and how the columns of a row are split into vectors.
-
-    Vector `v` starts at column min(v * lanes, dim - lanes): the last one overlaps its neighbour
-    instead of being shorter, because LLVM takes vectors of odd length apart element by element.
-    """
+    """The static facts of one kernel."""
 
     rows: int
     dim: int
@@ -91,17 +89,8 @@ class _Plan:
         return element_bytes(self.dtype)
 
     @property
-    def lanes(self) -> int:
-        return min(vector_lanes(self.accumulator), 1 << (self.dim.bit_length() - 1))
-
-    @property
-    def passes(self) -> int:
-        return ceil(self.dim / (self.lanes * _REGISTERS))
-
-    @property
-    def vectors(self) -> int:
-        """Vectors in one pass; the last pass may repeat the last vector."""
-        return ceil(self.dim / (self.lanes * self.passes))
+    def tiles(self) -> Tiles:
+        return Tiles(self.dim, vector_lanes(self.accumulator), _REGISTERS)
 
     @property
     def prefetches(self) -> bool:
@@ -111,11 +100,6 @@ class _Plan:
     def nothing(self) -> float:
         """What the accumulator holds before the first row."""
         return -inf if self.pooling.mode == "max" else 0.0
-
-    def column(self, part, vector):
-        """First column of `vector` of pass `part`."""
-        at = (part * self.vectors + vector) * self.lanes
-        return T.min(at, self.dim - self.lanes)
 
     def is_valid(self, index):
         """Boolean expression: `index` reads a row of the table and not a row of zeros."""
@@ -128,6 +112,12 @@ class _Plan:
             return T.bool(True)
         is_padding = row_of(index, self.rows, self.pooling.oob) == padding % self.rows
         return T.Not(T.bitwise_and(self.is_valid(index), is_padding))
+
+    def weight(self, weights, bag, i, position):
+        """The weight of id `i` of a bag, `position` among all ids; 2-D weights are [bag, i]."""
+        if not self.pooling.weighted:
+            return T.Cast(self.accumulator, 1)
+        return weights[bag, i] if len(weights.shape) == 2 else weights[position]
 
     def combined(self, so_far, element, weight):
         """The accumulator after one more row; max keeps a NaN once it has seen one."""
@@ -147,33 +137,33 @@ class _Plan:
 
 @T.inline
 def _add_row(plan, acc, src, row, part, weight):
-    for v in T.unroll(plan.vectors):
-        for j in T.vectorized(plan.lanes):
-            acc[v, j] = plan.combined(acc[v, j], src[row, plan.column(part, v) + j], weight)
+    for v in T.unroll(plan.tiles.vectors):
+        for j in T.vectorized(plan.tiles.lanes):
+            acc[v, j] = plan.combined(acc[v, j], src[row, plan.tiles.column(part, v) + j], weight)
 
 
 @T.inline
 def _add_zeros(plan, acc):
-    for v in T.unroll(plan.vectors):
-        for j in T.vectorized(plan.lanes):
+    for v in T.unroll(plan.tiles.vectors):
+        for j in T.vectorized(plan.tiles.lanes):
             acc[v, j] = plan.combined(acc[v, j], 0.0, 1.0)
 
 
 @T.inline
 def _store_bag(plan, dst, bag, part, acc, count):
-    for v in T.unroll(plan.vectors):
-        for j in T.vectorized(plan.lanes):
-            dst[bag, plan.column(part, v) + j] = plan.pooled(acc[v, j], count)
+    for v in T.unroll(plan.tiles.vectors):
+        for j in T.vectorized(plan.tiles.lanes):
+            dst[bag, plan.tiles.column(part, v) + j] = plan.pooled(acc[v, j], count)
 
 
 @T.inline
 def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
     """dst[bag, :] = the rows of ids[first:last] pooled."""
-    acc = T.alloc_buffer((plan.vectors, plan.lanes), plan.accumulator, scope="local")
-    for part in range(plan.passes):
+    acc = T.alloc_buffer((plan.tiles.vectors, plan.tiles.lanes), plan.accumulator, scope="local")
+    for part in range(plan.tiles.count):
         count: T.int64 = 0
-        for v in T.unroll(plan.vectors):
-            for j in T.vectorized(plan.lanes):
+        for v in T.unroll(plan.tiles.vectors):
+            for j in T.vectorized(plan.tiles.lanes):
                 acc[v, j] = T.Cast(plan.accumulator, plan.nothing)
         for i in range(last - first):
             at = T.Cast("int64", ids[first + i])
@@ -184,7 +174,8 @@ def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
                 count = count + 1
                 if plan.is_valid(at):
                     row = row_of(at, plan.rows, plan.pooling.oob)
-                    _add_row(plan, acc, src, row, part, weights[first + i])
+                    scale = T.meta_var(plan.weight(weights, bag, i, first + i))
+                    _add_row(plan, acc, src, row, part, scale)
                 else:
                     _add_zeros(plan, acc)
         _store_bag(plan, dst, bag, part, acc, count)
@@ -231,32 +222,19 @@ def embedding_bag(
     m = tirx.Var("b_plus_1", "int64") if include_last_offset else b
     bags = m - 1 if include_last_offset else b
 
-    if pooling.weighted:
+    @T.prim_func(private=True, s_tir=True)
+    def embedding_bag(
+        table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
+        offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
+        weight = T.match_buffer(weights, (n,), dtype, align=align)
+        dst = T.match_buffer(out, (bags, dim), dtype, align=align)
+        _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
 
-        @T.prim_func(private=True, s_tir=True)
-        def bags_of_ids(
-            table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
-        ):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-            src = T.match_buffer(table, (rows, dim), dtype, align=align)
-            index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
-            offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
-            weight = T.match_buffer(weights, (n,), dtype, align=align)
-            dst = T.match_buffer(out, (bags, dim), dtype, align=align)
-            _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
-
-    else:
-
-        @T.prim_func(private=True, s_tir=True)
-        def bags_of_ids(table: T.handle, ids: T.handle, offsets: T.handle, out: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-            src = T.match_buffer(table, (rows, dim), dtype, align=align)
-            index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
-            offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
-            dst = T.match_buffer(out, (bags, dim), dtype, align=align)
-            _csr_bags(plan, include_last_offset, src, index, offset, index, dst, bags, n)
-
-    return bags_of_ids
+    return embedding_bag if pooling.weighted else without_parameters(embedding_bag, "weight")
 
 
 @cache
@@ -271,30 +249,15 @@ def fixed_bag(
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 
-    if pooling.weighted:
+    @T.prim_func(private=True, s_tir=True)
+    def fixed_bag(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
+        weight = T.match_buffer(weights, (b, size), dtype, align=align)
+        dst = T.match_buffer(out, (b, dim), dtype, align=align)
+        flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
+        for bag in range(b):
+            _pool_bag(plan, src, flat, weight, dst, bag, bag * size, (bag + 1) * size)
 
-        @T.prim_func(private=True, s_tir=True)
-        def bags_of_rows(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-            src = T.match_buffer(table, (rows, dim), dtype, align=align)
-            index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
-            weight = T.match_buffer(weights, (b, size), dtype, align=align)
-            dst = T.match_buffer(out, (b, dim), dtype, align=align)
-            flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
-            flat_weight = T.decl_buffer((b * size,), dtype, data=weight.data, align=align)
-            for bag in range(b):
-                _pool_bag(plan, src, flat, flat_weight, dst, bag, bag * size, (bag + 1) * size)
-
-    else:
-
-        @T.prim_func(private=True, s_tir=True)
-        def bags_of_rows(table: T.handle, ids: T.handle, out: T.handle):
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-            src = T.match_buffer(table, (rows, dim), dtype, align=align)
-            index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
-            dst = T.match_buffer(out, (b, dim), dtype, align=align)
-            flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
-            for bag in range(b):
-                _pool_bag(plan, src, flat, flat, dst, bag, bag * size, (bag + 1) * size)
-
-    return bags_of_rows
+    return fixed_bag if pooling.weighted else without_parameters(fixed_bag, "weight")

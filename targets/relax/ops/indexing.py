@@ -19,7 +19,7 @@ from graphopt.targets.cpu.kernels import bounds
 from graphopt.targets.cpu.kernels.gather import gather_axis, gather_rows
 from graphopt.targets.relax.loops import loops, require, row_major, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
-from graphopt.targets.relax.operands import describe, is_static, tensor_input
+from graphopt.targets.relax.operands import describe, is_static, same_sizes, tensor_input
 from graphopt.targets.relax.scalar import const
 
 
@@ -128,19 +128,20 @@ def _gather_nd(lower: Lowering, node: Node) -> relax.Expr:
         for part in (sizes[:shared], ids.tensor.dims[shared:-1], rest)
     )
     extents = [lower.dim(size) for size in indexed]
-    same = _same_batch(lower, data, ids, shared)
+    same = same_sizes(lower, sizes[:shared], ids.tensor.dims[:shared])
 
     def body(source: Any, indices: Any, out: Any) -> None:
         require(same, f"{describe(node)}: its data and indices disagree on the batch")
         with T.grid(int64(batch), int64(count)) as (b, i):
-            places = [Position(lower, node, indices[b, i, k], d) for k, d in enumerate(indexed)]
+            at = b * int64(count) + i
+            places = [Position(lower, node, indices[at, k], d) for k, d in enumerate(indexed)]
             row = row_major([place.at for place in places], extents)
             valid = all_valid(places)
             with T.serial(int64(inner)) as j:
                 store(out, [b, i, j], load(source, [b, row, j], valid))
 
     flat = lower.reshape(lower.expr(data), [batch, lower.dim(dims.product(indexed)), inner])
-    tuples = lower.reshape(lower.expr(ids), [batch, count, depth])
+    tuples = lower.reshape(lower.expr(ids), [lower.dim(dims.product(ids.tensor.dims[:-1])), depth])
     outs = [([batch, count, inner], lower.checked_dtype(data.dtype))]
     (found,) = loops(lower, body, [flat, tuples], outs)
     return lower.reshape(found, lower.shape(node.output))
@@ -154,19 +155,15 @@ def tuple_size(lower: Lowering, ids: Value) -> int:
     return depth
 
 
-def _same_batch(lower: Lowering, data: Value, ids: Value, shared: int) -> Any:
-    pairs = zip(data.tensor.dims[:shared], ids.tensor.dims[:shared])
-    differing = [(int64(lower.dim(a)), int64(lower.dim(b))) for a, b in pairs if a != b]
-    return tirx.all(tirx.const(True, "bool"), *(tirx.EQ(a, b) for a, b in differing))
-
-
 @lowers("ReverseSequence")
 def _reverse_sequence(lower: Lowering, node: Node) -> relax.Expr:
     data, lengths = tensor_input(node, 0), tensor_input(node, 1)
     time, batch = node.attr("time_axis"), node.attr("batch_axis")
     shape, steps = lower.shape(data), int64(lower.dim(data.tensor.dims[time]))
+    same = same_sizes(lower, [data.tensor.dims[batch]], lengths.tensor.dims)
 
     def body(source: Any, sizes: Any, out: Any) -> None:
+        require(same, f"{describe(node)}: it needs a length per sequence")
         with T.serial(int64(shape[batch])) as b:
             size = T.bind(sizes[b].astype("int64"))
             if lower.oob == "error":

@@ -14,11 +14,11 @@ from tvm import relax, tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir import dims
-from graphopt.ir.graph import Node
+from graphopt.ir.graph import Node, Value
 from graphopt.targets.relax import scalar
 from graphopt.targets.relax.loops import loops, require, row_major, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
-from graphopt.targets.relax.operands import describe, tensor_input
+from graphopt.targets.relax.operands import describe, same_sizes, tensor_input
 from graphopt.targets.relax.ops.indexing import (
     Position,
     all_valid,
@@ -97,7 +97,7 @@ def _scatter_nd(lower: Lowering, node: Node) -> relax.Expr:
     indexed, rest = sizes[:depth], sizes[depth:]
     extents = [lower.dim(size) for size in indexed]
     count, inner = lower.dim(dims.product(ids.tensor.dims[:-1])), lower.dim(dims.product(rest))
-    fits = tirx.EQ(int64(lower.dim(dims.product(updates.tensor.dims))), int64(count * inner))
+    fits = same_sizes(lower, updates.tensor.dims, [*ids.tensor.dims[:-1], *rest])
 
     def body(source: Any, indices: Any, changes: Any, out: Any) -> None:
         require(fits, f"{describe(node)}: its updates do not fit its indices")
@@ -106,14 +106,14 @@ def _scatter_nd(lower: Lowering, node: Node) -> relax.Expr:
             places = [Position(lower, node, indices[i, k], d) for k, d in enumerate(indexed)]
             row = row_major([place.at for place in places], extents)
             with T.serial(int64(inner)) as j:
-                value = reduce(out, [row, j], changes[i, j])
+                value = reduce(out, [row, j], changes[i * int64(inner) + j])
                 _store_if(all_valid(places), out, [row, j], value)
 
     flat = [lower.dim(dims.product(indexed)), inner]
     args = [
         lower.reshape(lower.expr(data), flat),
         lower.reshape(lower.expr(ids), [count, depth]),
-        lower.reshape(lower.expr(updates), [count, inner]),
+        lower.reshape(lower.expr(updates), [lower.dim(dims.product(updates.tensor.dims))]),
     ]
     (result,) = loops(lower, body, args, [(flat, data.dtype)])
     return lower.reshape(result, lower.shape(node.output))
@@ -122,33 +122,42 @@ def _scatter_nd(lower: Lowering, node: Node) -> relax.Expr:
 @lowers("TensorScatter")
 def _tensor_scatter(lower: Lowering, node: Node) -> relax.Expr:
     cache, update, starts = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
-    sizes = cache.tensor.dims
+    sizes, given = cache.tensor.dims, update.tensor.dims
     axis, circular = node.attr("axis") % len(sizes), node.attr("mode") == "circular"
-    batch, middle, inner = (
-        lower.dim(dims.product(part)) for part in (sizes[:1], sizes[1:axis], sizes[axis + 1 :])
+    shape = batch, middle, _, inner = _around(lower, cache, axis)
+    length, steps = int64(lower.dim(sizes[axis])), int64(lower.dim(given[axis]))
+    fits = tirx.all(
+        same_sizes(lower, [*sizes[:axis], *sizes[axis + 1 :]], [*given[:axis], *given[axis + 1 :]]),
+        same_sizes(lower, sizes[:1], starts.tensor.dims if starts is not None else sizes[:1]),
     )
-    length, steps = int64(lower.dim(sizes[axis])), int64(lower.dim(update.tensor.dims[axis]))
 
     def body(source: Any, changes: Any, *rest: Any) -> None:
-        *given, out = rest
+        *indices, out = rest
+        require(fits, f"{describe(node)}: its operands disagree on their sizes")
         _copy(source, out)
         with T.serial(int64(batch)) as b:
-            start = T.bind(given[0][b].astype("int64")) if given else int64(0)
+            start = T.bind(indices[0][b].astype("int64")) if indices else int64(0)
             valid = _is_start(lower, node, start, length, steps, circular)
             with T.grid(int64(middle), steps, int64(inner)) as (m, s, j):
                 at = _written(start, s, length, steps, circular)
                 _store_if(valid, out, [b, m, at, j], changes[b, m, s, j])
 
-    shape = [batch, middle, lower.dim(sizes[axis]), inner]
     args = [
         lower.reshape(lower.expr(cache), shape),
-        lower.reshape(lower.expr(update), [batch, middle, steps, inner]),
+        lower.reshape(lower.expr(update), _around(lower, update, axis)),
     ]
     if starts is not None:
         args.append(lower.expr(starts))
     dtype = lower.checked_dtype(cache.dtype)
     (result,) = loops(lower, body, args, [(shape, dtype)])
     return lower.reshape(result, lower.shape(node.output))
+
+
+def _around(lower: Lowering, value: Value, axis: int) -> list[Any]:
+    """The sizes of the batch, of the axes up to `axis`, of it, and of the axes after it."""
+    sizes = value.tensor.dims
+    parts = sizes[:1], sizes[1:axis], sizes[axis : axis + 1], sizes[axis + 1 :]
+    return [lower.dim(dims.product(part)) for part in parts]
 
 
 def _is_start(

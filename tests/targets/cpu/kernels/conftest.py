@@ -41,7 +41,7 @@ def compile_kernels() -> Callable[[dict[str, tirx.PrimFunc]], dict[str, Call]]:
 
 @pytest.fixture(scope="session")
 def compile_relax() -> Callable[..., Call]:
-    """Compile `main(*params)`, its body written by `emit(builder, *vars)`, through the CPU pipeline.
+    """Compile `main(*params)` through the CPU pipeline, its body written by `emit(builder, *vars)`.
 
     A parameter is (shape, dtype); equal strings in shapes are the same symbolic dimension.
     """

@@ -74,7 +74,9 @@ def table_of(dim, seed=0, dtype=np.float32):
 def ids_for(pooling, n, seed=1):
     ids = np.random.default_rng(seed).integers(-ROWS, ROWS, n)
     if pooling.oob != "error" and n:
-        ids[:: max(n // len(STRAY), 1)][: len(STRAY)] = STRAY[: len(ids[:: max(n // len(STRAY), 1)])]
+        ids[:: max(n // len(STRAY), 1)][: len(STRAY)] = STRAY[
+            : len(ids[:: max(n // len(STRAY), 1)])
+        ]
     return ids
 
 
@@ -244,9 +246,7 @@ def test_inside_a_relax_module(compile_relax):
     def emit(builder, table, ids, offsets, pairs):
         bags = offsets.ty.shape[0]
         out = relax.TensorType((bags, 21), "float32")
-        csr = builder.add_func(
-            embedding_bag(ROWS, 21, "float32", "int64", "int64", pooling), "csr"
-        )
+        csr = builder.add_func(embedding_bag(ROWS, 21, "float32", "int64", "int64", pooling), "csr")
         ends = builder.add_func(
             embedding_bag(ROWS, 21, "float32", "int64", "int64", pooling, True), "ends"
         )

@@ -201,9 +201,7 @@ def test_inside_a_relax_module(compile_relax):
         both = builder.emit(relax.op.add(first, relax.op.reshape(second, (n, 21))))
         return builder.emit(relax.op.nn.relu(relax.op.add(both, bias)))
 
-    run = compile_relax(
-        [((10, 21), "float32"), (("n",), "int64"), (("n", 21), "float32")], emit
-    )
+    run = compile_relax([((10, 21), "float32"), (("n",), "int64"), (("n", 21), "float32")], emit)
     rng = np.random.default_rng(1)
     table = rng.standard_normal((10, 21), np.float32)
     for ids in (np.array([3, 0, 9, -4]), np.zeros(0, np.int64), np.array([1])):

@@ -1,0 +1,206 @@
+"""One step of an RNN, GRU or LSTM for a block of samples; `recurrent` says what buffers hold."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tvm.script import tirx as T
+
+from .activation import Activation
+from .elementary import clip
+from .tiles import Tiles
+
+Direction = Literal["forward", "reverse", "bidirectional"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The static facts of one layer."""
+
+    kind: str
+    gates: int
+    hidden: int
+    direction: Direction
+    activations: tuple[Activation, ...]  # all of the first direction, then of the second
+    limit: float | None
+    lanes: int
+    option: bool  # GRU: linear_before_reset; LSTM: input_forget
+    optional: frozenset[str]  # the optional buffers that are given
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"unknown direction {self.direction!r}; known: {get_args(Direction)}")
+        if self.hidden < 1:
+            raise ValueError(f"a recurrent layer needs hidden units, not {self.hidden}")
+        wanted = {"rnn": 1, "gru": 2, "lstm": 3}[self.kind] * self.directions
+        if len(self.activations) != wanted:
+            raise ValueError(
+                f"a {self.direction} {self.kind} takes {wanted} activations, "
+                f"not {len(self.activations)}"
+            )
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.direction == "bidirectional" else 1
+
+    @property
+    def block(self) -> int:
+        """Samples that share each load of a weight: as many as the vector registers allow."""
+        return 4 if self.lanes >= 16 else 2
+
+    @property
+    def units(self) -> Tiles:
+        return Tiles(self.hidden, self.lanes, 1)
+
+    def activate(self, d: int, which: int, value):
+        """Activation `which` (f, g, h are 0, 1, 2) of direction `d`, its input limited.
+
+        The cell, input of h, is not: ONNX Runtime limits the gates alone.
+        """
+        if self.limit is not None and which < 2:
+            value = clip(value, -self.limit, self.limit)
+        per_direction = len(self.activations) // self.directions
+        return self.activations[d * per_direction + which](value)
+
+    def has(self, name: str) -> bool:
+        """Whether the optional buffer `name` is among the arguments."""
+        return name in self.optional
+
+    def alive(self, io, sample, t):
+        """Boolean expression: the sequence of `sample` has a step `t`."""
+        if not self.has("sequence_lens"):
+            return T.bool(True)
+        return T.Cast("int64", io.lens[sample]) > t
+
+    def lstm_gate(self, io, at, m, u, gate: int, c):
+        """Input, output or forget gate (0, 1, 2) of one unit, which may see the cell `c`."""
+        total = at.gates[m, gate * self.hidden + u]
+        if self.has("extra"):
+            total = total + io.extra[at.d, gate * self.hidden + u] * c
+        return self.activate(at.d, 0, total)
+
+    def forget_gate(self, io, at, m, u, c):
+        if self.option:
+            return T.float32(1) - self.lstm_gate(io, at, m, u, 0, c)
+        return self.lstm_gate(io, at, m, u, 2, c)
+
+    def time(self, step, steps, d: int):
+        """The time at which direction `d` makes its `step`."""
+        return steps - 1 - step if self.direction == "reverse" or d == 1 else step
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """The arguments of a kernel; `extra` is the GRU's hidden bias or the LSTM's peepholes."""
+
+    gates: Any
+    recurrence: Any
+    extra: Any
+    lens: Any
+    initial_h: Any
+    initial_c: Any
+    y: Any
+    y_h: Any
+    y_c: Any
+    steps: Any
+    samples: Any
+
+
+@dataclass(frozen=True)
+class State:
+    """A block of `rows` samples from `first` on: its state and the gates of the current step."""
+
+    first: Any
+    rows: int
+    d: int
+    h: Any
+    new_h: Any
+    c: Any  # GRU: r * h
+    new_c: Any  # GRU: z
+    gates: Any
+
+
+@T.inline
+def _project(cell, io, at, t, state, gate, count, biased):
+    """at.gates of gates [gate, gate + count) = their start + state . recurrence.
+
+    They start from the projected inputs, or from the hidden bias of a GRU (`biased`).
+    """
+    tiles = T.meta_var(Tiles(count * cell.hidden, cell.lanes, 8 if at.rows == 1 else 3))
+    first = T.meta_var(gate * cell.hidden)
+    width = T.meta_var(cell.gates * cell.hidden)
+    acc = T.alloc_buffer((at.rows, tiles.vectors, tiles.lanes), "float32", scope="local")
+    for tile in range(tiles.count):
+        for m in T.unroll(at.rows):
+            for v in T.unroll(tiles.vectors):
+                for j in T.vectorized(tiles.lanes):
+                    if biased:
+                        acc[m, v, j] = io.extra[at.d, tiles.column(tile, v) + j]
+                    else:
+                        acc[m, v, j] = io.gates[
+                            t, at.first + m, at.d * width + first + tiles.column(tile, v) + j
+                        ]
+        for k in range(cell.hidden):
+            for v in T.unroll(tiles.vectors):
+                for m in T.unroll(at.rows):
+                    for j in T.vectorized(tiles.lanes):
+                        acc[m, v, j] = (
+                            acc[m, v, j]
+                            + state[m, k]
+                            * io.recurrence[at.d, k, first + tiles.column(tile, v) + j]
+                        )
+        for m in T.unroll(at.rows):
+            for v in T.unroll(tiles.vectors):
+                for j in T.vectorized(tiles.lanes):
+                    at.gates[m, first + tiles.column(tile, v) + j] = acc[m, v, j]
+
+
+@T.inline
+def rnn_step(cell, io, at, t):
+    _project(cell, io, at, t, at.h, 0, 1, False)
+    for m, v in T.grid(at.rows, cell.units.count):
+        for j in T.vectorized(cell.units.lanes):
+            u = T.meta_var(cell.units.column(v, 0) + j)
+            at.new_h[m, u] = cell.activate(at.d, 0, at.gates[m, u])
+
+
+@T.inline
+def gru_step(cell, io, at, t):
+    hidden = T.meta_var(cell.hidden)
+    _project(cell, io, at, t, at.h, 0, 2, False)
+    for m, v in T.grid(at.rows, cell.units.count):
+        for j in T.vectorized(cell.units.lanes):
+            u = T.meta_var(cell.units.column(v, 0) + j)
+            at.new_c[m, u] = cell.activate(at.d, 0, at.gates[m, u])
+        for j in T.vectorized(cell.units.lanes):
+            u = T.meta_var(cell.units.column(v, 0) + j)
+            r = T.meta_var(cell.activate(at.d, 0, at.gates[m, hidden + u]))
+            at.c[m, u] = r if cell.option else r * at.h[m, u]
+    _project(cell, io, at, t, at.h if cell.option else at.c, 2, 1, cell.option)
+    for m, v in T.grid(at.rows, cell.units.count):
+        for j in T.vectorized(cell.units.lanes):
+            u = T.meta_var(cell.units.column(v, 0) + j)
+            total = T.meta_var(at.gates[m, 2 * hidden + u])
+            x = T.meta_var(io.gates[t, at.first + m, (at.d * 3 + 2) * hidden + u])
+            new = T.meta_var(
+                cell.activate(at.d, 1, x + at.c[m, u] * total if cell.option else total)
+            )
+            z = T.meta_var(at.new_c[m, u])
+            at.new_h[m, u] = (T.float32(1) - z) * new + z * at.h[m, u]
+
+
+@T.inline
+def lstm_step(cell, io, at, t):
+    _project(cell, io, at, t, at.h, 0, 4, False)
+    for m, v in T.grid(at.rows, cell.units.count):
+        for j in T.vectorized(cell.units.lanes):
+            u = T.meta_var(cell.units.column(v, 0) + j)
+            old = T.meta_var(at.c[m, u])
+            new = T.meta_var(cell.activate(at.d, 1, at.gates[m, 3 * cell.hidden + u]))
+            at.new_c[m, u] = (
+                cell.forget_gate(io, at, m, u, old) * old
+                + cell.lstm_gate(io, at, m, u, 0, old) * new
+            )
+        for j in T.vectorized(cell.units.lanes):
+            u = T.meta_var(cell.units.column(v, 0) + j)
+            out = T.meta_var(cell.activate(at.d, 2, at.new_c[m, u]))
+            at.new_h[m, u] = cell.lstm_gate(io, at, m, u, 1, at.new_c[m, u]) * out
