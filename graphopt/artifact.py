@@ -59,8 +59,9 @@ class Artifact:
         manifest = read_manifest(path)
         _check_machine(path, manifest)
         try:
+            _check_files(path, manifest["files"])
             return cls(path, manifest)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactError(f"{path / MANIFEST}: damaged ({error!r}); compile it again") from None
 
     @property
@@ -128,6 +129,16 @@ def _check_machine(path: Path, manifest: dict[str, Any]) -> None:
         )
 
 
+def _check_files(path: Path, sizes: dict[str, int]) -> None:
+    """A library cut short may load, and kill the process when it runs."""
+    for name, size in sizes.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            what = "missing" if found is None else f"has {found} bytes instead of {size}"
+            raise ArtifactError(f"{file}: {what}; compile the model again")
+
+
 def host_features() -> set[str]:
     """Instruction sets of this CPU, as Linux names them; empty where that is not known."""
     try:
@@ -159,8 +170,9 @@ def _view(mapped: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
 
 
 def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
-    """Write `manifest.json`."""
-    content = {"format": FORMAT, "graphopt": version("graphopt"), **entries}
+    """Write `manifest.json`, the last of the files that loading needs."""
+    sizes = {name: (folder / name).stat().st_size for name in (LIBRARY, WEIGHTS)}
+    content = {"format": FORMAT, "graphopt": version("graphopt"), "files": sizes, **entries}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 

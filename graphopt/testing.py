@@ -57,6 +57,7 @@ def parse(text: str, opset: int = 18) -> Graph:
     except onnx.parser.ParseError as error:
         raise ValueError(f"the graph's text does not parse: {error}") from None
     _fill_weights(model.graph)
+    model.producer_name = "graphopt"  # so that one name means one size
     return onnx_io.from_proto(model)
 
 
@@ -161,7 +162,10 @@ def _with_ids(
     for ids in ranges:
         if ids.sorted_axis is not None and array.shape[ids.sorted_axis]:
             array = np.sort(array, axis=ids.sorted_axis)
-            np.moveaxis(array, ids.sorted_axis, 0)[0] = size_of(ids.low)
+            along = np.moveaxis(array, ids.sorted_axis, 0)
+            # Whether the last offset opens a bag or ends it, all that is there may be in bags.
+            along[-1] = size_of(ids.high) - 1
+            along[0] = size_of(ids.low)
     return array
 
 

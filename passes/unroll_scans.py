@@ -23,7 +23,8 @@ class UnrollScans(Pass):
 
     Before:
         (float[4] s, float[2,4] x) => (float[4] t) {
-            t = Scan<num_scan_inputs=1>(s, x) <
+            t = Scan(s, x) <
+                num_scan_inputs = 1,
                 body = b (float[4] u, float[4] v) => (float[4] w) { w = Add(u, v) }
             >
         }

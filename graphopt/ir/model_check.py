@@ -56,14 +56,14 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
 
 
 def _is_unchanged(graph: GraphProto, opset: int) -> bool:
-    """True if the oldest opset that is read has the same ops as `opset`, as far as used."""
+    """True if `opset` and the oldest one that is read have the same versions of the ops used."""
     for node in graph.node:
-        found = [schema.find(node.op_type, node.domain, v) for v in (opset, OLDEST_OPSET)]
-        if _domain(node.domain) == "" and (
-            not all(found) or found[0].since_version != found[1].since_version
-        ):
-            return False
-        if not all(_is_unchanged(a.g, opset) for a in node.attribute):
+        _check_texts((node.op_type, node.domain))
+        if _domain(node.domain) == "":
+            found = [schema.find(node.op_type, "", v) for v in (opset, OLDEST_OPSET)]
+            if len({each.since_version if each else 0 for each in found}) > 1:
+                return False
+        if not all(_is_unchanged(attribute.g, opset) for attribute in node.attribute):
             return False
     return True
 
@@ -192,6 +192,18 @@ def _check_attributes(node: NodeProto, outside: frozenset[str]) -> None:
 
 
 # ------------------------------------------------------------------------- calls
+
+
+def drop_omitted(call: OpCall, found: OpSchema) -> None:
+    """Take away operands at the end that the file lists without a name."""
+    optional = OpSchema.FormalParameterOption.Optional
+    while len(call.inputs) > found.min_input and call.inputs[-1] is None:
+        call.inputs.pop()
+    formals = found.outputs[: len(call.outputs)]
+    while len(formals) == len(call.outputs) > 1 and not call.outputs[-1]:
+        if formals.pop().option != optional:
+            break
+        call.outputs.pop()
 
 
 def check_call(call: OpCall, found: OpSchema, version: int) -> None:

@@ -31,6 +31,7 @@ from graphopt.ir.model_check import (
     check_bodies,
     check_call,
     check_graph,
+    drop_omitted,
     inline_functions,
     opsets_of,
 )
@@ -96,7 +97,8 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "opset": str(opsets[""]),
     }
-    importer = _Importer(TensorReader(folder), opsets[""])
+    # What we wrote says of two sizes that they are equal only where they are.
+    importer = _Importer(TensorReader(folder), opsets[""], model.producer_name == "graphopt")
     importer.fill(graph, source, {})
     unify_sizes(graph)
     return graph
@@ -105,8 +107,8 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
 class _Importer:
     """Turns graphsurgeon graphs into ours, names into edges."""
 
-    def __init__(self, tensors: TensorReader, opset: int) -> None:
-        self.tensors, self.opset = tensors, opset
+    def __init__(self, tensors: TensorReader, opset: int, trust_sizes: bool) -> None:
+        self.tensors, self.opset, self.trust_sizes = tensors, opset, trust_sizes
         self.constants: dict[int, Value] = {}
         self.sizes: dict[str, str] = {}
 
@@ -136,7 +138,9 @@ class _Importer:
         type_ = self.type_of(tensor, graph)
         if isinstance(type_, TensorType) and not type_.dtype:
             raise InvalidModelError(f"input {tensor.name!r} declares no dtype")
-        return graph.add_input(tensor.name, own_sizes(type_, tensor.name, self.sizes))
+        if not self.trust_sizes:
+            type_ = own_sizes(type_, tensor.name, self.sizes)
+        return graph.add_input(tensor.name, type_)
 
     def _nodes(
         self, graph: Graph, source: gs.Graph, scope: dict[str, Value], own: set[str]
@@ -156,7 +160,7 @@ class _Importer:
     def _convert(
         self, node: gs.Node, inputs: list[Value | None], graph: Graph, scope: dict[str, Value]
     ) -> Sequence[Value]:
-        call = self._call(node, inputs, graph)
+        call = self._call(node, inputs)
         version = self.opset if not call.domain else graph.opset(call.domain)
         found = schema.find(call.op_type, call.domain, version)
         if found is None and not has_type_rule(call.op_type, call.domain):
@@ -165,6 +169,9 @@ class _Importer:
             if call.domain and call.domain not in graph.opsets:
                 where = f"domain {call.domain!r}, which the model does not import"
             raise UnsupportedOpError(name, f"no such op in {where}", call.origin)
+        if found is not None:
+            drop_omitted(call, found)
+        call.outputs = [name or graph.fresh_name(call.op_type) for name in call.outputs]
         check_form(call, self.opset)
         try:
             call.attrs = self._attributes(node, call, graph, scope)
@@ -181,15 +188,10 @@ class _Importer:
                 widen_carried(body.owner, body)
         return values
 
-    def _call(self, node: gs.Node, inputs: list[Value | None], graph: Graph) -> OpCall:
+    def _call(self, node: gs.Node, inputs: list[Value | None]) -> OpCall:
         domain = "" if node.domain in (None, "ai.onnx") else node.domain
         op = op_type(node.op) if domain == FUNCTION_DOMAIN else node.op
-        names = [tensor.name for tensor in node.outputs]
-        for omitted in (inputs, names):
-            while omitted and not omitted[-1]:
-                omitted.pop()
-        outputs = [name or graph.fresh_name(op) for name in names]
-        return OpCall(op, domain, inputs, {}, outputs, (_label(node),))
+        return OpCall(op, domain, inputs, {}, [t.name for t in node.outputs], (_label(node),))
 
     def _attributes(
         self, node: gs.Node, call: OpCall, graph: Graph, scope: dict[str, Value]

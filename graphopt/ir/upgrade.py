@@ -109,12 +109,9 @@ def upgrade(graph: Graph, call: OpCall, version: int) -> Sequence[Value]:
 
 def insert(graph: Graph, call: OpCall) -> Sequence[Value]:
     """Insert `call` as it is."""
-    inputs = list(call.inputs)
-    while inputs and inputs[-1] is None:
-        inputs.pop()
     node = graph.insert(
         call.op_type,
-        inputs,
+        call.inputs,
         call.attrs,
         domain=call.domain,
         outputs=call.outputs,
@@ -252,6 +249,8 @@ def _resize(graph: Graph, call: OpCall, version: int) -> Sequence[Value]:
         raise call.unsupported("ONNX dropped coordinate mode 'tf_half_pixel_for_nn' in opset 13")
     # An empty roi or list of scales was how to leave them out.
     call.inputs = [None if v is None or _is_empty(v) else v for v in call.inputs]
+    while call.inputs[-1] is None:
+        call.inputs.pop()
     return insert(graph, call)
 
 

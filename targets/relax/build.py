@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import tvm
 from tvm import relax, tirx
+from tvm.support import cc
 
+from graphopt.errors import OutputError
 from graphopt.targets.relax.schedule import schedule
+
+
+ROOM = 64 << 20  # bytes; a large model takes 10 MB
 
 
 def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dict[str, int]:
@@ -19,8 +26,28 @@ def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dic
     """
     fused = schedule(fuse(module))
     executable = tvm.compile(fused, target=target, relax_pipeline=_to_virtual_machine(target))
-    executable.export_library(str(library))
+    _export(executable, library)
     return {"kernels": _kernels(fused), "calls": _calls(fused)}
+
+
+def _export(executable: tvm.relax.VMExecutable, library: Path) -> None:
+    """Write and link the code.
+
+    Raises:
+        OutputError: there is no room for it, or no C++ compiler to link it with.
+    """
+    if cc.get_cc() is None:
+        raise OutputError("compiled code is linked by a C++ compiler, and there is none; install g++")
+    with tempfile.TemporaryDirectory(dir=library.parent) as workspace:
+        # LLVM ends the process where it cannot write, so see first that it can.
+        with (Path(workspace) / "room").open("wb") as room:
+            os.posix_fallocate(room.fileno(), 0, ROOM)
+            room.truncate(0)
+        try:
+            executable.export_library(str(library), workspace_dir=workspace)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OutputError(f"the compiled code cannot be linked: {reason}") from None
 
 
 def fuse(module: tvm.IRModule) -> tvm.IRModule:

@@ -50,7 +50,7 @@ WORDS = [
     words("a batch of nothing", "inspect", "m.onnx", "--batch", "0", says="--batch"),
     words("batches that are no numbers", "check", "a", "b", "--batch", "1,x", says="1,x"),
     words("a negative tolerance", "check", "a", "b", "--rtol", "-1", says="--rtol"),
-    words("a tolerance that is no number", "check", "a", "b", "--atol", "nan", says="finite"),
+    words("a tolerance that is no number", "check", "a", "b", "--atol", "nan", says="--atol"),
     words("a size without a number", "inspect", "m.onnx", "--size", "N", says="NAME=N"),
     words("no such pass to read about", "passes", "dcee", says="did you mean 'dce'"),
 ]

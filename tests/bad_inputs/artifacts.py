@@ -46,6 +46,11 @@ def gone(name: str, file: str, says: str, verb: str = "run") -> Case:
     return damaged(name, lambda artifact: (artifact / file).unlink(), says, verb)
 
 
+def _zero_library(artifact: Path) -> None:
+    path = artifact / "model.so"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 CASES = [
     Case("no artifact at all", lambda kit: ["run", kit.folder, "--random"], "not a graphopt"),
     gone("no manifest", MANIFEST, "not a graphopt artifact"),
@@ -61,11 +66,12 @@ CASES = [
              weights=[{"dtype": "float33", "shape": [1], "offset": 0, "nbytes": 4}]),
     manifest("weights of another shape", "damaged",
              weights=[{"dtype": "float32", "shape": [3], "offset": 0, "nbytes": 4}]),
-    gone("no library", "model.so", "model.so"),
-    cut("the library cut short", "model.so", "model.so"),
-    cut("an empty library", "model.so", "model.so", keep=0),
-    gone("no weights", "weights.bin", "needed|missing"),
-    cut("the weights cut short", "weights.bin", "needed|cut short"),
+    gone("no library", "model.so", "missing"),
+    cut("the library cut short", "model.so", "bytes instead of"),
+    cut("an empty library", "model.so", "bytes instead of", keep=0),
+    damaged("a library of the right size", _zero_library, "not a usable compiled library"),
+    gone("no weights", "weights.bin", "missing"),
+    cut("the weights cut short", "weights.bin", "bytes instead of"),
     gone("inspect: no portable model", "model.onnx", "model.onnx", verb="inspect"),
     damaged("inspect: garbled", lambda a: (a / MANIFEST).write_text("?"), "damaged", "inspect"),
 ]  # fmt: skip

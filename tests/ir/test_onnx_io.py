@@ -78,6 +78,24 @@ KEPT = {
             , h = GRU<hidden_size=1>(s, w, r)
         }""",
     "omitted trailing outputs": "g (float[N,3] x) => (float[N,3] y) { y, = Dropout(x) }",
+    "a loop without a condition": """
+        g (float[N,3] x) => (float[N,3] y) <int64 n = {3}> {
+            y = Loop (n, , x) <body = b (int64 i, bool go, float[N,3] s)
+                => (bool go_out, float[N,3] s_out) { go_out = Identity(go) s_out = Add(s, x) }>
+        }""",
+    "a loop that carries nothing": """
+        g (float[N,3] x) => (float[K,N,3] y) <int64 n = {3}> {
+            y = Loop (n, ) <body = b (int64 i, bool go) => (bool go_out, float[N,3] s) {
+                go_out = Identity(go) s = Neg(x) }>
+        }""",
+    "a loop whose last output is not wanted": """
+        g (float[N,3] x) => (float[N,3] y) <int64 n = {3}> {
+            y, = Loop (n, , x) <body = b (int64 i, bool go, float[N,3] s)
+                => (bool go_out, float[N,3] t, float[N,3] u) {
+                go_out = Identity(go) t = Add(s, x) u = Neg(s) }>
+        }""",
+    "a split whose last part is not wanted": """
+        g (float[4,3] x) => (float[2,3] y) { y, = Split<axis=0, num_outputs=2>(x) }""",
     "a captured value": """
         g (float[N,3] x) => (float[N,3] y) <bool c = {1}> {
             a = Neg(x)
@@ -130,7 +148,8 @@ KEPT = {
 @pytest.mark.parametrize("text", KEPT.values(), ids=KEPT.keys())
 def test_keeps(text: str) -> None:
     functions = FUNCTIONS if "local." in text else ""
-    assert_round_trip(model(text, functions=functions), {"x": X})
+    feed = np.concatenate([X, X]) if "[4,3]" in text else X
+    assert_round_trip(model(text, functions=functions), {"x": feed})
 
 
 def test_a_branch_may_return_what_it_captures() -> None:
@@ -191,6 +210,10 @@ def test_keeps_constants_of_every_dtype(dtype: str) -> None:
     (kept,) = exported.graph.initializer
     assert kept.data_type == code
     np.testing.assert_array_equal(numpy_helper.to_array(kept), numpy_helper.to_array(tensor))
+
+
+def test_an_older_opset_is_read_if_its_ops_have_not_changed() -> None:
+    assert_round_trip(model("g (float[N,3] x) => (float[3,N] y) { y = Transpose(x) }", 5), {"x": X})
 
 
 def test_strings_survive() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from graphopt import presets
 from graphopt.ir.graph import Graph
 from graphopt.ir.onnx_io import from_proto, to_proto
+from graphopt.passes.canonicalize import Canonicalize
 from graphopt.pipeline.base import Fidelity
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.registry import passes
@@ -84,4 +85,9 @@ def test_exact_passes_work_in_any_order_and_without_each_other(
 @settings(max_examples=25, deadline=None)
 @given(graph=graphs())
 def test_export_and_import_give_the_graph_back(graph: Graph) -> None:
-    assert dump(from_proto(to_proto(graph))) == dump(graph)
+    # An output that is an input, or another output too, is exported by way of an Identity.
+    texts = []
+    for version in (from_proto(to_proto(graph)), graph):
+        PassManager().run(version, Pipeline((Canonicalize(),)))
+        texts.append(dump(version))
+    assert texts[0] == texts[1]

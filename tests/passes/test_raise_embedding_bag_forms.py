@@ -1,4 +1,4 @@
-"""Other forms of embedding bags are raised; what only resembles one is left alone, with a reason."""
+"""Other forms of embedding bags are raised; what only resembles one is refused with a reason."""
 
 from __future__ import annotations
 
@@ -318,7 +318,10 @@ REASONS = {
         loop("row = ReduceSum<keepdims=1>(rows, zero)"),
         "it makes [3, 1, 4] of 3 bags",
     ),
-    "not tried": (loop().replace("float[", "bfloat16[").replace("float ", "bfloat16 "), "bfloat16"),
+    "not tried": (
+        loop().replace("(float[50,4]", "(bfloat16[50,4]").replace("float[b,4]", "bfloat16[b,4]"),
+        "tables of bfloat16",
+    ),
     "too large": (
         loop(end="o = Mul(some, none) end = Add(given_end, o)").replace(
             "float[50,4]", f"float[{2**45},4]"

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
+from .inlining import inlined
 from .parameters import without_parameters
 from .rows import PREFETCH_BYTES, prefetch_row
 from .storage import element_bytes, extent, vector_lanes
@@ -135,28 +136,28 @@ class _Plan:
         return T.Cast(self.dtype, T.Select(count == 0, empty, value))
 
 
-@T.inline
+@inlined
 def _add_row(plan, acc, src, row, part, weight):
     for v in T.unroll(plan.tiles.vectors):
         for j in T.vectorized(plan.tiles.lanes):
             acc[v, j] = plan.combined(acc[v, j], src[row, plan.tiles.column(part, v) + j], weight)
 
 
-@T.inline
+@inlined
 def _add_zeros(plan, acc):
     for v in T.unroll(plan.tiles.vectors):
         for j in T.vectorized(plan.tiles.lanes):
             acc[v, j] = plan.combined(acc[v, j], 0.0, 1.0)
 
 
-@T.inline
+@inlined
 def _store_bag(plan, dst, bag, part, acc, count):
     for v in T.unroll(plan.tiles.vectors):
         for j in T.vectorized(plan.tiles.lanes):
             dst[bag, plan.tiles.column(part, v) + j] = plan.pooled(acc[v, j], count)
 
 
-@T.inline
+@inlined
 def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
     """dst[bag, :] = the rows of ids[first:last] pooled."""
     acc = T.alloc_buffer((plan.tiles.vectors, plan.tiles.lanes), plan.accumulator, scope="local")
@@ -181,7 +182,7 @@ def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
         _store_bag(plan, dst, bag, part, acc, count)
 
 
-@T.inline
+@inlined
 def _csr_bags(plan, ends_given, src, ids, offsets, weights, dst, bags, n):
     for bag in range(bags):
         first = T.Cast("int64", offsets[bag])

@@ -23,6 +23,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .activation import Activation
+from .inlining import inlined
 from .parameters import without_parameters
 from .recurrent_step import Buffers, Cell, Direction, State, gru_step, lstm_step, rnn_step
 
@@ -34,7 +35,7 @@ def transpose_recurrence(r: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(r.transpose(0, 2, 1))
 
 
-@T.inline
+@inlined
 def _start(cell, io, at):
     """The state before the first step."""
     for m, u in T.grid(at.rows, cell.hidden):
@@ -45,7 +46,7 @@ def _start(cell, io, at):
             )
 
 
-@T.inline
+@inlined
 def _commit(cell, io, at, t):
     """Make the new state the state, unless the sequence is over; y gets it, or 0."""
     for m in range(at.rows):
@@ -61,7 +62,7 @@ def _commit(cell, io, at, t):
                 at.c[m, u] = T.Select(alive, at.new_c[m, u], at.c[m, u])
 
 
-@T.inline
+@inlined
 def _run(cell, io, d, rows, first):
     """All steps of samples [first, first + rows) in direction `d`."""
     h = T.alloc_buffer((rows, cell.hidden), "float32", scope="local")
@@ -86,7 +87,7 @@ def _run(cell, io, d, rows, first):
             io.y_c[d, first + m, u] = c[m, u]
 
 
-@T.inline
+@inlined
 def _direction(cell, io, d):
     for i in range(io.samples // cell.block):
         _run(cell, io, d, cell.block, i * cell.block)

@@ -7,6 +7,7 @@ from tvm.script import tirx as T
 
 from .activation import Activation
 from .elementary import clip
+from .inlining import inlined
 from .tiles import Tiles
 
 Direction = Literal["forward", "reverse", "bidirectional"]
@@ -119,7 +120,7 @@ class State:
     gates: Any
 
 
-@T.inline
+@inlined
 def _project(cell, io, at, t, state, gate, count, biased):
     """at.gates of gates [gate, gate + count) = their start + state . recurrence.
 
@@ -154,7 +155,7 @@ def _project(cell, io, at, t, state, gate, count, biased):
                     at.gates[m, first + tiles.column(tile, v) + j] = acc[m, v, j]
 
 
-@T.inline
+@inlined
 def rnn_step(cell, io, at, t):
     _project(cell, io, at, t, at.h, 0, 1, False)
     for m, v in T.grid(at.rows, cell.units.count):
@@ -163,7 +164,7 @@ def rnn_step(cell, io, at, t):
             at.new_h[m, u] = cell.activate(at.d, 0, at.gates[m, u])
 
 
-@T.inline
+@inlined
 def gru_step(cell, io, at, t):
     hidden = T.meta_var(cell.hidden)
     _project(cell, io, at, t, at.h, 0, 2, False)
@@ -188,7 +189,7 @@ def gru_step(cell, io, at, t):
             at.new_h[m, u] = (T.float32(1) - z) * new + z * at.h[m, u]
 
 
-@T.inline
+@inlined
 def lstm_step(cell, io, at, t):
     _project(cell, io, at, t, at.h, 0, 4, False)
     for m, v in T.grid(at.rows, cell.units.count):
