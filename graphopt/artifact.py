@@ -62,7 +62,8 @@ class Artifact:
             _check_files(path, manifest["files"])
             return cls(path, manifest)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ArtifactError(f"{path / MANIFEST}: damaged ({error!r}); compile it again") from None
+            file = path / MANIFEST
+            raise ArtifactError(f"{file}: damaged ({error!r}); compile it again") from None
 
     @property
     def report(self) -> dict[str, Any]:

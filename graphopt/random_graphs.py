@@ -187,7 +187,8 @@ def _concat(b: _Builder, x: Value) -> Value:
 @_step
 def _slice(b: _Builder, x: Value) -> Value:
     start, end = b.choose((0, 2**63 - 1), (0, -1), (1, 100), (-2, 2**31 - 1), (0, 1))
-    part = b.op("Slice", x, b.ints(start), b.ints(end), b.ints(1), b.choose(None, b.ints(1)))
+    steps = [b.ints(1)] if b.draw(st.booleans()) else []
+    part = b.op("Slice", x, b.ints(start), b.ints(end), b.ints(1), *steps)
     return part if _width(part) else x
 
 

@@ -29,7 +29,7 @@ class RaiseEmbeddingBag(Pass):
     found out by running it on edge cases: exactly one kind of bag must give the same results on all
     of them. Offsets are taken to be those of bags: they do not decrease, and where they hold the
     end of the last bag, that is the number of ids. Bags of a fixed size lose their offsets, bags of
-    one id become a Gather. Fidelity: the order of additions may change.
+    one id become a Gather. Fidelity: reassociates (additions).
 
     Before:
         (float[9,4] table, int64[n] ids, int64[b] offsets) => (float[b,4] pooled)

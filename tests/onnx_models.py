@@ -21,9 +21,13 @@ FUNCTIONS = """
 
 
 def model(text: str, opset: int = 18, functions: str = "") -> ModelProto:
-    """A model from the text of its graph and of its local functions."""
+    """A model from the text of its graph and of its local functions; `_` is an omitted operand."""
     header = f'<ir_version: 9, opset_import: ["": {opset}, "local": 1]>\n'
-    return onnx.parser.parse_model(header + text + functions)
+    source = onnx.parser.parse_model(header + text + functions)
+    for node in source.graph.node:
+        node.input[:] = ["" if name == "_" else name for name in node.input]
+        node.output[:] = ["" if name == "_" else name for name in node.output]
+    return source
 
 
 def run(source: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:

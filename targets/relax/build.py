@@ -13,7 +13,6 @@ from tvm.support import cc
 from graphopt.errors import OutputError
 from graphopt.targets.relax.schedule import schedule
 
-
 ROOM = 64 << 20  # bytes; a large model takes 10 MB
 
 
@@ -37,7 +36,7 @@ def _export(executable: tvm.relax.VMExecutable, library: Path) -> None:
         OutputError: there is no room for it, or no C++ compiler to link it with.
     """
     if cc.get_cc() is None:
-        raise OutputError("compiled code is linked by a C++ compiler, and there is none; install g++")
+        raise OutputError("the compiled code needs a C++ compiler to link it; install g++")
     with tempfile.TemporaryDirectory(dir=library.parent) as workspace:
         # LLVM ends the process where it cannot write, so see first that it can.
         with (Path(workspace) / "room").open("wb") as room:
@@ -45,7 +44,7 @@ def _export(executable: tvm.relax.VMExecutable, library: Path) -> None:
             room.truncate(0)
         try:
             executable.export_library(str(library), workspace_dir=workspace)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OutputError(f"the compiled code cannot be linked: {reason}") from None
 

@@ -8,6 +8,7 @@ which is the one that LLVM turns into vectors.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import tvm
@@ -27,7 +28,8 @@ def schedule(module: tvm.IRModule) -> tvm.IRModule:
 
 
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    found = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
+    named = _name_operands(function).with_attr("global_symbol", "main")
+    found = s_tir.Schedule(tvm.IRModule({"main": named}))
     blocks = found.get_child_blocks(found.get_sblock("root"))
     remaining = [block for block in blocks if not _inlined(found, block)]
     _gather_rows(found, remaining)
@@ -35,6 +37,28 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
         _split_reduction(found, block)
     scheduled = found.mod["main"].with_attr(SCHEDULED, True)
     return scheduled.without_attr("global_symbol")
+
+
+def _name_operands(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Give every float and condition that is read a name of its own.
+
+    TVM simplifies them like real numbers: `(x + c) - c` to x, `x - x` to 0, `not x < y` to `y <= x`,
+    which is wrong after rounding and for NaN and infinity. It does not look behind names.
+    """
+
+    def named(store: tirx.BufferStore, mutator: Any) -> tirx.BufferStore:
+        def name(load: tvm.ir.TensorLoad) -> Any:
+            dtype = str(load.ty.dtype)
+            if load.source.same_as(store.buffer) or not ("float" in dtype or dtype == "bool"):
+                return load
+            alias = tirx.Var("x", dtype)
+            return tirx.Let(alias, load, alias)
+
+        value = tvm_ffi.structural_map(store.value, (tvm.ir.TensorLoad, name))
+        return tirx.BufferStore(store.buffer, value, store.indices)
+
+    body = tvm_ffi.structural_mutate(function.body, (tirx.BufferStore, named))
+    return function.with_body(body)
 
 
 def _inlined(found: s_tir.Schedule, block: Any) -> bool:
@@ -108,7 +132,8 @@ def _gather_rows(found: s_tir.Schedule, blocks: list[Any]) -> None:
         return
     at = found.get_loops(last)[shared - 1]
     for stage in reversed(stages):
-        found.compute_at(stage, at, preserve_unit_loops=True)
+        with suppress(s_tir.ScheduleError):  # an axis without elements is no region to cover
+            found.compute_at(stage, at, preserve_unit_loops=True)
 
 
 def _shared_loops(found: s_tir.Schedule, blocks: list[Any]) -> int:

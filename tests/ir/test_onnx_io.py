@@ -70,32 +70,32 @@ KEPT = {
     "nodes out of order": """
         g (float[N,3] x) => (float[N,3] y) { y = Neg(b) a = Abs(x) b = Exp(a) }""",
     "omitted optional inputs": """
-        g (float[N,3] x) => (float[N,3] y) <float m = {1}> { y = Clip(x, , m) }""",
+        g (float[N,3] x) => (float[N,3] y) <float m = {1}> { y = Clip(x, _, m) }""",
     "omitted optional outputs": """
         g (float[N,3] x) => (float[A,B,C] h) <
             int64[1] zero = {0}, float[1,3,3] w = {1,2,3,4,5,6,7,8,9}, float[1,3,1] r = {1,2,3}> {
             s = Unsqueeze(x, zero)
-            , h = GRU<hidden_size=1>(s, w, r)
+            _, h = GRU<hidden_size=1>(s, w, r)
         }""",
-    "omitted trailing outputs": "g (float[N,3] x) => (float[N,3] y) { y, = Dropout(x) }",
+    "omitted trailing outputs": "g (float[N,3] x) => (float[N,3] y) { y, _ = Dropout(x) }",
     "a loop without a condition": """
         g (float[N,3] x) => (float[N,3] y) <int64 n = {3}> {
-            y = Loop (n, , x) <body = b (int64 i, bool go, float[N,3] s)
+            y = Loop (n, _, x) <body = b (int64 i, bool go, float[N,3] s)
                 => (bool go_out, float[N,3] s_out) { go_out = Identity(go) s_out = Add(s, x) }>
         }""",
     "a loop that carries nothing": """
         g (float[N,3] x) => (float[K,N,3] y) <int64 n = {3}> {
-            y = Loop (n, ) <body = b (int64 i, bool go) => (bool go_out, float[N,3] s) {
+            y = Loop (n, _) <body = b (int64 i, bool go) => (bool go_out, float[N,3] s) {
                 go_out = Identity(go) s = Neg(x) }>
         }""",
     "a loop whose last output is not wanted": """
         g (float[N,3] x) => (float[N,3] y) <int64 n = {3}> {
-            y, = Loop (n, , x) <body = b (int64 i, bool go, float[N,3] s)
+            y, _ = Loop (n, _, x) <body = b (int64 i, bool go, float[N,3] s)
                 => (bool go_out, float[N,3] t, float[N,3] u) {
                 go_out = Identity(go) t = Add(s, x) u = Neg(s) }>
         }""",
     "a split whose last part is not wanted": """
-        g (float[4,3] x) => (float[2,3] y) { y, = Split<axis=0, num_outputs=2>(x) }""",
+        g (float[4,3] x) => (float[2,3] y) { y, _ = Split<axis=0, num_outputs=2>(x) }""",
     "a captured value": """
         g (float[N,3] x) => (float[N,3] y) <bool c = {1}> {
             a = Neg(x)

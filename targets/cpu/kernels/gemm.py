@@ -1,23 +1,22 @@
 """Packed float32 GEMM with its bias and activation at the store.
 
 The weights of a model are known when it is compiled, so they are packed once into column panels
-`[ceil(N / width)][K][width]` that the kernel reads from front to back.  A block of rows keeps its results in
-registers for the whole of K; the bias is what they start from.  (The scheme of BLIS: Van Zee and van
-de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", 2015, without its packing
-of the left operand, which the batches of a recommender are too small to repay.)
+`[ceil(N / width)][K][width]` that the kernel reads from front to back.  A block of rows keeps its
+results in registers for the whole of K; the bias is what they start from.  (The scheme of BLIS: Van
+Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", 2015, without
+its packing of the left operand, which the batches of a recommender are too small to repay.)
 """
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from .activation import Activation
+from .inlining import inlined
 from .storage import element_bytes
-
-Activation = Literal["none", "relu", "leaky_relu"]
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,22 @@ def pack_bias(bias: np.ndarray | None, n: int, params: GemmParams) -> np.ndarray
 
 @cache
 def gemm(
-    k: int, n: int, params: GemmParams, activation: Activation = "none", alpha: float = 0.0
+    k: int,
+    n: int,
+    params: GemmParams,
+    activation: Activation | str = "none",
+    alpha: float | None = None,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights[panels, k, width], bias[panels * width]) -> y[M, n], M symbolic.
 
     y = activation(x @ weights + bias), all float32; sums run over k in order, in fused
-    multiply-adds where the target has them.  `alpha` is the slope of leaky_relu.  NaN stays NaN.
+    multiply-adds where the target has them.  An activation given by name has the constant `alpha`,
+    or its default one.  NaN stays NaN.
     """
     lanes, vectors, width = params.lanes, params.vectors, params.width
     panels, blocks, align = params.panels(n), params.blocks, element_bytes("float32")
 
-    def activated(v):
-        zero = T.Broadcast(T.float32(0), lanes)
-        if activation == "relu":
-            return T.Select(v < zero, zero, v)
-        if activation == "leaky_relu":
-            return T.Select(v < zero, v * T.Broadcast(T.float32(alpha), lanes), v)
-        return v
+    activated = activation if isinstance(activation, Activation) else Activation(activation, alpha)
 
     def rest(m, level):
         """Rows left over by the blocks before `level`."""
@@ -104,17 +102,19 @@ def gemm(
             m = m % height
         return m
 
-    @T.inline
+    @inlined
     def store(y, row, column, acc, at):
         if column + lanes <= n:
-            y[row, T.ramp(column, 1, lanes)] = activated(acc[T.ramp(at, 1, lanes)])
+            for lane in T.vectorized(lanes):
+                y[row, column + lane] = activated(acc[at + lane])
         else:
-            acc[T.ramp(at, 1, lanes)] = activated(acc[T.ramp(at, 1, lanes)])
+            for lane in T.vectorized(lanes):
+                acc[at + lane] = activated(acc[at + lane])
             for lane in range(lanes):
                 if column + lane < n:
                     y[row, column + lane] = acc[at + lane]
 
-    @T.inline
+    @inlined
     def block(x, w, b, y, first, panel, height):
         acc = T.alloc_buffer((height * width,), "float32", scope="local")
         for r in T.unroll(height):
@@ -134,7 +134,7 @@ def gemm(
             for v in T.unroll(vectors):
                 store(y, first + r, panel * width + v * lanes, acc, r * width + v * lanes)
 
-    @T.inline
+    @inlined
     def level(x, w, b, y, m, panel, depth):
         if depth < len(blocks):
             for i in range(rest(m, depth) // blocks[depth]):

@@ -236,6 +236,7 @@ def _split_sizes(
 
 
 Steps = dict[int, tuple[Any, Any]]
+_LONG = 1 << 40
 
 
 def _part(lower: Lowering, source: relax.Expr, shape: list[Any], steps: Steps) -> relax.Expr:
@@ -270,7 +271,9 @@ def _slice(lower: Lowering, node: Node) -> relax.Expr:
         if bounds is None:
             continue
         start, found[axis] = _clamped_slice(size, *bounds)
-        steps[axis] = (int64(start), int64(bounds[2]))
+        # A longer step takes one element too, and would overflow where the compiler multiplies it.
+        step = max(-_LONG, min(bounds[2], _LONG)) if is_static(bounds[2]) else bounds[2]
+        steps[axis] = (int64(start), int64(step))
         checks.append((tirx.NE(int64(bounds[2]), int64(0)), f"{describe(node)}: a step is zero"))
     if is_static(*strides):
         if 0 in strides:

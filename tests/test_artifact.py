@@ -1,0 +1,291 @@
+"""Compiled artifacts: what they hold, what they do, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import graphopt
+from graphopt.artifact import Artifact
+from graphopt.errors import ArtifactError, IdError, InputError, OutputError, SpecError
+from graphopt.inspection import batch_sizes
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import dtype_to_numpy
+from graphopt.signature import aligned_copy
+from graphopt.targets.portable import OnnxModel
+from graphopt.testing import parse, random_inputs, run_onnxruntime
+
+LOOKUP = """g (int64[N] ids, float[N,3] x) => (float[N,7] y) <float[10,4] table> {
+    rows = Gather(table, ids)
+    y = Concat<axis=1>(rows, x)
+}"""
+
+
+@pytest.fixture(scope="module")
+def artifact(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return graphopt.compile(example, output=tmp_path_factory.mktemp("ctr") / "ctr.gopt")
+
+
+@pytest.fixture
+def damaged(artifact: Artifact, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact.path, tmp_path / "damaged.gopt"))
+
+
+def feeds(example: Path, batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    graph = graphopt.load(example)
+    return random_inputs(graph, batch_sizes(graph, batch), seed)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64, 513])
+def test_one_artifact_serves_every_batch(artifact: Artifact, example: Path, batch: int) -> None:
+    given = feeds(example, batch)
+    expected = OnnxModel(example).run(given)
+    found = artifact.run(given)
+    # Sums of about a hundred float32 terms in another order.
+    np.testing.assert_allclose(found["ctr"], expected["ctr"], rtol=1e-4, atol=1e-5)
+
+
+def test_empty_batch(artifact: Artifact, example: Path) -> None:
+    given = {name: array[:0] for name, array in feeds(example, 2).items()}
+    assert artifact.run(given)["ctr"].shape == (0, 1)
+
+
+def test_the_portable_model_is_valid_and_agrees(artifact: Artifact, example: Path) -> None:
+    path = artifact.path / "model.onnx"
+    onnx.checker.check_model(str(path), full_check=True)
+    given = feeds(example, 5)
+    expected = OnnxModel(example).run(given)["ctr"]
+    np.testing.assert_allclose(OnnxModel(path).run(given)["ctr"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_portable_and_compiled_share_their_weights(artifact: Artifact) -> None:
+    portable = onnx.load(str(artifact.path / "model.onnx"), load_external_data=False)
+    shared = 0
+    places = {(w["offset"], w["nbytes"]) for w in artifact.manifest["weights"]}
+    for tensor in portable.graph.initializer:
+        entries = {e.key: e.value for e in tensor.external_data}
+        if entries:
+            assert entries["location"] == "weights.bin"
+            shared += (int(entries["offset"]), int(entries["length"])) in places
+    assert shared >= 8  # every table of more than a few rows
+
+
+def test_the_report(artifact: Artifact, example: Path) -> None:
+    report = artifact.report
+    assert report["facts"]["source"] == example.name
+    assert len(report["facts"]["source_sha256"]) == 64
+    assert report["facts"]["versions"]["apache-tvm"] == "0.27.0.post1"
+    assert report["verification"]["agrees"] is True
+    assert any(record["rewrites"] for record in report["passes"])
+    assert {"load", "optimize", "lower", "build", "write", "verify"} <= report["stages"].keys()
+    assert len(report["tables"]) == 11
+
+
+def test_several_threads(artifact: Artifact, example: Path) -> None:
+    given = [feeds(example, batch, seed) for seed, batch in enumerate((1, 5, 64, 3))]
+    expected = [artifact.run(g)["ctr"].copy() for g in given]
+    wrong: list[object] = []
+
+    def work(k: int) -> None:
+        for _ in range(100):
+            found = artifact.run(given[k])["ctr"]
+            if not np.array_equal(found, expected[k]):
+                wrong.append(k)
+
+    threads = [threading.Thread(target=work, args=(k % 4,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_outputs_are_the_callers_own(artifact: Artifact, example: Path) -> None:
+    given = feeds(example, 4)
+    first = artifact.run(given)["ctr"]
+    kept = first.copy()
+    artifact.run(feeds(example, 4, seed=1))
+    assert np.array_equal(first, kept)
+    first[...] = 0
+    assert np.array_equal(artifact.run(given)["ctr"], kept)
+
+
+# ----------------------------------------------------------------------- ids
+
+
+def lookup(oob: str) -> graphopt.Artifact:
+    return graphopt.compile(parse(LOOKUP), oob=oob)
+
+
+def table() -> np.ndarray:
+    (value,) = [v for v in parse(LOOKUP).constants() if v.shape == (10, 4)]
+    assert value.const is not None
+    return value.const
+
+
+BAD_IDS = [10, -11, 2**31, -(2**31), 2**63 - 1, -(2**63)]
+
+
+@pytest.fixture(scope="module")
+def strict() -> graphopt.Artifact:
+    return lookup("error")
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+def test_a_bad_id_is_an_error(strict: graphopt.Artifact, bad: int) -> None:
+    ids = np.array([1, bad, 2])
+    with pytest.raises(IdError, match=r"out of range.*rows.*10"):
+        strict.run({"ids": ids, "x": np.zeros((3, 3), np.float32)})
+    good = strict.run({"ids": np.array([1, -1, 2]), "x": np.zeros((3, 3), np.float32)})
+    assert np.array_equal(good["y"][:, :4], table()[[1, -1, 2]])
+
+
+@pytest.mark.parametrize("oob", ["clamp", "zero"])
+def test_a_bad_id_is_clamped_or_zero(oob: str) -> None:
+    compiled = lookup(oob)
+    ids = np.array([*BAD_IDS, 3, -1])
+    found = compiled.run({"ids": ids, "x": np.zeros((8, 3), np.float32)})["y"][:, :4]
+    assert np.array_equal(found[6:], table()[[3, -1]])
+    nearest = table()[np.where(ids[:6] < 0, 0, 9)]
+    expected = nearest if oob == "clamp" else np.zeros((6, 4))
+    assert np.array_equal(found[:6], expected)
+
+
+def test_unknown_policy() -> None:
+    with pytest.raises(SpecError, match="oob is one of error, clamp, zero"):
+        graphopt.compile(parse(LOOKUP), oob="ignore")  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float", "double", "float16", "bfloat16", "int32", "bool"])
+def test_dtypes_pass_through(dtype: str) -> None:
+    graph = parse(f"g ({dtype}[N,3] x) => ({dtype}[3,N] y) {{ y = Transpose<perm=[1,0]>(x) }}")
+    compiled = graphopt.compile(graph, verify=False)
+    name = {"float": "float32", "double": "float64"}.get(dtype, dtype)
+    x = np.arange(6).reshape(2, 3).astype(dtype_to_numpy(name))
+    found = compiled.run({"x": x})["y"]
+    assert found.dtype == x.dtype
+    assert np.array_equal(found, x.T)
+
+
+def test_unaligned_and_strided_inputs() -> None:
+    graph = parse("g (float[N,5] x) => (float[N,5] y) { y = Neg(x) }")
+    compiled = graphopt.compile(graph)
+    room = np.arange(200, dtype=np.float32)
+    for start in (0, 1, 3):
+        x = room[start : start + 20].reshape(4, 5)
+        assert np.array_equal(compiled.run({"x": x})["y"], -x)
+    wide = room.reshape(10, 20)[:, 3:8]
+    assert np.array_equal(compiled.run({"x": wide})["y"], -wide)
+    aligned = aligned_copy(wide)
+    assert np.array_equal(compiled.run({"x": aligned})["y"], -wide)
+
+
+def test_graph_without_weights_and_with_constant_output() -> None:
+    graph = parse("g (float[N] x) => (float[N] y, float[2] c) <float[2] k = {1, 2}> { y = Neg(x) c = Identity(k) }")
+    compiled = graphopt.compile(graph)
+    found = compiled.run({"x": np.ones(2, np.float32)})
+    assert found["c"].tolist() == [1, 2]
+
+
+# ---------------------------------------------------------------- bad artifacts
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("manifest.json", "", "damaged"),
+        ("manifest.json", "[]", "not a graphopt manifest"),
+        ("manifest.json", '{"format": 999}', "has format 999"),
+        ("manifest.json", '{"format": 1, "machine": "vax"}', "compiled for vax"),
+        ("model.so", "not a library", "model.so: .*compile"),
+        ("weights.bin", "short", "has 5 bytes"),
+    ],
+)
+def test_damaged(damaged: Path, file: str, content: str, message: str) -> None:
+    (damaged / file).unlink()
+    (damaged / file).write_text(content)
+    with pytest.raises(ArtifactError, match=message):
+        graphopt.load(damaged)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.so", "weights.bin"])
+def test_missing_file(damaged: Path, file: str) -> None:
+    (damaged / file).unlink()
+    with pytest.raises(ArtifactError):
+        graphopt.load(damaged)
+
+
+def test_missing_cpu_feature(damaged: Path) -> None:
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest["cpu_features"].append("teleport")
+    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="lacks .teleport.*x86-64-v3"):
+        graphopt.load(damaged)
+
+
+def test_not_an_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no manifest.json"):
+        graphopt.load(tmp_path)
+
+
+# ---------------------------------------------------------------------- outputs
+
+
+def test_a_foreign_folder_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("mine")
+    with pytest.raises(OutputError, match="not a graphopt artifact"):
+        graphopt.compile(parse(LOOKUP), output=tmp_path / "precious")
+    assert (tmp_path / "precious" / "file").read_text() == "mine"
+
+
+def test_nothing_is_left_when_verification_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graphopt import api
+
+    def broken(model: Graph, **_: object) -> Graph:
+        return parse(LOOKUP.replace("rows = ", "found = ").replace("y =", "rows = Neg(found) y ="))
+
+    monkeypatch.setattr(api, "optimize", broken)
+    with pytest.raises(graphopt.GraphoptError, match="differs from the source"):
+        api.compile(parse(LOOKUP), output=tmp_path / "out.gopt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_compiling_again_replaces(tmp_path: Path) -> None:
+    for _ in range(2):
+        graphopt.compile(parse(LOOKUP), output=tmp_path / "out.gopt")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gopt"]
+
+
+def test_for_another_cpu(tmp_path: Path) -> None:
+    compiled = graphopt.compile(parse(LOOKUP), "cpu:x86-64-v3", output=tmp_path / "out.gopt")
+    assert compiled.manifest["target"] == "cpu:x86-64-v3"
+    assert "avx512f" not in compiled.manifest["cpu_features"]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "reference"])
+def test_portable_targets(tmp_path: Path, target: str) -> None:
+    graph = parse(LOOKUP)
+    result = graphopt.compile(graph, target, output=tmp_path / "out.onnx")
+    given = random_inputs(graph, {"N": 3})
+    assert np.array_equal(result.run(given)["y"], run_onnxruntime(graph, given)["y"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_portable_models_check_their_inputs_too(tmp_path: Path) -> None:
+    result = graphopt.compile(parse(LOOKUP), "onnxruntime", output=tmp_path / "out.onnx")
+    with pytest.raises(InputError, match="missing input 'x'"):
+        result.run({"ids": np.array([1])})
+    with pytest.raises(IdError):
+        result.run({"ids": np.array([99]), "x": np.zeros((1, 3), np.float32)})
