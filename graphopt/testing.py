@@ -277,7 +277,8 @@ def assert_rewrites(
     """
     graph, expected = parse(before), parse(after)
     ctx = assert_keeps_outputs(step, graph, sizes=sizes)
-    assert dump(graph) == dump(expected)
+    found, wanted = dump(graph), dump(expected)
+    assert found == wanted, f"found:\n{found}\nexpected:\n{wanted}"
     return ctx
 
 

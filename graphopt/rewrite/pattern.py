@@ -127,44 +127,39 @@ def rule(*patterns: Pattern) -> Callable[[Callable[..., Result]], Rule]:
 
 @dataclass
 class Match:
-    """A place where a pattern fits: values of its variables and the nodes it covers."""
+    """A place where a pattern fits: values of its variables and the nodes it covers.
+
+    `shared` holds those of the nodes whose values may have other readers.
+    """
 
     root: Node
     values: dict[str, Value] = field(default_factory=dict)
     nodes: dict[Node, None] = field(default_factory=dict)
+    shared: set[Node] = field(default_factory=set)
 
     def copy(self) -> Match:
-        return Match(self.root, dict(self.values), dict(self.nodes))
+        return Match(self.root, dict(self.values), dict(self.nodes), set(self.shared))
 
 
 def match(pattern: Pattern, root: Node) -> Match | NoMatch | None:
     """How `pattern` fits at `root`: None if it does not, NoMatch if only sharing forbids it."""
     shared: Value | None = None
     for found in _match_node(pattern, root, Match(root)):
-        outside = _shared_inner_value(pattern, found)
+        outside = _shared_inner_value(found)
         if outside is None:
             return found
         shared = outside
     return None if shared is None else NoMatch(f"{shared.name!r} inside the pattern is also read elsewhere")
 
 
-def _shared_inner_value(pattern: Pattern, found: Match) -> Value | None:
-    free = {found.values[p.name] for p in _named(pattern) if p.may_share}
+def _shared_inner_value(found: Match) -> Value | None:
     for node in found.nodes:
-        if node is found.root:
+        if node is found.root or node in found.shared:
             continue
         for value in node.outputs:
-            if value not in free and any(use.user not in found.nodes for use in value.uses):
+            if any(use.user not in found.nodes for use in value.uses):
                 return value
     return None
-
-
-def _named(pattern: Pattern) -> Iterator[Pattern]:
-    if pattern.name:
-        yield pattern
-    for operand in pattern.operands:
-        if isinstance(operand, Pattern):
-            yield from _named(operand)
 
 
 def _match_node(pattern: Pattern, node: Node, so_far: Match) -> Iterator[Match]:
@@ -174,6 +169,8 @@ def _match_node(pattern: Pattern, node: Node, so_far: Match) -> Iterator[Match]:
         return
     start = so_far.copy()
     start.nodes[node] = None
+    if pattern.may_share:
+        start.shared.add(node)
     if pattern.name:
         start.values[pattern.name] = node.output
     for operands in _operand_orders(pattern, node):

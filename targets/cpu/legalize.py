@@ -20,6 +20,7 @@ DOMAIN = "graphopt.cpu"
 """Ops that exist only between legalization and lowering; no file ever holds them."""
 
 x, w, b, y = var("x"), const("w"), const("b"), var("y")
+_ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?) and an activation.
 dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 biased = Pattern("Dense", (x, w, b), domain=DOMAIN, name="y")
@@ -90,7 +91,7 @@ def add_to_bias(rw: Rewriter, x: Value, w: Value, b: Value, y: Value) -> Value |
     return _emit(rw, x, w, rw.const(b.const.reshape(-1)))
 
 
-@rule(op.Relu(dense), op.Relu(biased), op.LeakyRelu(dense), op.LeakyRelu(biased))
+@rule(*(getattr(op, name)(layer) for name in _ACTIVATIONS for layer in (dense, biased)))
 def activation_to_dense(rw: Rewriter, node: Node, y: Value) -> Value | NoMatch:
     """Relu(Dense(…)) -> Dense(…, activation="relu")"""
     layer = y.producer
@@ -99,8 +100,8 @@ def activation_to_dense(rw: Rewriter, node: Node, y: Value) -> Value | NoMatch:
         return NoMatch("it has an activation already")
     data, weights = layer.inputs[0], layer.inputs[1]
     assert data is not None and weights is not None
-    kind = "relu" if node.op_type == "Relu" else "leaky_relu"
-    slope = 0.0 if kind == "relu" else float(node.attr("alpha"))
+    kind = _ACTIVATIONS[node.op_type]
+    slope = float(node.attr("alpha", 0.0))
     return _emit(rw, data, weights, layer.input(2), activation=kind, alpha=slope)
 
 
