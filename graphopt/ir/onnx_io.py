@@ -182,7 +182,8 @@ class _Importer:
                 return [self._constant(call, graph)]
             values = upgrade(graph, call, self.opset)
         except _MISFITS as error:
-            raise call.invalid(f"its inputs or attributes do not fit it ({error})") from error
+            reason = " ".join(str(error).split())
+            raise call.invalid(f"its inputs or attributes do not fit it ({reason})") from error
         for body in call.attrs.values():
             if isinstance(body, Graph) and body.owner is not None:
                 widen_carried(body.owner, body)

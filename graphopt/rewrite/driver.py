@@ -18,7 +18,7 @@ class RewriteStats:
 
     Attributes:
         hits: how often each rule was applied.
-        refusals: `(rule, source nodes, reason)` where a rule looked at a place and refused, each once.
+        refusals: `(rule, source nodes, reason)`, each once, where a rule fitted and refused.
     """
 
     hits: Counter[str] = field(default_factory=Counter)

@@ -149,7 +149,9 @@ def match(pattern: Pattern, root: Node) -> Match | NoMatch | None:
         if outside is None:
             return found
         shared = outside
-    return None if shared is None else NoMatch(f"{shared.name!r} inside the pattern is also read elsewhere")
+    if shared is None:
+        return None
+    return NoMatch(f"{shared.name!r} inside the pattern is also read elsewhere")
 
 
 def _shared_inner_value(found: Match) -> Value | None:

@@ -13,8 +13,8 @@ from graphopt.ir.graph import Attr, Graph, Node, Value
 class Rewriter:
     """Inserts nodes right before the matched root, on behalf of the nodes it covers.
 
-    `rw.op.Gemm(x, w, b, transB=1)` inserts a node of the standard domain and returns its output. If the
-    rule then refuses, everything it inserted is taken back.
+    `rw.op.Gemm(x, w, b, transB=1)` inserts a node of the standard domain and returns its output. If
+    the rule then refuses, everything it inserted is taken back.
     """
 
     def __init__(self, root: Node, covered: Iterable[Node]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from tvm import tirx
 
+from graphopt.targets.cpu.kernels import elementary
+
 Scalar = Any
 
 _BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64, "bool": 1}
@@ -256,19 +258,25 @@ def libm(name: str, *args: Scalar) -> Scalar:
     return tirx.call_pure_extern(dtype, symbol, *args)
 
 
+def exp(x: Scalar) -> Scalar:
+    return elementary.fast_exp(x) if dtype_of(x) == "float32" else tirx.exp(x)
+
+
 def sigmoid(x: Scalar) -> Scalar:
+    if dtype_of(x) == "float32":
+        return elementary.sigmoid(x)
     one = const(1.0, dtype_of(x))
     return one / (one + tirx.exp(-x))
 
 
 def softplus(x: Scalar) -> Scalar:
     """log(1 + exp(x)), without overflow."""
-    return maximum(x, const(0.0, dtype_of(x))) + libm("log1p", tirx.exp(-tirx.abs(x)))
+    return maximum(x, const(0.0, dtype_of(x))) + libm("log1p", exp(-tirx.abs(x)))
 
 
 def erf(x: Scalar) -> Scalar:
-    return libm("erf", x)
+    return elementary.erf(x) if dtype_of(x) == "float32" else libm("erf", x)
 
 
 def tanh(x: Scalar) -> Scalar:
-    return libm("tanh", x)
+    return elementary.tanh(x) if dtype_of(x) == "float32" else libm("tanh", x)

@@ -126,8 +126,11 @@ def test_a_clip_that_others_read_is_not_merged() -> None:
         z = Neg(h)
     }"""
     assert_unchanged(Canonicalize(), text, "also read elsewhere")
-    output = "(float[N] x) => (float[N] h, float[N] y) <float a = {-1}, float b = {2}> "
-    assert_unchanged(Canonicalize(), output + "{ h = Clip(x, a, b) y = Clip(h, a, b) }", "elsewhere")
+    output = """(float[N] x) => (float[N] h, float[N] y) <float a = {-1}, float b = {2}> {
+        h = Clip(x, a, b)
+        y = Clip(h, a, b)
+    }"""
+    assert_unchanged(Canonicalize(), output, "also read elsewhere")
 
 
 def test_a_shared_inner_value_stays_for_its_other_reader() -> None:

@@ -10,6 +10,7 @@ from graphopt.ir.graph import Graph, Node
 from graphopt.passes import _execution
 from graphopt.passes._execution import Execution
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
+from graphopt.pipeline.base import PassContext
 from graphopt.testing import assert_keeps_outputs, assert_rewrites, assert_unchanged, parse
 
 
@@ -164,6 +165,50 @@ def test_scan() -> None:
         }""",
         sizes={"n": 6, "m": 4},
     )
+
+
+ROWS_OF_IDS = """
+(float[50,4] table, int64[b,k] ids) => (float[b,4] pooled)
+<int64[1] zero = {0}, int64 none = {0}, bool yes = {1}, float factor = {FACTOR}>
+{
+    sizes = Shape(ids)
+    b = Gather(sizes, none)
+    pooled = Loop(b, yes) <
+        body = bag (int64 i, bool go) => (bool goes_on, float[4] row) {
+            own = Gather(ids, i)
+            rows = Gather(table, own)
+            total = ReduceSum<keepdims=0>(rows, zero)
+            row = Mul(total, factor)
+            goes_on = Identity(go)
+        }
+    >
+}"""
+
+
+def test_rows_of_ids() -> None:
+    assert_rewrites(
+        RaiseEmbeddingBag(),
+        ROWS_OF_IDS.replace("FACTOR", "1"),
+        """
+        (float[50,4] table, int64[b,k] ids) => (float[b,4] pooled) {
+            pooled = graphopt.EmbeddingBag<mode="sum", empty=0.0>(table, ids)
+        }""",
+    )
+    text = ROWS_OF_IDS.replace("FACTOR", "2")
+    assert_unchanged(
+        RaiseEmbeddingBag(), text, f"{OTHER} gives what it gives for ids of shape [3, 6]"
+    )
+
+
+def test_offsets_that_may_not_cover_the_ids_stay() -> None:
+    text = loop(before="m = Size(other) offsets = Range(none, m, step)", inputs=", float[m] other")
+    text = text.replace(", int64[b] offsets", "").replace(
+        "int64 some", "int64 step = {1}, int64 some"
+    )
+    graph = parse(text)
+    RaiseEmbeddingBag().run(graph, PassContext())
+    (node,) = bags_of(graph)
+    assert node.inputs[2].producer.op == "Range"  # type: ignore[union-attr]
 
 
 def test_inside_a_branch() -> None:
@@ -322,6 +367,12 @@ REASONS = {
         loop().replace("(float[50,4]", "(bfloat16[50,4]").replace("float[b,4]", "bfloat16[b,4]"),
         "tables of bfloat16",
     ),
+    "cut out": (
+        loop(rows="unused = Mul(table, other) rows = Gather(table, own)").replace(
+            "int64 some", "float[50,4] other, int64 some"
+        ),
+        "cannot be cut out of the graph",
+    ),
     "too large": (
         loop(end="o = Mul(some, none) end = Add(given_end, o)").replace(
             "float[50,4]", f"float[{2**45},4]"
@@ -360,6 +411,41 @@ def test_other_uses_of_the_loop() -> None:
     )
     assert_keeps_outputs(RaiseEmbeddingBag(), graph := parse(text), sizes={"n": 6, "b": 4})
     assert bags_of(graph)
+
+
+def test_other_uses_of_the_sequence() -> None:
+    collecting = """
+    (float[9,4] table, int64[b,k] ids) => (float[b,4] pooled{OUTPUT})
+    <int64[1] zero = {0}, int64 none = {0}, bool yes = {1}>
+    {
+        sizes = Shape(ids)
+        b = Gather(sizes, none)
+        empty = SequenceEmpty()
+        all = Loop(b, yes, empty) <
+            body = bag (int64 i, bool go, seq(float[1,4]) had) => (bool on, seq(float[1,4]) has) {
+                own = Gather(ids, i)
+                rows = Gather(table, own)
+                row = ReduceSum(rows, zero)
+                has = SequenceInsert(had, row)
+                on = Identity(go)
+            }
+        >
+        pooled = ConcatFromSequence<axis=0>(all)
+        USE
+    }"""
+    alone = collecting.replace("{OUTPUT}", "").replace("USE", "")
+    assert_keeps_outputs(RaiseEmbeddingBag(), graph := parse(alone))
+    assert bags_of(graph)
+    counted = collecting.replace("{OUTPUT}", ", int64 count").replace(
+        "USE", "count = SequenceLength(all)"
+    )
+    assert_unchanged(RaiseEmbeddingBag(), counted)
+
+
+def test_unusable_model() -> None:
+    broken = Execution(b"not a model")
+    assert broken({}) is None
+    assert broken.complaint
 
 
 def test_loop_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,14 +26,6 @@ _EXP = (
     1.6666665459e-1,
     5.0000001201e-1,
 )
-# tanh(x) = x + x**3 * P(x**2) for |x| < 0.625, as in Cephes tanhf
-_TANH = (
-    -5.70498872745e-3,
-    2.06390887954e-2,
-    -5.37397155531e-2,
-    1.33314422036e-1,
-    -3.33332819422e-1,
-)
 # erf(x) = x * P(x**2) for |x| < 0.9, and 1 - exp(Q(x)) for 0.9 <= x <= 4; minimax in relative error
 _ERF = (
     8.3823903053e-5,
@@ -56,26 +48,15 @@ _LOG_ERFC = (
 
 
 def fast_exp(x):
-    """e**x of a float32 expression; 1.02 ulp, exact at +-infinity, NaN for NaN, gradual underflow.
+    """e**x of a float32 expression; 1.1 ulp, exact at +-infinity, NaN for NaN, gradual underflow.
 
     exp(x) = 2**k * exp(r) with k = round(x / ln 2).  2**k is applied in two factors, because
     neither 2**128 nor 2**-150 is a float32 while their products with exp(r) may be.
     """
-    inside, shifted, whole, r = _names("float32", 4)
-    k, half = _names("int32", 2)
-    return _where(
-        [
-            (inside, clip(x, -104.0, 88.8)),
-            (shifted, inside * T.float32(_LOG2_E) + T.float32(_ROUND)),
-            (whole, shifted - T.float32(_ROUND)),
-            (r, whole * T.float32(-_LN2_LOW) + (whole * T.float32(-_LN2_HIGH) + inside)),
-            (k, T.reinterpret("int32", shifted) - T.int32(_ROUND_BITS)),
-            (half, T.shift_right(k, T.int32(1))),
-        ],
-        (_polynomial(_EXP, r) * (r * r) + r + T.float32(1))
-        * _power_of_2(half)
-        * _power_of_2(k - half),
-    )
+    (r, tail), (k, half) = _names("float32", 2), _names("int32", 2)
+    scaled = (tail + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half)
+    scaled = _where([(half, T.shift_right(k, T.int32(1)))], scaled)
+    return _reduced(clip(x, -104.0, 88.8), k, r, _where([(tail, _exp_minus_1(r))], scaled))
 
 
 def sigmoid(x):
@@ -84,21 +65,20 @@ def sigmoid(x):
 
 
 def tanh(x):
-    """Hyperbolic tangent of a float32 expression; 1.4 ulp, +-1 at +-infinity."""
-    x_, size, square, tail = _names("float32", 4)
-    return _where(
+    """Hyperbolic tangent of a float32 expression;  ulp, +-1 at +-infinity.
+
+    tanh(x) = m / (m + 2) with m = e**2x - 1 = 2**k * (e**r - 1) + (2**k - 1), which keeps its
+    precision where x is small.
+    """
+    (r, power, m), (k,) = _names("float32", 3), _names("int32", 1)
+    value = _where(
         [
-            (x_, x),
-            (size, T.Select(x_ < T.float32(0), T.float32(0) - x_, x_)),
-            (square, x_ * x_),
-            (tail, T.float32(1) - T.float32(2) / (fast_exp(size + size) + T.float32(1))),
+            (power, _power_of_2(k)),
+            (m, _exp_minus_1(r) * power + (power - T.float32(1))),
         ],
-        T.Select(
-            size < T.float32(0.625),
-            _polynomial(_TANH, square) * square * x_ + x_,
-            T.Select(x_ < T.float32(0), T.float32(0) - tail, tail),
-        ),
+        m / (m + T.float32(2)),
     )
+    return _reduced(clip(x * T.float32(2), -20.0, 20.0), k, r, value)
 
 
 def erf(x):
@@ -124,6 +104,26 @@ def clip(x, low: float, high: float):
     (x_,) = _names("float32", 1)
     below = T.Select(x_ < T.float32(low), T.float32(low), x_)
     return _where([(x_, x)], T.Select(x_ > T.float32(high), T.float32(high), below))
+
+
+def _reduced(x, k, r, result):
+    """`result` with x = k * ln 2 + r, `k` an int32 and |r| <= ln(2) / 2."""
+    inside, shifted, whole = _names("float32", 3)
+    return _where(
+        [
+            (inside, x),
+            (shifted, inside * T.float32(_LOG2_E) + T.float32(_ROUND)),
+            (whole, shifted - T.float32(_ROUND)),
+            (r, whole * T.float32(-_LN2_LOW) + (whole * T.float32(-_LN2_HIGH) + inside)),
+            (k, T.reinterpret("int32", shifted) - T.int32(_ROUND_BITS)),
+        ],
+        result,
+    )
+
+
+def _exp_minus_1(r):
+    """e**r - 1 of a name, |r| <= ln(2) / 2, precise where r is small."""
+    return _polynomial(_EXP, r) * (r * r) + r
 
 
 def _names(dtype: str, count: int) -> list[tirx.Var]:

@@ -51,7 +51,7 @@ _FUNCTIONS: dict[str, Callable[[Scalar], Scalar]] = {
     "Ceil": tirx.ceil,
     "Cos": tirx.cos,
     "Erf": scalar.erf,
-    "Exp": tirx.exp,
+    "Exp": scalar.exp,
     "Floor": tirx.floor,
     "IsNaN": tirx.isnan,
     "Log": tirx.log,
@@ -111,13 +111,13 @@ def _leaky_relu(node: Node, x: Scalar) -> Scalar:
 @unary("Elu")
 def _elu(node: Node, x: Scalar) -> Scalar:
     one = _like(x, 1)
-    return tirx.Select(x < _like(x, 0), _like(x, node.attr("alpha")) * (tirx.exp(x) - one), x)
+    return tirx.Select(x < _like(x, 0), _like(x, node.attr("alpha")) * (scalar.exp(x) - one), x)
 
 
 @unary("Selu")
 def _selu(node: Node, x: Scalar) -> Scalar:
     alpha, gamma = _like(x, node.attr("alpha")), _like(x, node.attr("gamma"))
-    negative = alpha * tirx.exp(x) - alpha
+    negative = alpha * scalar.exp(x) - alpha
     return gamma * tirx.Select(x <= _like(x, 0), negative, x)
 
 

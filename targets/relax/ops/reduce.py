@@ -168,7 +168,7 @@ def _reduce_log_sum_exp(lower: Lowering, node: Node) -> relax.Expr:
             return tirx.Select(finite, top, const(0, work))
 
         def power(*i: Any) -> Scalar:
-            return tirx.exp(read(*i) - offset(region.at(peak, i)))
+            return scalar.exp(read(*i) - offset(region.at(peak, i)))
 
         sums = region.reduce(power, reduction.total, "sums")
         return compute(
@@ -291,13 +291,13 @@ def _softmax(lower: Lowering, node: Node) -> relax.Expr:
             return read(*i) - region.at(peak, i)
 
         if node.op_type == "LogSoftmax":
-            sums = region.reduce(lambda *i: tirx.exp(shifted(*i)), reduction.total, "sums")
+            sums = region.reduce(lambda *i: scalar.exp(shifted(*i)), reduction.total, "sums")
 
             def element(*i: Any) -> Scalar:
                 return shifted(*i) - tirx.log(region.at(sums, i))
 
         else:
-            powers = compute(shape, lambda *i: tirx.exp(shifted(*i)), name="powers")
+            powers = compute(shape, lambda *i: scalar.exp(shifted(*i)), name="powers")
             sums = region.reduce(powers, reduction.total, "sums")
 
             def element(*i: Any) -> Scalar:

@@ -1,0 +1,176 @@
+"""Chains of reshapes become one; sizes known only at run time are not guessed."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.ir.dims import Dim, Sym
+from graphopt.ir.types import TensorType
+from graphopt.passes._shapes import reshape_target
+from graphopt.passes.simplify_reshapes import SimplifyReshapes
+from graphopt.testing import assert_rewrites, assert_unchanged
+
+N, M = Sym.named("N"), Sym.named("M")
+
+
+@pytest.mark.parametrize(
+    ("data", "result", "target"),
+    [
+        ((4, 6), (24,), [24]),
+        ((N, 6), (N, 2, 3), [-1, 2, 3]),
+        ((N, 2, 3), (N * 2, 3), [-1, 3]),
+        ((N, M), (N, M, 1), [0, 0, 1]),
+        ((N, M, 4), (N, M * 4), [0, -1]),
+        ((N, M, 4), (N * M, 4), [-1, 4]),
+        ((N, M), (M, N), None),
+        ((N, M, 4), (4, N, M), None),
+        ((4,), (), None),
+        ((1,), (), []),
+        ((N, 0), (0, N), None),
+    ],
+)
+def test_constant_targets(
+    data: tuple[Dim, ...], result: tuple[Dim, ...], target: list[int] | None
+) -> None:
+    if result == () and target is None:
+        return  # no such reshape
+    found = reshape_target(TensorType("float32", data), TensorType("float32", result))
+    assert found == target
+
+
+def text(shape: str, body: str, result: str = "float[] y") -> str:
+    return f"""(float[{shape}] x) => ({result})
+    <int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[2] flat = {{-1, 8}},
+     int64[3] three = {{-1, 2, 4}}, int64[3] swap = {{0, 4, 2}}, int64[2] copy = {{0, -1}},
+     int64[3] tail = {{0, 0, 1}}, int64[3] middle = {{0, 1, -1}}> {{ {body} y = Sigmoid(h) }}"""
+
+
+CHAINS = {
+    "reshape of reshape": ("N,2,4", "a = Reshape(x, flat) h = Reshape(a, swap)", "swapped"),
+    "there and back": ("N,8", "a = Reshape(x, three) h = Reshape(a, flat)", "h = Identity(x)"),
+    "unsqueeze and squeeze": ("N,8", "a = Unsqueeze(x, one) h = Squeeze(a, one)", "same"),
+    "squeeze without axes": ("8", "a = Unsqueeze(x, one) h = Squeeze(a)", "same"),
+    "reshape to the same": ("N,8", "h = Reshape(x, flat)", "same"),
+    "flatten of a matrix": ("N,8", "h = Flatten(x)", "same"),
+    "two unsqueezes cancelled by one reshape": (
+        "N,8",
+        "a = Unsqueeze(x, zero) b = Unsqueeze(a, two) h = Reshape(b, flat)",
+        "same",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [k for k, v in CHAINS.items() if v[2] != "swapped"])
+def test_chains_that_change_nothing_go(case: str) -> None:
+    shape, body, _ = CHAINS[case]
+    assert_rewrites(SimplifyReshapes(), text(shape, body), text(shape, "").replace("(h)", "(x)"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "after"),
+    [
+        ("N,2,4", "a = Flatten(x) h = Unsqueeze(a, two)", "h = Reshape(x, s)"),
+        ("N,8", "h = Unsqueeze(x, two)", "h = Reshape(x, s)"),
+    ],
+)
+def test_squeezes_become_reshapes(shape: str, body: str, after: str) -> None:
+    wanted = text(shape, after).replace("<int64[1] zero", "<int64[3] s = {-1, 8, 1}, int64[1] zero")
+    assert_rewrites(SimplifyReshapes(), text(shape, body), wanted)
+
+
+def test_two_unknown_sizes_are_copied() -> None:
+    before = "(float[N,M] x) => (float[N,M,1] y) <int64[1] two = {2}> { h = Unsqueeze(x, two) y = Relu(h) }"
+    after = "(float[N,M] x) => (float[N,M,1] y) <int64[3] s = {0, 0, 1}> { h = Reshape(x, s) y = Relu(h) }"
+    assert_rewrites(SimplifyReshapes(), before, after)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["a = Unsqueeze(x, zero) y = Relu(a)", "a = Unsqueeze(x, zero) b = Relu(a) y = Neg(b)"],
+)
+def test_moved_unknown_sizes_are_left(body: str) -> None:
+    given = f"(float[N,M] x) => (float[1,N,M] y) <int64[1] zero = {{0}}> {{ {body} }}"
+    assert_unchanged(SimplifyReshapes(), given, "cannot be written with constants")
+
+
+def test_an_unknown_rank_is_left() -> None:
+    given = "(float[N] x, int64[R] s) => (float[] y) { a = Reshape(x, s) y = Relu(a) }"
+    assert_unchanged(SimplifyReshapes(), given, "rank of the result")
+
+
+def test_a_reshape_that_others_read_stays_for_them() -> None:
+    before = """(float[N,2,4] x) => (float[N,8] a, float[N,8,1] y)
+    <int64[2] flat = {-1, 8}, int64[1] two = {2}> {
+        a = Reshape(x, flat)
+        h = Unsqueeze(a, two)
+        y = Relu(h)
+    }"""
+    after = """(float[N,2,4] x) => (float[N,8] a, float[N,8,1] y)
+    <int64[2] flat = {-1, 8}, int64[3] s = {-1, 8, 1}> {
+        a = Reshape(x, flat)
+        h = Reshape(x, s)
+        y = Relu(h)
+    }"""
+    assert_rewrites(SimplifyReshapes(), before, after)
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "after"),
+    [
+        ("N,8", "a = Transpose<perm=[0,1]>(x) h = Relu(a)", "h = Relu(x)"),
+        ("2,8", "a = Transpose(x) b = Transpose(a) h = Relu(b)", "h = Relu(x)"),
+        (
+            "N,2,4",
+            "a = Transpose<perm=[1,0,2]>(x) b = Transpose<perm=[0,2,1]>(a) h = Relu(b)",
+            "b = Transpose<perm=[1,2,0]>(x) h = Relu(b)",
+        ),
+        (
+            "N,1,4",
+            "a = Transpose<perm=[0,2,1]>(x) h = Relu(a)",
+            "a = Reshape(x, s) h = Relu(a)",
+        ),
+    ],
+)
+def test_transposes(shape: str, body: str, after: str) -> None:
+    wanted = text(shape, after).replace("<int64[1] zero", "<int64[3] s = {-1, 4, 1}, int64[1] zero")
+    assert_rewrites(SimplifyReshapes(), text(shape, body), wanted)
+
+
+def test_a_transpose_that_moves_elements_stays() -> None:
+    assert_unchanged(SimplifyReshapes(), text("N,8", "h = Transpose(x)"), "moves elements")
+
+
+def test_axes_of_one_do_not_hide_a_transpose() -> None:
+    before = """(float[N,3,4] x) => (float[4,N,1,3] y) <int64[1] two = {2}> {
+        a = Unsqueeze(x, two)
+        h = Transpose<perm=[3,0,2,1]>(a)
+        y = Relu(h)
+    }"""
+    after = """(float[N,3,4] x) => (float[4,N,1,3] y) <int64[4] s = {4, -1, 1, 3}> {
+        a = Transpose<perm=[2,0,1]>(x)
+        h = Reshape(a, s)
+        y = Relu(h)
+    }"""
+    assert_rewrites(SimplifyReshapes(), before, after)
+
+
+def test_reshapes_around_an_elementwise_op_merge() -> None:
+    before = """(bool[N,M] x) => (float[N,M] y) <int64[3] s = {0, 1, -1}, int64[2] t = {0, -1}> {
+        a = Reshape(x, s)
+        b = Cast<to=1>(a)
+        h = Reshape(b, t)
+        y = Neg(h)
+    }"""
+    after = "(bool[N,M] x) => (float[N,M] y) { h = Cast<to=1>(x) y = Neg(h) }"
+    assert_rewrites(SimplifyReshapes(), before, after)
+
+
+def test_a_reshape_before_a_shared_elementwise_op_stays() -> None:
+    given = """(float[N,8] x) => (float[N,2,4] b, float[N,8] y)
+    <int64[3] s = {-1, 2, 4}, int64[2] t = {-1, 8}> {
+        a = Reshape(x, s)
+        b = Relu(a)
+        h = Reshape(b, t)
+        y = Neg(h)
+    }"""
+    assert_unchanged(SimplifyReshapes(), given, "also read elsewhere")
