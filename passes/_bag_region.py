@@ -42,18 +42,26 @@ class Region:
     roles: Roles
 
 
-def pooled_rows(loop: Node) -> Value | None:
-    """The float tensor that is all that `loop` is for; None if it computes anything else."""
+def pooled_rows(loop: Node) -> list[Value]:
+    """The float tensor that is all that `loop` is for, and what it is cast to if that is all.
+
+    Empty if the loop computes anything else.
+    """
     used = [value for value in loop.outputs if value.uses]
-    if len(used) != 1:
-        return None
-    value = used[0]
-    if isinstance(value.type, SequenceType):
-        joins = [n for n in value.users if n.op == "ConcatFromSequence" and n.graph is loop.graph]
-        if len(joins) != 1 or len(value.uses) != 1:
-            return None
-        value = joins[0].output
-    return value if isinstance(value.type, TensorType) and is_float(value.dtype) else None
+    if len(used) == 1 and isinstance(used[0].type, SequenceType):
+        used = _only_user(used[0], "ConcatFromSequence")
+    if len(used) != 1 or not isinstance(used[0].type, TensorType) or not is_float(used[0].dtype):
+        return []
+    return used + _only_user(used[0], "Cast")
+
+
+def _only_user(value: Value, op: str) -> list[Value]:
+    """The output of the node that alone reads `value`, if it is an `op` of the same graph."""
+    assert value.producer is not None
+    users = [use.user for use in value.uses]
+    if len(users) != 1 or not isinstance(users[0], Node) or users[0].op != op:
+        return []
+    return [users[0].output] if users[0].graph is value.producer.graph else []
 
 
 def foreign_op(node: Node) -> str | None:
@@ -86,14 +94,19 @@ def _subgraphs(node: Node) -> Iterator[Graph]:
 
 def regions(loop: Node, result: Value) -> Iterator[Region]:
     """The regions of `loop` that have the inputs of an embedding bag, from near to far."""
-    assert loop.graph is not None and result.producer is not None
+    assert loop.graph is not None
     position = {node: k for k, node in enumerate(loop.graph.nodes)}
-    growth = _Growth(position, (loop, result.producer))
+    nodes = [loop]
+    value: Value | None = result
+    while value is not None and value.producer not in (None, loop):
+        nodes.append(value.producer)
+        value = value.producer.inputs[0]
+    growth = _Growth(position, tuple(nodes))
     node: Node | None = loop
     while node is not None and len(growth.nodes) <= MAX_NODES:
         if growth.roles is not None:
-            nodes = sorted(growth.nodes, key=position.__getitem__)
-            yield Region(result, tuple(nodes), growth.roles)
+            in_order = sorted(growth.nodes, key=position.__getitem__)
+            yield Region(result, tuple(in_order), growth.roles)
         node = growth.next_node()
         if node is not None:
             growth = _Growth(position, (*growth.nodes, node))

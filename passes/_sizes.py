@@ -48,7 +48,8 @@ def nearest_inputs(value: Value) -> Sizes:
 def pieces_of(content: np.ndarray, sizes: Sizes) -> list[Piece] | str:
     """The elements as runs of numbers and runs of axes of one value, or why that is impossible."""
     pieces: list[Piece] = []
-    for element in content.reshape(-1):
+    elements: list[Dim] = content.reshape(-1).tolist()
+    for position, element in enumerate(elements):
         last = pieces[-1] if pieces else ()
         if isinstance(element, (int, bool)):
             if last and not isinstance(last[0], Value):
@@ -59,6 +60,9 @@ def pieces_of(content: np.ndarray, sizes: Sizes) -> list[Piece] | str:
         if element not in sizes:
             return f"no value has the size {element}"
         value, axis = sizes[element]
+        rest = tuple(elements[position:])
+        if value.tensor.dims[axis : axis + len(rest)] == rest:
+            return [*pieces, (value, axis, axis + len(rest))]
         if last and last[0] is value and last[2] == axis:  # type: ignore[misc]
             pieces[-1] = (value, last[1], axis + 1)  # type: ignore[misc]
         else:

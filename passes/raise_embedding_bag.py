@@ -79,15 +79,15 @@ class RaiseEmbeddingBag(Pass):
 
 def _recognize(loop: Node) -> tuple[Region, EmbeddingBag] | str | None:
     """What `loop` computes; or why it is no embedding bag; None if it does not resemble one."""
-    result = pooled_rows(loop)
-    if result is None:
+    results = pooled_rows(loop)
+    if not results:
         return None
     foreign = foreign_op(loop)
     if foreign is not None:
         return f"{foreign} has no place in an embedding bag"
     reasons = []
     # The largest region leaves the least of the exporter's code around the bag.
-    for region in reversed(list(regions(loop, result))):
+    for region in [r for result in reversed(results) for r in reversed([*regions(loop, result)])]:
         answer = ask(region)
         if isinstance(answer, EmbeddingBag):
             return region, answer

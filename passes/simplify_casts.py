@@ -42,7 +42,7 @@ def keeps_every_number(source: str, target: str) -> bool:
     if is_integer(source) and dtype_to_numpy(source).kind in "iu":
         limits = np.iinfo(dtype_to_numpy(source))
         if target in _MANTISSA:
-            return bool(limits.bits - (limits.min < 0) <= _MANTISSA[target]) and target != "float16"
+            return bool(limits.bits - (limits.min < 0) <= _MANTISSA[target])
         if is_integer(target) and dtype_to_numpy(target).kind in "iu":
             wider = np.iinfo(dtype_to_numpy(target))
             return bool(wider.min <= limits.min and limits.max <= wider.max)

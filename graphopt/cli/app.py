@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from graphopt import console
 from graphopt.cli import check, inspect, optimize, passes, run
 from graphopt.errors import GraphoptError
 
-INTERNAL, INTERRUPTED, TERMINATED, BROKEN_PIPE = 70, 130, 143, 141
+INTERNAL, BROKEN_PIPE = 70, 128 + signal.SIGPIPE
 
 app = typer.Typer(
     help="Optimize ONNX recommendation and ranking models and compile them.",
@@ -27,10 +28,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     invoke_without_command=True,
 )
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end; it cleans up like after Ctrl-C."""
 
 
 def _version(wanted: bool) -> None:
@@ -57,15 +54,16 @@ def _guarded(verb: Callable[..., int | None]) -> Callable[..., int]:
 
     @wraps(verb)
     def guarded(*args: Any, **kwargs: Any) -> int:
+        signals: list[int] = []
         try:
-            with _orderly_end(), warnings.catch_warnings():
+            with _noting(signals), warnings.catch_warnings():
                 if not sys.warnoptions:
                     warnings.simplefilter("ignore")  # libraries' advice to their own callers
                 status = verb(*args, **kwargs) or 0
                 sys.stdout.flush()
             return status
         except BaseException as error:
-            return report(error)
+            return _stopped(signals[0]) if signals else report(error)
 
     return guarded
 
@@ -85,21 +83,30 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _orderly_end() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that half-written output is removed."""
+def _noting(signals: list[int]) -> Iterator[None]:
+    """Make SIGINT and SIGTERM exceptions, so that half-written output is removed, and note them.
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    Native code may turn the exception into one of its own.
+    """
 
-    try:
-        previous = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not in the main thread
+    def note(number: int, _frame: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int) -> int:
+    console.message("", "terminated" if number == signal.SIGTERM else "interrupted")
+    return 128 + number
 
 
 def report(error: BaseException) -> int:
@@ -114,9 +121,7 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        terminated = isinstance(error, Terminated)
-        console.message("", "terminated" if terminated else "interrupted")
-        return TERMINATED if terminated else INTERRUPTED
+        return _stopped(signal.SIGINT)
     text, status = _explained(error)
     console.error(text)
     return status

@@ -125,6 +125,7 @@ def _slice(node: Node, contents: list[np.ndarray]) -> Content:
     steps = list(contents[4]) if len(contents) > 4 else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps):
         index: list[Any] = [slice(None)] * data.ndim
+        start = max(start, -data.shape[axis]) if step < 0 else start  # where ONNX is not NumPy
         stop = None if step < 0 and end < -data.shape[axis] else end
         index[axis] = slice(start, stop, step)
         data = data[tuple(index)]

@@ -347,7 +347,7 @@ def slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None
     if not isinstance(step, int) or start is None or end is None:
         return None
     if all(isinstance(x, int) for x in (size, start, end)):
-        return len(range(*slice(start, _stop(end, size, step), step).indices(size)))  # type: ignore
+        return len(sliced(size, start, end, step))  # type: ignore[arg-type]
     if step <= 0:
         if step == -1 and start == -1 and isinstance(end, int) and end < -(2**31):
             return size
@@ -355,16 +355,26 @@ def slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None
     first, last = (_clamped(bound, size) for bound in (start, end))
     if first is None or last is None:
         return None
-    return dims.maximum(dims.ceildiv(last - first, step), 0)
+    # A longer step takes one element too; the sum in the quotient must stay within int64.
+    return dims.maximum(dims.ceildiv(last - first, min(step, 2**31)), 0)
 
 
-def _stop(end: int, size: int, step: int) -> int | None:
-    return None if step < 0 and end < -size else end
+def sliced(size: int, start: int, end: int, step: int) -> range:
+    """The positions that `[start:end:step]` takes of an axis of `size`.
+
+    Unlike NumPy, ONNX starts a walk backwards from before the first element at the first element.
+    """
+    if step > 0:
+        return range(*slice(start, end, step).indices(size))
+    stop = None if end < -size else end
+    return range(*slice(max(start, -size), stop, step).indices(size))
 
 
 def _clamped(bound: Dim, size: Dim) -> Dim | None:
     """A slice bound as a position in [0, size]."""
     if isinstance(bound, int):
+        if bound <= -(2**31):
+            return 0
         if bound >= 2**31 - 1:
             return size
         position: Dim = bound if bound >= 0 else size + bound

@@ -135,6 +135,7 @@ def _variant(node: Node) -> Variant:
         padded=bag.padding_idx is not None,
         csr=bag.include_last_offset and not fixed,
         filled=bag.empty != bag.nothing,
+        half=table.dtype in ("float16", "bfloat16"),
     )
 
 

@@ -28,6 +28,7 @@ class Variant:
         padded: there is a `padding_idx`.
         csr: offsets end with the end of the last bag.
         filled: an empty bag is something else than what pooling starts from.
+        half: the table has 16-bit floats, which are pooled in 32 bits.
     """
 
     mode: Mode
@@ -37,6 +38,7 @@ class Variant:
     padded: bool
     csr: bool
     filled: bool
+    half: bool
 
     @property
     def name(self) -> str:
@@ -74,7 +76,8 @@ class Body:
         self.counts = variant.mode == "mean" or variant.filled
         is_max = variant.mode == "max"
         self.reduce, self.combine = ("ReduceMax", "max") if is_max else ("ReduceSum", "add")
-        self.add(f"nothing = CastLike ({'lowest_f32' if is_max else 'nothing_f32'}, table)")
+        start = "lowest_f32" if is_max else "nothing_f32"
+        self.add(f"nothing = CastLike ({start}, {'nothing_f32' if variant.half else 'table'})")
 
     def add(self, lines: str) -> None:
         self.lines += [line.strip() for line in lines.strip().splitlines()]
@@ -190,8 +193,8 @@ class Body:
     def chunks(self) -> None:
         """`bag`, start and end of every chunk [c]; `lane` [k] counts up to the longest chunk."""
         self.add("""
-            rounded = Add (length, chunk_less_one)
-            chunks = Div (rounded, chunk)
+            padded_length = Add (length, chunk_less_one)
+            chunks = Div (padded_length, chunk)
             chunks_so_far = CumSum (chunks, zero)
             first_chunk = Sub (chunks_so_far, chunks)
             total = ReduceSum <keepdims = 1> (chunks, axis0)""")
@@ -229,22 +232,29 @@ class Body:
     def rows(self, ids: str, weights: str, rank: int) -> tuple[str, str | None]:
         """The rows of `ids`, of that rank, and which of them are not padding (None: all)."""
         self.add(f"looked_up = Gather <axis = 0> (table, {ids})")
-        rows, other = "looked_up", None
+        rows = "looked_up"
+        if self.variant.half:
+            self.add("exact = Cast <to = 1> (looked_up)")
+            rows = "exact"
         if self.variant.weighted:
-            self.add(f"weight = Unsqueeze ({weights}, axis{rank})")
-            self.add("weighted = Mul (looked_up, weight)")
-            rows = "weighted"
-        if self.variant.padded:
-            # Mod has the sign of the divisor: a negative id and the row it reads become one number.
             self.add(f"""
-                size = Shape <end = 1> (table)
-                ids_64 = Cast <to = 7> ({ids})
-                row = Mod (ids_64, size)
-                padding_row = Mod (padding, size)
-                is_padding = Equal (row, padding_row)
-                is_other = Not (is_padding)""")
-            other = "is_other"
-        return rows, other
+                weight_column = Unsqueeze ({weights}, axis{rank})
+                weight = CastLike (weight_column, {rows})
+                weighted = Mul ({rows}, weight)""")
+            rows = "weighted"
+        return rows, self.is_other(ids) if self.variant.padded else None
+
+    def is_other(self, ids: str) -> str:
+        """Which of `ids` are not padding."""
+        # Mod has the sign of the divisor: a negative id and the row it reads become one number.
+        self.add(f"""
+            size = Shape <end = 1> (table)
+            ids_64 = Cast <to = 7> ({ids})
+            row = Mod (ids_64, size)
+            padding_row = Mod (padding, size)
+            is_padding = Equal (row, padding_row)
+            is_other = Not (is_padding)""")
+        return "is_other"
 
     def scatter(self, targets: str, updates: str, count: str, result: str) -> None:
         """`result` [count, dim]: the rows of `updates` combined where `targets` says."""
@@ -263,13 +273,16 @@ class Body:
         if self.variant.mode == "mean":
             self.add(f"""
                 divisor_64 = Max (count, one)
-                divisor = CastLike (divisor_64, table)
+                divisor = CastLike (divisor_64, {pooled})
                 mean = Div ({pooled}, divisor)""")
             pooled = "mean"
         if self.variant.filled:
             self.add(f"""
-                empty = CastLike (empty_f32, table)
+                empty = CastLike (empty_f32, {pooled})
                 is_empty = Equal (count, zero)
                 filled = Where (is_empty, empty, {pooled})""")
             pooled = "filled"
+        if self.variant.half:
+            self.add(f"rounded = CastLike ({pooled}, table)")
+            pooled = "rounded"
         return pooled

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import tvm_ffi
 from tvm import relax, te, tirx
 from tvm.error import InternalError
 
@@ -104,7 +105,7 @@ def _discarding(bb: relax.BlockBuilder) -> Iterator[None]:
     """Ends the blocks that an error leaves open, which TVM would complain of on stderr."""
     try:
         yield
-    except Exception:
+    except BaseException:
         with suppress(InternalError):
             while True:
                 bb._end_block()
@@ -301,7 +302,10 @@ class Lowering:
 
     def reshape(self, expr: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
         """The same elements in order under another shape, where possible without a copy."""
-        return self.bb.emit(relax.op.reshape(expr, relax.ShapeExpr([int64(d) for d in shape])))
+        wanted = [int64(d) for d in shape]
+        if tvm_ffi.structural_equal(_shape_of(expr), wanted):
+            return expr
+        return self.bb.emit(relax.op.reshape(expr, relax.ShapeExpr(wanted)))
 
     def untuple(self, result: relax.Expr, count: int) -> list[relax.Expr]:
         """The outputs of a computation with `count` of them."""

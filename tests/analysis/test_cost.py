@@ -60,6 +60,23 @@ def test_conv() -> None:
     assert found.flops == 5 * 6 * 8 * (2 * 2 * 3 + 1)
 
 
+def test_transposed_conv_spreads_every_input() -> None:
+    text = "(float[N,4,10] x, float[4,6,3] w, float[6] b) => (float[N,6,12] y) "
+    found = cost(text + "{ y = ConvTranspose(x, w, b) }", N=5)
+    assert found.flops == 5 * 4 * 10 * 2 * 6 * 3 + 5 * 6 * 12
+
+
+def test_pooling_reads_a_window_per_element() -> None:
+    text = "(float[N,4,10] x) => (float[N,4,8] y) { y = MaxPool<kernel_shape=[3]>(x) }"
+    assert cost(text, N=5).flops == 5 * 4 * 8 * 3
+
+
+def test_an_unknown_rank_is_unknown() -> None:
+    for body in ("y = Relu(x)", "y = MatMul(x, x)"):
+        (found,) = (c for _, c in costs(parse(f"(float x) => (float y) {{ {body} }}"), {}))
+        assert found is None
+
+
 @pytest.mark.parametrize(
     ("equation", "shapes", "flops"),
     [

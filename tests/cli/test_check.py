@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cli_model import CLICKS
 from command import graphopt
+from graphopt.ir import onnx_io
+from graphopt.testing import parse
 
 
 @pytest.fixture
@@ -35,6 +38,24 @@ def test_differences_are_named(model: Path, other: Path) -> None:
     assert "score" in found.out
     assert len(found.errors) == 1
     assert "output 'score'[" in found.err
+
+
+def test_other_shapes(model: Path, tmp_path: Path) -> None:
+    squeezed = CLICKS.replace("(float[N,1] score)", "(float[N] score)").replace(
+        "score = Sigmoid(z)", "flat = Sigmoid(z)  score = Squeeze(flat)"
+    )
+    onnx_io.save(parse(squeezed), tmp_path / "flat.onnx")
+    found = graphopt("check", model, tmp_path / "flat.onnx", "--batch", "4")
+    assert found.status == 3
+    assert "shape (4, 1) against (4,)" in found.out
+    assert "shape (4, 1) against (4,)" in found.errors[0]
+
+
+def test_empty_outputs(model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "none.npz", ids=np.ones((0, 3), int), dense=np.ones((0, 4), np.float32))
+    found = graphopt("check", model, model, "--inputs", tmp_path / "none.npz")
+    assert (found.status, found.err) == (0, "")
+    assert "(empty)" in found.out
 
 
 def test_tolerance(model: Path, other: Path) -> None:

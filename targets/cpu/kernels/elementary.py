@@ -53,10 +53,12 @@ def fast_exp(x):
     exp(x) = 2**k * exp(r) with k = round(x / ln 2).  2**k is applied in two factors, because
     neither 2**128 nor 2**-150 is a float32 while their products with exp(r) may be.
     """
-    (r, tail), (k, half) = _names("float32", 2), _names("int32", 2)
-    scaled = (tail + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half)
-    scaled = _where([(half, T.shift_right(k, T.int32(1)))], scaled)
-    return _reduced(clip(x, -104.0, 88.8), k, r, _where([(tail, _exp_minus_1(r))], scaled))
+    (r,), (k, half) = _names("float32", 1), _names("int32", 2)
+    value = _where(
+        [(half, T.shift_right(k, T.int32(1)))],
+        (_exp_minus_1(r) + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half),
+    )
+    return _reduced(clip(x, -104.0, 88.8), k, r, value)
 
 
 def sigmoid(x):
@@ -65,7 +67,7 @@ def sigmoid(x):
 
 
 def tanh(x):
-    """Hyperbolic tangent of a float32 expression;  ulp, +-1 at +-infinity.
+    """Hyperbolic tangent of a float32 expression; 2.6 ulp, +-1 at +-infinity.
 
     tanh(x) = m / (m + 2) with m = e**2x - 1 = 2**k * (e**r - 1) + (2**k - 1), which keeps its
     precision where x is small.
@@ -82,7 +84,7 @@ def tanh(x):
 
 
 def erf(x):
-    """Error function of a float32 expression;  ulp, +-1 at +-infinity."""
+    """Error function of a float32 expression; 2.8 ulp, +-1 at +-infinity."""
     x_, size, square, tail = _names("float32", 4)
     return _where(
         [

@@ -10,19 +10,10 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from .ordering import precedes
 from .storage import element_bytes, extent
 
 _INDEX_ALIGN = element_bytes("int64")
-
-
-def _precedes(a, b, dtype: str, descending: bool):
-    """Whether `a` comes before `b`; NaN counts as larger than every number, as NumPy sorts it."""
-    if "float" not in dtype:
-        return a > b if descending else a < b
-    nan_a, nan_b = tirx.isnan(a), tirx.isnan(b)
-    if descending:
-        return tirx.any(tirx.all(nan_a, tirx.Not(nan_b)), a > b)
-    return tirx.any(tirx.all(nan_b, tirx.Not(nan_a)), a < b)
 
 
 def _is_nonzero(element, dtype: str):
@@ -33,7 +24,7 @@ def _is_nonzero(element, dtype: str):
 def argsort(
     outer: int | None, length: int | None, inner: int | None, dtype: str, descending: bool
 ) -> PrimFunc:
-    """Kernel (data[outer, length, inner]) -> (order int64[outer, inner, length], work int64[length]).
+    """Kernel (data[outer, length, inner]) -> (order[outer, inner, length], work[length]), int64.
 
     `order[o, i]` are the positions along the middle axis, sorted by element; equal elements keep
     their order.  A bottom-up merge sort.  An extent given as None is symbolic; `work` is scratch.
@@ -64,7 +55,7 @@ def argsort(
                         right = out[o, i, T.min(at[3], size - 1)]
                         right_is_next = at[3] < T.min(at[1] + at[0] * 2, size) and (
                             at[2] >= T.min(at[1] + at[0], size)
-                            or _precedes(
+                            or precedes(
                                 T.Cast(compared, x[o, right, i]),
                                 T.Cast(compared, x[o, left, i]),
                                 dtype,
@@ -105,7 +96,7 @@ def nonzero_count(dtype: str) -> PrimFunc:
 
 @cache
 def nonzero_fill(dtype: str) -> PrimFunc:
-    """Kernel (data[n]) -> positions int64[count], ascending; `count` as `nonzero_count` gives it."""
+    """Kernel (data[n]) -> positions int64[count], ascending; `nonzero_count` gives `count`."""
 
     @T.prim_func(private=True, s_tir=True)
     def nonzero_fill(data: T.handle, positions: T.handle):
@@ -147,8 +138,8 @@ def distinct_fill(dtype: str, by_value: bool) -> PrimFunc:
     """Kernel (data[n], order[n]) -> (first[count], inverse[n], counts[count], rank[count]), int64.
 
     `first` holds the position of each distinct element's first occurrence, `inverse` which distinct
-    element stands at each position, `counts` how often each occurs.  They are in order of value, or,
-    unless `by_value`, of first occurrence; `rank` is scratch.
+    element stands at each position, `counts` how often each occurs.  They are in order of value,
+    or, unless `by_value`, of first occurrence; `rank` is scratch.
     """
 
     @T.prim_func(private=True, s_tir=True)

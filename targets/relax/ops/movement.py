@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.infer import sliced
 from graphopt.targets.relax.broadcast import index_into
 from graphopt.targets.relax.loops import loops, require, store
 from graphopt.targets.relax.lowering import Check, Lowering, compute, int64, lowers
@@ -305,8 +306,7 @@ def _clamped_slice(size: Any, start: Any, end: Any, step: Any) -> tuple[Any, Any
     No intermediate result leaves int64, however far out the bounds are.
     """
     if is_static(size, start, end, step) and step != 0:
-        stop = None if step < 0 and end < -size else end
-        taken = range(*slice(start, stop, step).indices(size))
+        taken = sliced(size, start, end, step)
         return (taken.start if len(taken) else 0), len(taken)
     size, start, end, step = (int64(x) for x in (size, start, end, step))
     zero, one, minus = int64(0), int64(1), int64(-1)
@@ -314,7 +314,7 @@ def _clamped_slice(size: Any, start: Any, end: Any, step: Any) -> tuple[Any, Any
     last = tirx.Select(end < zero, end + size, end)
     low = tirx.min(tirx.max(first, zero), size), tirx.min(tirx.max(last, zero), size)
     high = (
-        tirx.min(tirx.max(first, minus), size - one),
+        tirx.min(tirx.max(first, zero), size - one),
         tirx.min(tirx.max(last, minus), size - one),
     )
     forwards = tirx.floordiv(low[1] - low[0] - one, tirx.max(step, one)) + one

@@ -67,7 +67,7 @@ def _positions(node: Node, grid: te.Tensor, axis: int, size: Any) -> te.Tensor:
     """The coordinates along one axis of the image that a grid asks for, in elements."""
     # The last axis of a grid starts with the coordinate along the last axis of the image.
     column, one = int64(len(grid.shape) - 3 - axis), f32(1)
-    low, high = _limits(node, size)
+    limits = _limits(node, size)
 
     def position(*i: Any) -> Scalar:
         x = f32(grid(*i, column)) + one
@@ -78,10 +78,9 @@ def _positions(node: Node, grid: te.Tensor, axis: int, size: Any) -> te.Tensor:
         if node.attr("mode") == "nearest":
             at = tirx.nearbyint(at)
         if node.attr("padding_mode") == "reflection":
-            return _reflected(at, low, high)
-        margin = f32(4) if node.attr("padding_mode") == "zeros" else f32(0)
-        inner = tirx.max(tirx.min(at, f32(size) - one + margin), f32(0) - margin)
-        return tirx.Select(tirx.all(at >= low, at <= high), at, inner)
+            return _reflected(at, *limits)
+        # Farther out all elements are alike; a NaN or a huge number must not become an index.
+        return tirx.max(tirx.min(at, f32(size) + f32(3)), f32(-4))
 
     return compute(grid.shape[:-1], position, name="position")
 

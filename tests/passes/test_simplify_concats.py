@@ -1,0 +1,157 @@
+"""Concatenations in one level, of whole values."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.passes.simplify_concats import SimplifyConcats
+from graphopt.testing import assert_rewrites, assert_unchanged
+
+SIGNATURE = "(float[N,2] a, float[N,3] b, float[N,4] c) => (float[] y)"
+
+
+def test_nested_concatenations_are_one() -> None:
+    before = SIGNATURE + "{ ab = Concat<axis=1>(a, b) u = Concat<axis=-1>(ab, c) y = Neg(u) }"
+    after = SIGNATURE + "{ u = Concat<axis=1>(a, b, c) y = Neg(u) }"
+    assert_rewrites(SimplifyConcats(), before, after)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = Concat<axis=0>(a, a) q = Concat<axis=0>(b, b) y = Concat<axis=1>(p, q)",
+        "u = Relu(a) y = Concat<axis=1>(u, b)",
+    ],
+)
+def test_concatenations_of_other_axes_stay(body: str) -> None:
+    assert_unchanged(SimplifyConcats(), f"{SIGNATURE} {{ {body} }}", "of its own")
+
+
+def test_only_what_nobody_else_reads_is_flattened() -> None:
+    start = "ab = Concat<axis=1>(a, b) z = Relu(ab) "
+    before = start + "u = Concat<axis=1>(ab, c) y = Concat<axis=1>(u, z)"
+    after = start + "y = Concat<axis=1>(ab, c, z)"
+    texts = [f"{SIGNATURE} {{ {body} }}" for body in (before, after)]
+    assert_rewrites(SimplifyConcats(), *texts)
+
+
+def test_an_inner_concatenation_that_is_an_output_stays() -> None:
+    text = """(float[N,2] a, float[N,3] b) => (float[] ab, float[] y) {
+        ab = Concat<axis=1>(a, b)
+        y = Concat<axis=1>(ab, a)
+    }"""
+    assert_unchanged(SimplifyConcats(), text, "of its own")
+
+
+def test_empty_operands_go() -> None:
+    text = """(float[N,2] a, float[N,3] b) => (float[] y) <int64[1] s = {1}, int64[1] x = {1}> {
+        e = Slice(a, s, s, x)
+        u = Concat<axis=1>(a, e, b)
+        y = Neg(u)
+    }"""
+    after = "(float[N,2] a, float[N,3] b) => (float[] y) { u = Concat<axis=1>(a, b) y = Neg(u) }"
+    assert_rewrites(SimplifyConcats(), text, after)
+
+
+SLICES = """(float[N,9] x, float[N,3] z) => ({outputs})
+    <int64[1] i0 = {{0}}, int64[1] i2 = {{2}}, int64[1] i5 = {{5}}, int64[1] i9 = {{9}}, int64[1] a = {{1}}> {{
+    {body} }}"""
+
+
+def slices(body: str, outputs: str = "float[] y") -> str:
+    return SLICES.format(body=body, outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (
+            "u = Slice(x, i0, i2, a) v = Slice(x, i2, i5, a) w = Concat<axis=1>(z, u, v) y = Neg(w)",
+            "u = Slice(x, i0, i5, a) w = Concat<axis=1>(z, u) y = Neg(w)",
+        ),
+        (
+            "u = Slice(x, i0, i2, a) v = Slice(x, i2, i9, a) w = Concat<axis=1>(u, v) y = Neg(w)",
+            "y = Neg(x)",
+        ),
+        (
+            "u = Slice(x, i2, i5, a) v = Slice(x, i5, i9, a) w = Concat<axis=1>(u, v, z) y = Neg(w)",
+            "u = Slice(x, i2, i9, a) w = Concat<axis=1>(u, z) y = Neg(w)",
+        ),
+    ],
+)
+def test_neighbouring_slices_are_one(body: str, after: str) -> None:
+    assert_rewrites(SimplifyConcats(), slices(body), slices(after))
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs"),
+    [
+        ("u = Slice(x, i2, i5, a) v = Slice(x, i0, i2, a) y = Concat<axis=1>(u, v)", "float[] y"),
+        ("u = Slice(x, i0, i2, a) v = Slice(x, i5, i9, a) y = Concat<axis=1>(u, v)", "float[] y"),
+        ("u = Slice(x, i0, i2, a) v = Slice(x, i2, i5, i0) y = Concat<axis=1>(u, z)", "float[] y"),
+        (
+            "u = Slice(x, i0, i2, a) v = Slice(x, i2, i5, a) y = Concat<axis=1>(u, v)",
+            "float[] y, float[] u",
+        ),
+    ],
+)
+def test_other_slices_stay(body: str, outputs: str) -> None:
+    assert_unchanged(SimplifyConcats(), slices(body, outputs), "neighbouring slices")
+
+
+def test_a_split_put_together_again_goes() -> None:
+    text = """(float[N,6] x) => (float[] y) <int64[3] s = {{1, 2, 3}}> {{
+        p, q, r = Split<axis=1>(x, s)
+        u = Concat<axis={}>({})
+        y = Neg(u)
+    }}"""
+    after = "(float[N,6] x) => (float[] y) { y = Neg(x) }"
+    assert_rewrites(SimplifyConcats(), text.format(-1, "p, q, r"), after)
+    assert_unchanged(SimplifyConcats(), text.format(1, "p, r, q"), "in order")
+    assert_unchanged(SimplifyConcats(), text.format(1, "p, q"), "in order")
+
+
+def test_a_split_joined_along_another_axis_stays() -> None:
+    text = """(float[4,6] x) => (float[] y) <int64[2] s = {2, 2}> {
+        p, q = Split<axis=0>(x, s)
+        u = Concat<axis=1>(p, q)
+        y = Neg(u)
+    }"""
+    assert_unchanged(SimplifyConcats(), text, "another axis")
+
+
+STACK = """(float[N,4] a, float[N,4] b) => ({outputs})
+    <int64[3] three = {{-1, 1, 4}}, int64[2] flat = {{-1, 8}}, int64[2] turned = {{-1, 4}}> {{
+    u = Reshape(a, three)
+    v = Reshape(b, three)
+    s = Concat<axis=1>(u, v)
+    {body} }}"""
+
+
+def test_a_flattened_stack_is_a_concatenation() -> None:
+    before = STACK.format(body="f = Reshape(s, flat) y = Neg(f)", outputs="float[] y")
+    wanted = """(float[N,4] a, float[N,4] b) => (float[] y) <int64[2] t = {-1, 4}> {
+        u = Reshape(a, three)
+        p = Reshape(u, t)
+        v = Reshape(b, three)
+        q = Reshape(v, t)
+        f = Concat<axis=1>(p, q)
+        y = Neg(f)
+    }""".replace("<int64[2] t", "<int64[3] three = {-1, 1, 4}, int64[2] t")
+    assert_rewrites(SimplifyConcats(), before, wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "reason"),
+    [
+        ("f = Reshape(s, turned) y = Neg(f)", "float[] y", "more than flattening"),
+        (
+            "f = Reshape(s, flat) y = Neg(f)",
+            "float[] y, float[] u",
+            "no reshape that can be undone",
+        ),
+        ("f = Reshape(s, flat) y = Neg(f)", "float[] y, float[] s", "also read elsewhere"),
+    ],
+)
+def test_other_stacks_stay(body: str, outputs: str, reason: str) -> None:
+    assert_unchanged(SimplifyConcats(), STACK.format(body=body, outputs=outputs), reason)
