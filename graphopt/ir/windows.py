@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graphopt.errors import InvalidModelError
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
-from graphopt.ir.graph import Node
+from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
 
@@ -166,35 +166,49 @@ def _over_output(node: Node, counts: Sequence[Dim], walk: _Walk) -> Windows | No
 # ------------------------------------------------------------------ type rules
 
 
-@type_rule("Conv", "ConvInteger", "QLinearConv", "ConvTranspose")
-@type_rule("MaxPool", "AveragePool", "LpPool")
+@type_rule("Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 def _windowed(node: Node) -> list[Type | None]:
     """The types of an op with windows.
 
     The schema's own rule loses symbolic sizes, and counts windows that start in the padding at the
     end (`ceil_mode`), which the specification of MaxPool ignores.
     """
-    windows = Windows.of(node)
-    data = node.inputs[0]
+    windows, data = Windows.of(node), node.inputs[0]
     if windows is None or data is None:
-        return None  # type: ignore[return-value]  (the schema's rule is asked then)
-    channels, dtype = data.tensor.dims[1], data.dtype
+        return None  # type: ignore[return-value]  # leaves it to the schema's rule
     spatial = windows.sizes if node.op_type == "ConvTranspose" else windows.counts
     if any(isinstance(size, int) and size < 0 for size in spatial):
-        where = ", ".join(repr(name) for name in node.where[:3])
-        raise InvalidModelError(f"{node.op} (node {where}): its windows are larger than its input")
-    if node.op_type in _WEIGHT:
-        weight = node.inputs[_WEIGHT[node.op_type]]
-        assert weight is not None
-        filters = weight.tensor.dims
-        transposed = node.op_type == "ConvTranspose"
-        channels = filters[1] * node.attr("group", 1) if transposed else filters[0]
-    if node.op_type == "ConvInteger":
-        dtype = "int32"
-    elif node.op_type == "QLinearConv":
+        raise _invalid(node, "its windows are larger than its input")
+    shape = [data.tensor.dims[0], _channels(node, data), *spatial]
+    types: list[Type | None] = [tensor_type(_dtype(node, data), shape), tensor_type("int64", shape)]
+    return types[: len(node.outputs)]
+
+
+def _channels(node: Node, data: Value) -> Dim:
+    """The channels of the output; those of the input must fit the weight."""
+    given = data.tensor.dims[1]
+    if node.op_type not in _WEIGHT:
+        return given
+    weight, group = node.inputs[_WEIGHT[node.op_type]], node.attr("group", 1)
+    assert weight is not None
+    first, second = weight.tensor.dims[:2]
+    transposed = node.op_type == "ConvTranspose"
+    wanted, split = (first, given) if transposed else (second * group, first)
+    if isinstance(given, int) and isinstance(wanted, int) and given != wanted:
+        raise _invalid(node, f"its input has {given} channels, its weight wants {wanted}")
+    if isinstance(split, int) and split % group:
+        raise _invalid(node, f"{split} channels do not make {group} groups")
+    return second * group if transposed else first
+
+
+def _dtype(node: Node, data: Value) -> str:
+    if node.op_type == "QLinearConv":
         zero = node.inputs[7]
         assert zero is not None
-        dtype = zero.dtype
-    shape = [data.tensor.dims[0], channels, *spatial]
-    types: list[Type | None] = [tensor_type(dtype, shape), tensor_type("int64", shape)]
-    return types[: len(node.outputs)]
+        return zero.dtype
+    return "int32" if node.op_type == "ConvInteger" else data.dtype
+
+
+def _invalid(node: Node, reason: str) -> InvalidModelError:
+    where = ", ".join(repr(name) for name in node.where[:3])
+    return InvalidModelError(f"{node.op} (node {where}): {reason}")

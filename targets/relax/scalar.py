@@ -95,18 +95,18 @@ def _float_to_int(x: Scalar, dtype: str) -> Scalar:
 
 
 def _to_half(x: Scalar, source: str, dtype: str) -> Scalar:
-    single = x.astype("float32")
-    if source in ("float64", "int64", "uint64", "int32", "uint32"):
-        single = _rounded_to_odd(x.astype("float64"))
+    wide = source in ("float64", "int64", "uint64", "int32", "uint32")
+    value = _rounded_to_odd(x.astype("float64")) if wide else x.astype("float32")
     if dtype == "float16":
-        return single.astype(dtype)
+        return value.astype(dtype)
     # TVM cuts the lower half off where IEEE rounds to nearest even; a NaN must not round to infinity.
-    word = tirx.reinterpret("uint32", single)
+    single, word = tirx.Var("single", "float32"), tirx.Var("word", "uint32")
     last = tirx.bitwise_and(word >> const(16, "uint32"), const(1, "uint32"))
     nearest = word + const(0x7FFF, "uint32") + last
     upper = tirx.Select(tirx.isnan(single), word | const(0x400000, "uint32"), nearest)
     upper = tirx.bitwise_and(upper, const(0xFFFF0000, "uint32"))
-    return tirx.reinterpret("float32", upper).astype(dtype)
+    rounded = tirx.reinterpret("float32", upper).astype(dtype)
+    return tirx.Let(single, value, tirx.Let(word, tirx.reinterpret("uint32", single), rounded))
 
 
 def bitcast(x: Scalar, dtype: str) -> Scalar:

@@ -29,7 +29,9 @@ def schedule(module: tvm.IRModule) -> tvm.IRModule:
 
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     named = _name_operands(function).with_attr("global_symbol", "main")
-    found = s_tir.Schedule(tvm.IRModule({"main": named}))
+    # An expression with names of its own may have been used twice in a larger one.
+    unique = s_tir.transform.ConvertSSA()(tvm.IRModule({"main": named}))
+    found = s_tir.Schedule(unique)
     blocks = found.get_child_blocks(found.get_sblock("root"))
     remaining = [block for block in blocks if not _inlined(found, block)]
     _gather_rows(found, remaining)

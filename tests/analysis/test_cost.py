@@ -73,7 +73,7 @@ def test_pooling_reads_a_window_per_element() -> None:
 
 def test_an_unknown_rank_is_unknown() -> None:
     for body in ("y = Relu(x)", "y = MatMul(x, x)"):
-        (found,) = (c for _, c in costs(parse(f"(float x) => (float y) {{ {body} }}"), {}))
+        (found,) = (c for _, c in costs(parse(f"(float[] x) => (float[] y) {{ {body} }}"), {}))
         assert found is None
 
 

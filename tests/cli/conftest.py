@@ -30,6 +30,16 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def flat_model(tmp_path: Path) -> Path:
+    """The same model with scores of shape [N] instead of [N, 1]."""
+    text = CLICKS.replace("float[N,1] score", "float[N] score")
+    text = text.replace("score = Sigmoid(z)", "column = Sigmoid(z)  score = Squeeze(column)")
+    path = tmp_path / "flat.onnx"
+    onnx_io.save(parse(text), path)
+    return path
+
+
+@pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     """Inputs for it."""
     path = tmp_path / "inputs.npz"

@@ -54,7 +54,8 @@ def test_empty_operands_go() -> None:
 
 
 SLICES = """(float[N,9] x, float[N,3] z) => ({outputs})
-    <int64[1] i0 = {{0}}, int64[1] i2 = {{2}}, int64[1] i5 = {{5}}, int64[1] i9 = {{9}}, int64[1] a = {{1}}> {{
+    <int64[1] i0 = {{0}}, int64[1] i2 = {{2}}, int64[1] i5 = {{5}}, int64[1] i9 = {{9}},
+     int64[1] a = {{1}}> {{
     {body} }}"""
 
 
@@ -66,7 +67,8 @@ def slices(body: str, outputs: str = "float[] y") -> str:
     ("body", "after"),
     [
         (
-            "u = Slice(x, i0, i2, a) v = Slice(x, i2, i5, a) w = Concat<axis=1>(z, u, v) y = Neg(w)",
+            "u = Slice(x, i0, i2, a) v = Slice(x, i2, i5, a) "
+            "w = Concat<axis=1>(z, u, v) y = Neg(w)",
             "u = Slice(x, i0, i5, a) w = Concat<axis=1>(z, u) y = Neg(w)",
         ),
         (
@@ -74,7 +76,8 @@ def slices(body: str, outputs: str = "float[] y") -> str:
             "y = Neg(x)",
         ),
         (
-            "u = Slice(x, i2, i5, a) v = Slice(x, i5, i9, a) w = Concat<axis=1>(u, v, z) y = Neg(w)",
+            "u = Slice(x, i2, i5, a) v = Slice(x, i5, i9, a) "
+            "w = Concat<axis=1>(u, v, z) y = Neg(w)",
             "u = Slice(x, i2, i9, a) w = Concat<axis=1>(u, z) y = Neg(w)",
         ),
     ],

@@ -76,8 +76,9 @@ def test_squeezes_become_reshapes(shape: str, body: str, after: str) -> None:
 
 
 def test_two_unknown_sizes_are_copied() -> None:
-    before = "(float[N,M] x) => (float[N,M,1] y) <int64[1] two = {2}> { h = Unsqueeze(x, two) y = Relu(h) }"
-    after = "(float[N,M] x) => (float[N,M,1] y) <int64[3] s = {0, 0, 1}> { h = Reshape(x, s) y = Relu(h) }"
+    template = "(float[N,M] x) => (float[N,M,1] y) <{}> {{ h = {} y = Relu(h) }}"
+    before = template.format("int64[1] two = {2}", "Unsqueeze(x, two)")
+    after = template.format("int64[3] s = {0, 0, 1}", "Reshape(x, s)")
     assert_rewrites(SimplifyReshapes(), before, after)
 
 

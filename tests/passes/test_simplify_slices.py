@@ -151,7 +151,8 @@ def test_a_column_without_its_axis_is_a_gather() -> None:
 
 
 def test_split_into_one_and_pad_by_nothing() -> None:
-    before = """(float[N,8] x) => (float[N,8] y) <int64[1] all = {8}, int64[4] pads = {0, 0, 0, 0}> {
+    before = """(float[N,8] x) => (float[N,8] y)
+    <int64[1] all = {8}, int64[4] pads = {0, 0, 0, 0}> {
         a = Split<axis=1>(x, all)
         b = Pad(a, pads)
         y = Neg(b)

@@ -270,7 +270,13 @@ def _power(x: Scalar, exponent: Scalar) -> Scalar:
     return scalar.integer_power(x, exponent)
 
 
+def _square_root(x: Scalar) -> Scalar:
+    """x ** 0.5, which unlike the square root is infinite at minus infinity."""
+    return tirx.Select(tirx.EQ(x, _like(x, -math.inf)), _like(x, math.inf), tirx.sqrt(x))
+
+
 _POWERS: dict[Any, Callable[[Scalar], Scalar]] = {
+    0.5: _square_root,
     1: lambda x: x,
     2: lambda x: x * x,
     3: lambda x: x * x * x,

@@ -10,36 +10,26 @@ from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir.graph import Node
+from graphopt.ir.windows import Windows
 from graphopt.targets.relax import reduction, scalar
 from graphopt.targets.relax.loops import loops, require, row_major, store
 from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
 from graphopt.targets.relax.operands import bind_shape, describe, elements, tensor_input
 from graphopt.targets.relax.reduction import Region
 from graphopt.targets.relax.scalar import const
-from graphopt.targets.relax.windows import Windows, finished
+from graphopt.targets.relax.windows import (
+    finished,
+    inside,
+    offsets,
+    padded,
+    reduced,
+    size_checks,
+    starts,
+    tap_axes,
+    windows_of,
+)
 
 Scalar = Any
-
-
-def _windows(lower: Lowering, node: Node) -> Windows:
-    data = tensor_input(node, 0)
-    if data.tensor.shape is None:
-        raise lower.unsupported("the rank of its input is known only at run time")
-    return Windows.of(lower, node, data.tensor.dims[2:], node.attr("kernel_shape"))
-
-
-def _pooled(
-    windows: Windows, shape: Sequence[Any], read: Any, reducer: Any, name: str
-) -> te.Tensor:
-    """`read(n, c, *padded_positions)`, reduced over each window."""
-    taps = windows.loops()
-
-    def element(n: Any, c: Any, *o: Any) -> Scalar:
-        offsets = windows.offsets([loop.var for loop in taps])
-        at = [p * int64(stride) + far for p, stride, far in zip(o, windows.strides, offsets)]
-        return reducer(read(n, c, *at), axis=taps)
-
-    return compute(shape, element, name=name)
 
 
 # -------------------------------------------------------------------- greatest
@@ -47,18 +37,18 @@ def _pooled(
 
 @lowers("MaxPool")
 def _max_pool(lower: Lowering, node: Node) -> relax.Expr | list[relax.Expr]:
-    data, windows = tensor_input(node, 0), _windows(lower, node)
+    data, windows = tensor_input(node, 0), windows_of(lower, node)
     dtype, lead = lower.checked_dtype(data.dtype), lower.shape(data)[:2]
     work = scalar.working_dtype(dtype)
-    shape = windows.bind(lower, node.outputs[0])
+    shape = lower.shape(node.outputs[0])
 
     def greatest(x: te.Tensor) -> te.Tensor:
         fill = const(scalar.lowest(work), work)
-        read = windows.read(lower, lead, lambda *i: scalar.cast(x(*i), work), fill)
-        return _pooled(windows, shape, read, reduction.greatest, "greatest")
+        read = padded(lower, windows, lead, lambda *i: scalar.cast(x(*i), work), fill)
+        return reduced(windows, shape, read, reduction.greatest)
 
     source = lower.expr(data)
-    best = lower.te(greatest, source)
+    best = lower.te(greatest, source, checks=size_checks(lower, node, windows))
     values = best
     if work != dtype:
         values = finished(lower, lambda t, *i: scalar.cast(t(*i), dtype), shape, best)
@@ -75,17 +65,18 @@ def _positions(
     work, missing = str(best.ty.dtype), const(scalar.highest("int64"), "int64")
 
     def first(x: te.Tensor, peak: te.Tensor) -> te.Tensor:
-        taps = windows.loops()
+        taps = tap_axes(windows)
 
         def element(n: Any, c: Any, *o: Any) -> Scalar:
-            offsets = windows.offsets([loop.var for loop in taps])
-            at = [start + far for start, far in zip(windows.starts(lower, o), offsets)]
+            far = offsets(windows, [tap.var for tap in taps])
+            at = [start + offset for start, offset in zip(starts(lower, windows, o), far)]
             value = scalar.cast(x(n, c, *at), work)
             found = tirx.EQ(value, peak(n, c, *o))
             if scalar.is_float(work):
                 found = tirx.any(found, tirx.isnan(value))
-            inside = tirx.all(tirx.const(True, "bool"), *windows.inside(lower, at))
-            found = tirx.if_then_else(inside, found, tirx.const(False, "bool"))
+            conditions = inside(lower, windows, at)
+            if conditions:
+                found = tirx.if_then_else(tirx.all(*conditions), found, tirx.const(False, "bool"))
             return reduction.least(tirx.Select(found, row_major(at, sizes), missing), axis=taps)
 
         return compute(shape, element, name="first")
@@ -111,7 +102,7 @@ def _column_major(place: Any, sizes: Sequence[Any]) -> Any:
 @lowers("MaxUnpool")
 def _max_unpool(lower: Lowering, node: Node) -> relax.Expr:
     data, places, given = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
-    windows, dtype = _windows(lower, node), lower.checked_dtype(data.dtype)
+    windows, dtype = windows_of(lower, node), lower.checked_dtype(data.dtype)
     source = lower.shape(data)
     spans = zip(source[2:], windows.strides, windows.kernel, windows.before, windows.after)
     inner = [(count - 1) * stride + k - b - a for count, stride, k, b, a in spans]
@@ -141,30 +132,30 @@ def _max_unpool(lower: Lowering, node: Node) -> relax.Expr:
 
 @lowers("AveragePool")
 def _average_pool(lower: Lowering, node: Node) -> relax.Expr:
-    data, windows = tensor_input(node, 0), _windows(lower, node)
+    data, windows = tensor_input(node, 0), windows_of(lower, node)
     dtype, lead = lower.checked_dtype(data.dtype), lower.shape(data)[:2]
-    work, padded = scalar.working_dtype(dtype), bool(node.attr("count_include_pad"))
-    shape = windows.bind(lower, node.output)
+    work, count_padding = scalar.working_dtype(dtype), bool(node.attr("count_include_pad"))
+    shape = lower.shape(node.output)
 
     def total(x: te.Tensor) -> te.Tensor:
-        read = windows.read(lower, lead, lambda *i: scalar.cast(x(*i), work), const(0, work))
-        return _pooled(windows, shape, read, reduction.total, "total")
+        read = padded(lower, windows, lead, lambda *i: scalar.cast(x(*i), work), const(0, work))
+        return reduced(windows, shape, read, reduction.total)
 
     def mean(t: te.Tensor, *i: Any) -> Scalar:
-        count = _elements(lower, windows, i[2:], padded)
+        count = _elements(lower, windows, i[2:], count_padding)
         return scalar.cast(t(*i) / scalar.cast(count, work), dtype)
 
-    return finished(lower, mean, shape, lower.te(total, lower.expr(data)))
+    return finished(lower, mean, shape, lower.te(total, lower.expr(data), checks=size_checks(lower, node, windows)))
 
 
-def _elements(lower: Lowering, windows: Windows, window: Sequence[Any], padded: bool) -> Any:
-    """How many elements a window covers, those of the padding included if `padded`."""
+def _elements(lower: Lowering, windows: Windows, window: Sequence[Any], padding: bool) -> Any:
+    """How many elements a window covers, those of the padding included if `padding`."""
     total: Any = int64(1)
-    starts = windows.starts(lower, window)
-    spans = zip(starts, windows.sizes, windows.before, windows.after, windows.kernel, windows.dilations)
+    firsts = starts(lower, windows, window)
+    spans = zip(firsts, windows.sizes, windows.before, windows.after, windows.kernel, windows.dilations)
     for start, size, before, after, kernel, dilation in spans:
-        end = int64(lower.dim(size + after if padded else size))
-        low = int64(0) - int64(lower.dim(before)) if padded else int64(0)
+        end = int64(lower.dim(size + after if padding else size))
+        low = int64(0) - int64(lower.dim(before)) if padding else int64(0)
         step = int64(dilation)
         first = tirx.max(tirx.floordiv(low - start + step - int64(1), step), int64(0))
         last = tirx.min(tirx.floordiv(end - start + step - int64(1), step), int64(kernel))
@@ -174,19 +165,19 @@ def _elements(lower: Lowering, windows: Windows, window: Sequence[Any], padded: 
 
 @lowers("LpPool")
 def _lp_pool(lower: Lowering, node: Node) -> relax.Expr:
-    data, windows, p = tensor_input(node, 0), _windows(lower, node), node.attr("p")
+    data, windows, p = tensor_input(node, 0), windows_of(lower, node), node.attr("p")
     dtype, lead = lower.checked_dtype(data.dtype), lower.shape(data)[:2]
     work = scalar.working_dtype(dtype)
-    shape = windows.bind(lower, node.output)
+    shape = lower.shape(node.output)
 
     def total(x: te.Tensor) -> te.Tensor:
         def load(*i: Any) -> Scalar:
             return _power(scalar.cast(x(*i), work), p)
 
-        read = windows.read(lower, lead, load, const(0, work))
-        return _pooled(windows, shape, read, reduction.total, "total")
+        read = padded(lower, windows, lead, load, const(0, work))
+        return reduced(windows, shape, read, reduction.total)
 
-    sums = lower.te(total, lower.expr(data))
+    sums = lower.te(total, lower.expr(data), checks=size_checks(lower, node, windows))
     return finished(lower, lambda t, *i: scalar.cast(_root(t(*i), p), dtype), shape, sums)
 
 

@@ -7,14 +7,20 @@ from typing import Any, NamedTuple
 
 from tvm import relax, te, tirx
 
-from graphopt.ir import dims
-from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.windows import Windows
 from graphopt.targets.relax import reduction, scalar
-from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
+from graphopt.targets.relax.lowering import Check, Lowering, compute, int64, lowers
 from graphopt.targets.relax.operands import bind_shape, describe, elements, product, tensor_input
 from graphopt.targets.relax.scalar import const
-from graphopt.targets.relax.windows import Windows, finished
+from graphopt.targets.relax.windows import (
+    finished,
+    padded,
+    size_checks,
+    strided,
+    tap_axes,
+    windows_of,
+)
 
 Scalar = Any
 # Reads an element of an operand: of its tensors, and where.
@@ -34,6 +40,8 @@ def _conv(lower: Lowering, node: Node) -> relax.Expr:
 def _biased(lower: Lowering, x: relax.Expr, bias: Value | None, dtype: str) -> relax.Expr:
     """`x[N, M, ...] + bias[M]`, as `dtype`."""
     work, args = str(x.ty.dtype), [] if bias is None else [lower.expr(bias)]
+    if bias is not None and bias.tensor.dims != (int(x.ty.shape.values[1]),):
+        raise lower.unsupported("its bias has not one element for each channel")
     if bias is None and work == dtype:
         return x
 
@@ -60,12 +68,9 @@ def convolution(
     `load_data(tensors, *indices)` reads an element of the data from the TE tensors of `args`; by
     default that is the first tensor, and the second for the weight. Padding counts as zero.
     """
-    windows = Windows.of(lower, node, data.tensor.dims[2:], weight.tensor.dims[2:])
-    shape = windows.bind(lower, node.output)
+    windows, shape = windows_of(lower, node), lower.shape(node.output)
     lead, group = lower.shape(data)[:2], node.attr("group", 1)
-    outputs, depth = lower.shape(weight)[:2]
-    if not (isinstance(outputs, int) and isinstance(depth, int)):
-        raise lower.unsupported("the number of its channels is known only at run time")
+    outputs, depth = _filters(lower, weight)
     read_data = load_data or (lambda tensors, *i: tensors[0](*i))
     read_weight = load_weight or (lambda tensors, *i: tensors[1](*i))
 
@@ -73,15 +78,12 @@ def convolution(
         def load(*i: Any) -> Scalar:
             return scalar.cast(read_data(tensors, *i), work)
 
-        read = windows.read(lower, lead, load, const(0, work))
-        channel, taps = te.reduce_axis((0, int64(depth)), "channel"), windows.loops()
+        read = padded(lower, windows, lead, load, const(0, work))
+        channel, taps = te.reduce_axis((0, int64(depth)), "channel"), tap_axes(windows)
 
         def element(n: Any, m: Any, *o: Any) -> Scalar:
-            k = [loop.var for loop in taps]
-            at = [
-                p * int64(s) + d for p, s, d in zip(o, windows.strides, windows.offsets(k))
-            ]
-            c = channel.var
+            k = [tap.var for tap in taps]
+            at, c = strided(windows, o, k), channel.var
             if group > 1:
                 c = tirx.floordiv(m, int64(outputs // group)) * int64(depth) + c
             factor = scalar.cast(read_weight(tensors, m, channel.var, *k), work)
@@ -89,7 +91,25 @@ def convolution(
 
         return compute(shape, element, name="convolution")
 
-    return lower.te(emit, *args)
+    return lower.te(emit, *args, checks=_checks(lower, node, data, depth * group))
+
+
+def _filters(lower: Lowering, weight: Value) -> tuple[int, int]:
+    """The first two sizes of a weight."""
+    first, second = lower.shape(weight)[:2]
+    if not (isinstance(first, int) and isinstance(second, int)):
+        raise lower.unsupported("the number of its channels is known only at run time")
+    return first, second
+
+
+def _checks(lower: Lowering, node: Node, data: Value, channels: int) -> list[Check]:
+    """What must hold of sizes at run time."""
+    checks = size_checks(lower, node, windows_of(lower, node))
+    given = data.tensor.dims[1]
+    if given != channels:
+        fits = tirx.EQ(int64(lower.dim(given)), int64(channels))
+        checks.append((fits, f"{describe(node)}: its input must have {channels} channels"))
+    return checks
 
 
 # -------------------------------------------------------------------- integers
@@ -105,6 +125,8 @@ def _integer_convolution(
     lower: Lowering, node: Node, data: Value, weight: Value, zero: Value | None, w_zero: Value | None
 ) -> relax.Expr:
     """The int32 convolution of `data - zero` with `weight - w_zero` (a number, or one a channel)."""
+    _check_parameter(lower, zero, 1)
+    _check_parameter(lower, w_zero, _filters(lower, weight)[0])
     args = [lower.expr(v) for v in (data, weight, zero, w_zero) if v is not None]
     places = iter(range(2, len(args)))
     load_data = _shifted(lower, 0, zero, next(places) if zero else 0)
@@ -127,6 +149,14 @@ def _channel(value: Value, channel: Any) -> list[Any]:
     return [int64(0) if size == 1 else channel for size in value.tensor.dims]
 
 
+def _check_parameter(lower: Lowering, value: Value | None, channels: int) -> None:
+    """Refuse a parameter that is neither one number nor one for each of `channels`."""
+    shape = () if value is None else value.tensor.dims
+    if shape and shape not in ((1,), (channels,)):
+        assert value is not None
+        raise lower.unsupported(f"{value.name!r} has shape {list(map(str, shape))}")
+
+
 @lowers("QLinearConv")
 def _qlinear_conv(lower: Lowering, node: Node) -> relax.Expr:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (
@@ -134,18 +164,19 @@ def _qlinear_conv(lower: Lowering, node: Node) -> relax.Expr:
     )
     product = _integer_convolution(lower, node, x, w, x_zero, w_zero)
     bias, dtype = node.input(8), lower.checked_dtype(node.output.dtype)
+    for value, count in ((x_scale, 1), (w_scale, _filters(lower, w)[0]), (y_scale, 1), (y_zero, 1)):
+        _check_parameter(lower, value, count)
     low, high = (const(float(f(dtype)), "float32") for f in (scalar.lowest, scalar.highest))
 
-    def element(p: te.Tensor, xs: te.Tensor, ws: te.Tensor, ys: te.Tensor, yz: te.Tensor, *r: Any) -> Scalar:
-        b, i = (r[:1], r[1:]) if bias is not None else ((), r)
-        total = p(*i) + b[0](i[1]) if b else p(*i)
-        scale = xs(*_channel(x_scale, i[1])) * ws(*_channel(w_scale, i[1]))
-        scale = scale / ys(*_channel(y_scale, i[1]))
-        value = tirx.nearbyint(total.astype("float32") * scale)
-        value = value + yz(*_channel(y_zero, i[1])).astype("float32")
+    operands = [x_scale, w_scale, y_scale, y_zero, *([bias] if bias is not None else [])]
+
+    def element(p: te.Tensor, *rest: Any) -> Scalar:
+        tensors, i = rest[: len(operands)], rest[len(operands) :]
+        xs, ws, ys, yz, *b = (t(*_channel(v, i[1])) for t, v in zip(tensors, operands))
+        total = p(*i) + b[0] if b else p(*i)
+        value = tirx.nearbyint(total.astype("float32") * (xs * ws / ys)) + yz.astype("float32")
         return scalar.cast(tirx.min(tirx.max(value, low), high), dtype)
 
-    operands = [x_scale, w_scale, y_scale, y_zero, *([bias] if bias is not None else [])]
     args = [lower.expr(value) for value in operands]
     return finished(lower, element, list(product.ty.shape.values), product, *args)
 
@@ -158,18 +189,13 @@ def _conv_transpose(lower: Lowering, node: Node) -> relax.Expr:
     data, weight, bias = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
     dtype, group = lower.checked_dtype(node.output.dtype), node.attr("group", 1)
     work = scalar.working_dtype(dtype)
-    windows = _transposed(lower, node, data.tensor.dims[2:], weight.tensor.dims[2:])
-    depth, outputs = lower.shape(weight)[:2]
-    if not (isinstance(depth, int) and isinstance(outputs, int)):
-        raise lower.unsupported("the number of its channels is known only at run time")
+    windows, shape = windows_of(lower, node), lower.shape(node.output)
+    depth, outputs = _filters(lower, weight)
     batch = lower.shape(data)[0]
-    shape = bind_shape(
-        lower, node.output, [batch, outputs * group, *(lower.dim(size) for size in windows.sizes)]
-    )
 
     def emit(x: te.Tensor, w: te.Tensor) -> te.Tensor:
         spread = _spread(lower, windows, [batch, depth], lambda *i: scalar.cast(x(*i), work), work)
-        channel, taps = te.reduce_axis((0, int64(depth // group)), "channel"), windows.loops()
+        channel, taps = te.reduce_axis((0, int64(depth // group)), "channel"), tap_axes(windows)
 
         def element(n: Any, m: Any, *p: Any) -> Scalar:
             k = [loop.var for loop in taps]
@@ -181,38 +207,9 @@ def _conv_transpose(lower: Lowering, node: Node) -> relax.Expr:
 
         return compute(shape, element, name="convolution")
 
-    result = lower.te(emit, lower.expr(data), lower.expr(weight))
+    args = [lower.expr(data), lower.expr(weight)]
+    result = lower.te(emit, *args, checks=_checks(lower, node, data, depth))
     return _biased(lower, result, bias, dtype)
-
-
-def _transposed(
-    lower: Lowering, node: Node, counts: Sequence[Dim], kernel: Sequence[Dim]
-) -> Windows:
-    """The windows over the output that the elements of the input stand for."""
-    rank = len(counts)
-    if not all(isinstance(size, int) for size in kernel):
-        raise lower.unsupported("the size of its windows is known only at run time")
-    fixed: tuple[int, ...] = tuple(kernel)  # type: ignore[assignment]
-    strides = tuple(node.attr("strides") or [1] * rank)
-    dilations = tuple(node.attr("dilations") or [1] * rank)
-    extra = node.attr("output_padding") or [0] * rank
-    auto, wanted = node.attr("auto_pad", "NOTSET"), node.attr("output_shape")
-    full = [
-        (count - 1) * stride + (k - 1) * dilation + 1 + more
-        for count, stride, k, dilation, more in zip(counts, strides, fixed, dilations, extra)
-    ]
-    if wanted or auto.startswith("SAME"):
-        sizes = list(wanted or [count * stride for count, stride in zip(counts, strides)])[-rank:]
-        totals = [dims.maximum(whole - size, 0) for whole, size in zip(full, sizes)]
-        smaller = [dims.floordiv(total, 2) for total in totals]
-        larger = [total - half for total, half in zip(totals, smaller)]
-        before, after = (smaller, larger) if auto == "SAME_UPPER" else (larger, smaller)
-    else:
-        pads = [0] * (2 * rank) if auto == "VALID" else node.attr("pads") or [0] * (2 * rank)
-        before, after = list(pads[:rank]), list(pads[rank:])
-        sizes = [whole - b - a for whole, b, a in zip(full, before, after)]
-    found = tuple(sizes), fixed, strides, dilations, tuple(before), tuple(after)
-    return Windows(*found, tuple(counts))
 
 
 def _reversed(windows: Windows, taps: Sequence[Any]) -> list[Any]:
@@ -230,7 +227,7 @@ def _spread(
 
     Element `p` of the output and tap `k` of a window meet at position `p + reversed(k)`.
     """
-    margins = _reversed(windows, [int64(0)] * windows.rank)
+    margins = _reversed(windows, [int64(0)] * len(windows.sizes))
     extents = [int64(lower.dim(size)) + margin for size, margin in zip(windows.sizes, margins)]
 
     def element(*i: Any) -> Scalar:

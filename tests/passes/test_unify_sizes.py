@@ -1,0 +1,54 @@
+"""Sizes that some op needs to be equal get one name."""
+
+from __future__ import annotations
+
+from graphopt.ir.dims import Sym
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ir.verifier import verify
+from graphopt.passes.unify_sizes import UnifySizes
+from graphopt.pipeline.base import PassContext
+
+
+def graph_of(op_type: str, **attrs: int) -> Graph:
+    """An op applied to inputs [N, 2] and [M, 2]."""
+    graph = Graph("g", {"": 18})
+    n, m = Sym.named("N"), Sym.named("M")
+    a = graph.add_input("a", TensorType("float32", (n, 2)))
+    b = graph.add_input("b", TensorType("float32", (m, 2)))
+    graph.set_outputs([graph.insert(op_type, [a, b], attrs).output], ["y"])
+    return graph
+
+
+def test_what_is_concatenated_is_as_long() -> None:
+    graph, ctx = graph_of("Concat", axis=1), PassContext()
+    assert UnifySizes().run(graph, ctx)
+    verify(graph)
+    assert [str(v.type) for v in graph.inputs] == ["f32[N, 2]", "f32[N, 2]"]
+    assert str(graph.outputs[0].type) == "f32[N, 4]"
+    assert ctx.stats.hits == {"M = N": 1}
+    assert not UnifySizes().run(graph, PassContext())
+
+
+def test_what_is_added_is_as_long() -> None:
+    graph = graph_of("Add")
+    assert str(graph.outputs[0].type) == "f32[max(M, N), 2]"
+    assert UnifySizes().run(graph, PassContext())
+    assert str(graph.outputs[0].type) == "f32[N, 2]"
+
+
+def test_what_is_appended_may_have_any_length() -> None:
+    assert not UnifySizes().run(graph_of("Concat", axis=0), PassContext())
+
+
+def test_sizes_may_differ_by_a_number() -> None:
+    graph = Graph("g", {"": 18})
+    n, m = Sym.named("N"), Sym.named("M")
+    dense = graph.add_input("dense", TensorType("float32", (n, 2)))
+    offsets = graph.add_input("offsets", TensorType("int64", (m,)))
+    bags = graph.add_input("bags", TensorType("float32", (m - 1, 2)))
+    joined = graph.insert("Concat", [dense, bags], {"axis": 1}).output
+    graph.set_outputs([joined], ["y"])
+    assert UnifySizes().run(graph, PassContext())
+    assert str(offsets.type) == "i64[N + 1]"
+    assert str(joined.type) == "f32[N, 4]"

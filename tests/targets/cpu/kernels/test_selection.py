@@ -1,0 +1,169 @@
+"""Sorting, top k, non-zero positions and distinct elements, against NumPy."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from tvm import relax
+
+from graphopt.targets.cpu.kernels.selection import (
+    argsort,
+    distinct_count,
+    distinct_fill,
+    nonzero_count,
+    nonzero_fill,
+)
+from graphopt.targets.cpu.kernels.topk import topk
+
+ORDERED = ["int8", "uint8", "int32", "int64", "uint64", "float16", "bfloat16", "float32", "float64"]
+
+
+def sample(shape, dtype, seed=0):
+    """Few distinct values, so that there are ties; the extremes of the type; NaN for floats."""
+    rng = np.random.default_rng(seed)
+    if dtype == "bool":
+        return rng.random(shape) < 0.5
+    if "float" in dtype:
+        storage = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+        values = np.array([-np.inf, -2, -0.5, 0, 0.5, 1, 3, np.inf, np.nan])
+        return rng.choice(values, shape).astype(storage)
+    info = np.iinfo(dtype)
+    return rng.choice(np.array([info.min, 1, 2, 3, info.max - 1, info.max], dtype), shape)
+
+
+def stable_order(x, descending, axis):
+    """Positions in order; ties by position, NaN as the largest."""
+    wide = x if x.dtype.kind in "iu" else x.astype(np.float64)
+    _, rank = np.unique(wide, return_inverse=True)
+    rank = rank.reshape(x.shape)
+    return np.argsort(-rank if descending else rank, axis=axis, kind="stable")
+
+
+@pytest.fixture(scope="module")
+def sorters(compile_kernels):
+    kernels = {}
+    for dtype in ORDERED:
+        kernels[f"top_{dtype}"] = topk(None, None, None, None, dtype, True)
+        kernels[f"sort_{dtype}"] = argsort(None, None, None, dtype, False)
+    kernels["bottom_float32"] = topk(3, None, 1, 4, "float32", False, "k is too large")
+    kernels["sort_down_float32"] = argsort(3, None, 1, "float32", True)
+    return compile_kernels(kernels)
+
+
+def take(x, order, axis=1):
+    return np.take_along_axis(x, order, axis)
+
+
+@pytest.mark.parametrize("shape", [(2, 17, 3), (1, 64, 1), (3, 1, 2), (1, 200, 2)], ids=str)
+@pytest.mark.parametrize("dtype", ORDERED)
+def test_topk_is_the_head_of_the_sorted_axis(sorters, dtype, shape):
+    x = sample(shape, dtype)
+    for k in {0, 1, min(5, shape[1]), shape[1]}:
+        out = (shape[0], k, shape[2])
+        values, indices = sorters[f"top_{dtype}"]([x], [(out, dtype), (out, "int64")])
+        order = stable_order(x, True, 1)[:, :k]
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_array_equal(values, take(x, order))
+
+
+def test_topk_smallest(sorters):
+    x = sample((3, 30, 1), "float32")
+    out = (3, 4, 1)
+    values, indices = sorters["bottom_float32"]([x], [(out, "float32"), (out, "int64")])
+    order = stable_order(x, False, 1)[:, :4]
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, take(x, order))
+
+
+def test_topk_of_too_few_elements(sorters):
+    out = (3, 4, 1)
+    with pytest.raises(RuntimeError, match="k is too large"):
+        sorters["bottom_float32"](
+            [np.zeros((3, 3, 1), np.float32)], [(out, "float32"), (out, "int64")]
+        )
+
+
+@pytest.mark.parametrize("shape", [(2, 17, 3), (1, 64, 1), (1, 1, 1), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ORDERED)
+def test_argsort_is_stable(sorters, dtype, shape):
+    x = sample(shape, dtype)
+    out = (shape[0], shape[2], shape[1])
+    order, _ = sorters[f"sort_{dtype}"]([x], [(out, "int64"), ((shape[1],), "int64")])
+    np.testing.assert_array_equal(order, stable_order(x, False, 1).transpose(0, 2, 1))
+
+
+def test_argsort_descending(sorters):
+    x = sample((3, 33, 1), "float32")
+    order, _ = sorters["sort_down_float32"]([x], [((3, 1, 33), "int64"), ((33,), "int64")])
+    np.testing.assert_array_equal(order[:, 0], stable_order(x, True, 1)[..., 0])
+
+
+FLAT = ["bool", "int64", "float32", "float16"]
+
+
+@pytest.fixture(scope="module")
+def flat(compile_kernels):
+    kernels = {}
+    for dtype in FLAT:
+        kernels[f"count_{dtype}"] = nonzero_count(dtype)
+        kernels[f"fill_{dtype}"] = nonzero_fill(dtype)
+    kernels["sort"] = argsort(1, None, 1, "int64", False)
+    kernels["distinct"] = distinct_count("int64")
+    kernels["by_value"] = distinct_fill("int64", True)
+    kernels["by_place"] = distinct_fill("int64", False)
+    return compile_kernels(kernels)
+
+
+@pytest.mark.parametrize("n", [0, 1, 50])
+@pytest.mark.parametrize("dtype", FLAT)
+def test_nonzero(flat, dtype, n):
+    x = sample((n,), dtype)
+    expected = np.flatnonzero(x)
+    (count,) = flat[f"count_{dtype}"]([x], [((1,), "int64")])
+    assert count == len(expected)
+    (found,) = flat[f"fill_{dtype}"]([x], [((len(expected),), "int64")])
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("n", [0, 1, 60])
+@pytest.mark.parametrize("by_value", [True, False])
+def test_distinct(flat, by_value, n):
+    x = np.random.default_rng(n).integers(-9, 9, n)
+    order, _ = flat["sort"]([x.reshape(1, n, 1)], [((1, 1, n), "int64"), ((n,), "int64")])
+    order = order.reshape(n)
+    (count,) = flat["distinct"]([x, order], [((1,), "int64")])
+    values, first, inverse, counts = np.unique(
+        x, return_index=True, return_inverse=True, return_counts=True
+    )
+    assert count == len(values)
+    size = ((len(values),), "int64")
+    found = flat["by_value" if by_value else "by_place"](
+        [x, order], [size, ((n,), "int64"), size, size]
+    )
+    if not by_value:
+        placed = np.argsort(first, kind="stable")
+        rank = np.argsort(placed, kind="stable")
+        first, inverse, counts = first[placed], rank[inverse], counts[placed]
+    for actual, expected in zip(found, (first, inverse, counts), strict=False):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_topk_inside_a_relax_module(compile_relax):
+    def emit(builder, scores, bias):
+        batch = scores.ty.shape[0]
+        kernel = builder.add_func(topk(1, None, None, 3, "float32", True), "topk")
+        total = builder.emit(relax.op.add(scores, bias))
+        columns = builder.emit(relax.op.permute_dims(total, (1, 0)))
+        cube = builder.emit(relax.op.reshape(columns, (1, 20, batch)))
+        types = [relax.TensorType((1, 3, batch), dtype) for dtype in ("float32", "int64")]
+        found = builder.emit(relax.call_tir(kernel, [cube], types))
+        values = builder.emit(relax.op.nn.relu(relax.TupleGetItem(found, 0)))
+        return builder.emit(relax.Tuple([values, relax.TupleGetItem(found, 1)]))
+
+    run = compile_relax([(("b", 20), "float32"), ((20,), "float32")], emit)
+    for batch in (1, 7):
+        scores = np.random.default_rng(batch).standard_normal((batch, 20)).astype(np.float32)
+        values, indices = run(scores, np.arange(20, dtype=np.float32))
+        total = (scores + np.arange(20, dtype=np.float32)).T[None]
+        order = np.argsort(-total, axis=1, kind="stable")[:, :3]
+        np.testing.assert_array_equal(indices, order)
+        np.testing.assert_array_equal(values, np.maximum(take(total, order), 0))

@@ -1,0 +1,95 @@
+"""Dense layers become packed GEMMs, with their bias and activation inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.ir.graph import Graph, Node
+from graphopt.targets.cpu.legalize import DOMAIN, legalize
+from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
+
+
+def legalized(text: str) -> tuple[Graph, list[Node]]:
+    graph = parse(text)
+    legalize(graph, lanes=8)
+    return graph, [node for node in graph.nodes if node.domain == DOMAIN]
+
+
+def left(graph: Graph) -> list[str]:
+    return [node.op for node in graph.nodes if node.domain != DOMAIN]
+
+
+LAYER = """g (float[N,5] x) => (float[N,7] y) <float[5,7] w, float[7] b> {{
+    h = MatMul(x, w) s = Add(h, b) y = {activation}(s) }}"""
+
+
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu", "Sigmoid", "Tanh"])
+def test_one_kernel_per_layer(activation: str) -> None:
+    graph, layers = legalized(LAYER.format(activation=activation))
+    assert not left(graph)
+    assert len(layers) == 1
+    assert layers[0].attrs["lanes"] == 8
+
+
+def test_other_activations_stay() -> None:
+    graph, layers = legalized(LAYER.format(activation="Exp"))
+    assert left(graph) == ["Exp"]
+    assert len(layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("g (float[N,5] x, float[5,7] w) => (float[N,7] y) { y = MatMul(x, w) }", "computed weights"),
+        ("g (double[N,5] x) => (double[N,7] y) <double[5,7] w> { y = MatMul(x, w) }", "double"),
+        ("g (float[5,N] x) => (float[N,7] y) <float[5,7] w> { y = Gemm<transA=1>(x, w) }", "transA"),
+        ("g (float[5] x) => (float[7] y) <float[5,7] w> { y = MatMul(x, w) }", "a vector"),
+        ("g (float[2,5] x) => (float[2,7] y) <float[5,7] w, float[2,1] c> { y = Gemm(x, w, c) }", "rows"),
+        ("g (float[N,3,5] x) => (float[N,3,7] y) <float[3,5,7] w> { y = MatMul(x, w) }", "batched"),
+    ],
+)
+def test_what_stays(text: str, why: str) -> None:
+    _, layers = legalized(text)
+    assert not layers, why
+
+
+def test_a_sum_after_the_activation_stays() -> None:
+    graph, _ = legalized(
+        """g (float[N,5] x) => (float[N,7] y) <float[5,7] w, float[7] b> {
+            h = MatMul(x, w) r = Relu(h) y = Add(r, b) }"""
+    )
+    assert left(graph) == ["Add"]
+
+
+def test_a_layer_that_others_read_keeps_its_value() -> None:
+    graph, layers = legalized(
+        """g (float[N,5] x) => (float[N,7] y, float[N,7] h) <float[5,7] w> {
+            h = MatMul(x, w) y = Relu(h) }"""
+    )
+    assert left(graph) == ["Relu"]
+    assert len(layers) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LAYER.format(activation="Relu"),
+        """g (float[N,5] x) => (float[N,3] y) <float[3,5] w, float[1] c> {
+            h = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, c) y = Sigmoid(h) }""",
+        """g (float[N,4,5] x) => (float[N,4,33] y) <float[5,33] w, float[1,1,33] b> {
+            h = MatMul(x, w) y = Add(b, h) }""",
+        "g (float[N,5] x) => (float[N,1] y) <float[5,1] w, float[1,1] c> { y = Gemm(x, w, c) }",
+    ],
+)
+def test_the_same_numbers(text: str) -> None:
+    # What a target compiles is legalized by it; see `CpuTarget.compile`.
+    graph = parse(text)
+    working = graph.clone()
+    legalize(working, lanes=8)
+    compiled = Compiled(working)
+    for size in (1, 2, 9):
+        feeds = random_inputs(graph, {"N": size})
+        expected, found = run_onnxruntime(graph, feeds)["y"], compiled(feeds)["y"]
+        # Sums of five products: the order of additions differs.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,43 @@
+"""Finding and describing the CPU target."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from graphopt.artifact import host_features
+from graphopt.errors import SpecError
+from graphopt.targets.base import find
+from graphopt.targets.cpu.target import CpuTarget
+
+
+def test_the_default_is_this_machine() -> None:
+    target = find("cpu")
+    assert isinstance(target, CpuTarget)
+    assert set(target.features) <= host_features() or not host_features()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 CPUs")
+@pytest.mark.parametrize(
+    ("name", "lanes"), [("x86-64", 4), ("x86-64-v3", 8), ("skylake-avx512", 16)]
+)
+def test_vector_width_follows_the_cpu(name: str, lanes: int) -> None:
+    target = find(f"cpu:{name}")
+    assert isinstance(target, CpuTarget)
+    assert target.lanes == lanes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cpu:pentium9", "knows no .* CPU called 'pentium9'"),
+        ("cqu", "did you mean 'cpu'"),
+        ("tpu9000x", "there are: cpu, onnxruntime, reference"),
+        ("onnxruntime:x", "takes no argument"),
+        ("reference:x", "takes no argument"),
+    ],
+)
+def test_refused(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        find(text)
