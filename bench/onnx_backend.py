@@ -17,6 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -295,7 +296,11 @@ def main(
         description="node tests",
         console=Console(stderr=True),
     )
-    outcomes = sorted(progress, key=lambda outcome: outcome.name)
+    outcomes: list[Outcome] = []
+    with suppress(KeyboardInterrupt):  # what is done by then is reported
+        for outcome in progress:
+            outcomes.append(outcome)
+    outcomes.sort(key=lambda outcome: outcome.name)
     console = Console()
     if not console.is_terminal:
         console.width = 160

@@ -70,6 +70,8 @@ def question_of(region: Region) -> Question | str:
         return f"tables of {roles.table.dtype} are not tried out"
     integers = frozenset(_integers(region))
     rows, dim = (_static(d) for d in roles.table.tensor.dims)
+    if rows == 0:
+        return "its table has no rows"
     # A loop that knows how many rows there are (to normalize negative ids) must be given that many.
     knows_rows = any(abs(number) >= ROWS for number in integers)
     offsets = roles.offsets

@@ -96,17 +96,15 @@ def regions(loop: Node, result: Value) -> Iterator[Region]:
     """The regions of `loop` that have the inputs of an embedding bag, from near to far."""
     assert loop.graph is not None
     position = {node: k for k, node in enumerate(loop.graph.nodes)}
-    nodes = [loop]
-    value: Value | None = result
-    while value is not None and value.producer not in (None, loop):
-        nodes.append(value.producer)
-        value = value.producer.inputs[0]
+    nodes, node = [loop], result.producer
+    while node is not None and node is not loop:
+        nodes.append(node)
+        node = node.inputs[0].producer if node.inputs[0] is not None else None
     growth = _Growth(position, tuple(nodes))
-    node: Node | None = loop
     while node is not None and len(growth.nodes) <= MAX_NODES:
         if growth.roles is not None:
-            in_order = sorted(growth.nodes, key=position.__getitem__)
-            yield Region(result, tuple(in_order), growth.roles)
+            nodes = sorted(growth.nodes, key=position.__getitem__)
+            yield Region(result, tuple(nodes), growth.roles)
         node = growth.next_node()
         if node is not None:
             growth = _Growth(position, (*growth.nodes, node))

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
 from graphopt import console
-from graphopt.cli import check, inspect, optimize, passes, run
+from graphopt.cli import check, inspect, optimize, passes, run, signals
 from graphopt.errors import GraphoptError
 
 INTERNAL, BROKEN_PIPE = 70, 128 + signal.SIGPIPE
@@ -54,16 +52,16 @@ def _guarded(verb: Callable[..., int | None]) -> Callable[..., int]:
 
     @wraps(verb)
     def guarded(*args: Any, **kwargs: Any) -> int:
-        signals: list[int] = []
+        received: list[int] = []
         try:
-            with _noting(signals), warnings.catch_warnings():
+            with signals.ending(received), warnings.catch_warnings():
                 if not sys.warnoptions:
                     warnings.simplefilter("ignore")  # libraries' advice to their own callers
                 status = verb(*args, **kwargs) or 0
                 sys.stdout.flush()
             return status
         except BaseException as error:
-            return _stopped(signals[0]) if signals else report(error)
+            return signals.stopped(received[0]) if received else report(error)
 
     return guarded
 
@@ -82,33 +80,6 @@ def main(args: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-@contextmanager
-def _noting(signals: list[int]) -> Iterator[None]:
-    """Make SIGINT and SIGTERM exceptions, so that half-written output is removed, and note them.
-
-    Native code may turn the exception into one of its own.
-    """
-
-    def note(number: int, _frame: object) -> None:
-        signals.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _stopped(number: int) -> int:
-    console.message("", "terminated" if number == signal.SIGTERM else "interrupted")
-    return 128 + number
-
-
 def report(error: BaseException) -> int:
     """Print one line on what went wrong, and return the exit status that belongs to it."""
     if os.environ.get("GRAPHOPT_TRACEBACK") == "1":
@@ -121,7 +92,7 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return _stopped(signal.SIGINT)
+        return signals.stopped(signal.SIGINT)
     text, status = _explained(error)
     console.error(text)
     return status

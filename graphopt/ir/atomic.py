@@ -11,6 +11,17 @@ from pathlib import Path
 
 from graphopt.errors import OutputError
 
+_unfinished: set[Path] = set()
+
+
+def discard_unfinished() -> None:
+    """Remove all that is half written, for a process that is to end without unwinding."""
+    for path in list(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -26,6 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
+        _unfinished.add(temporary)
         temporary.chmod(0o666 & ~_umask())
         yield temporary
         os.replace(temporary, path)
@@ -34,6 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+            _unfinished.discard(temporary)
 
 
 @contextmanager
@@ -62,12 +75,14 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=".graphopt-", dir=parent))
+        _unfinished.add(temporary)
         yield temporary
     except OSError as error:
         raise _not_written(error, Path(error.filename or parent)) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+            _unfinished.discard(temporary)
 
 
 def _not_written(error: OSError, where: Path) -> Exception:

@@ -163,6 +163,12 @@ def floordiv(a: Dim, b: Dim) -> Dim:
         return exact
     if isinstance(a, int) and isinstance(b, int):
         return a // b
+    if isinstance(b, int) and b > 0:
+        # Multiples of b come out whole, and so do those in the constant term.
+        whole = _simplest({m: c // b for m, c in _terms(a).items() if c % b == 0 or not m})
+        a = a - whole * b
+        if whole != 0:
+            return whole + floordiv(a, b)
     return _opaque("floordiv", a, b)
 
 
@@ -203,7 +209,17 @@ def _operands(fn: str, dim: Dim) -> Iterator[Dim]:
 
 def is_nonnegative(dim: Dim) -> bool:
     """True if `dim >= 0` for all sizes >= 0 (every named size counts something)."""
-    return all(coefficient >= 0 for coefficient in _terms(dim).values())
+    return all(
+        coefficient >= 0 and all(_is_count(atom) for atom in monomial)
+        for monomial, coefficient in _terms(dim).items()
+    )
+
+
+def _is_count(atom: Atom) -> bool:
+    if not atom.fn:
+        return True
+    enough = any if atom.fn == "max" else all
+    return enough(is_nonnegative(operand) for operand in atom.args)
 
 
 def product(dims: Iterable[Dim]) -> Dim:

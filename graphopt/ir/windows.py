@@ -166,7 +166,7 @@ def _over_output(node: Node, counts: Sequence[Dim], walk: _Walk) -> Windows | No
 # ------------------------------------------------------------------ type rules
 
 
-@type_rule("Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
+@type_rule(*_WEIGHT, "MaxPool", "AveragePool", "LpPool")
 def _windowed(node: Node) -> list[Type | None]:
     """The types of an op with windows.
 

@@ -70,11 +70,12 @@ class CpuTarget(Target):
         self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
     ) -> Compiled:
         from graphopt.targets.cpu import legalize
-        from graphopt.targets.relax import build, expand, lowering
+        from graphopt.targets.relax import bfloat16, build, expand, lowering
 
         stage("lower")
         working = graph.clone()
         expand.expand_functions(working)
+        bfloat16.widen_bfloat16(working)
         legalize.legalize(working, self.lanes)
         lowered = lowering.lower(working, oob)
         stage("build")

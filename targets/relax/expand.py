@@ -13,6 +13,7 @@ from graphopt.ir.infer import make_attribute
 from graphopt.ir.types import TensorType, type_to_proto
 from graphopt.targets.relax.lowering import has_converter
 
+_BODY = "graphopt.body"
 _MAX_DEPTH = 8  # bodies nest three deep at most (SoftmaxCrossEntropyLoss → NegativeLogLikelihoodLoss)
 
 
@@ -70,25 +71,42 @@ def _inlined(node: Node, graph: Graph) -> onnx.ModelProto:
     """A model of this node alone, its op replaced by the op's body."""
     names = ["" if value is None else f"in{k}" for k, value in enumerate(node.inputs)]
     outputs = [f"out{k}" if _is_used(value) else "" for k, value in enumerate(node.outputs)]
-    proto = onnx.helper.make_node(node.op_type, names, outputs, domain=node.domain)
-    # The inliner leaves a reference to an attribute that is not given empty, whatever its default.
+    types = [onnx.TypeProto() if v is None else type_to_proto(_anonymous(v)) for v in node.inputs]
+    call = onnx.helper.make_node(node.op_type, names, outputs, domain=node.domain)
+    # References to an attribute that is not given would stay empty, whatever its default.
     attributes = schema.defaults(node.op_type, node.domain, graph.opset(node.domain)) | node.attrs
-    proto.attribute.extend(
+    call.attribute.extend(
         make_attribute(name, attr) for name, attr in attributes.items() if not isinstance(attr, Graph)
     )
-    inputs = [
-        onnx.helper.make_value_info(name, type_to_proto(_anonymous(value)))
-        for name, value in zip(names, node.inputs)
-        if value is not None
-    ]
+    body = _body(call, types, graph.opset(node.domain))
+    call.domain = body.domain = _BODY
+    inputs = [onnx.helper.make_value_info(n, t) for n, t in zip(names, types) if n]
     results = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in outputs if name]
-    opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()]
+    imports = {**graph.opsets, **{o.domain: o.version for o in body.opset_import}, _BODY: 1}
     model = onnx.helper.make_model(
-        onnx.helper.make_graph([proto], "body", inputs, results), opset_imports=opsets, ir_version=10
+        onnx.helper.make_graph([call], "body", inputs, results),
+        functions=[body],
+        opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in imports.items()],
+        ir_version=10,
     )
-    return onnx.inliner.inline_selected_functions(
-        model, [(node.domain, node.op_type)], exclude=False, inline_schema_functions=True
-    )
+    return onnx.inliner.inline_selected_functions(model, [(_BODY, body.name)])
+
+
+def _body(call: onnx.NodeProto, types: list[onnx.TypeProto], version: int) -> onnx.FunctionProto:
+    """The body that the schema gives for this call in a version of its domain."""
+    found = schema.find(call.op_type, call.domain, version)
+    assert found is not None
+    function = onnx.FunctionProto()
+    if found.has_context_dependent_function:
+        written = max(v for v in found.context_dependent_function_opset_versions if v <= version)
+        data = found.get_context_dependent_function_with_opset_version(
+            written, call.SerializeToString(), [t.SerializeToString() for t in types]
+        )
+    else:
+        written = max(v for v in found.function_opset_versions if v <= version)
+        data = found.get_function_with_opset_version(written)
+    function.ParseFromString(data)
+    return function
 
 
 def _anonymous(value: Value) -> TensorType:

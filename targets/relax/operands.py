@@ -45,7 +45,7 @@ def elements(lower: Lowering, value: Value) -> list[Any]:
         return []
     flat = lower.reshape(lower.expr(value), [count])
     if value.dtype != "int64":
-        flat = lower.te(lambda x: compute([count], lambda i: scalar.cast(x(i), "int64"), "sizes"), flat)
+        flat = lower.te(lambda x: compute([count], lambda i: scalar.cast(x(i), "int64")), flat)
     names = [lower.fresh_size(f"element{k}_") for k in range(count)]
     return lower.bind_sizes(names, flat)
 
@@ -108,4 +108,3 @@ def same_sizes(lower: Lowering, a: Sequence[Dim], b: Sequence[Dim]) -> Any:
 def describe(node: Node) -> str:
     """`Op 'node'`, for the run-time errors of generated code."""
     return f"{node.op} {node.where[0]!r}"
-

@@ -40,8 +40,10 @@ def from_te(
     free = [var for var in sizes if var in used and var not in bound]
     kernel = te.create_prim_func([*inputs, *free, *outs], index_dtype_override="int64")
     in_shapes = _variables(dim for tensor in [*inputs, *outs] for dim in tensor.shape)
-    if checks or not in_shapes.issuperset(free):
-        # FuseTIR declares a size twice that is an argument of its own and no dim.
+    # FuseTIR declares a size twice that is an argument of its own and no dim; bfloat16 gets lost
+    # between the stages of one kernel.
+    narrow = any(str(tensor.dtype) == "bfloat16" for tensor in [*inputs, *outs])
+    if checks or narrow or not in_shapes.issuperset(free):
         kernel = kernel.with_attr("op_pattern", OPAQUE)
     kernel = s_tir.renew_defs(_with_checks(kernel, checks))
     return kernel.without_attr("global_symbol"), free

@@ -17,6 +17,10 @@ from tvm import s_tir, tirx
 
 SCHEDULED = "tirx.is_scheduled"
 
+# TVM's LLVM backend looks through names within names again at every level: the time it takes doubles
+# with each, so that a chain of thirty ops written as one expression would not compile within an hour.
+MAX_NAMES = 8
+
 
 def schedule(module: tvm.IRModule) -> tvm.IRModule:
     """Schedule every kernel that is not marked as scheduled already."""
@@ -50,10 +54,9 @@ def _name_operands(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
     def named(store: tirx.BufferStore, mutator: Any) -> tirx.BufferStore:
         def name(load: tvm.ir.TensorLoad) -> Any:
-            dtype = str(load.ty.dtype)
-            if load.source.same_as(store.buffer) or not ("float" in dtype or dtype == "bool"):
+            if str(load.ty.dtype) not in _NAMED or load.source.same_as(store.buffer):
                 return load
-            alias = tirx.Var("x", dtype)
+            alias = tirx.Var("x", str(load.ty.dtype))
             return tirx.Let(alias, load, alias)
 
         value = tvm_ffi.structural_map(store.value, (tvm.ir.TensorLoad, name))
@@ -63,12 +66,17 @@ def _name_operands(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return function.with_body(body)
 
 
+_NAMED = frozenset(["bool", "float16", "float32", "float64"])
+
+
 def _inlined(found: s_tir.Schedule, block: Any) -> bool:
     """Put a stage into the one that reads it, if that does not repeat costly work."""
     readers = found.get_consumers(block)
     if len(readers) != 1 or _reduced(found, block):
         return False
     stage, reader = found.get(block), found.get(readers[0])
+    if _names(stage.body) > MAX_NAMES:
+        return False
     cheap = not _reduced(found, readers[0]) and _is_cheap(stage.body)
     if not cheap and not _reads_once(reader, stage.writes[0].source):
         return False
@@ -77,6 +85,18 @@ def _inlined(found: s_tir.Schedule, block: Any) -> bool:
     except s_tir.ScheduleError:
         return False
     return True
+
+
+def _names(body: tirx.Stmt) -> int:
+    """How many names the expressions of a stage introduce."""
+    count = 0
+
+    def visit(expr: tvm.ir.Expr) -> None:
+        nonlocal count
+        count += isinstance(expr, tirx.Let)
+
+    tvm_ffi.structural_walk(body, (tvm.ir.Expr, visit))
+    return count
 
 
 def _reduced(found: s_tir.Schedule, block: Any) -> bool:

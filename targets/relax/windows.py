@@ -12,7 +12,7 @@ from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Node
 from graphopt.ir.windows import Windows
 from graphopt.targets.relax.lowering import Check, Lowering, compute, int64
-from graphopt.targets.relax.operands import describe
+from graphopt.targets.relax.operands import bind_shape, describe
 
 Scalar = Any
 
@@ -103,12 +103,20 @@ def strided(windows: Windows, window: Sequence[Any], taps: Sequence[Any]) -> lis
     return [first + offset for first, offset in zip(firsts, offsets(windows, taps))]
 
 
-def size_checks(lower: Lowering, node: Node, windows: Windows) -> list[Check]:
-    """What must hold at run time for the windows not to be larger than what they slide over."""
+def windowed_shape(
+    lower: Lowering, node: Node, windows: Windows, checks: Sequence[Check] = ()
+) -> list[Any]:
+    """The shape of a node's outputs; the program stops where windows are larger than the input.
+
+    Args:
+        checks: what else must hold at run time.
+    """
     text = f"{describe(node)}: its windows are larger than its input"
     counts = (*windows.counts, *windows.sizes)
     open_sizes = [d for d in counts if isinstance(d, Sym) and not dims.is_nonnegative(d)]
-    return [(int64(lower.dim(dim)) >= int64(0), text) for dim in open_sizes]
+    needed = [(int64(lower.dim(dim)) >= int64(0), text) for dim in open_sizes]
+    output = node.outputs[0]
+    return bind_shape(lower, output, lower.shape(output), [*needed, *checks])
 
 
 def finished(

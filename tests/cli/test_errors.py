@@ -98,23 +98,3 @@ def test_status_of_a_library_that_exits(raising) -> None:  # type: ignore[no-unt
     assert raising(SystemExit(5)).status == 5
     assert raising(SystemExit("text")).status == 70
     assert raising(typer.Exit(4)).status == 4
-
-
-def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    graphopt("inspect", tmp_path)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_verbs_work_outside_of_the_main_thread() -> None:
-    import threading
-
-    from graphopt.cli import main
-
-    found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(main(["passes", "dce"])))
-    thread.start()
-    thread.join()
-    assert found == [0]

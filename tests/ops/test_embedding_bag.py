@@ -32,16 +32,17 @@ def graph_of(
     weighted: bool = False,
     dim: Dim = 3,
     rows: Dim = ROWS,
+    dtype: str = "float32",
     ints: str = "int64",
     opset: int = 18,
 ) -> Graph:
     """One bag of inputs table, ids, offsets (unless `fixed`) and weights (if `weighted`)."""
     graph = Graph(opsets={"": opset})
     shape = (B, K) if fixed else (N,)
-    table = graph.add_input("table", TensorType("float32", (rows, dim)))
+    table = graph.add_input("table", TensorType(dtype, (rows, dim)))
     ids = graph.add_input("ids", TensorType(ints, shape))
     offsets = None if fixed else graph.add_input("offsets", TensorType(ints, (B,)))
-    weights = graph.add_input("weights", TensorType("float32", shape)) if weighted else None
+    weights = graph.add_input("weights", TensorType(dtype, shape)) if weighted else None
     inputs = [table, ids, offsets, weights]
     while inputs[-1] is None:
         inputs.pop()
@@ -148,6 +149,24 @@ def test_body_means_the_same(mode: str, dim: int, form: str) -> None:
             assert pooled.shape == wanted.shape
             # Chunks of a long bag are added up one by one, NumPy adds in pairs.
             np.testing.assert_allclose(pooled, wanted, rtol=1e-5, atol=1e-5, err_msg=str(bag))
+
+
+@pytest.mark.parametrize("form", ["narrow", "wide", "fixed"])
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_other_dtypes(mode: str, dtype: str, form: str) -> None:
+    bag, dim = EmbeddingBag(mode, padding_idx=2), NARROW + 3 if form == "wide" else 3  # type: ignore
+    weighted, fixed = mode != "max", form == "fixed"
+    graph = graph_of(bag, fixed=fixed, weighted=weighted, dim=dim, dtype=dtype)
+    session, compiled = session_of(onnx_io.to_proto(graph)), Compiled(graph)
+    for feeds in feeds_of(bag, fixed, weighted, dim, "int64", least=1):
+        feeds = {k: v.astype(dtype) if v.dtype == np.float32 else v for k, v in feeds.items()}
+        exact = {k: v.astype(np.float64) if v.dtype == dtype else v for k, v in feeds.items()}
+        # Half precision is pooled in single: the result is rounded once.
+        tolerance = 1e-3 if dtype == "float16" else 1e-12
+        for pooled in (session.run(None, feeds)[0], compiled(feeds)["pooled"]):
+            assert pooled.dtype == dtype
+            np.testing.assert_allclose(pooled, expected(bag, exact), tolerance, tolerance)
 
 
 @pytest.mark.parametrize("dim", [3, NARROW + 3], ids=["narrow", "wide"])

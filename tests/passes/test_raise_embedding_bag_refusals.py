@@ -125,6 +125,9 @@ REASONS = {
         loop().replace("(float[50,4]", "(bfloat16[50,4]").replace("float[b,4]", "bfloat16[b,4]"),
         "tables of bfloat16",
     ),
+    "no rows": (loop().replace("float[50,4]", "float[0,4]"), "its table has no rows"),
+    "no bags": (loop().replace("int64[b]", "int64[0]"), "ids outside the table"),
+    "no ids": (loop().replace("int64[n]", "int64[0]"), "ids outside the table"),
     "cut out": (
         loop(rows="unused = Mul(table, other) rows = Gather(table, own)").replace(
             "int64 some", "float[50,4] other, int64 some"

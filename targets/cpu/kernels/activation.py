@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from tvm import tirx
 from tvm.script import tirx as T
 
-from .elementary import clip, erf, fast_exp, sigmoid, tanh
+from .elementary import Name, clip, erf, fast_exp, sigmoid, straight, tanh
 
 _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of the ONNX operators
     "none": (0.0, 0.0),
@@ -56,40 +55,40 @@ class Activation:
     def __call__(self, value):
         if self.kind == "none":
             return value
-        x = tirx.Var("x", "float32")
-        return tirx.Let(x, value, self._of(x, T.float32(self.alpha), T.float32(self.beta)))
+        return straight(lambda name: self._of(name, name(value)))
 
-    def _of(self, x, alpha, beta):
-        zero, one = T.float32(0), T.float32(1)
+    def _of(self, name: Name, x):
+        alpha, beta, zero, one = map(T.float32, (self.alpha, self.beta, 0, 1))
         match self.kind:
             case "affine":
                 return x * alpha + beta
             case "clip":
-                return clip(x, self.alpha, self.beta)
+                return name(clip(x, self.alpha, self.beta))
             case "elu":
-                return T.Select(x < zero, alpha * (fast_exp(x) - one), x)
+                return T.Select(x < zero, alpha * (name(fast_exp(x)) - one), x)
             case "gelu":
-                return x * T.float32(0.5) * (one + erf(x * T.float32(0.5**0.5)))
+                return x * T.float32(0.5) * (one + name(erf(x * T.float32(0.5**0.5))))
             case "hard_sigmoid":
-                return clip(x * alpha + beta, 0.0, 1.0)
+                return name(clip(x * alpha + beta, 0.0, 1.0))
             case "hard_swish":
-                return x * clip(x * T.float32(1 / 6) + T.float32(0.5), 0.0, 1.0)
+                return x * name(clip(x * T.float32(1 / 6) + T.float32(0.5), 0.0, 1.0))
             case "leaky_relu":
                 return T.Select(x < zero, alpha * x, x)
             case "relu":
                 return T.Select(x < zero, zero, x)
             case "scaled_tanh":
-                return alpha * tanh(beta * x)
+                return alpha * name(tanh(beta * x))
             case "sigmoid":
-                return sigmoid(x)
+                return name(sigmoid(x))
             case "silu":
-                return x * sigmoid(x)
+                return x * name(sigmoid(x))
             case "softplus":  # log is a scalar call: rare enough
-                return T.Select(x < zero, zero, x) + T.log(one + fast_exp(zero - T.abs(x)))
+                small = name(fast_exp(zero - T.abs(x)))
+                return T.Select(x < zero, zero, x) + T.log(one + small)
             case "softsign":
                 return x / (one + T.abs(x))
             case "tanh":
-                return tanh(x)
+                return name(tanh(x))
             case "thresholded_relu":
                 return T.Select(x <= alpha, zero, x)
         raise AssertionError(self.kind)

@@ -4,10 +4,13 @@
 additions, multiplications, comparisons and shifts only.  The errors quoted are the largest over all
 normal float32 results, against float64, on a machine with fused multiply-add.
 
-Every intermediate value has a name (`Let`): it is computed once, an argument may itself hold named
-values without defining them twice, and TVM, which rewrites floats as if they were real numbers,
-cannot fold (x + c) - c into x.
+Every function is straight-line code, one `Let` for each intermediate value: it is computed once, an
+argument may itself hold named values without defining them twice, and TVM, which rewrites floats as
+if they were real numbers, cannot fold (x + c) - c into x.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -47,23 +50,54 @@ _LOG_ERFC = (
 )
 
 
+Name = Callable[[Any], tirx.Var]
+
+
+def straight(steps: Callable[[Name], Any]) -> Any:
+    """The result of `steps(name)`, in which `name(value)` gives an expression a name.
+
+    The names of an argument are moved in front of those that use it: passes of TVM take time
+    exponential in the depth to which the values of `Let` hold further `Let`s.  So an expression
+    made by a function of this file should be named before it is used in another.
+    """
+    named: list[tuple[tirx.Var, Any]] = []
+
+    def name(value: Any) -> tirx.Var:
+        while isinstance(value, tirx.Let):
+            named.append((value.var, value.value))
+            value = value.body
+        named.append((tirx.Var("t", value.ty), value))
+        return named[-1][0]
+
+    result = steps(name)
+    for variable, value in reversed(named):
+        result = tirx.Let(variable, value, result)
+    return result
+
+
 def fast_exp(x):
     """e**x of a float32 expression; 1.1 ulp, exact at +-infinity, NaN for NaN, gradual underflow.
 
     exp(x) = 2**k * exp(r) with k = round(x / ln 2).  2**k is applied in two factors, because
     neither 2**128 nor 2**-150 is a float32 while their products with exp(r) may be.
     """
-    (r,), (k, half) = _names("float32", 1), _names("int32", 2)
-    value = _where(
-        [(half, T.shift_right(k, T.int32(1)))],
-        (_exp_minus_1(r) + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half),
-    )
-    return _reduced(clip(x, -104.0, 88.8), k, r, value)
+
+    def steps(name):
+        k, r = _reduce(name, clip(x, -104.0, 88.8))
+        half = name(T.shift_right(k, T.int32(1)))
+        return (_exp_minus_1(r) + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half)
+
+    return straight(steps)
 
 
 def sigmoid(x):
     """1 / (1 + e**-x) of a float32 expression; 2.5 ulp, below -88.7 it is 0."""
-    return T.float32(1) / (T.float32(1) + fast_exp(T.float32(0) - x))
+
+    def steps(name):
+        e = name(fast_exp(T.float32(0) - name(x)))
+        return T.float32(1) / (T.float32(1) + e)
+
+    return straight(steps)
 
 
 def tanh(x):
@@ -72,55 +106,51 @@ def tanh(x):
     tanh(x) = m / (m + 2) with m = e**2x - 1 = 2**k * (e**r - 1) + (2**k - 1), which keeps its
     precision where x is small.
     """
-    (r, power, m), (k,) = _names("float32", 3), _names("int32", 1)
-    value = _where(
-        [
-            (power, _power_of_2(k)),
-            (m, _exp_minus_1(r) * power + (power - T.float32(1))),
-        ],
-        m / (m + T.float32(2)),
-    )
-    return _reduced(clip(x * T.float32(2), -20.0, 20.0), k, r, value)
+
+    def steps(name):
+        k, r = _reduce(name, clip(name(x) * T.float32(2), -20.0, 20.0))
+        power = name(_power_of_2(k))
+        m = name(_exp_minus_1(r) * power + (power - T.float32(1)))
+        return m / (m + T.float32(2))
+
+    return straight(steps)
 
 
 def erf(x):
     """Error function of a float32 expression; 2.8 ulp, +-1 at +-infinity."""
-    x_, size, square, tail = _names("float32", 4)
-    return _where(
-        [
-            (x_, x),
-            (size, clip(T.Select(x_ < T.float32(0), T.float32(0) - x_, x_), 0.0, 4.0)),
-            (square, size * size),
-            (tail, T.float32(1) - fast_exp(_polynomial(_LOG_ERFC, size))),
-        ],
-        T.Select(
+
+    def steps(name):
+        signed, zero = name(x), T.float32(0)
+        size = name(clip(T.Select(signed < zero, zero - signed, signed), 0.0, 4.0))
+        square = name(size * size)
+        tail = name(T.float32(1) - name(fast_exp(_polynomial(_LOG_ERFC, size))))
+        return T.Select(
             size < T.float32(0.9),
-            _polynomial(_ERF, square) * x_,
-            T.Select(x_ < T.float32(0), T.float32(0) - tail, tail),
-        ),
-    )
+            _polynomial(_ERF, square) * signed,
+            T.Select(signed < zero, zero - tail, tail),
+        )
+
+    return straight(steps)
 
 
 def clip(x, low: float, high: float):
     """A float32 expression limited to [low, high]; NaN stays NaN, unlike under T.min and T.max."""
-    (x_,) = _names("float32", 1)
-    below = T.Select(x_ < T.float32(low), T.float32(low), x_)
-    return _where([(x_, x)], T.Select(x_ > T.float32(high), T.float32(high), below))
+
+    def steps(name):
+        given = name(x)
+        above = name(T.Select(given < T.float32(low), T.float32(low), given))
+        return T.Select(above > T.float32(high), T.float32(high), above)
+
+    return straight(steps)
 
 
-def _reduced(x, k, r, result):
-    """`result` with x = k * ln 2 + r, `k` an int32 and |r| <= ln(2) / 2."""
-    inside, shifted, whole = _names("float32", 3)
-    return _where(
-        [
-            (inside, x),
-            (shifted, inside * T.float32(_LOG2_E) + T.float32(_ROUND)),
-            (whole, shifted - T.float32(_ROUND)),
-            (r, whole * T.float32(-_LN2_LOW) + (whole * T.float32(-_LN2_HIGH) + inside)),
-            (k, T.reinterpret("int32", shifted) - T.int32(_ROUND_BITS)),
-        ],
-        result,
-    )
+def _reduce(name: Name, x):
+    """Names (k, r) with x = k * ln 2 + r, `k` an int32 and |r| <= ln(2) / 2."""
+    given = name(x)
+    shifted = name(given * T.float32(_LOG2_E) + T.float32(_ROUND))
+    whole = name(shifted - T.float32(_ROUND))
+    r = name(whole * T.float32(-_LN2_LOW) + (whole * T.float32(-_LN2_HIGH) + given))
+    return name(T.reinterpret("int32", shifted) - T.int32(_ROUND_BITS)), r
 
 
 def _exp_minus_1(r):
@@ -128,18 +158,7 @@ def _exp_minus_1(r):
     return _polynomial(_EXP, r) * (r * r) + r
 
 
-def _names(dtype: str, count: int) -> list[tirx.Var]:
-    return [tirx.Var("t", dtype) for _ in range(count)]
-
-
-def _where(bindings, result):
-    """`result` with each name standing for its value; a value may use the names before it."""
-    for name, value in reversed(bindings):
-        result = tirx.Let(name, value, result)
-    return result
-
-
-def _polynomial(coefficients, x):
+def _polynomial(coefficients: tuple[float, ...], x):
     """Horner's scheme, highest power first."""
     total = T.float32(coefficients[0])
     for coefficient in coefficients[1:]:

@@ -1,4 +1,4 @@
-"""Ops that make tensors from sizes and positions: ConstantOfShape, Range, EyeLike, Trilu, OneHot."""
+"""Ops that make tensors from sizes and positions: constants, ranges, triangles, one-hot rows."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from graphopt.targets.relax.operands import (
 from graphopt.targets.relax.scalar import const
 
 Scalar = Any
+_FAR = 1 << 40  # farther off than any element; the compiler overflows on the limits of int64
 
 
 @lowers("Shape", "Size")
@@ -72,7 +73,8 @@ def _bind_range(lower: Lowering, node: Node, operands: list[relax.Expr]) -> None
 
     def emit(*scalars: te.Tensor) -> te.Tensor:
         work = "float64" if scalar.is_float(dtype) else "int64"
-        start, limit, delta = (scalar.cast(scalar.cast(x(), _wide(dtype)), work) for x in scalars)
+        exact = scalar.working_dtype(dtype)
+        start, limit, delta = (scalar.cast(scalar.cast(x(), exact), work) for x in scalars)
         zero = const(0, work)
         if scalar.is_float(dtype):
             steps = tirx.ceil((limit - start) / delta)
@@ -92,14 +94,10 @@ def _bind_range(lower: Lowering, node: Node, operands: list[relax.Expr]) -> None
     bind_shape(lower, node.output, found, [check])
 
 
-def _wide(dtype: str) -> str:
-    return scalar.working_dtype(dtype)
-
-
 @lowers("EyeLike")
 def _eye_like(lower: Lowering, node: Node) -> relax.Expr:
     shape, dtype = lower.shape(node.output), lower.checked_dtype(node.output.dtype)
-    offset = const(node.attr("k"), "int64")
+    offset = const(max(-_FAR, min(node.attr("k"), _FAR)), "int64")
 
     def element(i: Any, j: Any) -> Scalar:
         return scalar.cast(tirx.EQ(j - i, offset), dtype)
@@ -118,7 +116,7 @@ def _trilu(lower: Lowering, node: Node) -> relax.Expr:
 
     def emit(x: te.Tensor, *given: te.Tensor) -> te.Tensor:
         def element(*i: Any) -> Scalar:
-            k = const(known[0], "int64") if known is not None else given[0]()
+            k = given[0]() if known is None else const(max(-_FAR, min(known[0], _FAR)), "int64")
             distance = i[-1] - i[-2]
             kept = distance >= k if upper else distance <= k
             return tirx.Select(kept, x(*i), const(0, dtype))
@@ -133,7 +131,7 @@ def _one_hot(lower: Lowering, node: Node) -> relax.Expr:
     indices, depth, values = (tensor_input(node, k) for k in range(3))
     rank = indices.tensor.rank
     assert rank is not None
-    axis, dtype = node.attr("axis") % (rank + 1), lower.checked_dtype(values.dtype)
+    axis = node.attr("axis") % (rank + 1)
     size = elements(lower, depth)[0]
     shape = lower.shape(indices)
     check = (int64(size) >= int64(0), f"{describe(node)}: its depth is negative")
@@ -148,7 +146,6 @@ def _one_hot(lower: Lowering, node: Node) -> relax.Expr:
 
         return compute(whole, element, "one_hot")
 
-    assert lower.checked_dtype(dtype)
     return lower.te(emit, lower.expr(indices), lower.expr(values))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
-from graphopt.targets.relax.lowering import Lowering, lowers
 from tvm import relax, tirx
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
+from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
+from graphopt.targets.relax.lowering import Lowering, lowers
 
 
 @lowers("EmbeddingBag", domain=DOMAIN)

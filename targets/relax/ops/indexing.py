@@ -1,8 +1,8 @@
 """Ops that look elements up by position: Gather, GatherElements, GatherND, ReverseSequence.
 
-Positions are data, so every one is held against the size of its axis before it is used. What happens
-to one that is out of range is the policy of the compilation (`Lowering.oob`): the program stops with
-a message that names the node, the nearest position is used, or the result is 0.
+Positions are data, so every one is held against the size of its axis before it is used. What
+happens to one that is out of range is the policy of the compilation (`Lowering.oob`): the program
+stops with a message that names the node, the nearest position is used, or the result is 0.
 """
 
 from __future__ import annotations
@@ -147,8 +147,7 @@ def _gather_nd(lower: Lowering, node: Node) -> relax.Expr:
     depth = tuple_size(lower, ids)
     indexed, rest = sizes[shared : shared + depth], sizes[shared + depth :]
     batch, count, inner = (
-        lower.dim(dims.product(part))
-        for part in (sizes[:shared], ids.tensor.dims[shared:-1], rest)
+        lower.dim(dims.product(part)) for part in (sizes[:shared], ids.tensor.dims[shared:-1], rest)
     )
     extents = [lower.dim(size) for size in indexed]
     same = same_sizes(lower, sizes[:shared], ids.tensor.dims[:shared])

@@ -1,4 +1,4 @@
-"""Ops that move elements to places that do not depend on data: reshapes, transposes, joins, parts."""
+"""Ops that move elements to places that do not depend on data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from graphopt.targets.relax.operands import (
     tensor_input,
 )
 
-
 # ---------------------------------------------------------------- the same order
 
 
@@ -41,7 +40,8 @@ def _dropout(lower: Lowering, node: Node) -> list[relax.Expr]:
     results = [lower.expr(data)]
     if len(node.outputs) > 1:
         shape = lower.shape(data)
-        results.append(lower.te(lambda: compute(shape, lambda *_: tirx.const(True, "bool"), "mask")))
+        kept = tirx.const(True, "bool")
+        results.append(lower.te(lambda: compute(shape, lambda *_: kept, "mask")))
     return results
 
 
@@ -122,42 +122,47 @@ def _keeps_order(order: Sequence[int], shape: Sequence[Any]) -> bool:
 
 @lowers("DepthToSpace")
 def _depth_to_space(lower: Lowering, node: Node) -> relax.Expr:
-    data, block = tensor_input(node, 0), node.attr("blocksize")
-    batch, depth, height, width = lower.shape(data)
-    rest = depth // block**2 if is_static(depth) else tirx.floordiv(depth, int64(block**2))
+    batch, depth, height, width = lower.shape(tensor_input(node, 0))
+    block = node.attr("blocksize")
+    rest = _quotient(depth, block * block)
+    shape = [batch, rest, height * block, width * block]
     if node.attr("mode") == "CRD":
         split, order = [batch, rest, block, block, height, width], [0, 1, 4, 2, 5, 3]
     else:
         split, order = [batch, block, block, rest, height, width], [0, 3, 4, 1, 5, 2]
-    return _split_transposed(lower, node, split, order)
+    return _split_transposed(lower, node, split, order, shape)
 
 
 @lowers("SpaceToDepth")
 def _space_to_depth(lower: Lowering, node: Node) -> relax.Expr:
-    data, block = tensor_input(node, 0), node.attr("blocksize")
-    batch, depth, height, width = lower.shape(data)
-    rows, columns = (
-        size // block if is_static(size) else tirx.floordiv(size, int64(block))
-        for size in (height, width)
-    )
+    batch, depth, height, width = lower.shape(tensor_input(node, 0))
+    block = node.attr("blocksize")
+    rows, columns = _quotient(height, block), _quotient(width, block)
     split = [batch, depth, rows, block, columns, block]
-    if node.attr("mode", "DCR") == "CRD":
-        return _split_transposed(lower, node, split, [0, 1, 3, 5, 2, 4])
-    return _split_transposed(lower, node, split, [0, 3, 5, 1, 2, 4])
+    order = [0, 1, 3, 5, 2, 4] if node.attr("mode", "DCR") == "CRD" else [0, 3, 5, 1, 2, 4]
+    shape = [batch, depth * block * block, rows, columns]
+    return _split_transposed(lower, node, split, order, shape)
+
+
+def _quotient(size: Any, divisor: int) -> Any:
+    return size // divisor if is_static(size) else tirx.floordiv(size, int64(divisor))
 
 
 def _split_transposed(
-    lower: Lowering, node: Node, split: list[Any], order: list[int]
+    lower: Lowering, node: Node, split: list[Any], order: list[int], shape: list[Any]
 ) -> relax.Expr:
-    """Input 0 with axes split as in `split`, put into `order` and joined to the output's shape."""
+    """Input 0 with axes split as in `split`, put into `order` and joined to `shape`."""
+    data = tensor_input(node, 0)
+    before, after = int64(product(lower.shape(data))), int64(product(split))
+    checks = [(tirx.EQ(before, after), f"{describe(node)}: its blocks do not divide {data.type}")]
+    whole = bind_shape(lower, node.output, shape, [] if is_static(*split) else checks)
     back = [order.index(axis) for axis in range(len(order))]
     moved = [split[axis] for axis in order]
 
     def emit(x: te.Tensor) -> te.Tensor:
         return compute(moved, lambda *i: x(*(i[k] for k in back)), "transpose")
 
-    result = lower.te(emit, lower.reshape(lower.expr(tensor_input(node, 0)), split))
-    return lower.reshape(result, lower.shape(node.output))
+    return lower.reshape(lower.te(emit, lower.reshape(lower.expr(data), split)), whole)
 
 
 # ------------------------------------------------------------------ joins, parts
@@ -172,10 +177,13 @@ def _concat(lower: Lowering, node: Node) -> relax.Expr:
     if len(parts) == 1:
         return lower.expr(parts[0])
     shape, checks = lower.shape(output), _disagreements(lower, node, parts, axis)
-    rows = product(shape[:axis])
-    widths = [product(lower.shape(part)[axis:]) for part in parts]
-    width = product(shape[axis:])
-    flat = [lower.reshape(lower.expr(part), [rows, w]) for part, w in zip(parts, widths)]
+    rows, width = product(shape[:axis]), product(shape[axis:])
+    own = [lower.shape(part) for part in parts]
+    widths = [product(sizes[axis:]) for sizes in own]
+    flat = [
+        lower.reshape(lower.expr(part), [product(sizes[:axis]), columns])
+        for part, sizes, columns in zip(parts, own, widths)
+    ]
 
     def body(*buffers: Any) -> None:
         *sources, target = buffers
@@ -183,10 +191,10 @@ def _concat(lower: Lowering, node: Node) -> relax.Expr:
             require(holds, text)
         with T.serial(int64(rows)) as i:
             at: Any = int64(0)
-            for source, own in zip(sources, widths):
-                with T.serial(int64(own)) as j:
+            for source, columns in zip(sources, widths):
+                with T.serial(int64(columns)) as j:
                     store(target, [i, at + j], source[i, j])
-                at = at + int64(own)
+                at = at + int64(columns)
 
     dtype = lower.checked_dtype(output.dtype)
     (joined,) = loops(lower, body, flat, [([rows, width], dtype)])
@@ -233,7 +241,8 @@ def _split_sizes(
     parts = [int64(part) for part in sizes]
     holds = [part >= int64(0) for part in parts] + [part <= int64(size) for part in parts]
     total = tirx.EQ(sum(parts, int64(0)), int64(size))
-    return sizes, [(tirx.all(total, *holds), f"{describe(node)}: its parts do not make up the axis")]
+    text = f"{describe(node)}: its parts do not make up the axis"
+    return sizes, [(tirx.all(total, *holds), text)]
 
 
 Steps = dict[int, tuple[Any, Any]]
@@ -294,9 +303,7 @@ def _bounds_of(
     bounds = [int64(0), int64(size), int64(1)]
     for k, a in enumerate(axes):
         here = tirx.any(tirx.EQ(a, int64(axis)), tirx.EQ(a, int64(axis - rank)))
-        bounds = [
-            tirx.Select(here, int64(part[k]), bound) for part, bound in zip(given, bounds)
-        ]
+        bounds = [tirx.Select(here, int64(part[k]), bound) for part, bound in zip(given, bounds)]
     return tuple(bounds)
 
 

@@ -85,8 +85,8 @@ def _padded_axes(lower: Lowering, node: Node) -> list[_Axis]:
         raise lower.unsupported(f"it has {len(pads)} pads for {half} axes")
     result = []
     for axis, size in enumerate(shape):
-        before, after = (_pad_of(axis, len(shape), axes, part) for part in (pads[:half], pads[half:]))
-        result.append(_Axis(size, before, after))
+        sides = [_pad_of(axis, len(shape), axes, part) for part in (pads[:half], pads[half:])]
+        result.append(_Axis(size, *sides))
     return result
 
 

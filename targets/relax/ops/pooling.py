@@ -23,9 +23,9 @@ from graphopt.targets.relax.windows import (
     offsets,
     padded,
     reduced,
-    size_checks,
     starts,
     tap_axes,
+    windowed_shape,
     windows_of,
 )
 
@@ -40,7 +40,7 @@ def _max_pool(lower: Lowering, node: Node) -> relax.Expr | list[relax.Expr]:
     data, windows = tensor_input(node, 0), windows_of(lower, node)
     dtype, lead = lower.checked_dtype(data.dtype), lower.shape(data)[:2]
     work = scalar.working_dtype(dtype)
-    shape = lower.shape(node.outputs[0])
+    shape = windowed_shape(lower, node, windows)
 
     def greatest(x: te.Tensor) -> te.Tensor:
         fill = const(scalar.lowest(work), work)
@@ -48,7 +48,7 @@ def _max_pool(lower: Lowering, node: Node) -> relax.Expr | list[relax.Expr]:
         return reduced(windows, shape, read, reduction.greatest)
 
     source = lower.expr(data)
-    best = lower.te(greatest, source, checks=size_checks(lower, node, windows))
+    best = lower.te(greatest, source)
     values = best
     if work != dtype:
         values = finished(lower, lambda t, *i: scalar.cast(t(*i), dtype), shape, best)
@@ -135,7 +135,7 @@ def _average_pool(lower: Lowering, node: Node) -> relax.Expr:
     data, windows = tensor_input(node, 0), windows_of(lower, node)
     dtype, lead = lower.checked_dtype(data.dtype), lower.shape(data)[:2]
     work, count_padding = scalar.working_dtype(dtype), bool(node.attr("count_include_pad"))
-    shape = lower.shape(node.output)
+    shape = windowed_shape(lower, node, windows)
 
     def total(x: te.Tensor) -> te.Tensor:
         read = padded(lower, windows, lead, lambda *i: scalar.cast(x(*i), work), const(0, work))
@@ -145,15 +145,15 @@ def _average_pool(lower: Lowering, node: Node) -> relax.Expr:
         count = _elements(lower, windows, i[2:], count_padding)
         return scalar.cast(t(*i) / scalar.cast(count, work), dtype)
 
-    return finished(lower, mean, shape, lower.te(total, lower.expr(data), checks=size_checks(lower, node, windows)))
+    return finished(lower, mean, shape, lower.te(total, lower.expr(data)))
 
 
 def _elements(lower: Lowering, windows: Windows, window: Sequence[Any], padding: bool) -> Any:
     """How many elements a window covers, those of the padding included if `padding`."""
     total: Any = int64(1)
-    firsts = starts(lower, windows, window)
-    spans = zip(firsts, windows.sizes, windows.before, windows.after, windows.kernel, windows.dilations)
-    for start, size, before, after, kernel, dilation in spans:
+    edges = zip(starts(lower, windows, window), windows.sizes, windows.before, windows.after)
+    steps = zip(windows.kernel, windows.dilations)
+    for (start, size, before, after), (kernel, dilation) in zip(edges, steps):
         end = int64(lower.dim(size + after if padding else size))
         low = int64(0) - int64(lower.dim(before)) if padding else int64(0)
         step = int64(dilation)
@@ -168,7 +168,7 @@ def _lp_pool(lower: Lowering, node: Node) -> relax.Expr:
     data, windows, p = tensor_input(node, 0), windows_of(lower, node), node.attr("p")
     dtype, lead = lower.checked_dtype(data.dtype), lower.shape(data)[:2]
     work = scalar.working_dtype(dtype)
-    shape = lower.shape(node.output)
+    shape = windowed_shape(lower, node, windows)
 
     def total(x: te.Tensor) -> te.Tensor:
         def load(*i: Any) -> Scalar:
@@ -177,7 +177,7 @@ def _lp_pool(lower: Lowering, node: Node) -> relax.Expr:
         read = padded(lower, windows, lead, load, const(0, work))
         return reduced(windows, shape, read, reduction.total)
 
-    sums = lower.te(total, lower.expr(data), checks=size_checks(lower, node, windows))
+    sums = lower.te(total, lower.expr(data))
     return finished(lower, lambda t, *i: scalar.cast(_root(t(*i), p), dtype), shape, sums)
 
 

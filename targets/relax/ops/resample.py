@@ -54,7 +54,7 @@ class _Axis:
             return tirx.Select(single, middle, start * last + x * step)
         centred = (x + half) / self.scale - half
         if mode == "pytorch_half_pixel":
-            return tirx.Select(self.width > one, centred, f32(0))
+            return tirx.Select(self.out > int64(1), centred, f32(0))
         if mode == "half_pixel_symmetric":
             return centred + half * f32(self.size) * (one - f32(self.out) / self.width)
         return centred
@@ -79,8 +79,8 @@ class _Resize:
         self.scales, sizes = node.input(2), node.input(3)
         self.sizes = None if sizes is None else elements(lower, sizes)
         self.ratio = self._ratio()
-        given = [v for v in (self.scales if self.sizes is None else None, self.roi) if v is not None]
-        self.parameters = [lower.expr(value) for value in given]
+        scales = self.scales if sizes is None else None
+        self.parameters = [lower.expr(v) for v in (scales, self.roi) if v is not None]
         self.shape = self._bound_shape()
 
     def _ratio(self) -> Scalar | None:
@@ -209,7 +209,8 @@ def _along(
     number = resize.axes[place]
     shape = list(source.ty.shape.values)
     shape[number] = resize.shape[number]
-    reach = _reach(kernel.radius, resize.source[number], shape[number], bool(node.attr("antialias")))
+    antialias = bool(node.attr("antialias"))
+    reach = _reach(kernel.radius, resize.source[number], shape[number], antialias)
 
     def emit(x: te.Tensor, *parameters: te.Tensor) -> te.Tensor:
         axis = resize.axis(place, parameters)

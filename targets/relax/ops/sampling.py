@@ -116,7 +116,7 @@ def _pixel(
         return tirx.if_then_else(tirx.all(*inside), load(*places), const(0, work))
     if padding == "reflection":
         limits = [_limits(node, size) for size in sizes]
-        places = [_reflected(f32(at), *bounds).astype("int64") for at, bounds in zip(places, limits)]
+        places = [_reflected(f32(p), *ends).astype("int64") for p, ends in zip(places, limits)]
     return load(*(clamped(at, size) for at, size in zip(places, sizes)))
 
 
@@ -186,9 +186,7 @@ def _bilinear(
         low = clamped(tirx.floor(inner).astype("int64"), size)
         part = inner - f32(low)
         options.append([(low, f32(1) - part), (clamped(low + int64(1), size), part)])
-    terms = [
-        load(y, x) * (wy * wx).astype(work) for y, wy in options[0] for x, wx in options[1]
-    ]
+    terms = [load(y, x) * (wy * wx).astype(work) for y, wy in options[0] for x, wx in options[1]]
     return [tirx.if_then_else(tirx.all(*inside), term, const(0, work)) for term in terms]
 
 

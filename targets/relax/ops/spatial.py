@@ -10,15 +10,15 @@ from tvm import relax, te, tirx
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.windows import Windows
 from graphopt.targets.relax import reduction, scalar
-from graphopt.targets.relax.lowering import Check, Lowering, compute, int64, lowers
+from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
 from graphopt.targets.relax.operands import bind_shape, describe, elements, product, tensor_input
 from graphopt.targets.relax.scalar import const
 from graphopt.targets.relax.windows import (
     finished,
     padded,
-    size_checks,
     strided,
     tap_axes,
+    windowed_shape,
     windows_of,
 )
 
@@ -68,9 +68,9 @@ def convolution(
     `load_data(tensors, *indices)` reads an element of the data from the TE tensors of `args`; by
     default that is the first tensor, and the second for the weight. Padding counts as zero.
     """
-    windows, shape = windows_of(lower, node), lower.shape(node.output)
-    lead, group = lower.shape(data)[:2], node.attr("group", 1)
+    windows, group = windows_of(lower, node), node.attr("group", 1)
     outputs, depth = _filters(lower, weight)
+    shape, lead = _shape(lower, node, windows, data, depth * group), lower.shape(data)[:2]
     read_data = load_data or (lambda tensors, *i: tensors[0](*i))
     read_weight = load_weight or (lambda tensors, *i: tensors[1](*i))
 
@@ -91,7 +91,7 @@ def convolution(
 
         return compute(shape, element, name="convolution")
 
-    return lower.te(emit, *args, checks=_checks(lower, node, data, depth * group))
+    return lower.te(emit, *args)
 
 
 def _filters(lower: Lowering, weight: Value) -> tuple[int, int]:
@@ -102,14 +102,13 @@ def _filters(lower: Lowering, weight: Value) -> tuple[int, int]:
     return first, second
 
 
-def _checks(lower: Lowering, node: Node, data: Value, channels: int) -> list[Check]:
-    """What must hold of sizes at run time."""
-    checks = size_checks(lower, node, windows_of(lower, node))
-    given = data.tensor.dims[1]
+def _shape(lower: Lowering, node: Node, windows: Windows, data: Value, channels: int) -> list[Any]:
+    """The shape of the output, checked at run time to belong to an input of `channels` channels."""
+    given, checks = data.tensor.dims[1], []
     if given != channels:
         fits = tirx.EQ(int64(lower.dim(given)), int64(channels))
         checks.append((fits, f"{describe(node)}: its input must have {channels} channels"))
-    return checks
+    return windowed_shape(lower, node, windows, checks)
 
 
 # -------------------------------------------------------------------- integers
@@ -122,9 +121,14 @@ def _conv_integer(lower: Lowering, node: Node) -> relax.Expr:
 
 
 def _integer_convolution(
-    lower: Lowering, node: Node, data: Value, weight: Value, zero: Value | None, w_zero: Value | None
+    lower: Lowering,
+    node: Node,
+    data: Value,
+    weight: Value,
+    zero: Value | None,
+    w_zero: Value | None,
 ) -> relax.Expr:
-    """The int32 convolution of `data - zero` with `weight - w_zero` (a number, or one a channel)."""
+    """The int32 convolution of `data - zero` with `weight - w_zero`, which may be one a channel."""
     _check_parameter(lower, zero, 1)
     _check_parameter(lower, w_zero, _filters(lower, weight)[0])
     args = [lower.expr(v) for v in (data, weight, zero, w_zero) if v is not None]
@@ -189,8 +193,9 @@ def _conv_transpose(lower: Lowering, node: Node) -> relax.Expr:
     data, weight, bias = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
     dtype, group = lower.checked_dtype(node.output.dtype), node.attr("group", 1)
     work = scalar.working_dtype(dtype)
-    windows, shape = windows_of(lower, node), lower.shape(node.output)
+    windows = windows_of(lower, node)
     depth, outputs = _filters(lower, weight)
+    shape = _shape(lower, node, windows, data, depth)
     batch = lower.shape(data)[0]
 
     def emit(x: te.Tensor, w: te.Tensor) -> te.Tensor:
@@ -208,7 +213,7 @@ def _conv_transpose(lower: Lowering, node: Node) -> relax.Expr:
         return compute(shape, element, name="convolution")
 
     args = [lower.expr(data), lower.expr(weight)]
-    result = lower.te(emit, *args, checks=_checks(lower, node, data, depth))
+    result = lower.te(emit, *args)
     return _biased(lower, result, bias, dtype)
 
 
@@ -258,7 +263,7 @@ def _col2im(lower: Lowering, node: Node) -> relax.Expr:
         tirx.EQ(product(blocks.counts), length), tirx.EQ(channels * product(kernel), columns)
     )
     checks = [(fits, f"{describe(node)}: its input does not hold the blocks of its image")]
-    shape = bind_shape(lower, node.output, [batch, channels, *sizes])
+    shape = bind_shape(lower, node.output, [batch, channels, *sizes], checks)
 
     def emit(x: te.Tensor) -> te.Tensor:
         taps = [te.reduce_axis((0, size), f"k{axis}") for axis, size in enumerate(kernel)]
@@ -273,7 +278,7 @@ def _col2im(lower: Lowering, node: Node) -> relax.Expr:
         return compute(shape, element, name="col2im")
 
     split = lower.reshape(lower.expr(data), [batch, channels, *kernel, *blocks.counts])
-    return _biased(lower, lower.te(emit, split, checks=checks), None, dtype)
+    return _biased(lower, lower.te(emit, split), None, dtype)
 
 
 class _Blocks(NamedTuple):

@@ -1,0 +1,164 @@
+"""Compiles every model of a folder and holds the result against what is expected of it.
+
+    python bench/models.py FOLDER [--json FILE]
+
+FOLDER has one folder per model: `model.onnx`, `inputs_b*.npz`, `expected_b*.npz`, and, for trained ones,
+`eval.npz` (inputs by name and `label`) with the metric named in `FOLDER/models.json`. Each model is compiled in a
+process of its own, so that its peak memory is known. The metric is computed for the source in ONNX
+Runtime, for the compiled artifact and for the portable model.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import mannwhitneyu
+
+RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The chance that a positive outranks a negative (the Mann-Whitney statistic)."""
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    return float(mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
+
+
+def ndcg(scores: np.ndarray, labels: np.ndarray, cut: int, excluded: list[int]) -> float:
+    """NDCG@cut where exactly one item (the label) of each row is relevant."""
+    scores = scores.copy()
+    scores[:, excluded] = -np.inf
+    wanted = scores[np.arange(len(labels)), labels.astype(int)]
+    rank = (scores > wanted[:, None]).sum(axis=1)
+    return float(np.where(rank < cut, 1 / np.log2(rank + 2), 0).mean())
+
+
+def chunks(data: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The inputs in `eval.npz`: whole, or in numbered chunks where rows have no fixed length."""
+    if "chunks" not in data:
+        yield {k: v for k, v in data.items() if k not in ("label", "group")}
+        return
+    for k in range(int(data["chunks"])):
+        prefix = f"{k}/"
+        yield {n.removeprefix(prefix): v for n, v in data.items() if n.startswith(prefix)}
+
+
+def metric(run: Any, folder: Path, spec: Mapping[str, Any]) -> float:
+    """The metric of a model on its evaluation data."""
+    data = dict(np.load(folder / "eval.npz"))
+    results = [list(run(feeds).values())[spec["output"]] for feeds in chunks(data)]
+    scores = np.concatenate(results)
+    if spec["kind"] == "auc":
+        return auc(scores.reshape(len(scores), -1)[:, 0], data["label"])
+    cut = int(spec["kind"].partition("@")[2])
+    return ndcg(scores, data["label"], cut, spec.get("exclude_items", []))
+
+
+def worst_error(engine: Any, folder: Path) -> float:
+    """The largest |found - expected| / (ATOL + RTOL |expected|) over all batches; at most 1 is fine."""
+    worst = 0.0
+    for inputs in sorted(folder.glob("inputs_b*.npz")):
+        found = engine.run(dict(np.load(inputs)))
+        expected = np.load(inputs.with_name(inputs.name.replace("inputs", "expected")))
+        for name in expected.files:
+            if found[name].shape != expected[name].shape:
+                return float("inf")
+            excess = np.abs(found[name] - expected[name]) / (ATOL + RTOL * np.abs(expected[name]))
+            worst = max(worst, float(excess.max(initial=0.0)))
+    return worst
+
+
+def measure(folder: Path, spec: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Compile one model in this process; what came of it."""
+    import graphopt
+    from graphopt.pipeline.report import Report
+    from graphopt.targets.portable import OnnxModel
+
+    report = Report()
+    with tempfile.TemporaryDirectory() as scratch:
+        artifact = graphopt.compile(
+            folder / "model.onnx", output=Path(scratch) / "model.gopt", report=report
+        )
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        portable = OnnxModel(artifact.path / "model.onnx")
+        row: dict[str, Any] = {
+            "model": folder.name,
+            "nodes": report.facts["nodes"],
+            "calls": report.facts["calls"],
+            "seconds": round(sum(report.stages.values()), 1),
+            "stages": report.stages,
+            "peak_mib": round(peak),
+            "compiled_error": worst_error(artifact, folder),
+            "portable_error": worst_error(portable, folder),
+        }
+        if spec and (folder / "eval.npz").exists():
+            engines = {"source": OnnxModel(folder / "model.onnx")}
+            engines |= {"compiled": artifact, "portable": portable}
+            row["metric"] = {name: metric(e.run, folder, spec) for name, e in engines.items()}
+            row["metric"]["kind"] = spec["kind"]
+    return row
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table = Table(title="errors as a share of what is allowed; metric: source / compiled / portable")
+    for column in ("model", "nodes", "calls", "compiled", "portable", "metric", "s", "MiB"):
+        table.add_column(column, justify="left" if column in ("model", "metric") else "right")
+    for row in rows:
+        if "failure" in row:
+            table.add_row(row["model"], "", "", "", "", row["failure"], "", "")
+            continue
+        m = row.get("metric")
+        table.add_row(
+            row["model"],
+            " → ".join(map(str, row["nodes"])),
+            str(row["calls"]),
+            f"{row['compiled_error']:.3f}",
+            f"{row['portable_error']:.3f}",
+            f"{m['kind']} {m['source']:.6f} / {m['compiled']:.6f} / {m['portable']:.6f}" if m else "",
+            f"{row['seconds']:.1f}",
+            str(row["peak_mib"]),
+        )
+    Console(width=150).print(table)
+
+
+def main(
+    folder: Path,
+    only: Annotated[str, typer.Option(help="a model's name; all by default")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
+    child: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Compile and check every model of a folder."""
+    described = json.loads((folder / "models.json").read_text())["models"]
+    specs = {entry["name"]: entry.get("metric") for entry in described}
+    names = [only] if only else sorted(path.parent.name for path in folder.glob("*/model.onnx"))
+    if child:
+        print(json.dumps(measure(folder / only, specs.get(only))))
+        return
+    rows = []
+    for name in names:
+        command = [sys.executable, __file__, str(folder), "--only", name, "--child"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        last = done.stdout.strip().splitlines()[-1:] or [""]
+        failure = {"model": name, "failure": done.stderr.strip().splitlines()[-1:]}
+        rows.append(json.loads(last[0]) if done.returncode == 0 else failure)
+        print(f"{name}: done", file=sys.stderr)
+    show(rows)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=2) + "\n")
+    good = all("failure" not in r and max(r["compiled_error"], r["portable_error"]) <= 1 for r in rows)
+    raise typer.Exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

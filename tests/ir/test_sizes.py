@@ -1,0 +1,76 @@
+"""Which sizes of inputs are equal, when a model is read."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from graphopt.ir.graph import Graph
+from graphopt.ir.onnx_io import from_proto
+
+HEADER = '<ir_version: 9, opset_import: ["": 18]>'
+
+
+def read(text: str) -> Graph:
+    """The graph of a model that some other program wrote."""
+    return from_proto(onnx.parser.parse_model(f"{HEADER} g {text}"))
+
+
+def types(text: str) -> list[str]:
+    return [str(value.type) for value in read(text).inputs]
+
+
+@pytest.mark.parametrize(
+    ("op", "second"),
+    [
+        ("y = Add(a, b)", "N"),
+        ("y = Where(c, a, b)", "N"),
+        ("y = Concat<axis=1>(a, b)", "N"),
+        ("y = MatMul(a3, b3)", "N"),
+        ("s = Relu(b) t = Neg(s) y = Mul(a, t)", "N"),
+        ("u = Concat<axis=0>(a, b) y = Relu(u)", "M"),
+        ("p = Relu(a) q = Relu(b) y = Gather<axis=0>(p, i)", "M"),
+    ],
+)
+def test_ops_that_align_their_operands_say_so(op: str, second: str) -> None:
+    axes = "a3 = Unsqueeze(a, two) b3 = Unsqueeze(b, one) " if "a3" in op else ""
+    found = types(f"""(float[N,2] a, float[M,2] b, bool[2] c, int64[K] i) => (float[] y)
+    <int64[1] one = {{1}}, int64[1] two = {{2}}> {{ {axes}{op} }}""")
+    assert found[:2] == ["f32[N, 2]", f"f32[{second}, 2]"]
+
+
+def test_a_name_that_two_inputs_share_is_a_hint_only() -> None:
+    """One exporter calls the number of ids and the number of bags alike."""
+    bags = "(int64[batch] offsets, int64[batch] ids) => (int64[] y, int64[] z) "
+    assert types(bags + "{ y = Neg(offsets) z = Neg(ids) }") == ["i64[batch]", "i64[batch@ids]"]
+    assert types(bags + "{ y = Add(offsets, ids) z = Neg(ids) }") == ["i64[batch]", "i64[batch]"]
+
+
+def test_within_one_input_a_name_is_one_size() -> None:
+    assert types("(float[N,N] x) => (float[] y) { y = Relu(x) }") == ["f32[N, N]"]
+
+
+def test_the_first_input_gives_its_name() -> None:
+    found = types("""(float[B] a, float[s9] b, float[unk__3] c) => (float[] y) {
+        t = Add(b, c)
+        y = Add(t, a)
+    }""")
+    assert found == ["f32[B]"] * 3
+
+
+def test_sizes_that_broadcast_to_one_are_left() -> None:
+    assert types("(float[N,1] a, float[1,M] b) => (float[] y) { y = Add(a, b) }") == [
+        "f32[N, 1]",
+        "f32[1, M]",
+    ]
+
+
+def test_subgraphs_take_part() -> None:
+    graph = read("""(float[N] a, float[M] b, bool c) => (float[] y) {
+        y = If(c) <
+            then_branch = t () => (float[] p) { p = Add(a, b) },
+            else_branch = e () => (float[] q) { q = Relu(b) }
+        >
+    }""")
+    assert [str(value.type) for value in graph.inputs[:2]] == ["f32[N]", "f32[N]"]
+    assert str(graph.outputs[0].type) == "f32[N]"
