@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from bad_inputs import CASES, Kit
+from bad_input_cases import CASES, Kit
 from command import graphopt
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bad_inputs import CASES, Case, Kit
+from bad_input_cases import CASES, Case, Kit
 from command import graphopt
 
 

@@ -41,7 +41,10 @@ def test_folders_are_replaced_whole_or_not_at_all(
 
 
 def test_devices_are_not_replaced() -> None:
-    with pytest.raises(OutputError, match="not a regular file"), atomic.replacing(Path("/dev/null")):
+    with (
+        pytest.raises(OutputError, match="not a regular file"),
+        atomic.replacing(Path("/dev/null")),
+    ):
         raise AssertionError("must not get here")
     assert Path("/dev/null").is_char_device()
 

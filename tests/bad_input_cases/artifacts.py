@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bad_inputs.case import Case, Kit
+from bad_input_cases.case import Case, Kit
 
 MANIFEST = "manifest.json"
 

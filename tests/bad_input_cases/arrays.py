@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from command import graphopt
 
-from bad_inputs.case import ROWS, Case, Kit
+from bad_input_cases.case import ROWS, Case, Kit
 
 FLOAT_IDS = """(float[N,3] x) => (float[N,8] y) <float[50,8] t, int64 zero = {0}> {
     column = Gather<axis=1>(x, zero)  ids = Cast<to=7>(column)  y = Gather(t, ids)

@@ -12,7 +12,7 @@ from typing import Any
 
 from command import Outcome, finish, start
 
-from bad_inputs.case import Case, Kit
+from bad_input_cases.case import Case, Kit
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "ctr" / "model.onnx"
 PATIENCE = 120.0

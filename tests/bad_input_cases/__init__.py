@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bad_inputs import arguments, arrays, artifacts, machine, models
-from bad_inputs.case import Case, Kit
+from bad_input_cases import arguments, arrays, artifacts, machine, models
+from bad_input_cases.case import Case, Kit
 
 CASES: list[Case] = [
     *models.CASES,

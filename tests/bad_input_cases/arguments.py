@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bad_inputs.case import CLICKS, Case, Kit
+from bad_input_cases.case import CLICKS, Case, Kit
 
 
 def options(name: str, *args: object, says: str, status: int = 2) -> Case:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from bad_inputs.case import CLICKS, Case, Edit, Kit
+from bad_input_cases.case import CLICKS, Case, Edit, Kit
 
 STRINGS = "(string[N] x) => (string[N] y) { y = StringConcat(x, x) }"
 
