@@ -84,4 +84,4 @@ def test_aligned_copy_of_any_shape(shape: tuple[int, ...]) -> None:
     copy = aligned_copy(array)
     assert copy.shape == shape
     assert np.array_equal(copy, array)
-    assert copy.ctypes.data % ALIGNMENT == 0
+    assert copy.size == 0 or copy.ctypes.data % ALIGNMENT == 0

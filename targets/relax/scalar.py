@@ -275,7 +275,7 @@ def softplus(x: Scalar) -> Scalar:
 
 
 def erf(x: Scalar) -> Scalar:
-    return elementary.erf(x) if dtype_of(x) == "float32" else libm("erf", x)
+    return libm("erf", x)
 
 
 def tanh(x: Scalar) -> Scalar:
