@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +59,9 @@ def compare(model: Path, artifact: Path, batches: list[int], rounds: int) -> lis
     rows = []
     for batch in batches:
         feeds = random_inputs(graph, batch_sizes(graph, batch), seed=0)
-        medians = interleaved(
-            {"onnxruntime": lambda: original(feeds), "graphopt": lambda: compiled.run(feeds)},
-            rounds,
-        )
+        runners = {"onnxruntime": original, "graphopt": compiled.run}
+        calls = {name: partial(run, feeds) for name, run in runners.items()}
+        medians = interleaved(calls, rounds)
         ratio = medians["onnxruntime"] / medians["graphopt"]
         rows.append({"batch": batch, **{k: s * 1e6 for k, s in medians.items()}, "ratio": ratio})
     return rows

@@ -111,7 +111,9 @@ def measure(folder: Path, spec: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the rows as a table."""
-    table = Table(title="errors as a share of what is allowed; metric: source / compiled / portable")
+    table = Table(
+        title="errors as a share of what is allowed; metric: source / compiled / portable"
+    )
     for column in ("model", "nodes", "calls", "compiled", "portable", "metric", "s", "MiB"):
         table.add_column(column, justify="left" if column in ("model", "metric") else "right")
     for row in rows:
@@ -125,7 +127,9 @@ def show(rows: list[dict[str, Any]]) -> None:
             str(row["calls"]),
             f"{row['compiled_error']:.3f}",
             f"{row['portable_error']:.3f}",
-            f"{m['kind']} {m['source']:.6f} / {m['compiled']:.6f} / {m['portable']:.6f}" if m else "",
+            f"{m['kind']} {m['source']:.6f} / {m['compiled']:.6f} / {m['portable']:.6f}"
+            if m
+            else "",
             f"{row['seconds']:.1f}",
             str(row["peak_mib"]),
         )
@@ -156,7 +160,9 @@ def main(
     show(rows)
     if json_file:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
-    good = all("failure" not in r and max(r["compiled_error"], r["portable_error"]) <= 1 for r in rows)
+    good = all(
+        "failure" not in r and max(r["compiled_error"], r["portable_error"]) <= 1 for r in rows
+    )
     raise typer.Exit(0 if good else 1)
 
 

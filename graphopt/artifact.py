@@ -1,11 +1,11 @@
 """Compiled artifacts: a folder that says what it is.
 
-    model.gopt/
-      manifest.json   signature, target, versions, where each weight lies
-      model.so        the compiled code
-      weights.bin     tables and weights, mapped and shared by all processes that load it
-      model.onnx      the same model in portable form; its weights are in weights.bin too
-      report.json     how it came about
+model.gopt/
+  manifest.json   signature, target, versions, where each weight lies
+  model.so        the compiled code
+  weights.bin     tables and weights, mapped and shared by all processes that load it
+  model.onnx      the same model in portable form; its weights are in weights.bin too
+  report.json     how it came about
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _check_machine(path: Path, manifest: dict[str, Any]) -> None:
     machine = manifest.get("machine")
     if machine != platform.machine():
-        raise ArtifactError(
-            f"{path}: compiled for {machine}, this machine is {platform.machine()}"
-        )
+        raise ArtifactError(f"{path}: compiled for {machine}, this machine is {platform.machine()}")
     missing = sorted(set(manifest.get("cpu_features", ())) - host_features())
     if missing:
         raise ArtifactError(

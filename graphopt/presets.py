@@ -10,10 +10,12 @@ from graphopt.passes.bypass_concats import BypassConcats
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
+from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
 from graphopt.passes.resolve_shapes import ResolveShapes
@@ -45,6 +47,7 @@ _CLEAN_UP = (
     Cse(),
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
+_FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
 
 O0 = Pipeline()
 
@@ -57,7 +60,7 @@ O2 = Pipeline(
         Fixpoint(_CLEAN_UP),
         RaiseEmbeddingBag(),
         UnifySizes(),
-        Fixpoint((*_CLEAN_UP, *_UNROLL, FoldBatchNorm())),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS)),
     )
 )
 

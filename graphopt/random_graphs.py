@@ -1,7 +1,7 @@
 """Random small graphs in the manner of exported recommenders, for property tests.
 
-They look ids up, concatenate, multiply, reshape by computed shapes with a symbolic batch, and contain
-the noise that exporters leave. Each step takes values of shape [N, width] and gives another one.
+They look ids up, concatenate, multiply, reshape by computed shapes with a symbolic batch, and
+contain the noise that exporters leave. Each step takes values of shape [N, width] and gives one.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _noise(b: _Builder, x: Value) -> Value:
 
 @_step
 def _cast_chain(b: _Builder, x: Value) -> Value:
-    # Not the casts' own result: ONNX Runtime 1.32 merges equal casts and forgets what branches read.
+    # Not the casts themselves: ONNX Runtime 1.32 merges equal ones, also those that a branch reads.
     return b.op("Tanh", b.op("Cast", b.op("Cast", x, to=11), to=1))
 
 

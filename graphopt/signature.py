@@ -67,7 +67,9 @@ class Signature:
             parts.append(f"unknown input{_s(extra)} {', '.join(map(repr, extra))}")
         raise InputError(f"{'; '.join(parts)}; the model takes {', '.join(map(repr, wanted))}")
 
-    def _checked(self, spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]) -> np.ndarray:
+    def _checked(
+        self, spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]
+    ) -> np.ndarray:
         array = given if isinstance(given, np.ndarray) else np.asarray(given)
         if array.dtype != spec.numpy_dtype:
             raise InputError(

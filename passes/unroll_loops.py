@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.graph import Graph, Value
 from graphopt.passes._evaluate import constant_of
 from graphopt.passes._shapes import ints_of
 from graphopt.passes._unrolled import Unrolled

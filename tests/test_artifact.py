@@ -190,7 +190,9 @@ def test_unaligned_and_strided_inputs() -> None:
 
 
 def test_graph_without_weights_and_with_constant_output() -> None:
-    graph = parse("g (float[N] x) => (float[N] y, float[2] c) <float[2] k = {1, 2}> { y = Neg(x) c = Identity(k) }")
+    graph = parse(
+        "g (float[N] x) => (float[N] y, float[2] c) <float[2] k = {1, 2}> { y = Neg(x) c = Identity(k) }"
+    )
     compiled = graphopt.compile(graph)
     found = compiled.run({"x": np.ones(2, np.float32)})
     assert found["c"].tolist() == [1, 2]
@@ -228,12 +230,12 @@ def test_missing_cpu_feature(damaged: Path) -> None:
     manifest = json.loads((damaged / "manifest.json").read_text())
     manifest["cpu_features"].append("teleport")
     (damaged / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="lacks .teleport.*x86-64-v3"):
+    with pytest.raises(ArtifactError, match=r"lacks .teleport.*x86-64-v3"):
         graphopt.load(damaged)
 
 
 def test_not_an_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no manifest.json"):
+    with pytest.raises(ArtifactError, match=r"no manifest\.json"):
         graphopt.load(tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Small models of the usual families through the presets: the resulting graphs, word for word.
 
-After a change that is meant to change them, run `pytest tests/test_golden.py --update-golden` and read
-the difference.
+After a change that is meant to change them, run `pytest tests/test_golden.py --update-golden` and
+read the difference.
 """
 
 from __future__ import annotations

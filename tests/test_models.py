@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import shared_models
 
 import graphopt
-from conftest import shared_models
 from graphopt.targets.portable import OnnxModel
 
 FOLDER = shared_models()

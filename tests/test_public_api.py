@@ -6,10 +6,25 @@ import pytest
 
 import graphopt
 
-PUBLIC = """
-Artifact Comparison Fidelity Graph GraphoptError Node Pass Pipeline Report RewritePass Target
-TensorType Value check compile load optimize
-""".split()
+PUBLIC = [
+    "Artifact",
+    "Comparison",
+    "Fidelity",
+    "Graph",
+    "GraphoptError",
+    "Node",
+    "Pass",
+    "Pipeline",
+    "Report",
+    "RewritePass",
+    "Target",
+    "TensorType",
+    "Value",
+    "check",
+    "compile",
+    "load",
+    "optimize",
+]
 
 
 def test_public_names() -> None:

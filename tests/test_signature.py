@@ -42,7 +42,10 @@ def test_lists_become_arrays() -> None:
         ({"dense": np.ones((4, 3))}, "'dense' is float64"),
         ({"dense": np.ones(4, np.float32)}, r"'dense' has shape \(4,\).*float32\[batch, 3\]"),
         ({"dense": np.ones((4, 2), np.float32)}, "'dense' has 2 on axis 1, expected 3"),
-        ({"dense": np.ones((5, 3), np.float32)}, "'dense' has 5 on axis 0 where input 'user' has 4"),
+        (
+            {"dense": np.ones((5, 3), np.float32)},
+            "'dense' has 5 on axis 0 where input 'user' has 4",
+        ),
         ({"extra": np.ones(1)}, "unknown input 'extra'"),
     ],
 )

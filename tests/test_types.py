@@ -14,7 +14,9 @@ def link_tree() -> Path:
     """A tree in which type checkers see the packages where they are installed (git-ignored)."""
     tree = ROOT / ".types" / "graphopt"
     tree.mkdir(parents=True, exist_ok=True)
-    sources = {path.name: path for path in (ROOT / "graphopt").iterdir() if path.name != "__pycache__"}
+    sources = {
+        path.name: path for path in (ROOT / "graphopt").iterdir() if path.name != "__pycache__"
+    }
     sources |= {"passes": ROOT / "passes", "targets": ROOT / "targets"}
     for entry in tree.iterdir():
         if entry.name not in sources or not entry.exists():

@@ -1,7 +1,7 @@
 """What optimizing the example model gains: ranking quality, size and latency, before and after.
 
-    graphopt optimize examples/ctr/model.onnx -o build/ctr.gopt
-    python examples/ctr/demo.py build/ctr.gopt
+graphopt optimize examples/ctr/model.onnx -o build/ctr.gopt
+python examples/ctr/demo.py build/ctr.gopt
 """
 
 from __future__ import annotations

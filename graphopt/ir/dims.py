@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from typing import Union
 
 Dim = Union[int, "Sym"]
@@ -187,6 +187,7 @@ def maximum(a: Dim, b: Dim) -> Dim:
     return _extreme("max", a, b)
 
 
+@lru_cache(maxsize=4096)
 def _extreme(fn: str, a: Dim, b: Dim) -> Dim:
     """`fn` of all operands of nested `fn`s, each once: recurrent nets double them at each step."""
     sign = 1 if fn == "max" else -1

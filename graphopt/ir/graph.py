@@ -90,7 +90,17 @@ class Node:
     the source nodes that this one stands for, so that reports and errors speak of the user's model.
     """
 
-    __slots__ = ("_next", "_prev", "attrs", "domain", "graph", "inputs", "op_type", "origin", "outputs")
+    __slots__ = (
+        "_next",
+        "_prev",
+        "attrs",
+        "domain",
+        "graph",
+        "inputs",
+        "op_type",
+        "origin",
+        "outputs",
+    )
 
     def __init__(self, op_type: str, domain: str, attrs: dict[str, Attr], origin: tuple[str, ...]):
         self.op_type, self.domain, self.attrs, self.origin = op_type, domain, attrs, origin
@@ -129,6 +139,8 @@ class Node:
 
     @property
     def subgraphs(self) -> tuple[Graph, ...]:
+        if not self.attrs:
+            return ()
         return tuple(attr for attr in self.attrs.values() if isinstance(attr, Graph))
 
     @property

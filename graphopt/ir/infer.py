@@ -111,7 +111,9 @@ def _schema_types(node: Node) -> list[Type | None]:
     if found is None:
         version = graph.opsets.get(node.domain, "?")
         raise UnsupportedOpError(
-            node.op, f"not an op of domain {node.domain or 'ai.onnx'!r} version {version}", node.where
+            node.op,
+            f"not an op of domain {node.domain or 'ai.onnx'!r} version {version}",
+            node.where,
         )
     known: dict[str, Dim] = {}
     input_types: dict[str, onnx.TypeProto] = {}

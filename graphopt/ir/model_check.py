@@ -236,12 +236,15 @@ def check_call(call: OpCall, found: OpSchema, version: int) -> None:
 
 
 def check_bodies(call: OpCall) -> None:
-    """Check that subgraphs take and give as many values as their node.
+    """Check that the subgraphs of If, Loop and Scan take and give as many values as their node.
 
     Raises:
         InvalidModelError: they do not.
+        UnsupportedOpError: another op has a subgraph.
     """
     bodies = {name: attr for name, attr in call.attrs.items() if isinstance(attr, Graph)}
+    if bodies and call.op_type not in ("If", "Loop", "Scan"):
+        raise call.unsupported("only If, Loop and Scan may have subgraphs")
     for name, body in bodies.items():
         takes, gives = len(call.inputs), len(call.outputs)
         if call.op_type == "If":

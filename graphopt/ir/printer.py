@@ -20,12 +20,12 @@ MAX_PRINTED = 8
 def to_text(graph: Graph) -> str:
     """The whole graph, one node per line.
 
-        graph opset=18 {
-          in    %x : f32[N, 4]
-          const %c0 : f32[4, 8]
-          %0 : f32[N, 8] = MatMul(%x, %c0)
-          out   %y = %0 : f32[N, 8]
-        }
+    graph opset=18 {
+      in    %x : f32[N, 4]
+      const %c0 : f32[4, 8]
+      %0 : f32[N, 8] = MatMul(%x, %c0)
+      out   %y = %0 : f32[N, 8]
+    }
     """
     return "\n".join(_Printer().graph(graph, "graph", f" opset={graph.opset()}")) + "\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import onnx
@@ -17,7 +17,7 @@ NONDETERMINISTIC = frozenset(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def find(op_type: str, domain: str, version: int) -> OpSchema | None:
     """The schema of an op in a version of its domain, None if it has none there."""
     try:
@@ -26,7 +26,7 @@ def find(op_type: str, domain: str, version: int) -> OpSchema | None:
         return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def attr_default(op_type: str, domain: str, version: int, name: str) -> Any:
     """The default of an attribute, None if it has none."""
     schema = find(op_type, domain, version)
@@ -39,7 +39,7 @@ def attr_default(op_type: str, domain: str, version: int, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-@lru_cache(maxsize=None)
+@cache
 def defaults(op_type: str, domain: str, version: int) -> dict[str, Any]:
     """The defaults of all attributes of an op that have one."""
     schema = find(op_type, domain, version)

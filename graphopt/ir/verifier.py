@@ -25,7 +25,9 @@ def verify(graph: Graph) -> None:
     _check_graph(graph, set(), uses)
     for value, found in uses.items():
         if found != set(value.uses):
-            raise BrokenGraphError(f"{value}: uses are not exact ({len(value.uses)} recorded, {len(found)} found)")
+            raise BrokenGraphError(
+                f"{value}: uses are not exact ({len(value.uses)} recorded, {len(found)} found)"
+            )
     names = [value.name for value in graph.inputs]
     for kind, labels in (("inputs", names), ("outputs", graph.output_names)):
         if len(set(labels)) < len(labels):
@@ -41,7 +43,7 @@ def _check_graph(graph: Graph, visible: set[Value], uses: dict[Value, set[Use]])
             raise BrokenGraphError(f"{node} does not know its graph")
         for index, operand in enumerate(node.inputs):
             if operand is not None:
-                _check_read(operand, visible, f"{node} input {index}")
+                _check_read(operand, visible, node, index)
                 uses.setdefault(operand, set()).add(Use(node, index))
         for subgraph in node.subgraphs:
             if subgraph.owner is not node or subgraph.parent is not graph:
@@ -54,13 +56,14 @@ def _check_graph(graph: Graph, visible: set[Value], uses: dict[Value, set[Use]])
             uses.setdefault(value, set())
         _check_node(node)
     for index, value in enumerate(graph.outputs):
-        _check_read(value, visible, f"output {index}")
+        _check_read(value, visible, graph, index)
         uses.setdefault(value, set()).add(Use(graph, index))
 
 
-def _check_read(value: Value, visible: set[Value], reader: str) -> None:
+def _check_read(value: Value, visible: set[Value], reader: Node | Graph, index: int) -> None:
     if value.const is None and value not in visible:
-        raise BrokenGraphError(f"{reader} reads {value}, which is not computed before it")
+        place = f"{reader} input {index}" if isinstance(reader, Node) else f"output {index}"
+        raise BrokenGraphError(f"{place} reads {value}, which is not computed before it")
 
 
 def _check_node(node: Node) -> None:

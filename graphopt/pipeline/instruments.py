@@ -23,7 +23,7 @@ class Instrument(Protocol):
 
 @dataclass
 class PrintIR:
-    """Writes the graph after passes called `after` ("all", or "change" for those that changed it)."""
+    """Writes the graph after passes called `after` ("all"; "change": those that changed it)."""
 
     after: str
     write: Callable[[str], None]

@@ -87,7 +87,9 @@ class PassManager:
         from graphopt.ir.onnx_io import save
 
         folder = self.reproducer_folder or Path(tempfile.mkdtemp(prefix="graphopt-reproducer-"))
-        reason = str(error) if isinstance(error, GraphoptError) else f"{type(error).__name__}: {error}"
+        reason = (
+            str(error) if isinstance(error, GraphoptError) else f"{type(error).__name__}: {error}"
+        )
         message = f"pass {step.name} failed: {reason}"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,9 @@ class _Parser:
         while not self.accept("}"):
             start, key = self.at, self.word("an option").replace("-", "_")
             if key not in known:
-                raise self.fail(f"{cls.name} has no option {key!r} (it has: {sorted(known)})", start)
+                raise self.fail(
+                    f"{cls.name} has no option {key!r} (it has: {sorted(known)})", start
+                )
             self.expect("=")
             options[key] = self.value(known[key])
             if not self.accept(",") and not self.text.startswith("}", self.at):

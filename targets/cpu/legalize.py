@@ -11,7 +11,7 @@ from graphopt.ir.dims import product
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
-from graphopt.rewrite import NoMatch, RewriteStats, Rewriter, Rule, const, op, rewrite, rule, var
+from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu.kernels.gemm import default_params, gemm, pack_bias, pack_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
@@ -74,7 +74,7 @@ def gemm_to_dense(rw: Rewriter, node: Node, x: Value, w: Value) -> Value | NoMat
         assert bias.const is not None
         if bias.const.size not in (1, columns) or (bias.const.shape or (1,))[-1] != bias.const.size:
             return NoMatch("its bias differs from row to row")
-        row = np.broadcast_to(bias.const.reshape(-1), (columns,))
+        row = np.broadcast_to(bias.const.reshape(-1), weights.shape[1:])
         bias = rw.const(row * np.float32(node.attr("beta")))
     return _emit(rw, x, rw.const(weights), bias)
 

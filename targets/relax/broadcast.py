@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +40,7 @@ def index_into(
             single = tirx.EQ(actual, int64(1))
             fits = tirx.any(single, tirx.EQ(actual, expected))
             checks.append((fits, f"sizes {size} and {wanted} do not broadcast"))
-            step = tirx.Select(single, int64(0), int64(1))
-            maps.append(lambda i, step=step: i * step)
+            maps.append(functools.partial(operator.mul, tirx.Select(single, int64(0), int64(1))))
     return lambda indices: [m(i) for m, i in zip(maps, indices[offset:])], checks
 
 
@@ -66,9 +67,10 @@ def elementwise(
             reads.append(lambda tensors, indices, literal=literal: literal)
             continue
         to_source, needed = index_into(lower, value.tensor.dims, target)
-        args.append(lower.expr(value))
+        expr = lower.expr(value)
+        reads.append(_reader(len(args), to_source, repeated=any(expr.same_as(a) for a in args)))
+        args.append(expr)
         checks += needed
-        reads.append(_reader(len(args) - 1, to_source))
 
     def emit(*tensors: te.Tensor) -> te.Tensor:
         def element(*indices: Any) -> Any:
@@ -79,10 +81,13 @@ def elementwise(
     return lower.te(emit, *args, checks=checks)
 
 
-def _reader(position: int, to_source: Callable[[Indices], list[Any]]) -> Callable[..., Any]:
+def _reader(
+    position: int, to_source: Callable[[Indices], list[Any]], repeated: bool
+) -> Callable[..., Any]:
     def read(tensors: Sequence[te.Tensor], indices: Indices) -> Any:
         element = tensors[position](*to_source(indices))
-        return scalar.cast(element, scalar.working_dtype(scalar.dtype_of(element)))
+        element = scalar.cast(element, scalar.working_dtype(scalar.dtype_of(element)))
+        return scalar.disguised(element) if repeated else element
 
     return read
 

@@ -7,10 +7,11 @@ import tempfile
 from pathlib import Path
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax, s_tir, tirx
+from tvm.error import InternalError
 from tvm.support import cc
 
-from graphopt.errors import OutputError
+from graphopt.errors import OutputError, UnsupportedOpError
 from graphopt.targets.relax.schedule import schedule
 
 ROOM = 64 << 20  # bytes; a large model takes 10 MB
@@ -22,9 +23,16 @@ def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dic
     Returns:
         `kernels`: how many functions were generated; `calls`: how many of them one inference calls
         where nothing loops.
+
+    Raises:
+        UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
     """
-    fused = schedule(fuse(module))
-    executable = tvm.compile(fused, target=target, relax_pipeline=_to_virtual_machine(target))
+    try:
+        fused = schedule(fuse(module))
+        executable = tvm.compile(fused, target=target, relax_pipeline=_to_virtual_machine(target))
+    except (InternalError, s_tir.ScheduleError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UnsupportedOpError("Graph", f"TVM cannot generate code for it: {reason}") from error
     _export(executable, library)
     return {"kernels": _kernels(fused), "calls": _calls(fused)}
 

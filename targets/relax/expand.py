@@ -14,7 +14,9 @@ from graphopt.ir.types import TensorType, type_to_proto
 from graphopt.targets.relax.lowering import has_converter
 
 _BODY = "graphopt.body"
-_MAX_DEPTH = 8  # bodies nest three deep at most (SoftmaxCrossEntropyLoss → NegativeLogLikelihoodLoss)
+_MAX_DEPTH = (
+    8  # bodies nest three deep at most (SoftmaxCrossEntropyLoss → NegativeLogLikelihoodLoss)
+)
 
 
 def expand_functions(graph: Graph) -> bool:
@@ -59,7 +61,10 @@ def expand_function(node: Node) -> None:
         copied.origin = node.origin
     for old, result in zip([v for v in node.outputs if _is_used(v)], body.outputs):
         new = values.get(result)
-        graph.replace_uses(old, graph.constant(result.const) if new is None else new)
+        if new is None:
+            assert result.const is not None
+            new = graph.constant(result.const)
+        graph.replace_uses(old, new)
     graph.erase(node)
 
 
@@ -76,7 +81,9 @@ def _inlined(node: Node, graph: Graph) -> onnx.ModelProto:
     # References to an attribute that is not given would stay empty, whatever its default.
     attributes = schema.defaults(node.op_type, node.domain, graph.opset(node.domain)) | node.attrs
     call.attribute.extend(
-        make_attribute(name, attr) for name, attr in attributes.items() if not isinstance(attr, Graph)
+        make_attribute(name, attr)
+        for name, attr in attributes.items()
+        if not isinstance(attr, Graph)
     )
     body = _body(call, types, graph.opset(node.domain))
     call.domain = body.domain = _BODY

@@ -138,7 +138,9 @@ class Lowering:
         if not isinstance(value.type, TensorType) or value.type.shape is None:
             kind = "has no known rank" if isinstance(value.type, TensorType) else "is not a tensor"
             raise UnsupportedOpError(
-                "Input", f"{kind} ({value.type}); give it a fixed rank when exporting", (value.name,)
+                "Input",
+                f"{kind} ({value.type}); give it a fixed rank when exporting",
+                (value.name,),
             )
         if value.dtype not in DTYPES:
             raise UnsupportedOpError("Input", _no_code_for(value.dtype), (value.name,))
@@ -213,7 +215,10 @@ class Lowering:
     def bind_sizes(self, names: Sequence[str], vector: relax.Expr) -> list[tirx.Var]:
         """Let the sizes called `names` be the elements of an int64 vector at run time."""
         sizes = [tirx.Var(_identifier(name), "int64") for name in names]
-        shape = self.bb.emit(relax.op.tensor_to_shape(vector))
+        # An impure call keeps fusion from moving what uses the sizes to before they are known.
+        read = relax.ExternFunc("vm.builtin.tensor_to_shape")
+        type_ = relax.ShapeType(ndim=len(sizes))
+        shape = self.bb.emit(relax.Call(read, [vector], ty_args=[type_]))
         self.bb.match_cast(shape, relax.ShapeType(sizes))
         self._sizes.update(zip(names, sizes))
         return sizes
@@ -279,7 +284,8 @@ class Lowering:
             checks: conditions on sizes, and what the run-time error says where one is false.
         """
         tensors = [
-            te.placeholder(_shape_of(arg), arg.ty.dtype, name=f"in{k}") for k, arg in enumerate(args)
+            te.placeholder(_shape_of(arg), arg.ty.dtype, name=f"in{k}")
+            for k, arg in enumerate(args)
         ]
         result = function(*tensors)
         outs = [result] if isinstance(result, te.Tensor) else list(result)
@@ -449,5 +455,3 @@ def _identifier(name: str) -> str:
 
 def _shape_of(expr: relax.Expr) -> list[Any]:
     return list(expr.ty.shape.values)
-
-

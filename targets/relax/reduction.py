@@ -56,7 +56,9 @@ class Region:
         self, read: Callable[..., Any], reducer: Reducer, name: str, *, keepdims: bool = True
     ) -> te.Tensor:
         """`read(*indices)`, reduced; without `keepdims` the reduced axes are left out."""
-        loops = [te.reduce_axis((0, int64(size)), f"k{a}") for a, size in zip(self.axes, self.looped)]
+        loops = [
+            te.reduce_axis((0, int64(size)), f"k{a}") for a, size in zip(self.axes, self.looped)
+        ]
         loop = dict(zip(self.axes, loops))
         left = [a for a in range(len(self.kept)) if keepdims or a not in loop]
 

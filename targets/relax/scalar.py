@@ -124,6 +124,15 @@ def bitcast(x: Scalar, dtype: str) -> Scalar:
     return tirx.reinterpret(dtype, x)
 
 
+def disguised(x: Scalar) -> Scalar:
+    """`x`, so that the compiler does not see that another operand is the same.
+
+    It takes `x - x` for 0 and `x == x` for true, which they are not for NaN.
+    """
+    word = {"float32": "uint32", "float64": "uint64"}.get(dtype_of(x))
+    return x if word is None else tirx.reinterpret(dtype_of(x), tirx.reinterpret(word, x))
+
+
 def _rounded_to_odd(x: Scalar) -> Scalar:
     """float64 as float32 with an odd last bit where inexact, so that rounding again is exact."""
     single = x.astype("float32")
@@ -275,7 +284,7 @@ def softplus(x: Scalar) -> Scalar:
 
 
 def erf(x: Scalar) -> Scalar:
-    return libm("erf", x)
+    return elementary.erf(x) if dtype_of(x) == "float32" else libm("erf", x)
 
 
 def tanh(x: Scalar) -> Scalar:

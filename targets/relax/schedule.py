@@ -1,9 +1,13 @@
-"""Loops of generated kernels: stages inlined or brought together, reductions split and turned.
+"""Loops of generated kernels: stages brought together, reductions split and turned.
 
-TE gives one loop nest a stage. Here a stage that is read once disappears into its reader; the others
-are computed where the last stage loops over rows, so that what they hold stays in cache; a reduction
-starts from its identity even when it has nothing to reduce, and runs with the last axis innermost,
-which is the one that LLVM turns into vectors.
+TE gives one loop nest a stage. Here a stage that only one other reads is computed where that one needs
+it, element by element; the others where the last stage loops over rows, so that what they hold stays
+in cache. A reduction starts from its identity even when it has nothing to reduce, and runs with the
+last axis innermost, which is the one that LLVM turns into vectors.
+
+Stages that compute are not substituted into one another: each leaves its element in a local variable.
+TVM simplifies floats within one expression like real numbers, `(x + c) - c` to x and `not x < y` to
+`y <= x`, which is wrong after rounding and for NaN; and expressions would grow with every use.
 """
 
 from __future__ import annotations
@@ -17,10 +21,6 @@ from tvm import s_tir, tirx
 
 SCHEDULED = "tirx.is_scheduled"
 
-# TVM's LLVM backend looks through names within names again at every level: the time it takes doubles
-# with each, so that a chain of thirty ops written as one expression would not compile within an hour.
-MAX_NAMES = 8
-
 
 def schedule(module: tvm.IRModule) -> tvm.IRModule:
     """Schedule every kernel that is not marked as scheduled already."""
@@ -32,75 +32,74 @@ def schedule(module: tvm.IRModule) -> tvm.IRModule:
 
 
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    named = _name_operands(function).with_attr("global_symbol", "main")
-    # An expression with names of its own may have been used twice in a larger one.
-    unique = s_tir.transform.ConvertSSA()(tvm.IRModule({"main": named}))
-    found = s_tir.Schedule(unique)
-    blocks = found.get_child_blocks(found.get_sblock("root"))
-    remaining = [block for block in blocks if not _inlined(found, block)]
-    _gather_rows(found, remaining)
-    for block in remaining:
+    found = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
+    stages = _put_together(found, found.get_child_blocks(found.get_sblock("root")))
+    _gather_rows(found, stages)
+    for block in stages:
         _split_reduction(found, block)
     scheduled = found.mod["main"].with_attr(SCHEDULED, True)
     return scheduled.without_attr("global_symbol")
 
 
-def _name_operands(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Give every float and condition that is read a name of its own.
-
-    TVM simplifies them like real numbers: `(x + c) - c` to x, `x - x` to 0, `not x < y` to `y <= x`,
-    which is wrong after rounding and for NaN and infinity. It does not look behind names.
-    """
-
-    def named(store: tirx.BufferStore, mutator: Any) -> tirx.BufferStore:
-        def name(load: tvm.ir.TensorLoad) -> Any:
-            if str(load.ty.dtype) not in _NAMED or load.source.same_as(store.buffer):
-                return load
-            alias = tirx.Var("x", str(load.ty.dtype))
-            return tirx.Let(alias, load, alias)
-
-        value = tvm_ffi.structural_map(store.value, (tvm.ir.TensorLoad, name))
-        return tirx.BufferStore(store.buffer, value, store.indices)
-
-    body = tvm_ffi.structural_mutate(function.body, (tirx.BufferStore, named))
-    return function.with_body(body)
+# --------------------------------------------------------------------- elements
 
 
-_NAMED = frozenset(["bool", "float16", "float32", "float64"])
+def _put_together(found: s_tir.Schedule, blocks: list[Any]) -> list[Any]:
+    """Compute stages element by element within the one that needs them; returns those with loops."""
+    home: dict[str, Any] = {}
+    kept: list[Any] = []
+    for block in reversed(blocks):
+        readers = found.get_consumers(block)
+        homes = {found.get(r).name_hint: home[found.get(r).name_hint] for r in readers}
+        name, stage = found.get(block).name_hint, found.get(block)
+        anchors = {found.get(anchor).name_hint: anchor for anchor in homes.values()}
+        if len(anchors) == 1 and _is_worth_repeating(found, stage, readers, *anchors.values()):
+            (anchor,) = anchors.values()
+            if _moves(stage) or any(_guards(found.get(r), stage) for r in readers):
+                with suppress(s_tir.ScheduleError):
+                    found.compute_inline(block)
+                    continue
+            else:
+                with suppress(s_tir.ScheduleError):
+                    found.compute_at(block, found.get_loops(anchor)[-1], preserve_unit_loops=True)
+                    home[name] = anchor
+                    continue
+        home[name] = block
+        kept.append(block)
+    return kept[::-1]
 
 
-def _inlined(found: s_tir.Schedule, block: Any) -> bool:
-    """Put a stage into the one that reads it, if that does not repeat costly work."""
-    readers = found.get_consumers(block)
-    if len(readers) != 1 or _reduced(found, block):
+def _is_worth_repeating(
+    found: s_tir.Schedule, stage: s_tir.SBlock, readers: list[Any], anchor: Any
+) -> bool:
+    """True if computing the stage wherever it is read repeats nothing costly."""
+    nests = [found.get(block) for block in [*readers, anchor]]
+    if stage.init is not None or any(nest.init is not None for nest in nests):
         return False
-    stage, reader = found.get(block), found.get(readers[0])
-    if _names(stage.body) > MAX_NAMES:
+    if not found.get_loops(anchor):
         return False
-    cheap = not _reduced(found, readers[0]) and _is_cheap(stage.body)
-    if not cheap and not _reads_once(reader, stage.writes[0].source):
-        return False
-    try:
-        found.compute_inline(block)
-    except s_tir.ScheduleError:
-        return False
-    return True
+    buffer = stage.writes[0].source
+    return _is_cheap(stage.body) or all(_reads_once(found.get(r), buffer) for r in readers)
 
 
-def _names(body: tirx.Stmt) -> int:
-    """How many names the expressions of a stage introduce."""
-    count = 0
-
-    def visit(expr: tvm.ir.Expr) -> None:
-        nonlocal count
-        count += isinstance(expr, tirx.Let)
-
-    tvm_ffi.structural_walk(body, (tvm.ir.Expr, visit))
-    return count
+def _moves(stage: s_tir.SBlock) -> bool:
+    """True if the stage takes its element from somewhere, as it is."""
+    return isinstance(stage.body, tirx.BufferStore) and isinstance(
+        stage.body.value, tvm.ir.TensorLoad
+    )
 
 
-def _reduced(found: s_tir.Schedule, block: Any) -> bool:
-    return found.get(block).init is not None
+def _guards(reader: s_tir.SBlock, stage: s_tir.SBlock) -> bool:
+    """True if `reader` reads what `stage` writes under a condition only."""
+    buffer = stage.writes[0].source
+    guarded: list[Any] = []
+
+    def visit(call: tvm.ir.Call) -> None:
+        if str(getattr(call.op, "name", "")).endswith("if_then_else"):
+            tvm_ffi.structural_walk(call, (tvm.ir.TensorLoad, guarded.append))
+
+    tvm_ffi.structural_walk(reader.body, (tvm.ir.Call, visit))
+    return any(load.source.same_as(buffer) for load in guarded)
 
 
 def _is_cheap(body: tirx.Stmt) -> bool:
@@ -119,7 +118,15 @@ def _is_cheap(body: tirx.Stmt) -> bool:
 
 
 _CHEAP_CALLS = frozenset(
-    ["if_then_else", "reinterpret", "isnan", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"]
+    [
+        "if_then_else",
+        "reinterpret",
+        "isnan",
+        "bitwise_and",
+        "bitwise_or",
+        "bitwise_xor",
+        "bitwise_not",
+    ]
     + ["shift_left", "shift_right", "abs", "fabs", "floor", "ceil", "trunc", "nearbyint", "sqrt"]
 )
 
@@ -182,7 +189,7 @@ _SPATIAL, _REDUCTION = 0, 2
 
 def _split_reduction(found: s_tir.Schedule, block: Any) -> None:
     """Give the identity a loop nest of its own, and turn the loops for vectors."""
-    if not _reduced(found, block):
+    if found.get(block).init is None:
         return
     loops = found.get_loops(block)
     realize = found.get(loops[-1]).body

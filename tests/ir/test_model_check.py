@@ -309,6 +309,14 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], type[GraphoptError], str]] = 
         InvalidModelError,
         "If",
     ),
+    "a subgraph of another op": (
+        lambda: model(
+            """g (seq(float) x) => (seq(float) y) {
+            y = SequenceMap (x) <body = b (float u) => (float v) { v = Neg(u) }> }"""
+        ),
+        UnsupportedOpError,
+        "only If, Loop and Scan may have subgraphs",
+    ),
     "a loop body with too few inputs": (
         text("""g (float x) => (float y) <int64 n = {2}, bool c = {1}> {
             y = Loop (n, c, x)

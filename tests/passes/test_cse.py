@@ -9,7 +9,8 @@ from graphopt.pipeline.base import PassContext
 from graphopt.testing import assert_rewrites, assert_unchanged, parse
 
 TEXT = """(float[N,4] x, float[N,4] z) => (float[] y)
-    <float c = {{2}}, float d = {{2}}, float e = {{3}}, float minus = {{-0.0}}, float zero = {{0}}> {{
+    <float c = {{2}}, float d = {{2}}, float e = {{3}}, float minus = {{-0.0}},
+     float zero = {{0}}> {{
     {} y = Max(a, b) }}"""
 
 

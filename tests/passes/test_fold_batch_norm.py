@@ -109,6 +109,23 @@ def test_alone_it_is_a_mul_and_an_add(
     assert_rewrites(FoldBatchNorm(), graph(linear, weights, inputs), wanted)
 
 
+@pytest.mark.parametrize(
+    ("linear", "weights", "inputs", "constants"),
+    [
+        ("p = MatMul(x, w) h = Add(p, b)", "float[4,8] w, float[3,8] b", "float[3,4] x", "[8]"),
+        ("h = Gemm(x, w, b)", "float[4,8] w, float[3,1] b", "float[3,4] x", "[8]"),
+        ("h = Conv(x, w, b)", "float[8,3,2] w", "float[N,3,5] x, float[8] b", "[8,1]"),
+    ],
+)
+def test_a_bias_that_is_not_per_channel_stays(
+    linear: str, weights: str, inputs: str, constants: str
+) -> None:
+    wanted = f"""({inputs}) => (float[] y)
+    <{weights}, float{constants} f, float{constants} o> {{ {linear} {ALONE} }}"""
+    ctx = assert_rewrites(FoldBatchNorm(), graph(linear, weights, inputs), wanted)
+    assert any("the bias is not a constant" in why for _, _, why in ctx.stats.refusals)
+
+
 @pytest.mark.parametrize("outputs", [", float[] h", ", float[] z"])
 def test_a_layer_that_others_read_keeps_its_weights(outputs: str) -> None:
     linear = "h = Gemm(x, w, b) z = Neg(h)" if "z" in outputs else "h = Gemm(x, w, b)"
@@ -119,8 +136,17 @@ def test_a_layer_that_others_read_keeps_its_weights(outputs: str) -> None:
     assert any("also read elsewhere" in why for _, _, why in ctx.stats.refusals)
 
 
-def test_training_mode_stays() -> None:
-    text = graph("h = Sigmoid(x)", "int64 none = {0}", "float[3,8] x")
+@pytest.mark.parametrize(
+    ("linear", "weights", "inputs"),
+    [
+        ("h = Sigmoid(x)", "int64 none = {0}", "float[3,8] x"),
+        ("h = Gemm(x, w)", "float[4,8] w", "float[3,4] x"),
+        ("h = MatMul(x, w)", "float[4,8] w", "float[3,4] x"),
+        ("h = Conv(x, w)", "float[8,3,2] w", "float[3,3,5] x"),
+    ],
+)
+def test_training_mode_stays(linear: str, weights: str, inputs: str) -> None:
+    text = graph(linear, weights, inputs)
     text = text.replace("n = BatchNormalization(", "n, m, v = BatchNormalization<training_mode=1>(")
     assert_unchanged(FoldBatchNorm(), text, "training mode")
 

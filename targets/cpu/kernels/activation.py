@@ -1,10 +1,11 @@
 """Activations applied to a float32 expression where a kernel stores it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from tvm.script import tirx as T
 
-from .elementary import Name, clip, erf, fast_exp, sigmoid, straight, tanh
+from graphopt.targets.cpu.kernels.elementary import clip, erf, fast_exp, sigmoid, tanh
 
 _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of the ONNX operators
     "none": (0.0, 0.0),
@@ -52,43 +53,40 @@ class Activation:
         object.__setattr__(self, "alpha", alpha if self.alpha is None else float(self.alpha))
         object.__setattr__(self, "beta", beta if self.beta is None else float(self.beta))
 
-    def __call__(self, value):
-        if self.kind == "none":
-            return value
-        return straight(lambda name: self._of(name, name(value)))
-
-    def _of(self, name: Name, x):
+    def __call__(self, x: Any) -> Any:
+        """The function of a float32 expression, which may be repeated: give it a simple one."""
         alpha, beta, zero, one = map(T.float32, (self.alpha, self.beta, 0, 1))
         match self.kind:
+            case "none":
+                return x
             case "affine":
                 return x * alpha + beta
             case "clip":
-                return name(clip(x, self.alpha, self.beta))
+                return clip(x, alpha.value, beta.value)
             case "elu":
-                return T.Select(x < zero, alpha * (name(fast_exp(x)) - one), x)
+                return T.Select(x < zero, alpha * (fast_exp(x) - one), x)
             case "gelu":
-                return x * T.float32(0.5) * (one + name(erf(x * T.float32(0.5**0.5))))
+                return x * T.float32(0.5) * (one + erf(x * T.float32(0.5**0.5)))
             case "hard_sigmoid":
-                return name(clip(x * alpha + beta, 0.0, 1.0))
+                return clip(x * alpha + beta, 0.0, 1.0)
             case "hard_swish":
-                return x * name(clip(x * T.float32(1 / 6) + T.float32(0.5), 0.0, 1.0))
+                return x * clip(x * T.float32(1 / 6) + T.float32(0.5), 0.0, 1.0)
             case "leaky_relu":
                 return T.Select(x < zero, alpha * x, x)
             case "relu":
                 return T.Select(x < zero, zero, x)
             case "scaled_tanh":
-                return alpha * name(tanh(beta * x))
+                return alpha * tanh(beta * x)
             case "sigmoid":
-                return name(sigmoid(x))
+                return sigmoid(x)
             case "silu":
-                return x * name(sigmoid(x))
+                return x * sigmoid(x)
             case "softplus":  # log is a scalar call: rare enough
-                small = name(fast_exp(zero - T.abs(x)))
-                return T.Select(x < zero, zero, x) + T.log(one + small)
+                return T.Select(x < zero, zero, x) + T.log(one + fast_exp(zero - T.abs(x)))
             case "softsign":
                 return x / (one + T.abs(x))
             case "tanh":
-                return name(tanh(x))
+                return tanh(x)
             case "thresholded_relu":
                 return T.Select(x <= alpha, zero, x)
         raise AssertionError(self.kind)

@@ -1,19 +1,22 @@
-"""Elementary functions as expressions that LLVM turns into vector code.
+"""Elementary functions of float32 that LLVM turns into vector code.
 
-`T.exp` and `T.tanh` become calls of the scalar expf and tanhf, one a lane.  What follows is made of
-additions, multiplications, comparisons and shifts only.  The errors quoted are the largest over all
-normal float32 results, against float64, on a machine with fused multiply-add.
+`T.exp` and `T.tanh` become calls of the scalar expf and tanhf, one a lane.  The functions below are
+operators of their own, which the last pass of TVM expands (`FLowerIntrinsic`) into additions,
+multiplications, comparisons and shifts, of whatever vector length the operand has by then.  Before
+that they would be too much for TVM: it replaces every name by its value, rewrites floats as if they
+were real numbers, (x + c) - c to x, and took 45 s to compile an `erf` in this way.
 
-Every function is straight-line code, one `Let` for each intermediate value: it is computed once, an
-argument may itself hold named values without defining them twice, and TVM, which rewrites floats as
-if they were real numbers, cannot fold (x + c) - c into x.
+The errors quoted are the largest over all normal float32 results, against float64, on a machine
+with fused multiply-add.  NaN gives NaN.  A process that reads a module with these operators must
+have imported this file.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.script import tirx as T
+from tvm.ir import register_op_attr
+from tvm.tirx.op import register_intrin_lowering
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 0.693359375  # 9 significant bits: its product with a small integer is exact
@@ -48,124 +51,156 @@ _LOG_ERFC = (
     -1.1277972139,
     -1.6645414390e-4,
 )
+_PURE = 1  # CallEffectKind::kPure
 
+
+def fast_exp(x: Any) -> Any:
+    """e**x of a float32 expression; 1.1 ulp, exact at +-infinity, gradual underflow."""
+    return tirx.call_intrin("float32", "graphopt.exp", x)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e**-x) of a float32 expression; 2.5 ulp, below -88.7 it is 0."""
+    return tirx.call_intrin("float32", "graphopt.sigmoid", x)
+
+
+def tanh(x: Any) -> Any:
+    """Hyperbolic tangent of a float32 expression; 2.6 ulp, +-1 at +-infinity."""
+    return tirx.call_intrin("float32", "graphopt.tanh", x)
+
+
+def erf(x: Any) -> Any:
+    """Error function of a float32 expression; 2.8 ulp, +-1 at +-infinity."""
+    return tirx.call_intrin("float32", "graphopt.erf", x)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of two expressions of the same float type, NaN if one of them is.
+
+    `T.max` loses a NaN, and `T.isnan` keeps TVM from vectorizing its loop.
+    """
+    return tirx.call_intrin(a.ty.dtype, "graphopt.maximum", a, b)
+
+
+def clip(x: Any, low: float, high: float) -> Any:
+    """A float32 expression limited to [low, high]; NaN stays NaN, unlike under T.min and T.max."""
+    least, most = tirx.const(low, "float32"), tirx.const(high, "float32")
+    return tirx.Select(x > most, most, tirx.Select(x < least, least, x))
+
+
+# ------------------------------------------------------------------------ expansion
 
 Name = Callable[[Any], tirx.Var]
 
 
-def straight(steps: Callable[[Name], Any]) -> Any:
-    """The result of `steps(name)`, in which `name(value)` gives an expression a name.
+def _expands(operator: str) -> Callable[[Callable[..., Any]], None]:
+    """Decorator: `steps(name, *operands)` gives the value of `operator`, of scalars or vectors.
 
-    The names of an argument are moved in front of those that use it: passes of TVM take time
-    exponential in the depth to which the values of `Let` hold further `Let`s.  So an expression
-    made by a function of this file should be named before it is used in another.
-    """
-    named: list[tuple[tirx.Var, Any]] = []
-
-    def name(value: Any) -> tirx.Var:
-        while isinstance(value, tirx.Let):
-            named.append((value.var, value.value))
-            value = value.body
-        named.append((tirx.Var("t", value.ty), value))
-        return named[-1][0]
-
-    result = steps(name)
-    for variable, value in reversed(named):
-        result = tirx.Let(variable, value, result)
-    return result
-
-
-def fast_exp(x):
-    """e**x of a float32 expression; 1.1 ulp, exact at +-infinity, NaN for NaN, gradual underflow.
-
-    exp(x) = 2**k * exp(r) with k = round(x / ln 2).  2**k is applied in two factors, because
-    neither 2**128 nor 2**-150 is a float32 while their products with exp(r) may be.
+    `name(value)` computes a value once; it becomes a `Let` around the result.
     """
 
-    def steps(name):
-        k, r = _reduce(name, clip(x, -104.0, 88.8))
-        half = name(T.shift_right(k, T.int32(1)))
-        return (_exp_minus_1(r) + T.float32(1)) * _power_of_2(half) * _power_of_2(k - half)
+    def register(steps: Callable[..., Any]) -> None:
+        def expand(call: Any) -> Any:
+            named: list[tuple[tirx.Var, Any]] = []
 
-    return straight(steps)
+            def name(value: Any) -> tirx.Var:
+                named.append((tirx.Var("t", value.ty), value))
+                return named[-1][0]
+
+            result = steps(name, *map(name, call.args))
+            for variable, value in reversed(named):
+                result = tirx.Let(variable, value, result)
+            return result
+
+        register_op_attr(operator, "TCallEffectKind", _PURE)
+        register_op_attr(operator, "TVectorizable", True)
+        register_op_attr(operator, "TScriptPrinterName", operator)
+        register_intrin_lowering(operator, "default", f=expand)
+
+    return register
 
 
-def sigmoid(x):
-    """1 / (1 + e**-x) of a float32 expression; 2.5 ulp, below -88.7 it is 0."""
+@_expands("graphopt.exp")
+def _(name: Name, x: tirx.Var) -> Any:
+    """exp(x) = 2**k * exp(r) with k = round(x / ln 2).
 
-    def steps(name):
-        e = name(fast_exp(T.float32(0) - name(x)))
-        return T.float32(1) / (T.float32(1) + e)
-
-    return straight(steps)
-
-
-def tanh(x):
-    """Hyperbolic tangent of a float32 expression; 2.6 ulp, +-1 at +-infinity.
-
-    tanh(x) = m / (m + 2) with m = e**2x - 1 = 2**k * (e**r - 1) + (2**k - 1), which keeps its
-    precision where x is small.
+    2**k is applied in two factors, because neither 2**128 nor 2**-150 is a float32 while their
+    products with exp(r) may be.
     """
-
-    def steps(name):
-        k, r = _reduce(name, clip(name(x) * T.float32(2), -20.0, 20.0))
-        power = name(_power_of_2(k))
-        m = name(_exp_minus_1(r) * power + (power - T.float32(1)))
-        return m / (m + T.float32(2))
-
-    return straight(steps)
+    k, r = _reduce(name, name(_limit(x, -104.0, 88.8)))
+    half = name(k >> 1)
+    value = (_exp_minus_1(r) + 1.0) * _power_of_2(half) * _power_of_2(k - half)
+    return tirx.Select(tirx.isnan(x), x, value)
 
 
-def erf(x):
-    """Error function of a float32 expression; 2.8 ulp, +-1 at +-infinity."""
-
-    def steps(name):
-        signed, zero = name(x), T.float32(0)
-        size = name(clip(T.Select(signed < zero, zero - signed, signed), 0.0, 4.0))
-        square = name(size * size)
-        tail = name(T.float32(1) - name(fast_exp(_polynomial(_LOG_ERFC, size))))
-        return T.Select(
-            size < T.float32(0.9),
-            _polynomial(_ERF, square) * signed,
-            T.Select(signed < zero, zero - tail, tail),
-        )
-
-    return straight(steps)
+@_expands("graphopt.sigmoid")
+def _(name: Name, x: tirx.Var) -> Any:
+    return 1.0 / (name(_call("graphopt.exp", -x)) + 1.0)
 
 
-def clip(x, low: float, high: float):
-    """A float32 expression limited to [low, high]; NaN stays NaN, unlike under T.min and T.max."""
+@_expands("graphopt.tanh")
+def _(name: Name, x: tirx.Var) -> Any:
+    """tanh(x) = m / (m + 2) with m = e**2x - 1 = 2**k * (e**r - 1) + (2**k - 1).
 
-    def steps(name):
-        given = name(x)
-        above = name(T.Select(given < T.float32(low), T.float32(low), given))
-        return T.Select(above > T.float32(high), T.float32(high), above)
-
-    return straight(steps)
-
-
-def _reduce(name: Name, x):
-    """Names (k, r) with x = k * ln 2 + r, `k` an int32 and |r| <= ln(2) / 2."""
-    given = name(x)
-    shifted = name(given * T.float32(_LOG2_E) + T.float32(_ROUND))
-    whole = name(shifted - T.float32(_ROUND))
-    r = name(whole * T.float32(-_LN2_LOW) + (whole * T.float32(-_LN2_HIGH) + given))
-    return name(T.reinterpret("int32", shifted) - T.int32(_ROUND_BITS)), r
+    This m keeps its precision where x is small.
+    """
+    k, r = _reduce(name, name(_limit(x * 2.0, -20.0, 20.0)))
+    power = name(_power_of_2(k))
+    m = name(_exp_minus_1(r) * power + (power - 1.0))
+    return tirx.Select(tirx.isnan(x), x, m / (m + 2.0))
 
 
-def _exp_minus_1(r):
-    """e**r - 1 of a name, |r| <= ln(2) / 2, precise where r is small."""
+@_expands("graphopt.erf")
+def _(name: Name, x: tirx.Var) -> Any:
+    size = name(_limit(tirx.Select(x < 0.0, -x, x), 0.0, 4.0))
+    k, r = _reduce(name, name(_polynomial(_LOG_ERFC, size)))  # between -19 and 0
+    tail = name(1.0 - (_exp_minus_1(r) + 1.0) * _power_of_2(k))
+    far = tirx.Select(x < 0.0, -tail, tail)
+    near = _polynomial(_ERF, name(size * size)) * x
+    return tirx.Select(tirx.isnan(x), x, tirx.Select(size < 0.9, near, far))
+
+
+@_expands("graphopt.maximum")
+def _(name: Name, a: tirx.Var, b: tirx.Var) -> Any:
+    return tirx.Select(tirx.any(b > a, tirx.isnan(b)), b, a)
+
+
+def _call(operator: str, x: Any) -> Any:
+    return tirx.call_intrin(x.ty.dtype, operator, x)
+
+
+def _limit(x: Any, low: float, high: float) -> Any:
+    """`x` limited to [low, high]; some number in there for NaN."""
+    return tirx.max(tirx.min(x, high), low)
+
+
+def _reduce(name: Name, x: Any) -> tuple[Any, Any]:
+    """(k, r) with x = k * ln 2 + r, `k` an int32 and |r| <= ln(2) / 2."""
+    shifted = name(x * _LOG2_E + _ROUND)
+    whole = name(shifted - _ROUND)
+    r = name(whole * -_LN2_LOW + (whole * -_LN2_HIGH + x))
+    return name(_bits(shifted, "int32") - _ROUND_BITS), r
+
+
+def _exp_minus_1(r: Any) -> Any:
+    """e**r - 1, |r| <= ln(2) / 2, precise where r is small."""
     return _polynomial(_EXP, r) * (r * r) + r
 
 
-def _polynomial(coefficients: tuple[float, ...], x):
+def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
     """Horner's scheme, highest power first."""
-    total = T.float32(coefficients[0])
-    for coefficient in coefficients[1:]:
-        total = total * x + T.float32(coefficient)
+    total = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        total = total * x + coefficient
     return total
 
 
-def _power_of_2(k):
-    """2**k as float32 of an int32 expression in [-126, 127]."""
-    return T.reinterpret("float32", T.shift_left(k + T.int32(127), T.int32(23)))
+def _power_of_2(k: Any) -> Any:
+    """2**k as float32, k in [-126, 127]."""
+    return _bits((k + 127) << 23, "float32")
+
+
+def _bits(x: Any, dtype: str) -> Any:
+    """The bits of `x` seen as another 32-bit type, lane by lane."""
+    lanes = x.ty.dtype.lanes
+    return tirx.reinterpret(dtype if lanes == 1 else f"{dtype}x{lanes}", x)

@@ -9,12 +9,19 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
-from .inlining import inlined
-from .parameters import without_parameters
-from .rows import PREFETCH_BYTES, prefetch_row
-from .storage import element_bytes, extent, vector_lanes
-from .tiles import Tiles
+from graphopt.targets.cpu.kernels.bounds import (
+    OutOfBounds,
+    check_policy,
+    is_allowed,
+    is_valid,
+    row_of,
+)
+from graphopt.targets.cpu.kernels.elementary import maximum
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.parameters import without_parameters
+from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, prefetch_row
+from graphopt.targets.cpu.kernels.storage import element_bytes, extent, vector_lanes
+from graphopt.targets.cpu.kernels.tiles import Tiles
 
 Mode = Literal["sum", "mean", "max"]
 
@@ -124,7 +131,7 @@ class _Plan:
         """The accumulator after one more row; max keeps a NaN once it has seen one."""
         value = T.Cast(self.accumulator, element)
         if self.pooling.mode == "max":
-            return T.Select(T.bitwise_or(value > so_far, T.isnan(value)), value, so_far)
+            return maximum(so_far, value)
         if self.pooling.weighted:
             value = value * T.Cast(self.accumulator, weight)
         return so_far + value

@@ -5,9 +5,15 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .bounds import OutOfBounds, check_policy, is_allowed, is_valid, row_of
-from .rows import PREFETCH_BYTES, copy_row, prefetch_row, zero_row
-from .storage import bits_dtype, element_bytes, extent, vector_lanes
+from graphopt.targets.cpu.kernels.bounds import (
+    OutOfBounds,
+    check_policy,
+    is_allowed,
+    is_valid,
+    row_of,
+)
+from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, copy_row, prefetch_row, zero_row
+from graphopt.targets.cpu.kernels.storage import bits_dtype, element_bytes, extent, vector_lanes
 
 OUT_OF_RANGE = "Gather: an index lies outside the table"
 

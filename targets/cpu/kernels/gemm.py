@@ -2,9 +2,9 @@
 
 The weights of a model are known when it is compiled, so they are packed once into column panels
 `[ceil(N / width)][K][width]` that the kernel reads from front to back.  A block of rows keeps its
-results in registers for the whole of K; the bias is what they start from.  (The scheme of BLIS: Van
-Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", 2015, without
-its packing of the left operand, which the batches of a recommender are too small to repay.)
+results in registers for the whole of K; the bias is what they start from.  (The scheme of BLIS:
+Van Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", 2015,
+without its packing of the left operand, which the batches of a recommender are too small to repay.)
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .activation import Activation
-from .inlining import inlined
-from .storage import element_bytes
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.storage import element_bytes
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """`T.inline` at a cost that a compiler can pay.
 
 On every call TVM looks for its parser with `inspect.getouterframes`, which reads the source of each
-caller: 10 to 50 ms a call, growing with the depth of the stack; a bidirectional LSTM makes 24.  Here
-the stack is walked without reading sources, and the body is parsed into a syntax tree only once.
+caller: 10 to 50 ms a call, growing with the depth of the stack; a bidirectional LSTM makes 24.
+Here the stack is walked without reading sources, and the body is parsed into a tree only once.
 """
 
 import inspect

@@ -22,10 +22,18 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .activation import Activation
-from .inlining import inlined
-from .parameters import without_parameters
-from .recurrent_step import Buffers, Cell, Direction, State, gru_step, lstm_step, rnn_step
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.parameters import without_parameters
+from graphopt.targets.cpu.kernels.recurrent_step import (
+    Buffers,
+    Cell,
+    Direction,
+    State,
+    gru_step,
+    lstm_step,
+    rnn_step,
+)
 
 _SIGMOID, _TANH = Activation("sigmoid"), Activation("tanh")
 

@@ -5,10 +5,10 @@ from typing import Any, Literal, get_args
 
 from tvm.script import tirx as T
 
-from .activation import Activation
-from .elementary import clip
-from .inlining import inlined
-from .tiles import Tiles
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.cpu.kernels.elementary import clip
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.tiles import Tiles
 
 Direction = Literal["forward", "reverse", "bidirectional"]
 

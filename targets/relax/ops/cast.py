@@ -12,9 +12,7 @@ from graphopt.targets.relax import scalar
 from graphopt.targets.relax.lowering import Lowering, compute, lowers
 
 
-def _convert(
-    lower: Lowering, node: Node, function: Callable[[Any, str], Any]
-) -> relax.Expr:
+def _convert(lower: Lowering, node: Node, function: Callable[[Any, str], Any]) -> relax.Expr:
     source, dtype = node.inputs[0], lower.checked_dtype(node.output.dtype)
     assert source is not None
     if lower.checked_dtype(source.dtype) == dtype:

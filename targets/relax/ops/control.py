@@ -15,7 +15,6 @@ from graphopt.ir.infer import loop_trip_count
 from graphopt.ir.types import TensorType
 from graphopt.targets.relax.lowering import Lowering, lowers
 
-
 MAX_STEPS = 20_000
 """Ops that a loop may come to when it is written out: about what compiles within a minute."""
 _FAN_IN = 16  # operands of one concatenation: its code has a branch for each
@@ -146,7 +145,9 @@ def _stacked(lower: Lowering, parts: list[Any], value: Value, axis: int) -> rela
     shape = lower.shape(value)
     if not parts:
         zero = np.zeros((), value.dtype)
-        return lower.te(lambda: te.compute(shape, lambda *_: zero.item(), name="empty"), name="empty")
+        return lower.te(
+            lambda: te.compute(shape, lambda *_: zero.item(), name="empty"), name="empty"
+        )
     one = [*shape[:axis], 1, *shape[axis + 1 :]]
     level = [lower.reshape(part, one) for part in parts]
     while len(level) > 1:

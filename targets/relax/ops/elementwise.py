@@ -237,9 +237,7 @@ def _mean(lower: Lowering, node: Node) -> relax.Expr:
 @lowers("Mod")
 def _mod(lower: Lowering, node: Node) -> relax.Expr:
     c_sign = bool(node.attr("fmod"))
-    return elementwise(
-        lower, node, lambda a, b: scalar.remainder(a, b, c_sign), _operands(node)
-    )
+    return elementwise(lower, node, lambda a, b: scalar.remainder(a, b, c_sign), _operands(node))
 
 
 @lowers("BitShift")
@@ -256,7 +254,9 @@ def _where(lower: Lowering, node: Node) -> relax.Expr:
 @lowers("Pow")
 def _pow(lower: Lowering, node: Node) -> relax.Expr:
     base, exponent = _operands(node)
-    power = exponent.const.item() if exponent.const is not None and exponent.const.size == 1 else None
+    power = (
+        exponent.const.item() if exponent.const is not None and exponent.const.size == 1 else None
+    )
     if power in _POWERS and scalar.is_float(base.dtype):
         return elementwise(lower, node, lambda x, _: _POWERS[power](x), [base, exponent])
     return elementwise(lower, node, _power, [base, exponent])

@@ -159,7 +159,8 @@ def _gemm(lower: Lowering, node: Node) -> relax.Expr:
         turned = bool(node.attr(flag))
         shapes.append(value.tensor.dims[::-1] if turned else value.tensor.dims)
         loads.append(_turned(place) if turned else None)
-    product = matmul(lower, *shapes, work, [lower.expr(a), lower.expr(b)], *loads)
+    left, right = shapes
+    product = matmul(lower, left, right, work, [lower.expr(a), lower.expr(b)], *loads)
     return _finished(lower, node, product, work)
 
 
@@ -228,7 +229,9 @@ def _einsum(lower: Lowering, node: Node) -> relax.Expr:
     return narrowed(lower, lower.te(product, *args, checks=checks), node.output.dtype)
 
 
-def _places(term: Sequence[str], value: Value, sizes: dict[str, Dim], at: dict[str, Any]) -> list[Any]:
+def _places(
+    term: Sequence[str], value: Value, sizes: dict[str, Dim], at: dict[str, Any]
+) -> list[Any]:
     shape = value.tensor.dims
     return [int64(0) if s == 1 and sizes[c] != 1 else at[c] for c, s in zip(term, shape)]
 
@@ -243,7 +246,9 @@ def _parsed(
     parts = left.split(",")
     if len(parts) != len(operands):
         raise lower.unsupported(f"{text!r} does not fit {len(operands)} inputs")
-    width = max(0, *(len(v.tensor.dims) - len(p.replace("...", "")) for p, v in zip(parts, operands)))
+    width = max(
+        0, *(len(v.tensor.dims) - len(p.replace("...", "")) for p, v in zip(parts, operands))
+    )
     terms = [_axes(p, len(v.tensor.dims), width) for p, v in zip(parts, operands)]
     if any(len(term) != len(v.tensor.dims) for term, v in zip(terms, operands)):
         raise lower.unsupported(f"{text!r} does not fit the ranks of its inputs")
@@ -297,7 +302,7 @@ def _determinants(n: int, dtype: str) -> tirx.PrimFunc:
     work = scalar.working_dtype(dtype)
 
     @T.prim_func(private=True, s_tir=True)
-    def det(x: T.handle, out: T.handle):
+    def det(x: T.handle, out: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         count = T.int64()
         source = T.match_buffer(x, (count, n, n), dtype)

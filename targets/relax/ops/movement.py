@@ -246,7 +246,6 @@ def _split_sizes(
 
 
 Steps = dict[int, tuple[Any, Any]]
-_LONG = 1 << 40
 
 
 def _part(lower: Lowering, source: relax.Expr, shape: list[Any], steps: Steps) -> relax.Expr:
@@ -271,19 +270,19 @@ def _part(lower: Lowering, source: relax.Expr, shape: list[Any], steps: Steps) -
 def _slice(lower: Lowering, node: Node) -> relax.Expr:
     data = tensor_input(node, 0)
     shape = lower.shape(data)
-    starts, ends = (elements(lower, tensor_input(node, k)) for k in (1, 2))
+    starts, ends = (_within_reach(elements(lower, tensor_input(node, k))) for k in (1, 2))
     given_axes, given_steps = node.input(3), node.input(4)
     axes = list(range(len(starts))) if given_axes is None else elements(lower, given_axes)
-    strides = [1] * len(starts) if given_steps is None else elements(lower, given_steps)
+    strides = [1] * len(starts)
+    if given_steps is not None:
+        strides = _within_reach(elements(lower, given_steps))
     found, steps, checks = list(shape), {}, []
     for axis, size in enumerate(shape):
         bounds = _bounds_of(axis, len(shape), size, axes, (starts, ends, strides))
         if bounds is None:
             continue
         start, found[axis] = _clamped_slice(size, *bounds)
-        # A longer step takes one element too, and would overflow where the compiler multiplies it.
-        step = max(-_LONG, min(bounds[2], _LONG)) if is_static(bounds[2]) else bounds[2]
-        steps[axis] = (int64(start), int64(step))
+        steps[axis] = (int64(start), int64(bounds[2]))
         checks.append((tirx.NE(int64(bounds[2]), int64(0)), f"{describe(node)}: a step is zero"))
     if is_static(*strides):
         if 0 in strides:
@@ -291,6 +290,14 @@ def _slice(lower: Lowering, node: Node) -> relax.Expr:
         checks = []
     whole = bind_shape(lower, node.output, found, checks)
     return _part(lower, lower.expr(data), whole, steps)
+
+
+_FAR = 1 << 40  # past the end of any axis
+
+
+def _within_reach(bounds: list[Any]) -> list[Any]:
+    """Constant bounds moved to where the compiler can add and multiply them without overflow."""
+    return [max(-_FAR, min(b, _FAR)) if is_static(b) else b for b in bounds]
 
 
 def _bounds_of(
@@ -374,17 +381,10 @@ def _tile(lower: Lowering, node: Node) -> relax.Expr:
         checks = [(tirx.all(*holds), f"{describe(node)}: a repeat is negative")]
     whole = bind_shape(lower, node.output, found, checks)
 
+    # Each axis as (copy, position), so that no index needs a division.
+    pairs = [size for pair in zip(repeats, shape) for size in pair]
+
     def emit(x: te.Tensor) -> te.Tensor:
-        places = [_tile_place(size, times) for size, times in zip(shape, repeats)]
-        return compute(whole, lambda *i: x(*(p(k) for p, k in zip(places, i))), "tile")
+        return compute(pairs, lambda *i: x(*i[1::2]), "tile")
 
-    return lower.te(emit, lower.expr(data))
-
-
-def _tile_place(size: Any, times: Any) -> Any:
-    """Where an index into a tiled axis reads; a division only where it cannot be avoided."""
-    if is_static(times) and times == 1:
-        return lambda i: i
-    if is_static(size) and size == 1:
-        return lambda i: int64(0)
-    return lambda i: tirx.floormod(i, int64(size))
+    return lower.reshape(lower.te(emit, lower.expr(data)), whole)

@@ -65,7 +65,7 @@ def _normalized(
     lower: Lowering,
     node: Node,
     moments: _Moments,
-    parameters: Sequence[Callable[[Sequence[Any]], list[Any]]],
+    parameters: Sequence[Callable[[tuple[Any, ...]], list[Any]]],
 ) -> relax.Expr:
     """(x - mean) / deviation * scale + shift; each of `parameters` finds its element."""
     values, dtype = _inputs(node), lower.checked_dtype(node.output.dtype)

@@ -33,9 +33,7 @@ def _parameter_place(lower: Lowering, node: Node, scale: Value) -> Place:
         return lambda i: [i[axis]]
     if not block:
         raise lower.unsupported("its scale has several axes but no block_size is given")
-    return lambda i: [
-        tirx.floordiv(v, int64(block)) if k == axis else v for k, v in enumerate(i)
-    ]
+    return lambda i: [tirx.floordiv(v, int64(block)) if k == axis else v for k, v in enumerate(i)]
 
 
 @lowers("QuantizeLinear")

@@ -51,7 +51,9 @@ def _activations(lower: Lowering, node: Node) -> tuple[Activation, ...] | None:
 
 def _times_transposed(rows: Any, columns: int, x: te.Tensor, w: te.Tensor) -> te.Tensor:
     k = te.reduce_axis((0, x.shape[1]), "k")
-    return te.compute((rows, columns), lambda i, j: te.sum(x(i, k) * w(j, k), axis=k), name="project")
+    return te.compute(
+        (rows, columns), lambda i, j: te.sum(x(i, k) * w(j, k), axis=k), name="project"
+    )
 
 
 class _Layer:

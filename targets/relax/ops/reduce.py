@@ -143,9 +143,7 @@ def _each(
     """Emit `function` of every element of `x`, as `dtype`."""
 
     def emit(t: te.Tensor) -> te.Tensor:
-        return compute(
-            t.shape, lambda *i: scalar.cast(function(t(*i)), dtype), name="finish"
-        )
+        return compute(t.shape, lambda *i: scalar.cast(function(t(*i)), dtype), name="finish")
 
     return lower.te(emit, x)
 
@@ -251,7 +249,7 @@ def _running_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
     work = scalar.working_dtype(dtype)
 
     @T.prim_func(private=True, s_tir=True)
-    def cumsum(x: T.handle, out: T.handle):
+    def cumsum(x: T.handle, out: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         outer, n, inner = T.int64(), T.int64(), T.int64()
         source = T.match_buffer(x, (outer, n, inner), dtype)

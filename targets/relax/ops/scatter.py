@@ -1,8 +1,8 @@
 """Ops that write to positions found in data: ScatterElements, ScatterND, TensorScatter.
 
 Updates are applied one after the other in row-major order, so that the result does not depend on
-the machine: of several to one place, the last one stays. Positions are checked as in `indexing`; one
-that is out of range writes to the nearest place, or nowhere, where it is not an error.
+the machine: of several to one place, the last one stays. Positions are checked as in `indexing`;
+one that is out of range writes to the nearest place, or nowhere, where it is not an error.
 """
 
 from __future__ import annotations

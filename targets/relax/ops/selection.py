@@ -40,9 +40,7 @@ def _topk(lower: Lowering, node: Node) -> list[relax.Expr]:
         lower.dim(product(part)) for part in (dims[:axis], dims[axis : axis + 1], dims[axis + 1 :])
     )
     descending = bool(node.attr("largest"))
-    kernel = selection.argsort(
-        _fixed(outer), _fixed(length), _fixed(inner), data.dtype, descending
-    )
+    kernel = selection.argsort(_fixed(outer), _fixed(length), _fixed(inner), data.dtype, descending)
     cube = lower.reshape(lower.expr(data), [outer, length, inner])
     order, _ = lower.kernel(
         kernel, [cube], [([outer, inner, length], "int64"), ([length], "int64")]
@@ -137,9 +135,7 @@ def _unique(lower: Lowering, node: Node) -> list[relax.Expr]:
     cube = lower.reshape(flat, [1, length, 1])
     order, _ = lower.kernel(sort, [cube], [([1, 1, length], "int64"), ([length], "int64")])
     order = lower.reshape(order, [length])
-    (count,) = lower.kernel(
-        selection.distinct_count(data.dtype), [flat, order], [([1], "int64")]
-    )
+    (count,) = lower.kernel(selection.distinct_count(data.dtype), [flat, order], [([1], "int64")])
     size = _counted(lower, node.output, 0, count)
     for value in node.outputs[1:]:
         if value.rank == 1 and not isinstance(value.tensor.dims[0], int):

@@ -63,7 +63,11 @@ def each(ops: list[str], onnx_type: str, result: str = "") -> str:
 def test_functions(onnx_type: str, dtype: str, rtol: float, atol: float) -> None:
     x = np.concatenate([np.linspace(-6, 6, 41), [0.0, 11.0]])
     # The reference computes these in single precision.
-    ops = [op for op in FUNCTIONS if dtype != "float64" or op not in ("Erf", "Gelu", "HardSwish")]
+    ops = [
+        op
+        for op in FUNCTIONS
+        if dtype != "float64" or not op.startswith(("Erf", "Gelu", "HardSwish"))
+    ]
     agree(each(ops, onnx_type), {"x": x.astype(dtype)}, rtol, atol)
 
 
@@ -74,7 +78,18 @@ def test_trigonometry() -> None:
 
 
 def test_special_values_of_functions() -> None:
-    exact = ["Abs", "Neg", "Floor", "Ceil", "Round", "Relu", "Sign", "Reciprocal", "Sqrt", "Softsign"]
+    exact = [
+        "Abs",
+        "Neg",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Relu",
+        "Sign",
+        "Reciprocal",
+        "Sqrt",
+        "Softsign",
+    ]
     limits = ["Exp", "Log", "Tanh", "Sigmoid", "Erf", "Softplus", "Elu", "HardSigmoid"]
     agree(each([*exact, *limits], "float"), {"x": SPECIAL.astype(np.float32)}, 1e-6)
 
@@ -95,7 +110,11 @@ def test_special_values_of_operators(onnx_type: str) -> None:
     body += " ".join(f" t{k} = {op}(x, z)" for k, op in enumerate(tests))
     text = f"({onnx_type}[N] x, {onnx_type}[N] z) => ({', '.join(outs)}) {{ {body} }}"
     with np.errstate(over="ignore"):
-        agree(text, {"x": SPECIAL.astype(dtype), "z": OTHER.astype(dtype)}, 1e-6 if dtype != "float16" else 2e-3)
+        agree(
+            text,
+            {"x": SPECIAL.astype(dtype), "z": OTHER.astype(dtype)},
+            1e-6 if dtype != "float16" else 2e-3,
+        )
 
 
 def test_real_number_identities_do_not_hold() -> None:
@@ -196,7 +215,14 @@ def test_clip_keeps_nan_and_the_upper_limit_wins() -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [("N,1,3", "N,4,1"), ("3", "N,4,3"), ("1", "N,2"), ("1,1", "N"), ("N,M", "M"), ("2,N", "1,1,N")],
+    [
+        ("N,1,3", "N,4,1"),
+        ("3", "N,4,3"),
+        ("1", "N,2"),
+        ("1,1", "N"),
+        ("N,M", "M"),
+        ("2,N", "1,1,N"),
+    ],
 )
 def test_broadcasting(left: str, right: str) -> None:
     text = f"(float[{left}] a, float[{right}] b) => (float[] y) {{ y = Sub(a, b) }}"
@@ -220,7 +246,9 @@ def _sizes(shape: str, sizes: dict[str, int]) -> tuple[int, ...]:
 
 def test_sizes_that_do_not_broadcast_are_an_error() -> None:
     """Two sizes that only the inputs know: equal or 1, or an error that names them."""
-    graph = parse("(float[N] a, float[M] b) => (float[K] y) { c = Concat<axis=0>(a, b) y = Add(c, b) }")
+    graph = parse(
+        "(float[N] a, float[M] b) => (float[K] y) { c = Concat<axis=0>(a, b) y = Add(c, b) }"
+    )
     compiled = Compiled(graph)
     one = {"a": np.zeros(0, np.float32), "b": np.ones(3, np.float32)}
     np.testing.assert_array_equal(compiled(one)["y"], [2, 2, 2])

@@ -255,8 +255,9 @@ def test_slice_bounds_known_at_run_time() -> None:
 @pytest.mark.parametrize("end", [-(2**63), -1, 2, 2**63 - 1])
 def test_slice_of_a_symbolic_axis(start: int, end: int) -> None:
     agree(
-        f"""g (float[N,4] x) => (float[a] y) <int64[2] s = {{{start}, 1}}, int64[2] e = {{{end}, 9}},
-            int64[2] t = {{2, 1}}, int64[2] axes = {{0, 1}}> {{ y = Slice(x, s, e, axes, t) }}""",
+        f"""g (float[N,4] x) => (float[a] y)
+            <int64[2] s = {{{start}, 1}}, int64[2] e = {{{end}, 9}}, int64[2] t = {{2, 1}},
+             int64[2] axes = {{0, 1}}> {{ y = Slice(x, s, e, axes, t) }}""",
         *({"x": ramp(n, 4)} for n in (0, 1, 3, 6)),
     )
 

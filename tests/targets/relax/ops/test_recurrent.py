@@ -20,7 +20,9 @@ def weights(*shape: int) -> np.ndarray:
     return RNG.normal(size=shape).astype(np.float32) * 0.5
 
 
-def layer(op: str, *, with_state: bool = False, with_lens: bool = False, **attrs: object) -> onnx.ModelProto:
+def layer(
+    op: str, *, with_state: bool = False, with_lens: bool = False, **attrs: object
+) -> onnx.ModelProto:
     """One recurrent node with a symbolic batch and number of steps."""
     d = 2 if attrs.get("direction") == "bidirectional" else 1
     gates = GATES[op]

@@ -53,13 +53,17 @@ def test_topk_with_k_known_at_run_time() -> None:
 
 
 def test_topk_of_more_than_there_is() -> None:
-    graph = parse("g (float[N,6] x, int64[1] k) => (float[N,K] v, int64[N,K] i) { v, i = TopK(x, k) }")
+    graph = parse(
+        "g (float[N,6] x, int64[1] k) => (float[N,K] v, int64[N,K] i) { v, i = TopK(x, k) }"
+    )
     with pytest.raises(RuntimeError, match="k is larger than the axis"):
         Compiled(graph)({"x": with_ties(2, 6), "k": np.array([7])})
 
 
 def test_topk_puts_nan_first() -> None:
-    graph = parse("g (float[5] x) => (float[3] v, int64[3] i) <int64[1] k = {3}> { v, i = TopK(x, k) }")
+    graph = parse(
+        "g (float[5] x) => (float[3] v, int64[3] i) <int64[1] k = {3}> { v, i = TopK(x, k) }"
+    )
     found = Compiled(graph)({"x": np.array([1, np.nan, 3, -np.inf, np.inf], np.float32)})
     assert found["i"].tolist() == [1, 4, 2]
 
