@@ -25,6 +25,7 @@ test: $(VENV)/.ready
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests/test_types.py
 
 clean:

@@ -2,10 +2,10 @@
 
     python bench/models.py FOLDER [--json FILE]
 
-FOLDER has one folder per model: `model.onnx`, `inputs_b*.npz`, `expected_b*.npz`, and, for trained ones,
-`eval.npz` (inputs by name and `label`) with the metric named in `FOLDER/models.json`. Each model is compiled in a
-process of its own, so that its peak memory is known. The metric is computed for the source in ONNX
-Runtime, for the compiled artifact and for the portable model.
+FOLDER has one folder per model: `model.onnx`, `inputs_b*.npz`, `expected_b*.npz`, and, for trained
+ones, `eval.npz` (inputs by name and `label`) with the metric named in `FOLDER/models.json`. Each
+model is compiled in a process of its own, so that its peak memory is known. The metric is computed
+for the source in ONNX Runtime, for the compiled artifact and for the portable model.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def metric(run: Any, folder: Path, spec: Mapping[str, Any]) -> float:
 
 
 def worst_error(engine: Any, folder: Path) -> float:
-    """The largest |found - expected| / (ATOL + RTOL |expected|) over all batches; at most 1 is fine."""
+    """The largest |found - expected| / (ATOL + RTOL |expected|) of all batches; 1 is fine."""
     worst = 0.0
     for inputs in sorted(folder.glob("inputs_b*.npz")):
         found = engine.run(dict(np.load(inputs)))

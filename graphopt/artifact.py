@@ -83,7 +83,7 @@ class Artifact:
 
         Raises:
             InputError: the arrays do not fit the signature.
-            IdError: an id lies outside its table (where the artifact was compiled with oob="error").
+            IdError: an id lies outside its table (if the artifact was compiled with oob="error").
         """
         results = self._program(self.signature.bind(feeds))
         return {
@@ -111,7 +111,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path / MANIFEST}: not a graphopt manifest; compile the model again")
     if manifest["format"] != FORMAT:
         raise ArtifactError(
-            f"{path}: has format {manifest['format']}, this version reads {FORMAT}; compile it again"
+            f"{path}: has format {manifest['format']}, this version reads {FORMAT}; "
+            "compile it again"
         )
     return manifest
 
@@ -123,8 +124,8 @@ def _check_machine(path: Path, manifest: dict[str, Any]) -> None:
     missing = sorted(set(manifest.get("cpu_features", ())) - host_features())
     if missing:
         raise ArtifactError(
-            f"{path}: needs CPU features that this machine lacks ({', '.join(missing)}); compile it "
-            "again here, or with --target cpu:x86-64-v3"
+            f"{path}: needs CPU features that this machine lacks ({', '.join(missing)}); "
+            "compile it again here, or with --target cpu:x86-64-v3"
         )
 
 

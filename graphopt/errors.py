@@ -8,13 +8,13 @@
     ├── PassError              a pass failed; carries the path of a reproducer
     ├── InputError             `run` was given arrays that do not fit the signature
     │   └── IdError            an id lies outside its table
-    ├── ArtifactError          an artifact is missing, damaged or built for another machine
+    ├── ArtifactError          an artifact is missing, damaged or for another machine
     ├── VerificationError      two models do not give the same answers
     ├── BudgetExceededError    no result meets the accuracy budget
     └── OutputError            the result could not be written
 
-A message says what is wrong, where (the user's own node, input or file) and what to try. `exit_code`
-is what the command line returns for it.
+A message says what is wrong, where (the user's own node, input or file) and what to try.
+`exit_code` is what the command line returns for it.
 """
 
 from __future__ import annotations

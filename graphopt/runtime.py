@@ -1,7 +1,7 @@
 """Runs a compiled library: TVM's runtime and NumPy, without the compiler.
 
-Only `libtvm_runtime` (3 MB) is loaded, so a serving process starts in a fraction of a second. Where the
-compiler is already in the process, its runtime is used.
+Only `libtvm_runtime` (3 MB) is loaded, so a serving process starts in a fraction of a second. Where
+the compiler is already in the process, its runtime is used.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def _check_size(
     known = sizes.setdefault(declared, (size, spec.name))
     if size != known[0]:
         raise InputError(
-            f"input {spec.name!r} has {size} on axis {axis} where input {known[1]!r} has {known[0]}; "
-            f"both are {declared!r} and must agree"
+            f"input {spec.name!r} has {size} on axis {axis} where input {known[1]!r} has {known[0]}"
+            f"; both are {declared!r} and must agree"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a target is, and finding one by its text: `cpu`, `cpu:x86-64-v3`, `onnxruntime`, `reference`."""
+"""What a target is, and finding one by its text: `cpu`, `cpu:x86-64-v3`, `onnxruntime`."""
 
 from __future__ import annotations
 

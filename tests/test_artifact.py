@@ -191,7 +191,8 @@ def test_unaligned_and_strided_inputs() -> None:
 
 def test_graph_without_weights_and_with_constant_output() -> None:
     graph = parse(
-        "g (float[N] x) => (float[N] y, float[2] c) <float[2] k = {1, 2}> { y = Neg(x) c = Identity(k) }"
+        "g (float[N] x) => (float[N] y, float[2] c) <float[2] k = {1, 2}>"
+        "{ y = Neg(x) c = Identity(k) }"
     )
     compiled = graphopt.compile(graph)
     found = compiled.run({"x": np.ones(2, np.float32)})

@@ -1,4 +1,4 @@
-"""Every real model there is: compiled, portable, at several batch sizes, against expected outputs."""
+"""Every real model: compiled, portable, at several batch sizes, against expected outputs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What small integer tensors hold, in terms of symbolic sizes.
 
-Exporters compute shapes with ordinary ops: `Shape → Gather → Mul → Concat → Reshape`. Following these
-values as arrays of `Dim`s is what lets a symbolic batch pass through such chains. An array of content
-is a NumPy object array of `int`, `bool` or `Sym`, with the tensor's own shape.
+Exporters compute shapes with ordinary ops: `Shape → Gather → Mul → Concat → Reshape`. Following
+these values as arrays of `Dim`s is what lets a symbolic batch pass through such chains. An array of
+content is a NumPy object array of `int`, `bool` or `Sym`, with the tensor's own shape.
 """
 
 from __future__ import annotations

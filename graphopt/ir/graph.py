@@ -1,9 +1,9 @@
 """Graphs of nodes and values.
 
-A *value* is an edge: produced once, used at known places. A *node* is one op. A graph keeps its nodes
-in topological order and is the only place that changes edges, so that uses are always exact. Identity
-is equality: names are labels for people, except those of graph inputs and outputs, which belong to
-the user. A node in a subgraph may use values of the enclosing graphs directly.
+A *value* is an edge: produced once, used at known places. A *node* is one op. A graph keeps its
+nodes in topological order and is the only place that changes edges, so that uses are always exact.
+Identity is equality: names are labels for people, except those of graph inputs and outputs, which
+belong to the user. A node in a subgraph may use values of the enclosing graphs directly.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ class Node:
 class Graph:
     """A topologically ordered list of nodes with inputs and outputs.
 
-    `owner` is the node that holds this graph as an attribute, None for the model's main graph, whose
-    `opsets` and fresh sizes all of its subgraphs share.
+    `owner` is the node that holds this graph as an attribute, None for the model's main graph,
+    whose `opsets` and fresh sizes all of its subgraphs share.
     """
 
     def __init__(

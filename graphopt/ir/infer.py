@@ -260,9 +260,12 @@ def _reshape(node: Node) -> list[Type | None]:
         at = shape.index(-1)
         rest = [size for axis, size in enumerate(shape) if axis != at]
         shape[at] = _remaining(data, rest, node)
-    elif data.is_static and all(isinstance(s, int) for s in shape):
-        if dims.product(shape) != data.elements:  # type: ignore[arg-type]
-            raise _fail(node, f"cannot reshape {data} to {shape}")
+    elif (
+        data.is_static
+        and all(isinstance(s, int) for s in shape)
+        and dims.product(shape) != data.elements  # type: ignore[arg-type]
+    ):
+        raise _fail(node, f"cannot reshape {data} to {shape}")
     return [tensor_type(data.dtype, shape)]
 
 

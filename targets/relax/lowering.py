@@ -1,8 +1,8 @@
 """Graph → Relax module with symbolic sizes.
 
-Every op is emitted through TE with the output shape that the IR inferred, so Relax never has to prove
-anything about sizes. Shape arithmetic is not lowered at all where a value's content is known: sizes
-are read off the inputs. Constants become parameters, in the order of `Lowered.constants`.
+Every op is emitted through TE with the output shape that the IR inferred, so Relax never has to
+prove anything about sizes. Shape arithmetic is not lowered at all where a value's content is known:
+sizes are read off the inputs. Constants become parameters, in the order of `Lowered.constants`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scalar expressions with ONNX's meaning, where the compiler's own differ from it.
 
-float16 and bfloat16 are only stored: arithmetic happens in float32 and is rounded once per op, which
-is what NumPy and ONNX Runtime do.
+float16 and bfloat16 are only stored: arithmetic happens in float32 and is rounded once per op,
+which is what NumPy and ONNX Runtime do.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _to_half(x: Scalar, source: str, dtype: str) -> Scalar:
     value = _rounded_to_odd(x.astype("float64")) if wide else x.astype("float32")
     if dtype == "float16":
         return value.astype(dtype)
-    # TVM cuts the lower half off where IEEE rounds to nearest even; a NaN must not round to infinity.
+    # TVM cuts the lower half off where IEEE rounds to nearest even; NaN must not round to infinity.
     single, word = tirx.Var("single", "float32"), tirx.Var("word", "uint32")
     last = tirx.bitwise_and(word >> const(16, "uint32"), const(1, "uint32"))
     nearest = word + const(0x7FFF, "uint32") + last
@@ -212,7 +212,7 @@ def integer_power(a: Scalar, b: Scalar) -> Scalar:
 
 
 def shift(a: Scalar, b: Scalar, left: bool) -> Scalar:
-    """ONNX BitShift: a count that is negative or moves all bits out leaves only copies of the sign."""
+    """ONNX BitShift: a count that is negative or moves all bits out leaves copies of the sign."""
     dtype = dtype_of(a)
     count = b.astype("int64")
     valid = tirx.all(count >= const(0, "int64"), count < const(bits(dtype), "int64"))

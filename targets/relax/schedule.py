@@ -1,13 +1,14 @@
 """Loops of generated kernels: stages brought together, reductions split and turned.
 
-TE gives one loop nest a stage. Here a stage that only one other reads is computed where that one needs
-it, element by element; the others where the last stage loops over rows, so that what they hold stays
-in cache. A reduction starts from its identity even when it has nothing to reduce, and runs with the
-last axis innermost, which is the one that LLVM turns into vectors.
+TE gives one loop nest a stage. Here a stage that only one other reads is computed where that one
+needs it, element by element; the others where the last stage loops over rows, so that what they
+hold stays in cache. A reduction starts from its identity even when it has nothing to reduce, and
+runs with the last axis innermost, which is the one that LLVM turns into vectors.
 
-Stages that compute are not substituted into one another: each leaves its element in a local variable.
-TVM simplifies floats within one expression like real numbers, `(x + c) - c` to x and `not x < y` to
-`y <= x`, which is wrong after rounding and for NaN; and expressions would grow with every use.
+Stages that compute are not substituted into one another: each leaves its element in a local
+variable. TVM simplifies floats within one expression like real numbers, `(x + c) - c` to x and
+`not x < y` to `y <= x`, which is wrong after rounding and for NaN; and expressions would grow with
+every use.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _put_together(found: s_tir.Schedule, blocks: list[Any]) -> list[Any]:
-    """Compute stages element by element within the one that needs them; returns those with loops."""
+    """Compute stages element by element in the one that needs them; returns those with loops."""
     home: dict[str, Any] = {}
     kept: list[Any] = []
     for block in reversed(blocks):
@@ -198,11 +199,13 @@ def _split_reduction(found: s_tir.Schedule, block: Any) -> None:
     if not reductions:
         return
     inner = loops[loops.index(reductions[0]) - 1] if loops.index(reductions[0]) else None
-    if inner is not None and _is_contiguous(realize, found.get(inner).loop_var):
-        if kinds[loops.index(inner)] == {_SPATIAL} and found.get(inner).body.same_as(
-            found.get(reductions[0])
-        ):
-            found.reorder(*reductions, inner)
+    if (
+        inner is not None
+        and _is_contiguous(realize, found.get(inner).loop_var)
+        and kinds[loops.index(inner)] == {_SPATIAL}
+        and found.get(inner).body.same_as(found.get(reductions[0]))
+    ):
+        found.reorder(*reductions, inner)
     found.decompose_reduction(block, reductions[0])
 
 

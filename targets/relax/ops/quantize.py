@@ -18,7 +18,7 @@ Place = Callable[[Sequence[Any]], list[Any]]
 
 
 def _parameter_place(lower: Lowering, node: Node, scale: Value) -> Place:
-    """Where the scale (and zero point) of an element stands: one in all, one a slice, or a block."""
+    """Where the scale (and zero point) of an element is: one in all, one a slice, or a block."""
     shape, rank = scale.tensor.dims, len(node.output.tensor.dims)
     axis = node.attr("axis", 1)
     block = node.attr("block_size", 0)

@@ -49,7 +49,7 @@ def _working(op: str, dtype: str) -> str:
 
 
 def _region(lower: Lowering, node: Node, data: Value) -> Region:
-    """The region that a Reduce op works on; axes given at run time make its sizes run-time values."""
+    """The region that a Reduce op works on; axes known at run time make its sizes so too."""
     shape, given = lower.shape(data), node.input(1)
     axes = [] if given is None or given.shape == (0,) else known_ints(given.content)
     if axes is None:

@@ -1,4 +1,4 @@
-"""TopK, NonZero, Unique and Compress: results that depend on the order of the data, or its zeros."""
+"""TopK, NonZero, Unique and Compress: results that depend on the data's order or zeros."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ def test_scan_backwards_along_another_axis() -> None:
     )
 
 
-LOOP = """g (float[N,2] x) => (float[N,2] last, float[20,N,2] all) <int64 trip = {20}, bool go = {1}> {
+LOOP = """g (float[N,2] x) => (float[N,2] last, float[20,N,2] all)
+<int64 trip = {20}, bool go = {1}> {
     last, all = Loop <body = b (int64 i, bool c, float[N,2] s)
         => (bool d, float[N,2] t, float[N,2] o)
         { d = Identity(c) k = Cast<to=1>(i) t = Add(s, k) o = Mul(t, x) }> (trip, go, x)

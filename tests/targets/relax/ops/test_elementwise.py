@@ -50,8 +50,8 @@ def each(ops: list[str], onnx_type: str, result: str = "") -> str:
     return f"({onnx_type}[N] x) => ({outs}) {{ {body} }}"
 
 
-# float32 functions are vector code of up to 2.5 ulp. float16 results are rounded once, the reference
-# rounds every step. Gelu and Elu subtract from 1 near it, which leaves an absolute error.
+# float32 functions are vector code of up to 2.5 ulp. float16 results are rounded once, the
+# reference rounds every step. Gelu and Elu subtract from 1 near it, which leaves an absolute error.
 @pytest.mark.parametrize(
     ("onnx_type", "dtype", "rtol", "atol"),
     [
@@ -268,5 +268,5 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
 
 def test_strings_are_refused() -> None:
     graph = parse("(string[N] x, string[N] z) => (bool[N] y) { y = Equal(x, z) }")
-    with pytest.raises(UnsupportedOpError, match="Input .node 'x'.: tensors of type string"):
+    with pytest.raises(UnsupportedOpError, match=r"Input .node 'x'.: tensors of type string"):
         Compiled(graph)

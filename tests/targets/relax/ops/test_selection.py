@@ -29,7 +29,8 @@ def with_ties(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("length", [1, 2, 7, 33])
 def test_topk_takes_the_lower_index_among_equals(largest: int, length: int) -> None:
     agree(
-        f"""g (float[N,{length},3] x) => (float[N,K,3] v, int64[N,K,3] i) <int64[1] k = {{{min(length, 5)}}}>
+        f"""g (float[N,{length},3] x) => (float[N,K,3] v, int64[N,K,3] i)
+            <int64[1] k = {{{min(length, 5)}}}>
             {{ v, i = TopK<axis=1, largest={largest}>(x, k) }}""",
         *({"x": with_ties(n, length, 3)} for n in (1, 4)),
     )
