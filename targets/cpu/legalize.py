@@ -13,17 +13,25 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu.kernels.gemm import default_params, gemm, pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.gemm import (
+    MAX_STEPS,
+    default_params,
+    gemm,
+    pack_bias,
+    pack_weights,
+)
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 DOMAIN = "graphopt.cpu"
 """Ops that exist only between legalization and lowering; no file ever holds them."""
 
-x, w, b, y = var("x"), const("w"), const("b"), var("y")
+x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 _ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
-# A dense layer before its weights are packed: (x, weights[K, N], bias[N]?) and an activation.
+# A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
+# and `steps`, which say how the others, of the shape of the result, then change it.
 dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 biased = Pattern("Dense", (x, w, b), domain=DOMAIN, name="y")
+layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
 def legalize(graph: Graph, lanes: int) -> None:
@@ -105,7 +113,28 @@ def activation_to_dense(rw: Rewriter, node: Node, y: Value) -> Value | NoMatch:
     return _emit(rw, data, weights, layer.input(2), activation=kind, alpha=slope)
 
 
-_RULES: tuple[Rule, ...] = (matmul_to_dense, gemm_to_dense, add_to_bias, activation_to_dense)
+@rule(op.Mul(layer, t), op.Add(layer, t))
+def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | NoMatch:
+    """Dense(…) * t, Dense(…) + t -> Dense(…, t)"""
+    before = y.producer
+    assert before is not None
+    steps = [*before.attrs.get("steps", ()), node.op_type.lower()]
+    if t.const is not None or t is y or t.type != y.type:
+        return NoMatch("the other operand is not a computed tensor of the shape of the layer")
+    if len(steps) > MAX_STEPS:
+        return NoMatch(f"it combines its result with {MAX_STEPS} operands already")
+    inputs = [*before.inputs, *[None] * (3 - len(before.inputs)), t]
+    attrs = {**before.attrs, "steps": steps}
+    return rw.insert("Dense", inputs, attrs, domain=DOMAIN).output
+
+
+_RULES: tuple[Rule, ...] = (
+    matmul_to_dense,
+    gemm_to_dense,
+    add_to_bias,
+    activation_to_dense,
+    operand_to_dense,
+)
 
 
 @lowers("Dense", domain=DOMAIN)
@@ -116,10 +145,17 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
     params = default_params(n, node.attrs["lanes"])
     packed = lower.constant(pack_weights(weights, params))
     bias = lower.constant(pack_bias(node.const(2), n, params))
-    kernel = gemm(k, n, params, node.attrs.get("activation", "none"), node.attrs.get("alpha", 0.0))
+    steps = tuple(node.attrs.get("steps", ()))
+    activation, alpha = node.attrs.get("activation", "none"), node.attrs.get("alpha", 0.0)
+    kernel = gemm(k, n, params, activation, alpha, steps)
     rows = lower.dim(product(data.tensor.dims[:-1]))
     flat = _reshaped(lower, lower.expr(data), [rows, k], data.rank == 2)
-    (result,) = lower.kernel(kernel, [flat, packed, bias], [([rows, n], "float32")])
+    operands = [
+        _reshaped(lower, lower.expr(value), [rows, n], data.rank == 2)
+        for value in node.inputs[3:]
+        if value is not None
+    ]
+    (result,) = lower.kernel(kernel, [flat, packed, bias, *operands], [([rows, n], "float32")])
     return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
 
 

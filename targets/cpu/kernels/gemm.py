@@ -1,4 +1,4 @@
-"""Packed float32 GEMM with its bias and activation at the store.
+"""Packed float32 GEMM with its bias, its activation and elementwise operands at the store.
 
 The weights of a model are known when it is compiled, so they are packed once into column panels
 `[ceil(N / width)][K][width]` that the kernel reads from front to back.  A block of rows keeps its
@@ -7,8 +7,10 @@ Van Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Func
 without its packing of the left operand, which the batches of a recommender are too small to repay.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tvm.script import tirx as T
@@ -17,6 +19,10 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.inlining import inlined
 from graphopt.targets.cpu.kernels.storage import element_bytes
+
+Step = Literal["mul", "add"]
+"""What an operand does to the result: multiply it, or add to it, element by element."""
+MAX_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,20 @@ def gemm(
     params: GemmParams,
     activation: Activation | str = "none",
     alpha: float | None = None,
+    steps: tuple[Step, ...] = (),
 ) -> PrimFunc:
-    """Kernel (x[M, k], weights[panels, k, width], bias[panels * width]) -> y[M, n], M symbolic.
+    """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], *others[M, n]) -> y[M, n].
 
-    y = activation(x @ weights + bias), all float32; sums run over k in order, in fused
+    y = activation(x @ weights + bias), all float32 and M symbolic, after which each of `steps`
+    combines it with the operand of its place among `others`.  Sums run over k in order, in fused
     multiply-adds where the target has them.  An activation given by name has the constant `alpha`,
     or its default one.  NaN stays NaN.
+
+    Raises:
+        ValueError: there are more steps than MAX_STEPS, or one that does not exist.
     """
+    if len(steps) > MAX_STEPS or not set(steps) <= set(get_args(Step)):
+        raise ValueError(f"at most {MAX_STEPS} steps out of {get_args(Step)}, not {steps}")
     lanes, vectors, width = params.lanes, params.vectors, params.width
     panels, blocks, align = params.panels(n), params.blocks, element_bytes("float32")
 
@@ -102,20 +115,28 @@ def gemm(
             m = m % height
         return m
 
+    def combined(value: Any, operands: Sequence[Any], row: Any, column: Any) -> Any:
+        for step, operand in zip(steps, operands):
+            other = operand[row, column]
+            value = value * other if step == "mul" else value + other
+        return value
+
     @inlined
-    def store(y, row, column, acc, at):
+    def store(y, row, column, acc, at, operands):
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
-                y[row, column + lane] = activated(acc[at + lane])
+                y[row, column + lane] = combined(
+                    activated(acc[at + lane]), operands, row, column + lane
+                )
         else:
             for lane in T.vectorized(lanes):
                 acc[at + lane] = activated(acc[at + lane])
             for lane in range(lanes):
                 if column + lane < n:
-                    y[row, column + lane] = acc[at + lane]
+                    y[row, column + lane] = combined(acc[at + lane], operands, row, column + lane)
 
     @inlined
-    def block(x, w, b, y, first, panel, height):
+    def block(x, w, b, y, operands, first, panel, height):
         acc = T.alloc_buffer((height * width,), "float32", scope="local")
         for r in T.unroll(height):
             for v in T.unroll(vectors):
@@ -132,28 +153,36 @@ def gemm(
                     )
         for r in T.unroll(height):
             for v in T.unroll(vectors):
-                store(y, first + r, panel * width + v * lanes, acc, r * width + v * lanes)
+                store(y, first + r, panel * width + v * lanes, acc, r * width + v * lanes, operands)
 
     @inlined
-    def level(x, w, b, y, m, panel, depth):
+    def level(x, w, b, y, operands, m, panel, depth):
         if depth < len(blocks):
             for i in range(rest(m, depth) // blocks[depth]):
                 row = m - rest(m, depth) + i * blocks[depth]
-                block(x, w, b, y, row, panel, blocks[depth])
+                block(x, w, b, y, operands, row, panel, blocks[depth])
 
     @T.prim_func(private=True, s_tir=True)
-    def gemm(x: T.handle, weights: T.handle, bias: T.handle, y: T.handle):
+    def gemm(x: T.handle, weights: T.handle, bias: T.handle, p: T.handle, q: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m = T.int64()
         left = T.match_buffer(x, (m, k), "float32", align=align)
         right = T.match_buffer(weights, (panels, k, width), "float32", align=align)
         start = T.match_buffer(bias, (panels * width,), "float32", align=align)
+        first = T.match_buffer(p, (m, n), "float32", align=align)
+        second = T.match_buffer(q, (m, n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
         for panel in range(panels):
-            level(left, right, start, out, m, panel, 0)
-            level(left, right, start, out, m, panel, 1)
-            level(left, right, start, out, m, panel, 2)
-            level(left, right, start, out, m, panel, 3)
-            level(left, right, start, out, m, panel, 4)
+            level(left, right, start, out, (first, second), m, panel, 0)
+            level(left, right, start, out, (first, second), m, panel, 1)
+            level(left, right, start, out, (first, second), m, panel, 2)
+            level(left, right, start, out, (first, second), m, panel, 3)
+            level(left, right, start, out, (first, second), m, panel, 4)
 
-    return gemm
+    return _without(gemm, range(3 + len(steps), 3 + MAX_STEPS))
+
+
+def _without(kernel: PrimFunc, unused: Sequence[int]) -> PrimFunc:
+    """The kernel without those of its parameters: TVMScript has no variable number of them."""
+    params = [param for place, param in enumerate(kernel.params) if place not in unused]
+    return PrimFunc(params, kernel.body, kernel.ret_type, kernel.attrs)

@@ -63,6 +63,38 @@ def test_what_stays(text: str, why: str) -> None:
     assert not layers, why
 
 
+CROSS = """g (float[N,5] x) => (float[N,5] y) <float[5,5] w, float[5] b> {
+    s = Gemm(x, w, b) m = Mul(x, s) y = Add(m, x) }"""
+GATE = """g (float[N,2,5] x, float[N,2,19] t) => (float[N,2,19] y) <float[5,19] w> {
+    h = MatMul(x, w) s = Sigmoid(h) y = Mul(s, t) }"""
+
+
+@pytest.mark.parametrize(("text", "steps"), [(CROSS, ["mul", "add"]), (GATE, ["mul"])])
+def test_operands_join_at_the_store(text: str, steps: list[str]) -> None:
+    graph, layers = legalized(text)
+    assert not left(graph)
+    assert [layer.attrs["steps"] for layer in layers] == [steps]
+
+
+@pytest.mark.parametrize(
+    ("body", "stay"),
+    [
+        ("h = MatMul(x, w) y = Mul(h, h)", ["Mul"]),
+        ("h = MatMul(x, w) y = Mul(h, row)", ["Mul"]),
+        ("h = MatMul(x, w) y = Mul(h, p)", ["Mul"]),
+        ("h = MatMul(x, w) a = Add(h, t) s = Mul(a, t) y = Add(s, t)", ["Add"]),
+        ("h = MatMul(x, w) a = Add(h, t) y = Relu(a)", ["Relu"]),
+        ("h = MatMul(x, w) a = Add(h, t) z = Exp(h) y = Add(a, z)", ["Add", "Exp", "Add"]),
+    ],
+)
+def test_other_operands_stay(body: str, stay: list[str]) -> None:
+    text = f"""g (float[N,5] x, float[N,7] t, float[N,1] p) => (float[N,7] y)
+        <float[5,7] w, float[7] row> {{ {body} }}"""
+    graph, layers = legalized(text)
+    assert left(graph) == stay
+    assert len(layers) == 1
+
+
 def test_a_sum_after_the_activation_stays() -> None:
     graph, _ = legalized(
         """g (float[N,5] x) => (float[N,7] y) <float[5,7] w, float[7] b> {
@@ -89,6 +121,8 @@ def test_a_layer_that_others_read_keeps_its_value() -> None:
         """g (float[N,4,5] x) => (float[N,4,33] y) <float[5,33] w, float[1,1,33] b> {
             h = MatMul(x, w) y = Add(b, h) }""",
         "g (float[N,5] x) => (float[N,1] y) <float[5,1] w, float[1,1] c> { y = Gemm(x, w, c) }",
+        CROSS,
+        GATE,
     ],
 )
 def test_the_same_numbers(text: str) -> None:
