@@ -13,6 +13,7 @@ from graphopt.passes.dce import Dce
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
+from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.reassociate import Reassociate
@@ -60,7 +61,7 @@ O2 = Pipeline(
         Fixpoint(_CLEAN_UP),
         RaiseEmbeddingBag(),
         UnifySizes(),
-        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS)),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, HoistSelections())),
     )
 )
 

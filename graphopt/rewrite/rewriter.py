@@ -32,8 +32,9 @@ class Rewriter:
         *,
         domain: str = "",
         outputs: int = 1,
+        origin: Iterable[str] | None = None,
     ) -> Node:
-        """Insert any node; see `Graph.insert`."""
+        """Insert any node; see `Graph.insert`. Its origin is that of the match unless given."""
         node = self.graph.insert(
             op_type,
             inputs,
@@ -41,7 +42,7 @@ class Rewriter:
             domain=domain,
             outputs=outputs,
             before=self.root,
-            origin=self.origin,
+            origin=self.origin if origin is None else origin,
         )
         self.inserted.append(node)
         return node

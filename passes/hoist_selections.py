@@ -1,0 +1,141 @@
+"""Ops that read one position of a sequence do so before the sequence is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graphopt.ir.graph import Node, Value
+from graphopt.passes._rowwise import operands_at
+from graphopt.passes._selection import Place, Selection, at_one, selection
+from graphopt.passes._shapes import reshape_target
+from graphopt.pipeline.base import Fidelity, RewritePass
+from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+
+x, indices = var("x"), var("indices")
+
+_COSTLY = frozenset(["MatMul", "Gemm", "Softmax", "LayerNormalization"])
+
+
+@rule(
+    op.Gather(x, indices),
+    op.Slice(x, ...),
+    op.GatherElements(x, indices),
+    op.GatherND(x, indices),
+)
+def select_first(rw: Rewriter, node: Node) -> Value | NoMatch | None:
+    """Gather(MatMul(LayerNormalization(x), w), k) -> MatMul(LayerNormalization(Gather(x, k)), w)"""
+    chosen = selection(node)
+    if chosen is None or chosen.source.producer is None:
+        return None
+    region, ends = _region(node, chosen)
+    if not any(inner.op in _COSTLY for inner in region):
+        return NoMatch("nothing costly is computed for this position alone")
+    rebuilt = {value: chosen.of(rw, value, place) for value, place in ends.items()}
+    for inner, place in reversed(region.items()):
+        rebuilt[inner.output] = _at_one_position(rw, inner, rebuilt, place)
+    result = rebuilt[chosen.source]
+    if result.type == node.output.type:
+        return result
+    target = reshape_target(result.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("the shape of its result cannot be written with constants")
+    return rw.op.Reshape(result, rw.ints(*target))
+
+
+def _region(root: Node, chosen: Selection) -> tuple[dict[Node, Place], dict[Value, Place]]:
+    """What is computed for the position alone, last node first, and what the selection moves to."""
+    wanted: dict[Value, Place] = {chosen.source: chosen.place}
+    whole: set[Value] = set()
+    region: dict[Node, Place] = {}
+    for node in _upwards(root):
+        place = wanted.get(node.output) if node.outputs else None
+        if place is None or node.output in whole:
+            continue
+        operands = _operands(node, place, chosen)
+        if operands is None or any(u.user not in (root, *region) for u in node.output.uses):
+            continue
+        places = {v: operands[slot] for slot, v in enumerate(node.inputs) if v and slot in operands}
+        if any(wanted.get(value, there) != there for value, there in places.items()):
+            continue
+        region[node] = place
+        wanted.update(places)
+        whole.update(v for slot, v in enumerate(node.inputs) if v and slot not in operands)
+    inner = {node.output for node in region}
+    return region, {v: place for v, place in wanted.items() if v not in inner}
+
+
+def _upwards(root: Node) -> Iterator[Node]:
+    node = root._prev
+    while node is not None:
+        yield node
+        node = node._prev
+
+
+def _operands(node: Node, place: Place, chosen: Selection) -> dict[int, Place] | None:
+    """The operands of `node` to select from, and where; None if it must be computed whole."""
+    along = operands_at(node, place.axis)
+    if along is None or (node.op == "Reshape" and _target(node, place) is None):
+        return None
+    if place.batch is None:
+        found = {slot: Place(axis) for slot, axis in along}
+    else:
+        batches = dict(operands_at(node, place.batch) or ())
+        if not {slot for slot, _ in along} <= batches.keys():
+            return None
+        found = {slot: Place(axis, batches[slot]) for slot, axis in along}
+    values = {slot: node.inputs[slot] for slot in found}
+    distinct = len({id(v) for v in values.values()}) == len(values) or place.batch is None
+    taken = all(v is not None and chosen.can_take(v, found[slot]) for slot, v in values.items())
+    return found if distinct and taken else None
+
+
+def _target(node: Node, place: Place) -> list[int] | None:
+    """The constant operand of a Reshape, once it is given one position only."""
+    along = operands_at(node, place.axis)
+    source = node.inputs[0]
+    if not along or source is None:
+        return None
+    return reshape_target(
+        at_one(source.tensor, along[0][1]), at_one(node.output.tensor, place.axis)
+    )
+
+
+def _at_one_position(rw: Rewriter, node: Node, rebuilt: dict[Value, Value], place: Place) -> Value:
+    inputs = [rebuilt.get(v, v) if v is not None else None for v in node.inputs]
+    if node.op == "Reshape":
+        target = _target(node, place)
+        assert target is not None
+        inputs, attrs = [inputs[0], rw.ints(*target)], {}
+    else:
+        attrs = dict(node.attrs)
+    return rw.insert(node.op_type, inputs, attrs, origin=node.origin).output
+
+
+class HoistSelections(RewritePass):
+    """Computes only the position of a sequence that is read, not all of them.
+
+    A selection moves up through ops that compute a position from the same position of operands;
+    attention keeps all keys and values and gets one query. The last position, or one given per row
+    of the batch. A selection stays where nothing costly would be saved. Fidelity: reassociates
+    (a product of fewer rows may be summed in another order).
+
+    Before:
+        (float[N,20,4] x) => (float[N,8] y) <float[4,8] w, float[8] b, int64 last = {-1}> {
+            h = MatMul(x, w)
+            g = Add(h, b)
+            y = Gather<axis=1>(g, last)
+        }
+
+    After:
+        (float[N,20,4] x) => (float[N,8] y)
+        <float[4,8] w, float[8] b, int64[1] last = {-1}, int64[2] shape = {-1, 8}> {
+            s = Gather<axis=1>(x, last)
+            h = MatMul(s, w)
+            g = Add(h, b)
+            y = Reshape(g, shape)
+        }
+    """
+
+    name = "hoist-selections"
+    fidelity = Fidelity.REASSOCIATES
+    rules = (select_first,)

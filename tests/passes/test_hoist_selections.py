@@ -1,0 +1,124 @@
+"""What is read of a sequence at one position is computed at that position."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.passes.hoist_selections import HoistSelections
+from graphopt.testing import assert_keeps_outputs, assert_rewrites, assert_unchanged, parse
+
+TEXT = """(float[N,5,4] x, int64[N] at) => (float[] y)
+    <float[4,4] w, float[4] b, float[4,8] v, float[4] g, float[1,5,4] pos, float[5,1] each,
+     int64 last = {-1}, int64 second = {1}, int64[1] two = {2}, int64[1] three = {3},
+     int64[1] five = {5}, int64[1] axis1 = {1}, int64[1] head = {0}, int64[2] some = {0, 2},
+     int64[4] heads = {-1, 5, 2, 2}, int64[3] merged = {-1, 5, 4}, int64[2] flat = {-1, 4},
+     int64[3] column = {-1, 1, 1}, int64[3] wide = {1, 1, 4}, int64[3] sums = {-1, 4, 5},
+     int64[2] rows = {-1, 1}, float half = {0.5}, float[4,4] u> { BODY }"""
+
+
+def text(body: str) -> str:
+    return TEXT.replace("BODY", body)
+
+
+ATTENTION = """
+    q1 = MatMul(x, w) q2 = Reshape(q1, heads) q = Transpose<perm=[0, 2, 1, 3]>(q2)
+    k1 = MatMul(x, u) k2 = Reshape(k1, heads) k = Transpose<perm=[0, 2, 3, 1]>(k2)
+    s1 = MatMul(q, k) s2 = Mul(s1, half) s = Softmax(s2)
+    v2 = Reshape(x, heads) vv = Transpose<perm=[0, 2, 1, 3]>(v2)
+    o1 = MatMul(s, vv) o2 = Transpose<perm=[0, 2, 1, 3]>(o1) o = Reshape(o2, merged)
+    r = Add(o, x) n = LayerNormalization(r, g, b)
+    h1 = MatMul(n, w) h2 = Add(h1, b) h3 = Mul(h2, half) h4 = Erf(h2) h = Mul(h3, h4)
+"""
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        "y = Gather<axis=1>(h, last)",
+        "y = Gather<axis=-2>(h, second)",
+        "y = Gather<axis=1>(h, two)",
+        "y = Slice(h, two, three, axis1)",
+        "c = Reshape(at, column) e = Expand(c, wide) y = GatherElements<axis=1>(h, e)",
+        "m = Mod(at, five) c = Reshape(m, rows) y = GatherND<batch_dims=1>(h, c)",
+    ],
+)
+def test_attention_gets_one_query(select: str) -> None:
+    graph = parse(text(ATTENTION + select))
+    ctx = assert_keeps_outputs(HoistSelections(), graph)
+    assert ctx.stats.hits["select_first"] == 1
+    scores = next(node for node in graph.nodes if node.op == "Softmax")
+    assert scores.output.tensor.dims[1:] == (2, 1, 5)
+    assert [n.output.tensor.dims[-2] for n in graph.nodes if n.op == "LayerNormalization"] == [1]
+    assert sum(5 in n.output.tensor.dims for n in graph.nodes if n.op == "MatMul") == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (
+            "h = MatMul(x, w) a = Add(h, pos) y = Gather<axis=1>(a, last)",
+            """s = Gather<axis=1>(x, lastof) h = MatMul(s, w) p = Gather<axis=1>(pos, lastof)
+               a = Add(h, p) y = Reshape(a, flat)""",
+        ),
+        (
+            "h = MatMul(x, w) a = Mul(h, each) y = Gather<axis=1>(a, head)",
+            "s = Gather<axis=1>(x, head) h = MatMul(s, w) p = Gather(each, head) y = Mul(h, p)",
+        ),
+        (
+            "c = Concat<axis=2>(x, x) h = Softmax(c) y = Gather<axis=1>(h, head)",
+            "s = Gather<axis=1>(x, head) c = Concat<axis=2>(s, s) y = Softmax(c)",
+        ),
+        (
+            "f = Reshape(x, flat) h = Gemm(f, w, b) y = Gather<axis=0>(h, head)",
+            "f = Reshape(x, flat) s = Gather(f, head) y = Gemm(s, w, b)",
+        ),
+    ],
+)
+def test_moves_up(body: str, after: str) -> None:
+    before, wanted = text(body), text(after).replace("int64 last = {-1}", "int64[1] lastof = {-1}")
+    assert_rewrites(HoistSelections(), before, wanted)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("h = MatMul(x, w) y = Gather<axis=1>(h, some)", None),
+        ("h = Relu(x) y = Gather<axis=1>(h, last)", "nothing costly"),
+        ("h = MatMul(x, w) z = Relu(h) y = Gather<axis=1>(h, last)", "nothing costly"),
+        ("h = Softmax<axis=1>(x) y = Gather<axis=1>(h, last)", "nothing costly"),
+        ("h = MatMul(x, w) y = Gather<axis=2>(h, last)", "nothing costly"),
+        ("h = LayerNormalization<axis=1>(x, lg) y = Gather<axis=1>(h, last)", "nothing costly"),
+        ("f = MatMul(x, w) h = Reshape(f, sums) y = Gather<axis=2>(h, last)", "nothing costly"),
+        ("h = MatMul(x, w) y = Slice(h, two, five, axis1)", None),
+        (  # the positions of one row are no positions of a table that all rows share
+            """h = Softmax(pos) a = Add(h, x) c = Reshape(at, column) e = Expand(c, wide)
+               y = GatherElements<axis=1>(a, e)""",
+            "nothing costly",
+        ),
+    ],
+)
+def test_stays(body: str, reason: str | None) -> None:
+    source = text(body).replace("float half", "float[5,4] lg, float half")
+    if "z = " in body:
+        source = source.replace("=> (float[] y)", "=> (float[] y, float[] z)")
+    assert_unchanged(HoistSelections(), source, reason)
+
+
+def test_a_value_read_whole_too_is_computed_whole() -> None:
+    graph = parse(
+        text(
+            """a = MatMul(x, w) t = Transpose<perm=[0, 2, 1]>(a) s = MatMul(a, t) p = Softmax(s)
+               y = Gather<axis=1>(p, last)"""
+        )
+    )
+    assert_keeps_outputs(HoistSelections(), graph)
+    first = next(node for node in graph.nodes if node.op == "MatMul")
+    assert first.output.tensor.dims[1] == 5
+    assert graph.outputs[0].producer.inputs[0].tensor.dims[1] == 1  # type: ignore[union-attr]
+
+
+def test_names_of_the_source_are_kept() -> None:
+    graph = parse(text("h = MatMul(x, w) a = Relu(h) y = Gather<axis=1>(a, last)"))
+    names = {node.op: node.origin for node in graph.nodes}
+    assert_keeps_outputs(HoistSelections(), graph)
+    assert next(n.origin for n in graph.nodes if n.op == "MatMul") == names["MatMul"]
