@@ -19,6 +19,7 @@ demo: $(VENV)/.ready
 	$(BIN)/graphopt optimize examples/ctr/model.onnx -o build/ctr.gopt
 	$(BIN)/graphopt check examples/ctr/model.onnx build/ctr.gopt
 	$(BIN)/python examples/ctr/demo.py build/ctr.gopt
+	$(BIN)/graphopt bench build/ctr.gopt --source examples/ctr/model.onnx
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

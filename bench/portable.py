@@ -17,17 +17,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
 import onnx
 import typer
-from latency import interleaved, onnxruntime_runner
 from rich.console import Console
 from rich.table import Table
+
+from graphopt.latency import interleaved
+from graphopt.peers import ENGINES
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
 SECONDS = 1.5  # of calls per model and batch size, divided among the variants
@@ -135,25 +135,24 @@ def disagreement(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
 
 def measure_batch(runners: Mapping[str, Any], feeds: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Median seconds of each variant, and what is wrong with those that do not do as the source."""
-    expected, faults = runners["source"](feeds), {}
-    start = perf_counter()
+    expected, faults = runners["source"](feeds)(), {}
     for name, run in runners.items():
         try:
-            if not disagreement(run(feeds), expected) <= 1:
+            if not disagreement(run(feeds)(), expected) <= 1:
                 faults[name] = "differs"
         except Exception as error:  # a file that another tool wrote may not run
             faults[name] = str(error).strip()[:100]
-    a_round = perf_counter() - start
-    calls = {name: partial(run, feeds) for name, run in runners.items() if name not in faults}
-    rounds = int(min(1000, max(15, SECONDS / a_round)))
-    return {"seconds": interleaved(calls, rounds, warmup=5), "faults": faults}
+    calls = {name: run(feeds) for name, run in runners.items() if name not in faults}
+    taken = interleaved(calls, SECONDS / len(runners), least=5)
+    return {"seconds": {n: t.median / 1e6 for n, t in taken.items()}, "faults": faults}
 
 
 def measure(source: Path, batches: list[int], names: list[str]) -> dict[str, Any]:
     """Optimize and time one model in this process."""
     with tempfile.TemporaryDirectory() as folder:
         files, missing = variants_of(source, Path(folder), names)
-        runners = {name: onnxruntime_runner(path) for name, path in files.items()}
+        (onnxruntime, _) = ENGINES["onnxruntime"]
+        runners = {name: onnxruntime.open(path) for name, path in files.items()}
         row: dict[str, Any] = {"model": source.parent.name, "missing": missing, "batches": {}}
         row["nodes"] = {name: node_count(path) for name, path in files.items()}
         row["executed"] = {name: executed_count(files[name]) for name in ("source", "graphopt")}

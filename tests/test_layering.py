@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "passes": {"ir", "ops", "rewrite", "analysis", "pipeline"},
     "presets": {"pipeline", "passes"},
     "targets": {"ir", "ops", "analysis", "rewrite", "signature"},
+    "latency": set(),
+    "peers": set(),
     "runtime": set(),
     "artifact": {"runtime", "signature"},
     "loading": {"artifact", "ir"},

@@ -1,4 +1,4 @@
-"""What optimizing the example model gains: ranking quality, size and latency, before and after.
+"""What optimizing the example model changes: ranking quality and size, before and after.
 
 graphopt optimize examples/ctr/model.onnx -o build/ctr.gopt
 python examples/ctr/demo.py build/ctr.gopt
@@ -18,9 +18,6 @@ import graphopt
 from graphopt.targets.portable import OnnxModel
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent.parent / "bench"))
-
-import latency  # noqa: E402  (lives in bench/, which is not a package)
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -37,7 +34,7 @@ def size_of(path: Path) -> int:
 
 
 def main(artifact: Path) -> None:
-    """Print quality and size of model and artifact side by side, then latency."""
+    """Print quality and size of model and artifact side by side."""
     model = HERE / "model.onnx"
     data = dict(np.load(HERE / "eval.npz"))
     labels = data.pop("label")
@@ -50,7 +47,6 @@ def main(artifact: Path) -> None:
     table.add_row("largest difference of a score", "", f"{np.abs(before - after).max():.1e}")
     table.add_row("size, MB", f"{size_of(model) / 1e6:.2f}", f"{size_of(artifact) / 1e6:.2f}")
     Console().print(table)
-    latency.show(latency.compare(model, artifact, [1, 64, 512], rounds=300))
 
 
 if __name__ == "__main__":

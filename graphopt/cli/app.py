@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from graphopt import console
-from graphopt.cli import check, inspect, optimize, passes, run, signals
+from graphopt.cli import bench, check, inspect, optimize, passes, run, signals
 from graphopt.errors import GraphoptError
 
 INTERNAL, BROKEN_PIPE = 70, 128 + signal.SIGPIPE
@@ -66,7 +66,14 @@ def _guarded(verb: Callable[..., int | None]) -> Callable[..., int]:
     return guarded
 
 
-for _verb in (optimize.optimize, run.run, check.check, inspect.inspect, passes.passes):
+for _verb in (
+    optimize.optimize,
+    run.run,
+    check.check,
+    bench.bench,
+    inspect.inspect,
+    passes.passes,
+):
     app.command()(_guarded(_verb))
 
 

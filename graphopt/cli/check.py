@@ -28,7 +28,7 @@ def check(
 
     They agree where |a - b| <= atol + rtol * |b| for every element; otherwise the exit status is 3.
     """
-    batches = _batches(batch)
+    batches = options.batch_sizes(batch)
     if not (math.isfinite(rtol) and math.isfinite(atol)):
         raise SpecError("tolerances must be finite numbers")
     from graphopt import api
@@ -42,16 +42,6 @@ def check(
         _print(found)
     if not found.agrees:
         raise VerificationError(f"{a} and {b} differ: {found}")
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise SpecError(f"--batch takes positive numbers such as 1,7,64, not {text!r}")
-    return sizes
 
 
 def _print(found: Comparison) -> None:

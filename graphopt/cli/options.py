@@ -8,6 +8,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from graphopt.errors import SpecError
+
 
 class Oob(enum.StrEnum):
     """What an id outside its table does."""
@@ -54,6 +56,14 @@ Seed = Annotated[int, Option(min=0, help="Chooses the random inputs.")]
 Rtol = Annotated[float, Option(min=0, help="Relative tolerance.")]
 Atol = Annotated[float, Option(min=0, help="Absolute tolerance.")]
 
+# What is measured.
+Source = Annotated[
+    Path | None,
+    Option(metavar="MODEL", help="What peers run; default: the model, or the one in the artifact."),
+]
+Peers = Annotated[str, Option(metavar="NAME,…", help="Engines: onnxruntime, openvino.")]
+Seconds = Annotated[float, Option(min=0, help="How long to measure each engine at each batch.")]
+
 # What is shown.
 Results = Annotated[
     Path | None, Option("-o", "--output", metavar="FILE.npz", help="Write the outputs there.")
@@ -72,3 +82,18 @@ Explain = Annotated[bool, Option("--explain", help="Show what rules left alone, 
 Json = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every pass and rule.")]
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """The sizes in the text of a `Batches` option.
+
+    Raises:
+        SpecError: it does not list positive numbers.
+    """
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise SpecError(f"--batch takes positive numbers such as 1,7,64, not {text!r}")
+    return sizes

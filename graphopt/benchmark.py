@@ -1,0 +1,200 @@
+"""How fast a model is compiled by graphopt, next to the other engines, and whether they agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import api
+from graphopt.artifact import PORTABLE, Artifact
+from graphopt.errors import InputError, SpecError
+from graphopt.latency import Latency, interleaved
+from graphopt.peers import Bound, Feeds, Peer, Unavailable, bind, find, open_peer
+
+OURS = "graphopt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch size.
+
+    Attributes:
+        latencies: of each engine that ran, ours first.
+        precisions: what each of them computes in.
+        differences: the largest absolute difference of each peer's outputs from ours.
+    """
+
+    batch: int
+    latencies: dict[str, Latency]
+    precisions: dict[str, str]
+    differences: dict[str, float]
+
+    def ratio(self, name: str) -> float:
+        """The median of engine `name` over ours: above 1 we are faster."""
+        return self.latencies[name].median / self.latencies[OURS].median
+
+    def best(self, precision: str = "fp32") -> str | None:
+        """The fastest peer that computes in `precision`; None if none ran."""
+        peers = [n for n in self.latencies if n != OURS and self.precisions[n] == precision]
+        return min(peers, key=lambda n: self.latencies[n].median, default=None)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The rows of one model.
+
+    Attributes:
+        left_out: peers and batch sizes that were not measured, and why.
+        machine: the CPU, versions and the date.
+    """
+
+    model: str
+    rows: tuple[Row, ...]
+    left_out: dict[str, str]
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with the ratios."""
+        found = dataclasses.asdict(self)
+        for entry, row in zip(found["rows"], self.rows):
+            entry["ratios"] = {n: round(row.ratio(n), 3) for n in row.latencies if n != OURS}
+            entry["best"] = row.best()
+        return found
+
+
+def bench(
+    model: str | Path,
+    *,
+    source: str | Path | None = None,
+    batches: Sequence[int] = (1, 64, 512),
+    peers: str = "onnxruntime,openvino",
+    seconds: float = 1.0,
+    inputs: Sequence[Feeds] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Benchmark:
+    """Measure an artifact, or what a model file compiles to, and peers on the same inputs.
+
+    Everything runs in this process on one thread and takes turns.
+
+    Args:
+        source: the model file that peers run; by default `model`, or the portable model of an
+            artifact, which has been optimized already.
+        peers: engine names separated by commas.
+        seconds: how long to measure each engine at each batch size.
+        inputs: a set of inputs per batch size; random valid ones if None.
+
+    Raises:
+        InputError: the model takes none of the batch sizes.
+    """
+    chosen = find(peers)
+    if inputs is not None and len(inputs) != len(batches):
+        raise SpecError(f"{len(inputs)} sets of inputs for {len(batches)} batch sizes")
+    tell = progress or (lambda step: None)
+    path, left_out = Path(model), dict[str, str]()
+    artifact = Artifact.load(path) if path.is_dir() else _compiled(path, tell)
+    peer_model = Path(source) if source else path / PORTABLE if path.is_dir() else path
+    opened = []
+    for peer in chosen:
+        tell(f"open {peer.name}")
+        try:
+            opened.append((peer, open_peer(peer, peer_model)))
+        except Unavailable as error:
+            left_out[peer.name] = str(error)
+    rows: list[Row] = []
+    for k, batch in enumerate(batches):
+        tell(f"batch {batch}")
+        try:
+            feeds = inputs[k] if inputs else api.random_inputs(artifact.path, artifact, batch, seed)
+        except InputError as error:
+            left_out[f"batch {batch}"] = str(error)
+            continue
+        if rows and not any(
+            isinstance(s.shape[0], str) for s in artifact.signature.inputs if s.shape
+        ):
+            left_out[f"batch {batch}"] = "the model has a fixed batch size"
+            continue
+        bound = _bound(opened, feeds, batch, left_out)
+        rows.append(_row(batch, artifact, feeds, bound, seconds))
+    if not rows:
+        raise InputError(f"{path}: no batch size can be measured: {'; '.join(left_out.values())}")
+    return Benchmark(path.name, tuple(rows), left_out, machine())
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: this CPU, the versions of the engines, and the date."""
+    versions = {}
+    for name in ("graphopt", "apache-tvm", "onnxruntime", "openvino", "numpy"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return {"cpu": cpu_name(), "threads": 1, "versions": versions, "date": date}
+
+
+def cpu_name() -> str:
+    """What this CPU calls itself."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _compiled(model: Path, tell: Callable[[str], None]) -> Artifact:
+    compiled = api.compile(model, "cpu", verify=False, progress=tell)
+    assert isinstance(compiled, Artifact)
+    return compiled
+
+
+Opened = tuple[Peer, Callable[[Feeds], Bound]]
+
+
+def _bound(
+    opened: Sequence[Opened], feeds: Feeds, batch: int, left_out: dict[str, str]
+) -> list[tuple[Peer, Bound]]:
+    """The peers that run on `feeds`; why the others do not goes to `left_out`."""
+    bound = []
+    for peer, binder in opened:
+        try:
+            bound.append((peer, bind(peer, binder, feeds)))
+        except Unavailable as error:
+            left_out[f"{peer.name} at batch {batch}"] = str(error)
+    return bound
+
+
+def _row(
+    batch: int,
+    artifact: Artifact,
+    feeds: Feeds,
+    bound: Sequence[tuple[Peer, Bound]],
+    seconds: float,
+) -> Row:
+    expected = list(artifact.run(feeds).values())
+    differences = {peer.name: _difference(run(), expected) for peer, run in bound}
+    calls: Mapping[str, Callable[[], object]] = {
+        OURS: lambda: artifact.run(feeds),
+        **{peer.name: run for peer, run in bound},
+    }
+    precisions = {OURS: "fp32", **{peer.name: peer.precision for peer, _ in bound}}
+    return Row(batch, interleaved(calls, seconds), precisions, differences)
+
+
+def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """The largest absolute difference of numeric outputs; infinite where shapes differ."""
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.dtype.kind in "fiu":
+            gap = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+            worst = max(worst, float(gap.max(initial=0.0)))
+    return worst

@@ -1,0 +1,69 @@
+"""`graphopt bench`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from graphopt import console
+from graphopt.cli import options
+
+if TYPE_CHECKING:
+    from graphopt.benchmark import Benchmark
+
+
+def bench(
+    model: options.Runnable,
+    source: options.Source = None,
+    batch: options.Batches = "1,64,512",
+    peers: options.Peers = "onnxruntime,openvino",
+    seconds: options.Seconds = 1.0,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure latency next to other engines.
+
+    All run in one process, on one thread and on the same inputs, and take turns. A model file is
+    compiled first.
+    """
+    batches = options.batch_sizes(batch)
+    from graphopt import benchmark
+
+    with console.progress(quiet, False) as tell:
+        found = benchmark.bench(
+            model,
+            source=source,
+            batches=batches,
+            peers=peers,
+            seconds=seconds,
+            seed=seed,
+            progress=tell,
+        )
+    if not quiet:
+        for name, reason in found.left_out.items():
+            console.warning(f"left out: {name}: {reason}")
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _print(found)
+
+
+def _print(found: Benchmark) -> None:
+    out = console.stdout()
+    columns = (">batch", "engine", ">median", ">p95", ">p99", ">ratio", ">difference")
+    title = f"{found.model}: µs a call, one thread, {found.machine['cpu']}"
+    out.print(console.table(columns, _lines(found), title))
+    out.print("\nratio: median over graphopt's; difference: largest from graphopt's outputs")
+
+
+def _lines(found: Benchmark) -> Iterator[tuple[object, ...]]:
+    for row in found.rows:
+        for name, taken in row.latencies.items():
+            peer = name in row.differences
+            compared = (
+                (f"{row.ratio(name):.2f}", f"{row.differences[name]:.1e}") if peer else ("", "")
+            )
+            times = (f"{time:.1f}" for time in (taken.median, taken.p95, taken.p99))
+            yield ("" if peer else row.batch, name, *times, *compared)

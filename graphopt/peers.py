@@ -1,0 +1,179 @@
+"""Other engines that run the same model, at the best settings known for one thread.
+
+A peer is opened once for a model and then bound to the inputs of each measurement. Whatever can be
+done before the call that is measured is done then: shapes are fixed, tensors bound without a copy.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import SpecError
+
+Feeds = Mapping[str, np.ndarray]
+Bound = Callable[[], "list[np.ndarray]"]
+"""One inference; gives the outputs in order."""
+
+
+class Unavailable(Exception):
+    """A peer cannot take part; the message says why."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One engine with one choice of settings.
+
+    Attributes:
+        name: as results are labelled.
+        package: what must be installed.
+        precision: what it computes in, "fp32" or "bf16".
+        open: takes a model file; returns what binds it to inputs.
+    """
+
+    name: str
+    package: str
+    precision: str
+    open: Callable[[Path], Callable[[Feeds], Bound]]
+
+
+def find(engines: str) -> list[Peer]:
+    """The peers for engine names separated by commas; each engine may stand for several settings.
+
+    Raises:
+        SpecError: an engine is not known.
+    """
+    names = [name.strip() for name in engines.split(",") if name.strip()]
+    for name in names:
+        if name not in ENGINES:
+            raise SpecError(f"no peer is called {name!r}; there are: {', '.join(ENGINES)}")
+    return [peer for name in dict.fromkeys(names) for peer in ENGINES[name]]
+
+
+def open_peer(peer: Peer, model: Path) -> Callable[[Feeds], Bound]:
+    """`peer` with `model` loaded.
+
+    Raises:
+        Unavailable: its package is missing, or it refuses the model.
+    """
+    if importlib.util.find_spec(peer.package) is None:
+        raise Unavailable(f"{peer.package} is not installed; try: pip install {peer.package}")
+    return _explained(peer, lambda: peer.open(model))
+
+
+def bind(peer: Peer, opened: Callable[[Feeds], Bound], feeds: Feeds) -> Bound:
+    """One inference of an opened peer on `feeds`, tried once.
+
+    Raises:
+        Unavailable: it cannot run on them.
+    """
+    bound = _explained(peer, lambda: opened(feeds))
+    _explained(peer, bound)
+    return bound
+
+
+def _explained(peer: Peer, step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except Exception as error:  # engines raise whatever they like
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unavailable(f"{peer.name} refuses the model: {text}") from None
+
+
+# ------------------------------------------------------------------ ONNX Runtime
+
+
+def _session(model: Path) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime(model: Path) -> Callable[[Feeds], Bound]:
+    session = _session(model)
+    return lambda feeds: lambda: list(session.run(None, dict(feeds)))
+
+
+def _onnxruntime_bound(model: Path) -> Callable[[Feeds], Bound]:
+    session = _session(model)
+
+    def bound(feeds: Feeds) -> Bound:
+        binding = session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for output in session.get_outputs():
+            binding.bind_output(output.name, "cpu")
+
+        def run() -> list[np.ndarray]:
+            session.run_with_iobinding(binding)
+            return list(binding.copy_outputs_to_cpu())
+
+        return run
+
+    return bound
+
+
+# ------------------------------------------------------------------ OpenVINO
+
+
+def _openvino(precision: str) -> Callable[[Path], Callable[[Feeds], Bound]]:
+    def opened(model: Path) -> Callable[[Feeds], Bound]:
+        import openvino as ov
+
+        core = ov.Core()
+        core.set_property({"CACHE_DIR": ""})
+        settings = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": 1,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+
+        def bound(feeds: Feeds) -> Bound:
+            network = _of_shapes(core, model, feeds)
+            request = core.compile_model(network, "CPU", settings).create_infer_request()
+            for name, array in feeds.items():
+                tensor = ov.Tensor(np.ascontiguousarray(array), shared_memory=True)
+                request.set_tensor(name, tensor)
+            outputs = range(len(network.outputs))
+
+            def run() -> list[np.ndarray]:
+                request.infer()
+                return [request.get_output_tensor(k).data for k in outputs]
+
+            return run
+
+        return bound
+
+    return opened
+
+
+def _of_shapes(core: Any, model: Path, feeds: Feeds) -> Any:
+    """The model for exactly these shapes, or for any where OpenVINO cannot fix them."""
+    network = core.read_model(model)
+    try:
+        network.reshape({name: array.shape for name, array in feeds.items()})
+    except RuntimeError:
+        return core.read_model(model)
+    return network
+
+
+ENGINES: Mapping[str, tuple[Peer, ...]] = {
+    "onnxruntime": (
+        Peer("onnxruntime", "onnxruntime", "fp32", _onnxruntime),
+        Peer("onnxruntime-bound", "onnxruntime", "fp32", _onnxruntime_bound),
+    ),
+    "openvino": (
+        Peer("openvino", "openvino", "fp32", _openvino("f32")),
+        Peer("openvino-bf16", "openvino", "bf16", _openvino("bf16")),
+    ),
+}
