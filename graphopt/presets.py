@@ -13,6 +13,7 @@ from graphopt.passes.dce import Dce
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
+from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
@@ -49,6 +50,7 @@ _CLEAN_UP = (
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
+_INTERACT = (FuseDotInteraction(),)
 
 O0 = Pipeline()
 
@@ -61,7 +63,7 @@ O2 = Pipeline(
         Fixpoint(_CLEAN_UP),
         RaiseEmbeddingBag(),
         UnifySizes(),
-        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, HoistSelections())),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, HoistSelections(), *_INTERACT)),
     )
 )
 

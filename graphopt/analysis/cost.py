@@ -238,6 +238,12 @@ def _gemm(node: Node) -> Cost:
     return _streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
 
 
+@cost_rule("DotInteraction", domain="graphopt")
+def _dot_interaction(node: Node) -> Cost:
+    samples, _, dim = _dims(node, 0)
+    return _streaming(node, 2 * samples * dim * len(node.attr("pairs")))
+
+
 @cost_rule("Conv", "ConvInteger", "QLinearConv")
 def _conv(node: Node) -> Cost:
     weight = _dims(node, 3 if node.op_type == "QLinearConv" else 1)

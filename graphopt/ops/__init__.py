@@ -9,10 +9,10 @@ from __future__ import annotations
 import onnx
 
 from graphopt.ir.graph import Graph, Node
-from graphopt.ops import embedding_bag
+from graphopt.ops import dot_interaction, embedding_bag
 
 DOMAIN = "graphopt"
-_OPS = {embedding_bag.OP_TYPE: embedding_bag}
+_OPS = {op.OP_TYPE: op for op in (dot_interaction, embedding_bag)}
 
 
 def function_name(node: Node) -> str:

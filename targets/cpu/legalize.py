@@ -26,6 +26,8 @@ DOMAIN = "graphopt.cpu"
 """Ops that exist only between legalization and lowering; no file ever holds them."""
 
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
+# Ops whose kernels are told how long vectors are.
+_VECTORIZED = (f"{DOMAIN}::Dense", "graphopt::DotInteraction")
 _ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
 # and `steps`, which say how the others, of the shape of the result, then change it.
@@ -42,7 +44,7 @@ def legalize(graph: Graph, lanes: int) -> None:
     """
     rewrite(graph, _RULES, RewriteStats())
     for node in graph.walk():
-        if (node.domain, node.op_type) == (DOMAIN, "Dense"):
+        if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
 
 

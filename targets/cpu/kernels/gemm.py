@@ -18,6 +18,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.parameters import without_parameters
 from graphopt.targets.cpu.kernels.storage import element_bytes
 
 Step = Literal["mul", "add"]
@@ -179,10 +180,4 @@ def gemm(
             level(left, right, start, out, (first, second), m, panel, 3)
             level(left, right, start, out, (first, second), m, panel, 4)
 
-    return _without(gemm, range(3 + len(steps), 3 + MAX_STEPS))
-
-
-def _without(kernel: PrimFunc, unused: Sequence[int]) -> PrimFunc:
-    """The kernel without those of its parameters: TVMScript has no variable number of them."""
-    params = [param for place, param in enumerate(kernel.params) if place not in unused]
-    return PrimFunc(params, kernel.body, kernel.ret_type, kernel.attrs)
+    return without_parameters(gemm, *("first", "second")[len(steps) :])

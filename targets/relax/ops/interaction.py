@@ -1,0 +1,27 @@
+"""Interactions between feature vectors, by the CPU kernels for them."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from graphopt.ir.graph import Node
+from graphopt.ops.dot_interaction import DOMAIN
+from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
+from graphopt.targets.relax.lowering import Lowering, lowers
+
+
+@lowers("DotInteraction", domain=DOMAIN)
+def _dot_interaction(lower: Lowering, node: Node) -> relax.Expr:
+    features, beside = node.inputs[0], node.input(1)
+    assert features is not None
+    _, count, dim = features.tensor.dims
+    columns = 0 if beside is None else beside.tensor.dims[1]
+    if features.dtype != "float32" or not all(isinstance(d, int) for d in (count, dim, columns)):
+        raise lower.unsupported(f"its operands are not float32 of known width ({features.type})")
+    pairs = np.array(node.attr("pairs"))
+    kernel = dot_interaction(count, dim, len(pairs), columns, node.attrs["lanes"])
+    places = [lower.constant(side.astype(np.int32)) for side in (pairs // count, pairs % count)]
+    head = [] if beside is None else [lower.expr(beside)]
+    operands = [lower.expr(features), *places, *head]
+    return lower.kernel(kernel, operands, [(lower.shape(node.output), "float32")])[0]
