@@ -1,6 +1,6 @@
 # make demo    set up an environment, optimize the example model, show what was gained
 # make test    run all tests, with branch coverage
-# make check   style and types
+# make check   style, formatting and types
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +22,7 @@ demo: $(VENV)/.ready
 	$(BIN)/graphopt bench build/ctr.gopt --source examples/ctr/model.onnx
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -280,26 +280,28 @@ def _along_axis(lower: Lowering, node: Node) -> Region:
 def _softmax(lower: Lowering, node: Node) -> relax.Expr:
     data, region = _data(node), _along_axis(lower, node)
     shape, dtype = lower.shape(data), lower.checked_dtype(data.dtype)
+    work = scalar.working_dtype(dtype)
+
+    def step(value: Scalar) -> Scalar:
+        # ONNX defines both by functions whose steps have the dtype of x, and Attention's
+        # softmax_precision relies on it: float16 is rounded after each.
+        return scalar.cast(scalar.cast(value, dtype), work)
 
     def emit(x: te.Tensor) -> te.Tensor:
         read = reduction.working(x)
         peak = region.reduce(read, reduction.greatest, "peak")
 
         def shifted(*i: Any) -> Scalar:
-            return read(*i) - region.at(peak, i)
+            return step(read(*i) - region.at(peak, i))
 
-        if node.op_type == "LogSoftmax":
-            sums = region.reduce(lambda *i: scalar.exp(shifted(*i)), reduction.total, "sums")
+        powers = compute(shape, lambda *i: step(scalar.exp(shifted(*i))), name="powers")
+        sums = region.reduce(powers, reduction.total, "sums")
 
-            def element(*i: Any) -> Scalar:
-                return shifted(*i) - tirx.log(region.at(sums, i))
-
-        else:
-            powers = compute(shape, lambda *i: scalar.exp(shifted(*i)), name="powers")
-            sums = region.reduce(powers, reduction.total, "sums")
-
-            def element(*i: Any) -> Scalar:
-                return powers(*i) / region.at(sums, i)
+        def element(*i: Any) -> Scalar:
+            total = step(region.at(sums, i))
+            if node.op_type == "LogSoftmax":
+                return shifted(*i) - step(tirx.log(total))
+            return powers(*i) / total
 
         return compute(shape, lambda *i: scalar.cast(element(*i), dtype), name="softmax")
 
