@@ -1,0 +1,148 @@
+"""graphopt against the other engines: real models of a folder, and production shapes made here.
+
+    python bench/compare.py FOLDER [--only NAME,…] [--batch 1,8,64,512,2048] [--json FILE]
+
+FOLDER has one folder per model with `model.onnx`; "-" for none. Each model is compiled and measured
+in a process of its own, by `graphopt.benchmark`: one thread, all engines on the same inputs, taking
+turns. A ratio is the fastest fp32 peer's median over ours: over 1 we are faster. Models whose batch
+is fixed have one row, and din_candidates200 (20,000 pairs a sample) has those up to 8.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Annotated, Any
+
+import production
+import typer
+from rich.console import Console
+from rich.table import Table
+
+TIMEOUT = 1800  # seconds for one model
+
+
+def measure(
+    folder: Path, name: str, batches: Sequence[int], peers: str, seconds: float
+) -> dict[str, Any]:
+    """Compile and measure one model in this process."""
+    from graphopt.benchmark import bench
+    from graphopt.ir import onnx_io
+
+    with tempfile.TemporaryDirectory() as scratch:
+        model = folder / name / "model.onnx"
+        if name in production.MODELS:
+            make, most = production.MODELS[name]
+            model, batches = Path(scratch) / "model.onnx", [b for b in batches if b <= most]
+            onnx_io.save(make(), model)
+        found = bench(model, batches=batches, peers=peers, seconds=seconds)
+    return found.to_json() | {"model": name}
+
+
+def in_a_process(name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The measurements of one model, or what went wrong."""
+    command = [sys.executable, __file__, *arguments, "--only", name, "--child"]
+    env = {**os.environ, "_TYPER_STANDARD_TRACEBACK": "1"}  # its last line is the error
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=env)
+    except subprocess.TimeoutExpired:
+        return {"model": name, "failure": f"no answer in {TIMEOUT} s"}
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        return {"model": name, "failure": f"exit code {done.returncode}: {last[0]}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def best_ratio(row: dict[str, Any]) -> float | None:
+    """The fastest fp32 peer over ours."""
+    return row["ratios"][row["best"]] if row["best"] else None
+
+
+def ratios_at(results: Iterable[dict[str, Any]], batch: int) -> dict[str, float]:
+    """The ratio to the best fp32 peer of each model that was measured at this batch size."""
+    found = {}
+    for result in results:
+        for row in result.get("rows", ()):
+            ratio = best_ratio(row)
+            if row["batch"] == batch and ratio is not None:
+                found[result["model"]] = ratio
+    return found
+
+
+def summary(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> dict[str, Any]:
+    """Per batch size: the geometric mean of the ratios, the smallest, and how many are below 1."""
+    found = {}
+    for batch in batches:
+        ratios = ratios_at(results, batch)
+        if ratios:
+            worst = min(ratios, key=lambda name: ratios[name])
+            found[str(batch)] = {
+                "geometric_mean": round(geometric_mean(ratios.values()), 3),
+                "smallest": {"model": worst, "ratio": ratios[worst]},
+                "slower": sum(ratio < 1 for ratio in ratios.values()),
+                "models": len(ratios),
+            }
+    return found
+
+
+def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
+    """Print the ratios and medians of all models."""
+    table = Table(title="best fp32 peer's median over graphopt's (graphopt's µs)")
+    table.add_column("model")
+    for batch in batches:
+        table.add_column(f"batch {batch}", justify="right")
+    for result in results:
+        if "failure" in result:
+            table.add_row(result["model"], result["failure"])
+            continue
+        cells = {row["batch"]: _cell(row) for row in result["rows"]}
+        table.add_row(result["model"], *(cells.get(batch, "") for batch in batches))
+    means = summary(results, batches)
+    table.add_section()
+    for key in ("geometric_mean", "slower"):
+        cells_of = (str(means[str(b)][key]) if str(b) in means else "" for b in batches)
+        table.add_row(key.replace("_", " "), *cells_of)
+    Console(width=140).print(table)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    ratio, ours = best_ratio(row), row["latencies"]["graphopt"]["median"]
+    return f"{ratio:.2f} ({ours:.0f})" if ratio is not None else f"({ours:.0f})"
+
+
+def main(
+    folder: Path,
+    only: Annotated[str, typer.Option(help="names of models; all by default")] = "",
+    batch: Annotated[str, typer.Option(help="batch sizes")] = "1,8,64,512,2048",
+    peers: Annotated[str, typer.Option(help="engines")] = "onnxruntime,openvino",
+    seconds: Annotated[float, typer.Option(help="per engine and batch size")] = 1.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write it all here")] = None,
+    child: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Measure models and compare."""
+    batches = [int(size) for size in batch.split(",")]
+    if child:
+        print(json.dumps(measure(folder, only, batches, peers, seconds)))
+        return
+    real = sorted(path.parent.name for path in folder.glob("*/model.onnx"))
+    names = only.split(",") if only else [*real, *production.MODELS]
+    shared = [str(folder), "--batch", batch, "--peers", peers, "--seconds", str(seconds)]
+    results = []
+    for name in names:
+        print(name, file=sys.stderr, flush=True)
+        results.append(in_a_process(name, shared))
+        if json_file:
+            text = {"summary": summary(results, batches), "results": results}
+            json_file.write_text(json.dumps(text, indent=1) + "\n")
+    show(results, batches)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,65 @@
+"""The comparison with other engines: its models are what they say, its means are right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import compare  # noqa: E402
+import production  # noqa: E402
+
+from graphopt.testing import random_inputs, run_onnxruntime  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(production, "ROWS", 50)
+
+
+@pytest.mark.parametrize("name", production.MODELS)
+def test_production_models_run_and_depend_on_their_inputs(name: str) -> None:
+    graph = production.MODELS[name][0]()
+    outputs = [run_onnxruntime(graph, random_inputs(graph, {"N": 3}, seed)) for seed in (0, 1)]
+    for output, other in zip(*(found.values() for found in outputs)):
+        assert output.shape[0] == 3
+        assert np.isfinite(output).all()
+        assert np.abs(output - other).max() > 1e-4
+
+
+def test_one_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = production.MODELS["two_tower"]
+    monkeypatch.setitem(production.MODELS, "two_tower", (made, 2))
+    found = compare.measure(tmp_path, "two_tower", [1, 2, 4], "onnxruntime", 0)
+    assert found["model"] == "two_tower"
+    assert [row["batch"] for row in found["rows"]] == [1, 2]
+    assert all(row["differences"]["onnxruntime"] < 1e-5 for row in found["rows"])
+    compare.show([found], [1, 2])
+
+
+def _result(name: str, ratio: float) -> dict:
+    row = {"batch": 1, "best": "a", "ratios": {"a": ratio, "slow": 9.0}}
+    return {"model": name, "rows": [row]}
+
+
+def test_summary() -> None:
+    results = [_result("x", 4.0), _result("y", 0.25), {"model": "z", "failure": "exit code 1"}]
+    assert compare.summary(results, [1, 8]) == {
+        "1": {
+            "geometric_mean": 1.0,
+            "smallest": {"model": "y", "ratio": 0.25},
+            "slower": 1,
+            "models": 2,
+        }
+    }
+
+
+def test_failures_are_rows(tmp_path: Path) -> None:
+    found = compare.in_a_process("absent", [str(tmp_path)])
+    assert found["model"] == "absent"
+    assert "no such file" in found["failure"]
