@@ -17,6 +17,7 @@ from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
+from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
@@ -49,6 +50,7 @@ _CLEAN_UP = (
     Cse(),
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
+_SEQUENCES = (RaiseGru(), HoistSelections())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
 _INTERACT = (FuseDotInteraction(),)
 
@@ -63,7 +65,7 @@ O2 = Pipeline(
         Fixpoint(_CLEAN_UP),
         RaiseEmbeddingBag(),
         UnifySizes(),
-        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, HoistSelections(), *_INTERACT)),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, *_SEQUENCES, *_INTERACT)),
     )
 )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graphopt.ir.graph import Node, Value
+from graphopt.passes._one_position import Place, Selection, at_one, selection
 from graphopt.passes._rowwise import operands_at
-from graphopt.passes._selection import Place, Selection, at_one, selection
 from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var

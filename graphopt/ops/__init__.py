@@ -9,10 +9,10 @@ from __future__ import annotations
 import onnx
 
 from graphopt.ir.graph import Graph, Node
-from graphopt.ops import dot_interaction, embedding_bag
+from graphopt.ops import attentional_gru, dot_interaction, embedding_bag
 
 DOMAIN = "graphopt"
-_OPS = {op.OP_TYPE: op for op in (dot_interaction, embedding_bag)}
+_OPS = {op.OP_TYPE: op for op in (attentional_gru, dot_interaction, embedding_bag)}
 
 
 def function_name(node: Node) -> str:

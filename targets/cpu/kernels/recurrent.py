@@ -8,6 +8,7 @@ What the kernels take and return (float32; `t` steps, `b` samples, `h` hidden un
     recurrence     [d, h, g * h]      R as `transpose_recurrence` lays it out
     sequence_lens  [b] int32          steps of each sample, limited to [0, t] (optional)
     initial_h, initial_c [d, b, h]    state before the first step, 0 if left out (optional)
+    attention      [t, b]             scales the update gate of a GRU (optional)
     y              [t, d, b, h]       every hidden state, 0 where a sequence is over
     y_h, y_c       [d, b, h]          state after the last step; of an empty sequence, before it
 
@@ -116,6 +117,7 @@ def _layer(cell: Cell) -> PrimFunc:
         sequence_lens: T.handle,
         initial_h: T.handle,
         initial_c: T.handle,
+        attention: T.handle,
         y: T.handle,
         y_h: T.handle,
         y_c: T.handle,
@@ -127,15 +129,17 @@ def _layer(cell: Cell) -> PrimFunc:
         lens = T.match_buffer(sequence_lens, (samples,), "int32", align=4)
         h_0 = T.match_buffer(initial_h, (d, samples, h), "float32", align=4)
         c_0 = T.match_buffer(initial_c, (d, samples, h), "float32", align=4)
+        scale = T.match_buffer(attention, (steps, samples), "float32", align=4)
         out = T.match_buffer(y, (steps, d, samples, h), "float32", align=4)
         h_n = T.match_buffer(y_h, (d, samples, h), "float32", align=4)
         c_n = T.match_buffer(y_c, (d, samples, h), "float32", align=4)
-        io = T.meta_var(Buffers(x, r, more, lens, h_0, c_0, out, h_n, c_n, steps, samples))
+        io = T.meta_var(Buffers(x, r, more, lens, h_0, c_0, scale, out, h_n, c_n, steps, samples))
         _direction(cell, io, 0)
         if d == 2:
             _direction(cell, io, 1)
 
     names = {"extra": "more", "sequence_lens": "lens", "initial_h": "h_0", "initial_c": "c_0"}
+    names["attention"] = "scale"
     dropped = [name for option, name in names.items() if not cell.has(option)]
     return without_parameters(recurrent, *dropped, *([] if cell.kind == "lstm" else ["c_n"]))
 
@@ -173,15 +177,22 @@ def gru(
     linear_before_reset: bool = False,
     sequence_lens: bool = False,
     initial_h: bool = False,
+    attention: bool = False,
     lanes: int = 16,
 ) -> PrimFunc:
-    """Kernel (gates, recurrence, hidden_bias?, sequence_lens?, initial_h?) -> y, y_h of a GRU.
+    """Kernel (gates, recurrence, hidden_bias?, sequence_lens?, initial_h?, attention?) -> y, y_h.
 
     With `linear_before_reset` the third argument is hidden_bias [d, h], Rb of the hidden gate;
-    without, there is none.  `activations` are (f, g) a direction (sigmoid, tanh).
+    without, there is none.  `activations` are (f, g) a direction (sigmoid, tanh).  With `attention`
+    the new state is h + attention * z * (n - h); without, it is n + z * (h - n).
     """
     both = 2 if direction == "bidirectional" else 1
-    given = _given(extra=linear_before_reset, sequence_lens=sequence_lens, initial_h=initial_h)
+    given = _given(
+        extra=linear_before_reset,
+        sequence_lens=sequence_lens,
+        initial_h=initial_h,
+        attention=attention,
+    )
     chosen = activations or (_SIGMOID, _TANH) * both
     cell = Cell("gru", 3, hidden, direction, chosen, limit, lanes, linear_before_reset, given)
     return _layer(cell)

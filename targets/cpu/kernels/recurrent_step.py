@@ -99,6 +99,7 @@ class Buffers:
     lens: Any
     initial_h: Any
     initial_c: Any
+    attention: Any
     y: Any
     y_h: Any
     y_c: Any
@@ -171,7 +172,10 @@ def gru_step(cell, io, at, t):
     for m, v in T.grid(at.rows, cell.units.count):
         for j in T.vectorized(cell.units.lanes):
             u = T.meta_var(cell.units.column(v, 0) + j)
-            at.new_c[m, u] = cell.activate(at.d, 0, at.gates[m, u])
+            z = T.meta_var(cell.activate(at.d, 0, at.gates[m, u]))
+            at.new_c[m, u] = (
+                T.float32(1) - io.attention[t, at.first + m] * z if cell.has("attention") else z
+            )
         for j in T.vectorized(cell.units.lanes):
             u = T.meta_var(cell.units.column(v, 0) + j)
             r = T.meta_var(cell.activate(at.d, 0, at.gates[m, hidden + u]))

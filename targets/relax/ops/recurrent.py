@@ -11,6 +11,7 @@ from tvm import relax, te
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
+from graphopt.ops import attentional_gru
 from graphopt.targets.cpu.kernels import gemm, recurrent
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
@@ -204,6 +205,20 @@ def _gru(lower: Lowering, node: Node) -> list[relax.Expr]:
     linear = bool(node.attr("linear_before_reset"))
     kernel = recurrent.gru(**layer.options(), linear_before_reset=linear)
     return layer.run(kernel, [_hidden_bias(lower, layer)] if linear else [], [5])
+
+
+@lowers(attentional_gru.OP_TYPE, domain=attentional_gru.DOMAIN)
+def _attentional_gru(lower: Lowering, node: Node) -> relax.Expr:
+    layer = _Layer(lower, node, gates=3)
+    initial, attention = node.inputs[4:]
+    assert initial is not None and attention is not None
+    steps, samples = layer.sizes(layer.steps, layer.samples)
+    scale = lower.reshape(lower.expr(attention), [steps, samples])
+    kernel = recurrent.gru(layer.hidden, linear_before_reset=True, initial_h=True, attention=True)
+    arguments = [layer.projected(True), layer.recurrence(), _hidden_bias(lower, layer)]
+    final = [1, samples, layer.hidden]
+    outs = [([steps, *final], "float32"), (final, "float32")]
+    return lower.kernel(kernel, [*arguments, lower.expr(initial), scale], outs)[1]
 
 
 def _hidden_bias(lower: Lowering, layer: _Layer) -> relax.Expr:
