@@ -229,7 +229,9 @@ def _table_read_by(node: Node) -> Value | None:
 
 def _id_node(node: Node) -> Node:
     """The node that turns the ids into rows: the one-hot for a product with one."""
-    data = node.input(0)
+    data, ids = node.input(0), node.input(1)
+    if node.op == "Gather" and ids is not None and ids.producer is not None:
+        return ids.producer if ids.producer.op == "graphopt::TableRows" else node
     if node.op in ("MatMul", "Gemm") and data is not None and data.producer is not None:
         return data.producer
     return node

@@ -14,6 +14,7 @@ from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
+from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
@@ -52,6 +53,7 @@ _CLEAN_UP = (
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (RaiseGru(), HoistSelections())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
+_LOOK_UP = (FuseLookups(),)
 _INTERACT = (FuseDotInteraction(),)
 
 O0 = Pipeline()
@@ -65,7 +67,7 @@ O2 = Pipeline(
         Fixpoint(_CLEAN_UP),
         RaiseEmbeddingBag(),
         UnifySizes(),
-        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, *_SEQUENCES, *_INTERACT)),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, *_SEQUENCES, *_LOOK_UP, *_INTERACT)),
     )
 )
 

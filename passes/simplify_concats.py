@@ -104,6 +104,26 @@ def flattened_stack(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch |
     return concat(rw, flat, axis)
 
 
+@rule(op.Concat(x, ...))
+def stacked_twin(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """Concat<axis=2>(a[N,1,D], b[N,1,D]) -> Reshape(Concat<axis=1>(a, b)), if that is there too"""
+    axis, operands = axis_of(node), operands_of(node)
+    if not axis or axis + 1 != x.rank or {v.tensor.dims[-2] for v in operands} != {1}:
+        return None
+    joins = [n for n in x.users if n.op == "Concat" and operands_of(n) == operands]
+    if all(axis_of(other) != axis - 1 for other in joins):
+        return NoMatch("its operands are not also stacked")
+    if len({v.tensor.dims[-1] for v in operands}) > 1:
+        return NoMatch("its operands differ in width")
+    stack = rw.op.Concat(*operands, axis=axis - 1)
+    target = reshape_target(stack.tensor, node.output.tensor)
+    return (
+        NoMatch("its shape cannot be written with constants")
+        if target is None
+        else rw.op.Reshape(stack, rw.ints(*target))
+    )
+
+
 class SimplifyConcats(RewritePass):
     """Flattens concatenations, joins neighbouring slices in them, and undoes splits and stacks.
 
@@ -128,4 +148,4 @@ class SimplifyConcats(RewritePass):
 
     name = "simplify-concats"
     fidelity = Fidelity.EXACT
-    rules = (concat_of_concat, concat_of_slices, concat_of_split, flattened_stack)
+    rules = (concat_of_concat, concat_of_slices, concat_of_split, flattened_stack, stacked_twin)

@@ -302,6 +302,11 @@ def _gather(node: Node) -> Cost:
     return Cost(0, taken + _bytes(node.inputs[1]), taken)
 
 
+@cost_rule("TableRows", domain="graphopt")
+def _table_rows(node: Node) -> Cost:
+    return _streaming(node, 2 * _elements(node.output))
+
+
 @cost_rule("EmbeddingBag", domain="graphopt")
 def _embedding_bag(node: Node) -> Cost:
     """Inputs: table, ids, then offsets and per-sample weights where there are any."""

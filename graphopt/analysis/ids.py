@@ -67,13 +67,9 @@ def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
     }
     found: dict[str, list[IdRange]] = {}
     for node in graph.walk():
-        for value, low, high in _lookups(node):
-            origin = origins.get(value)
-            if origin is not None:
-                ids = IdRange(
-                    origin.region, low - origin.shift[0], high - origin.shift[1], node.where
-                )
-                found.setdefault(origin.source.name, []).append(ids)
+        for origin, low, high in _traced(node, origins):
+            ids = IdRange(origin.region, low - origin.shift[0], high - origin.shift[1], node.where)
+            found.setdefault(origin.source.name, []).append(ids)
         for value, high in _offsets(node, origins):
             origin = origins[value]
             axis = (origin.source.rank or 1) - 1
@@ -101,6 +97,20 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         table, ids = node.inputs[0], node.inputs[1]
         if table is not None and ids is not None and table.shape:
             yield ids, 0, table.shape[0]
+
+
+def _traced(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim, Dim]]:
+    """`_lookups` of ids whose origin is known; those of stacked tables column by column."""
+    for value, low, high in _lookups(node):
+        if value in origins:
+            yield origins[value], low, high
+    rows = node.const(1) if node.op == "graphopt::TableRows" else None
+    ids = node.input(0)
+    if rows is not None and ids is not None and ids in origins:
+        origin = origins[ids]
+        for column, high in enumerate(rows.tolist()):
+            axis = None if origin.axes is None else origin.axes[1]
+            yield _cut(origin, axis, column, column + 1), 0, high
 
 
 def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[Value, Dim]]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import onnx
 
 from graphopt.ir.graph import Graph, Node
-from graphopt.ops import attentional_gru, dot_interaction, embedding_bag
+from graphopt.ops import attentional_gru, dot_interaction, embedding_bag, table_rows
 
 DOMAIN = "graphopt"
-_OPS = {op.OP_TYPE: op for op in (attentional_gru, dot_interaction, embedding_bag)}
+_OPS = {op.OP_TYPE: op for op in (attentional_gru, dot_interaction, embedding_bag, table_rows)}
 
 
 def function_name(node: Node) -> str:

@@ -158,3 +158,21 @@ def test_a_flattened_stack_is_a_concatenation() -> None:
 )
 def test_other_stacks_stay(body: str, outputs: str, reason: str) -> None:
     assert_unchanged(SimplifyConcats(), STACK.format(body=body, outputs=outputs), reason)
+
+
+def test_what_is_also_stacked_is_joined_once() -> None:
+    text = """(float[N,1,3] a, float[N,1,3] b) => (float[] y, float[] z) {{
+        s = Concat<axis=1>(a, b)
+        y = Neg(s)
+        {}
+        z = Exp(t)
+    }}"""
+    before = text.format("t = Concat<axis=-1>(a, b)")
+    after = text.format("r = Concat<axis=1>(a, b) t = Reshape(r, shape)").replace(
+        ") {\n        s", ") <int64[3] shape = {-1, 1, 6}> {\n        s"
+    )
+    assert_rewrites(SimplifyConcats(), before, after)
+    alone = before.replace("s = Concat<axis=1>(a, b)", "s = Concat<axis=0>(a, b)")
+    assert_unchanged(SimplifyConcats(), alone, "not also stacked")
+    narrow = "(float[N,1,3] a, float[N,1,2] b) => (float[] z) { z = Concat<axis=2>(a, b) }"
+    assert_unchanged(SimplifyConcats(), narrow, "not also stacked")
