@@ -64,7 +64,8 @@ def _start(taken: Node, ids: Value, width: int) -> int | None:
         return start if ids.tensor.dims[1] == 1 == end - start else None
     if taken.op == "Split" and taken.attr("axis") in (1, -1) and ids.tensor.dims[1] == 1:
         before = [v.tensor.dims[1] for v in taken.outputs[: taken.outputs.index(ids)]]
-        return sum(before) if all(isinstance(size, int) for size in before) else None
+        known = [size for size in before if isinstance(size, int)]
+        return sum(known) if known == before else None
     position = ints_of(taken.input(1)) if taken.op == "Gather" else None
     if position is None or ids.rank != 1 or taken.attr("axis") not in (1, -1):
         return None

@@ -140,7 +140,7 @@ def _emit(node: Node, run: list[Column]) -> Value:
     if to is not None:
         ids = rw.op.Cast(ids, to=to)
     whole, starts = _stacked([column.table for column in run])
-    rows = [column.table.tensor.dims[0] for column in run]
+    rows = [len(c.table.const) for c in run if c.table.const is not None]
     number = rw.insert(OP_TYPE, [ids, rw.ints(*rows), rw.ints(*starts)], domain=DOMAIN).output
     found = rw.op.Gather(rw.const(whole), number, axis=0)
     dims = run[0].value.tensor.dims
