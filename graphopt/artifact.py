@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.errors import ArtifactError
+from graphopt.errors import ArtifactError, IdError
+from graphopt.runtime import load_program, passed
 from graphopt.signature import Signature, TensorSpec
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, LIBRARY, WEIGHTS, PORTABLE, REPORT = (
     "manifest.json",
     "model.so",
@@ -42,11 +43,13 @@ class Artifact:
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        from graphopt.runtime import Program
-
         self.path, self.manifest = path, manifest
         self.signature = signature_from_json(manifest)
-        self._program = Program(path / LIBRARY, _map_weights(path, manifest["weights"]))
+        self._names = [spec.name for spec in self.signature.inputs]
+        self._results = [(s.name, s.numpy_dtype) for s in self.signature.outputs]
+        weights = _map_weights(path, manifest["weights"])
+        outputs = self.signature.outputs
+        self._program = load_program(path / LIBRARY, weights, manifest["sizes"], outputs)
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
@@ -75,8 +78,7 @@ class Artifact:
         """Compute the outputs for one batch. May be called from several threads at once.
 
         Args:
-            feeds: an array per input name. C-contiguous arrays aligned to 64 bytes are used in
-                place, others are copied.
+            feeds: an array per input name. C-contiguous ones are used in place, others are copied.
 
         Returns:
             an array per output name, not copied from where the code wrote it.
@@ -85,10 +87,18 @@ class Artifact:
             InputError: the arrays do not fit the signature.
             IdError: an id lies outside its table (if the artifact was compiled with oob="error").
         """
-        results = self._program(self.signature.bind(feeds))
+        try:
+            if len(feeds) != len(self._names):
+                raise KeyError
+            results = self._program([feeds[name] for name in self._names])
+        except IdError:
+            raise
+        except Exception:
+            # Compiled code refused the arrays: find out why, or bring them into the form it takes.
+            results = self._program(passed(self.signature.bind(feeds)))
         return {
-            spec.name: array if array.dtype == spec.numpy_dtype else array.view(spec.numpy_dtype)
-            for spec, array in zip(self.signature.outputs, results)
+            name: array if array.dtype is dtype else array.view(dtype)
+            for (name, dtype), array in zip(self._results, results)
         }
 
     def __repr__(self) -> str:

@@ -1,5 +1,8 @@
 """Runs a compiled library: TVM's runtime and NumPy, without the compiler.
 
+Programs do not check what they are given: compiled code does that, and fails without a word on how
+to mend it. Whoever calls one checks afterwards, when something is wrong (`Artifact.run`).
+
 Only `libtvm_runtime` (3 MB) is loaded, so a serving process starts in a fraction of a second. Where
 the compiler is already in the process, its runtime is used.
 """
@@ -12,16 +15,20 @@ import math
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graphopt.errors import ArtifactError, IdError
+from graphopt.signature import TensorSpec, aligned_empty
 
 ID_ERROR = "graphopt: id out of range: "
 _CPU, _POOLED_ALLOCATOR = 1, 2
+_PLANS = 4096  # plans kept, one for each combination of sizes met
 
 
 @lru_cache(maxsize=1)
@@ -55,24 +62,116 @@ def _load_sidecar(folder: Path) -> None:
         ctypes.CDLL(str(extra), ctypes.RTLD_GLOBAL)
 
 
-class Program:
-    """A compiled library with its weights, callable from any thread.
+Inputs = Sequence[Any]
+"""Arrays in signature order; anything that speaks DLPack."""
 
-    A virtual machine keeps state during a call, so each thread has one of its own; weights and code
-    are shared.
+
+def load_program(
+    library: Path,
+    weights: Sequence[np.ndarray],
+    sizes: Sequence[Sequence[int]] | None,
+    outputs: Sequence[TensorSpec],
+) -> StraightProgram | MachineProgram:
+    """The program in a compiled library, callable from any thread with inputs in signature order.
+
+    Args:
+        sizes: where the library's plan finds its arguments, (input, axis) of each; None if it is
+            code for the virtual machine.
+
+    Raises:
+        ArtifactError: the library cannot be loaded.
+    """
+    ffi = _ffi()
+    try:
+        module = ffi.load_module(str(library))
+        if sizes is None:
+            return MachineProgram(module, weights)
+        return StraightProgram(module, weights, sizes, outputs)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a call needs for inputs of certain sizes: bytes of workspace, and its outputs."""
+
+    workspace: int
+    outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+
+
+class StraightProgram:
+    """One function over inputs, outputs, the addresses of the weights, and a workspace.
+
+    It keeps no state between calls. Each thread has a workspace, which grows to what its largest
+    batch needs.
     """
 
-    def __init__(self, library: Path, weights: Sequence[np.ndarray]) -> None:
-        ffi = _ffi()
+    def __init__(
+        self,
+        module: Any,
+        weights: Sequence[np.ndarray],
+        sizes: Sequence[Sequence[int]],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        self._convert = _ffi().from_dlpack
+        self._run, self._plan = module["graphopt_run"], module["graphopt_plan"]
+        self._module, self._arrays = module, list(weights)  # kept alive
+        addresses = [array.ctypes.data for array in weights] or [0]
+        self._weights = self._convert(np.array(addresses, np.int64))
+        self._sizes = [(k, axis) for k, axis in sizes]
+        self._outputs = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in outputs]
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._local = threading.local()
+
+    def __call__(self, inputs: Inputs) -> list[np.ndarray]:
+        """Run on arrays in signature order.
+
+        Raises:
+            IdError: an id lies outside its table.
+            Exception: of many kinds, if the arrays do not fit the signature.
+        """
+        sizes = tuple([inputs[k].shape[axis] for k, axis in self._sizes])
+        plan = self._plans.get(sizes) or self._planned(sizes)
+        results = [np.empty(shape, dtype) for shape, dtype in plan.outputs]
+        workspace = self._workspace(plan.workspace)
+        arguments = map(self._convert, (*inputs, *map(_as_passed, results)))
         try:
-            self._module = ffi.load_module(str(library))
-            self._load = self._module["vm_load_executable"]
-        except Exception as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
-        self._from_dlpack = ffi.from_dlpack
-        self._arrays = list(weights)
-        self._weights = [ffi.from_dlpack(_as_passed(array)) for array in weights]
+            self._run(*arguments, self._weights, workspace)
+        except RuntimeError as error:
+            raise _translated(error) from None
+        return results
+
+    def _planned(self, sizes: tuple[int, ...]) -> _Plan:
+        found = np.empty(1 + sum(rank for rank, _ in self._outputs), np.int64)
+        self._plan(*sizes, self._convert(found))
+        dims = iter(found[1:].tolist())
+        shapes = [(tuple(islice(dims, rank)), dtype) for rank, dtype in self._outputs]
+        if len(self._plans) >= _PLANS:
+            self._plans.clear()
+        plan = self._plans[sizes] = _Plan(int(found[0]), tuple(shapes))
+        return plan
+
+    def _workspace(self, nbytes: int) -> Any:
+        local = self._local
+        if getattr(local, "size", -1) < nbytes:
+            local.workspace = self._convert(aligned_empty(nbytes))
+            local.size = nbytes
+        return local.workspace
+
+
+class MachineProgram:
+    """Code for Relax's virtual machine.
+
+    A machine keeps state during a call, so each thread has one of its own; weights and code are
+    shared.
+    """
+
+    def __init__(self, module: Any, weights: Sequence[np.ndarray]) -> None:
+        self._convert = _ffi().from_dlpack
+        self._load = module["vm_load_executable"]
+        self._module, self._arrays = module, list(weights)  # kept alive
+        self._weights = [self._convert(_as_passed(array)) for array in weights]
         self._local = threading.local()
         self._main()
 
@@ -85,31 +184,39 @@ class Program:
             main = self._local.main = machine["main"]
         return main
 
-    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run on arrays in signature order (dtypes, shapes and alignment as it demands).
-
-        Raises:
-            IdError: an id lies outside its table.
-        """
-        arguments = [self._from_dlpack(_as_passed(array)) for array in inputs]
+    def __call__(self, inputs: Inputs) -> list[np.ndarray]:
+        """As `StraightProgram.__call__`."""
         try:
-            result = self._main()(*arguments, *self._weights)
+            result = self._main()(*map(self._convert, inputs), *self._weights)
         except RuntimeError as error:
-            _, found, rest = str(error).partition(ID_ERROR)
-            if not found:
-                raise
-            raise IdError(f"an id is out of range: {rest.strip().splitlines()[0]}") from None
+            raise _translated(error) from None
         return [np.from_dlpack(tensor) for tensor in result]
 
 
-def _as_passed(array: np.ndarray) -> np.ndarray:
-    """The array as DLPack and compiled code take it.
+def _translated(error: RuntimeError) -> Exception:
+    """An error of compiled code as the user is to see it."""
+    _, found, rest = str(error).partition(ID_ERROR)
+    return IdError(f"an id is out of range: {rest.strip().splitlines()[0]}") if found else error
 
-    bfloat16, which NumPy lacks, crosses the border as uint16. Strides of an array without elements
-    are those that the sizes imply, where NumPy takes 0 for 1.
+
+def passed(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Checked, contiguous arrays as compiled code takes them."""
+    return [_as_passed(array) for array in arrays]
+
+
+def _passed_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """bfloat16, which NumPy lacks, crosses the border as uint16."""
+    return np.dtype(np.uint16) if dtype.kind == "V" and dtype.itemsize == 2 else dtype
+
+
+def _as_passed(array: np.ndarray) -> np.ndarray:
+    """The array in the form that crosses the border.
+
+    Strides of an array without elements are those that the sizes imply, where NumPy takes 0 for 1.
     """
-    if array.dtype.kind == "V" and array.itemsize == 2:
-        array = array.view(np.uint16)
+    if array.size and array.dtype.kind != "V":
+        return array
+    array = array.view(_passed_dtype(array.dtype))
     if array.size == 0:
         strides = [math.prod(array.shape[k + 1 :]) * array.itemsize for k in range(array.ndim)]
         array = np.lib.stride_tricks.as_strided(array, strides=strides)

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphopt.errors import InputError
 
-ALIGNMENT = 64  # compiled code may load whole cache lines of an input at once
+ALIGNMENT = 64  # bytes: a cache line
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def bind(self, feeds: Mapping[str, Any]) -> list[np.ndarray]:
-        """The arrays of `feeds` in input order, contiguous and aligned; copied only where needed.
+        """Copies of the arrays of `feeds` in input order, contiguous, aligned and writable.
 
         Raises:
             InputError: a name, dtype, rank or size does not fit; says which and what would.
@@ -81,8 +81,7 @@ class Signature:
                 raise InputError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
             for axis, (size, declared) in enumerate(zip(array.shape, spec.shape)):
                 _check_size(spec, axis, size, declared, sizes)
-        aligned = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0
-        return array if aligned and array.flags.writeable else aligned_copy(array)
+        return aligned_copy(array)
 
 
 def _check_size(
@@ -102,11 +101,16 @@ def _check_size(
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
     """A writable C-contiguous copy that starts at a multiple of `ALIGNMENT` bytes."""
-    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def aligned_empty(nbytes: int) -> np.ndarray:
+    """Room for `nbytes` bytes that starts at a multiple of `ALIGNMENT`."""
+    room = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + nbytes]
 
 
 def _s(items: Sequence[Any]) -> str:

@@ -79,15 +79,17 @@ class CpuTarget(Target):
         legalize.legalize(working, self.lanes)
         lowered = lowering.lower(working, oob)
         stage("build")
-        kernels = build.build(lowered.module, _llvm(self.mcpu), library)
+        built = build.build(lowered.module, _llvm(self.mcpu), library)
         facts = {
             "target": f"cpu:{self.mcpu}",
             "machine": platform.machine(),
             "cpu_features": list(self.features),
             "tvm": tvm.__version__,
+            "sizes": built.sizes,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)
-        return Compiled(arrays, facts, kernels)
+        numbers = {"kernels": built.kernels, "calls": built.calls}
+        return Compiled((*arrays, *built.embedded), facts, numbers)
 
 
 def _llvm(mcpu: str | None) -> tvm.target.Target:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tvm
 from tvm import relax, s_tir, tirx
 from tvm.error import InternalError
@@ -13,31 +15,61 @@ from tvm.support import cc
 
 from graphopt.errors import OutputError, UnsupportedOpError
 from graphopt.targets.relax.schedule import schedule
+from graphopt.targets.relax.straight import straighten, unaligned
 
 ROOM = 64 << 20  # bytes; a large model takes 10 MB
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> dict[str, int]:
-    """Compile `module` for `target` and write the shared library `library`.
+@dataclass(frozen=True)
+class Built:
+    """What a library was made of.
 
-    Returns:
-        `kernels`: how many functions were generated; `calls`: how many of them one inference calls
-        where nothing loops.
+    Attributes:
+        kernels: how many functions were generated.
+        calls: how many of them one inference calls where nothing loops.
+        sizes: for a straight program, where the arguments of its plan are read; None where the
+            library holds code for the virtual machine.
+        embedded: for a straight program, the constants that follow the parameters.
+    """
+
+    kernels: int
+    calls: int
+    sizes: tuple[tuple[int, int], ...] | None
+    embedded: tuple[np.ndarray, ...] = ()
+
+
+def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> Built:
+    """Compile `module` for `target` and write the shared library `library`.
 
     Raises:
         UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
     """
     try:
         fused = schedule(fuse(module))
-        executable = tvm.compile(fused, target=target, relax_pipeline=_to_virtual_machine(target))
+        straight = straighten(fused)
+        if straight is None:
+            pipeline = _to_virtual_machine(target)
+            executable = tvm.compile(_unaligned(fused), target=target, relax_pipeline=pipeline)
+        else:
+            executable = tvm.compile(straight.module, target=target)
     except (InternalError, s_tir.ScheduleError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UnsupportedOpError("Graph", f"TVM cannot generate code for it: {reason}") from error
     _export(executable, library)
-    return {"kernels": _kernels(fused), "calls": _calls(fused)}
+    if straight is None:
+        return Built(_kernels(fused), _calls(fused), None)
+    return Built(_kernels(fused), _calls(fused), straight.sizes, straight.embedded)
 
 
-def _export(executable: tvm.relax.VMExecutable, library: Path) -> None:
+def _unaligned(module: tvm.IRModule) -> tvm.IRModule:
+    functions = {
+        name: unaligned(function) if isinstance(function, tirx.PrimFunc) else function
+        for name, function in module.functions.items()
+    }
+    return tvm.IRModule(functions, attrs=module.attrs)
+
+
+def _export(executable: tvm.runtime.Executable, library: Path) -> None:
     """Write and link the code.
 
     Raises:

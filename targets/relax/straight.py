@@ -1,0 +1,303 @@
+"""Straight-line programs as one function that calls the kernels, without a virtual machine.
+
+`main` of nearly every recommender is a list of kernel calls and reshapes. Relax's virtual machine
+checks each parameter, allocates each tensor and computes each size while it runs: for one sample that
+takes longer than the kernels of a small model. Here all of it is settled while compiling. Two
+functions take the place of `main`:
+
+    graphopt_run(inputs…, outputs…, weights, workspace)
+    graphopt_plan(sizes…, plan)
+
+`weights` holds the addresses of the constants, and `workspace` is room for all values between
+kernels. `plan` receives the number of bytes that it must have, then the dims of the outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import GenericConst, Op, PointerType, PrimType, StringImm
+from tvm_ffi import StructuralKey
+
+from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.relax.primfunc import int64
+from graphopt.targets.relax.workspace import Slot, Workspace
+
+RUN, PLAN = "graphopt_run", "graphopt_plan"
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A program without control flow.
+
+    Attributes:
+        module: the kernels, `graphopt_run` and `graphopt_plan`.
+        sizes: where `graphopt_plan`'s arguments are read: (input, axis) of each.
+        embedded: small constants, whose addresses follow those of the others in `weights`.
+    """
+
+    module: tvm.IRModule
+    sizes: tuple[tuple[int, int], ...]
+    embedded: tuple[np.ndarray, ...]
+
+
+@dataclass(eq=False)
+class _Root:
+    """Memory that holds values: an input, an output, constant number `weight`, or a slot."""
+
+    buffer: Any = None
+    weight: int | None = None
+    slot: Slot | None = None
+    last_use: int = -1
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    root: _Root
+    type: Any
+
+
+@dataclass(frozen=True)
+class _Call:
+    symbol: str
+    operands: list[Any]  # tensors and sizes
+    results: list[_Tensor]
+
+
+def straighten(module: tvm.IRModule) -> Straight | None:
+    """The program of `module` (fused and scheduled) as one function; None if it is not straight."""
+    main = module["main"]
+    inputs = main.params[: int(main.attrs["num_input"])]
+    reader = _Reader(inputs, main.params[len(inputs) :])
+    if not reader.read(main.body):
+        return None
+    kernels = {
+        name.name_hint: unaligned(kernel).with_attr("global_symbol", name.name_hint)
+        for name, kernel in module.functions.items()
+        if isinstance(kernel, tirx.PrimFunc)
+    }
+    functions = _Writer(reader).functions()
+    return Straight(
+        tvm.IRModule({**kernels, **functions}),
+        tuple(reader.sizes.values()),
+        tuple(constant.value.numpy() for constant in reader.embedded),
+    )
+
+
+def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
+    """`kernel` for operands that start anywhere an element may.
+
+    TVM takes every array to start at a multiple of 64 bytes, which those of NumPy do not.
+    """
+    params, declarations = [], []
+    for parameter in kernel.params:
+        if isinstance(parameter.ty, tirx.BufferType):
+            dtype = str(parameter.ty.dtype)
+            if int(parameter.ty.data_alignment) > element_bytes(dtype):
+                given = _buffer(parameter.ty.shape, dtype, parameter.name)
+                declarations.append(_at(parameter, tirx.address_of(given)))
+                parameter = given
+        params.append(parameter)
+    body = tirx.SeqStmt([*declarations, kernel.body]) if declarations else kernel.body
+    return tirx.PrimFunc(params, body, kernel.ret_type, kernel.attrs)
+
+
+def _buffer(shape: Sequence[Any], dtype: str, name: str) -> Any:
+    return tirx.decl_buffer(shape, dtype, name, data_alignment=element_bytes(dtype))
+
+
+def _at(buffer: Any, address: Any) -> tirx.DeclBuffer:
+    """The statement that lets `buffer` lie at an address."""
+    pointer = PointerType(PrimType(str(buffer.ty.dtype)))
+    return tirx.DeclBuffer(buffer, data=tirx.reinterpret(pointer, address))
+
+
+class _Reader:
+    """`main`, checked and taken apart.
+
+    Attributes:
+        inputs, outputs: the tensors that a caller gives.
+        sizes: each size variable of the inputs, and the (input, axis) that it is read from.
+        calls: the kernel calls in order.
+        embedded: the constants that are not parameters, in order of use.
+    """
+
+    def __init__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> None:
+        self.inputs = [_Tensor(_Root(), parameter.ty) for parameter in inputs]
+        self.outputs: list[_Tensor] = []
+        self.sizes: dict[Any, tuple[int, int]] = {}
+        self.calls: list[_Call] = []
+        self.embedded: list[Any] = []
+        self.weights = len(weights)
+        self._values: dict[Any, list[_Tensor]] = {
+            parameter: [tensor] for parameter, tensor in zip(inputs, self.inputs)
+        }
+        for k, parameter in enumerate(weights):
+            self._values[parameter] = [_Tensor(_Root(weight=k), parameter.ty)]
+        for k, parameter in enumerate(inputs):
+            for axis, dim in enumerate(parameter.ty.shape.values):
+                if isinstance(dim, tirx.Var):
+                    self.sizes.setdefault(dim, (k, axis))
+
+    def read(self, body: relax.SeqExpr) -> bool:
+        """Take in the body of `main`; False if something in it is no kernel call and no reshape."""
+        for block in body.blocks:
+            for binding in block.bindings:
+                if not isinstance(binding, relax.VarBinding):
+                    return False
+                values = self._bound(binding.value)
+                if values is None or not self._are_known(values):
+                    return False
+                self._values[binding.var] = values
+        if not isinstance(body.body, relax.Tuple):
+            return False
+        self.outputs = [self._tensor(field) for field in body.body.fields]
+        roots = [tensor.root for tensor in self.outputs]
+        computed = {tensor.root for call in self.calls for tensor in call.results}
+        return len(set(roots)) == len(roots) and computed.issuperset(roots)
+
+    def _bound(self, value: Any) -> list[_Tensor] | None:
+        if isinstance(value, relax.Var):
+            return self._values.get(value)
+        if isinstance(value, relax.TupleGetItem):
+            return [self._values[value.tuple_value][value.index]]
+        if not isinstance(value, relax.Call):
+            return None
+        if value.op == Op.get("relax.reshape"):
+            return [_Tensor(self._tensor(value.args[0]).root, value.ty)]
+        if value.op != Op.get("relax.call_tir") or len(value.args) != 2:
+            return None
+        return self._called(value)
+
+    def _called(self, call: relax.Call) -> list[_Tensor]:
+        operands = [
+            self._tensor(a) if isinstance(a.ty, relax.TensorType) else a for a in call.args[1]
+        ]
+        type_ = call.ty_args[0]
+        types = list(type_.fields) if isinstance(type_, relax.TupleType) else [type_]
+        results = [_Tensor(_Root(), each) for each in types]
+        for operand in (*operands, *results):
+            if isinstance(operand, _Tensor):
+                operand.root.last_use = len(self.calls)
+        self.calls.append(_Call(call.args[0].name_hint, operands, results))
+        return results
+
+    def _tensor(self, expr: Any) -> _Tensor:
+        if isinstance(expr, GenericConst):
+            self.embedded.append(expr)
+            weight = self.weights + len(self.embedded) - 1
+            return _Tensor(_Root(weight=weight), expr.ty)
+        (tensor,) = self._values[expr]
+        return tensor
+
+    def _are_known(self, tensors: Sequence[_Tensor]) -> bool:
+        """True if the dims of the tensors depend on the sizes of the inputs alone.
+
+        bfloat16 is not passed from function to function: TVM makes it uint16 on one side only.
+        """
+        if any(str(tensor.type.dtype) == "bfloat16" for tensor in tensors):
+            return False
+        dims = [dim for tensor in tensors for dim in tensor.type.shape.values]
+        used = {var for dim in dims for var in tirx.analysis.undefined_vars(dim)}
+        return self.sizes.keys() >= used
+
+
+class _Writer:
+    """The functions that take the place of `main`."""
+
+    def __init__(self, program: _Reader) -> None:
+        self.program = program
+        self.inputs = _given("in", program.inputs)
+        self.outputs = _given("out", program.outputs)
+        count = max(1, program.weights + len(program.embedded))
+        self.weights = _buffer((int64(count),), "int64", "weights")
+        self.room = tirx.Var("room", "int64")
+        self.workspace = _buffer((self.room,), "uint8", "workspace")
+        self._scalars: dict[Any, tirx.Bind] = {}
+        self.offsets, self.needed = self._assign_slots()
+
+    def functions(self) -> dict[str, tirx.PrimFunc]:
+        """`graphopt_run` and `graphopt_plan`."""
+        return {RUN: self._run(), PLAN: self._plan()}
+
+    def _assign_slots(self) -> tuple[dict[Slot, Any], Any]:
+        workspace = Workspace(self.program.sizes)
+        for step, call in enumerate(self.program.calls):
+            roots = [tensor.root for tensor in call.results]
+            for tensor in call.results:
+                if tensor.root.buffer is None:
+                    tensor.root.slot = workspace.take(_bytes(tensor.type))
+            roots += [operand.root for operand in call.operands if isinstance(operand, _Tensor)]
+            for root in dict.fromkeys(roots):
+                if root.slot is not None and root.last_use == step:
+                    workspace.give_back(root.slot)
+        return workspace.layout()
+
+    def _run(self) -> tirx.PrimFunc:
+        body: list[Any] = [_require(self.room >= self.needed, "the workspace is too small")]
+        for call in self.program.calls:
+            args = []
+            for operand in (*call.operands, *call.results):
+                if isinstance(operand, _Tensor):
+                    body.append(self._declared(operand))
+                    operand = body[-1].buffer
+                args.append(operand)
+            body.append(tirx.Evaluate(tirx.call_cpacked(call.symbol, *args)))
+        params = [*self.inputs, *self.outputs, self.weights, self.workspace]
+        return _function(RUN, params, [*self._scalars.values(), *body])
+
+    def _declared(self, tensor: _Tensor) -> tirx.DeclBuffer:
+        shape = [self._scalar(dim) for dim in tensor.type.shape.values]
+        buffer = _buffer(shape, str(tensor.type.dtype), "value")
+        root = tensor.root
+        if root.buffer is not None:
+            return _at(buffer, tirx.address_of(root.buffer))
+        if root.weight is not None:
+            return _at(buffer, self.weights[int64(root.weight)])
+        assert root.slot is not None
+        return _at(buffer, tirx.address_of(self.workspace[self._scalar(self.offsets[root.slot])]))
+
+    def _scalar(self, value: Any) -> Any:
+        """`value`, computed once. TVM's own search for common subexpressions fails on this code."""
+        if isinstance(value, (tirx.Var, tirx.IntImm)):
+            return value
+        bind = tirx.Bind(tirx.Var(f"size{len(self._scalars)}", "int64"), value)
+        return self._scalars.setdefault(StructuralKey(value), bind).var
+
+    def _plan(self) -> tirx.PrimFunc:
+        dims = [dim for tensor in self.program.outputs for dim in tensor.type.shape.values]
+        plan = _buffer((int64(1 + len(dims)),), "int64", "plan")
+        body = [
+            tirx.BufferStore(plan, int64(value), [int64(k)])
+            for k, value in enumerate([self.needed, *dims])
+        ]
+        return _function(PLAN, [*self.program.sizes, plan], body)
+
+
+def _given(name: str, tensors: Sequence[_Tensor]) -> list[Any]:
+    """Buffers that a caller gives, for the roots of `tensors`."""
+    for k, tensor in enumerate(tensors):
+        shape, dtype = tensor.type.shape.values, str(tensor.type.dtype)
+        tensor.root.buffer = _buffer(shape, dtype, f"{name}{k}")
+    return [tensor.root.buffer for tensor in tensors]
+
+
+def _function(name: str, params: list[Any], body: list[Any]) -> tirx.PrimFunc:
+    function = tirx.PrimFunc(params, tirx.SeqStmt(body) if len(body) > 1 else body[0])
+    return function.with_attr({"global_symbol": name, "s_tir": True, "tirx.noalias": True})
+
+
+def _require(condition: Any, message: str) -> Any:
+    return tirx.AssertStmt(condition, StringImm("RuntimeError"), [StringImm(message)])
+
+
+def _bytes(type_: Any) -> Any:
+    sizes = [int64(dim) for dim in type_.shape.values]
+    return functools.reduce(operator.mul, sizes, int64(element_bytes(str(type_.dtype))))
