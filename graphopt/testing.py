@@ -212,7 +212,8 @@ class Compiled:
     def __init__(
         self, model: onnx.ModelProto | Graph, oob: Literal["error", "clamp", "zero"] = "error"
     ) -> None:
-        from graphopt.runtime import Program
+        from graphopt.runtime import load_program
+        from graphopt.signature import TensorSpec
         from graphopt.targets.cpu.target import CpuTarget
 
         graph = model if isinstance(model, Graph) else onnx_io.from_proto(model)
@@ -220,14 +221,18 @@ class Compiled:
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "model.so"
             compiled = CpuTarget.parse("").compile(graph, library, oob, lambda stage: None)
-            self._program = Program(library, [_owned(array) for array in compiled.constants])
-        self._outputs = [
-            (name, dtype_to_numpy(value.dtype))
-            for name, value in zip(graph.output_names, graph.outputs)
-        ]
+            outputs = [
+                TensorSpec(name, value.dtype, tuple(map(str, value.tensor.dims)))
+                for name, value in zip(graph.output_names, graph.outputs)
+            ]
+            weights = [_owned(array) for array in compiled.constants]
+            self._program = load_program(library, weights, compiled.facts["sizes"], outputs)
+        self._outputs = [(spec.name, spec.numpy_dtype) for spec in outputs]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = self._program([_owned(feeds[name]) for name in self._inputs])
+        from graphopt.runtime import passed
+
+        results = self._program(passed([_owned(feeds[name]) for name in self._inputs]))
         return {name: array.view(dtype) for (name, dtype), array in zip(self._outputs, results)}
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import tvm_ffi
 from tvm import relax, te, tirx
 from tvm.error import InternalError
+from tvm.ir import Op
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
@@ -332,12 +333,24 @@ class Lowering:
         taken: set[relax.Expr] = set()
         result = []
         for expr in exprs:
-            computed = isinstance(expr, relax.Var) and self.bb.lookup_binding(expr) is not None
-            if expr in taken or not computed:
+            memory = self._viewed(expr)
+            computed = (
+                isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is not None
+            )
+            if memory in taken or not computed:
                 expr = self.te(lambda x: compute(x.shape, lambda *i: x(*i)), expr, name="copy")
-            taken.add(expr)
+            taken.add(memory)
             result.append(expr)
         return result
+
+    def _viewed(self, expr: relax.Expr) -> relax.Expr:
+        """The value whose memory `expr` is: what reshapes are made of."""
+        while isinstance(expr, relax.Var):
+            binding = self.bb.lookup_binding(expr)
+            if not isinstance(binding, relax.Call) or binding.op != Op.get("relax.reshape"):
+                break
+            expr = binding.args[0]
+        return expr
 
     # ---- inner workings
 

@@ -1,8 +1,8 @@
 """Straight-line programs as one function that calls the kernels, without a virtual machine.
 
 `main` of nearly every recommender is a list of kernel calls and reshapes. Relax's virtual machine
-checks each parameter, allocates each tensor and computes each size while it runs: for one sample that
-takes longer than the kernels of a small model. Here all of it is settled while compiling. Two
+checks each parameter, allocates each tensor and computes each size while it runs: for one sample
+that takes longer than the kernels of a small model. Here all of it is settled while compiling. Two
 functions take the place of `main`:
 
     graphopt_run(inputs…, outputs…, weights, workspace)
@@ -27,7 +27,7 @@ from tvm.ir import GenericConst, Op, PointerType, PrimType, StringImm
 from tvm_ffi import StructuralKey
 
 from graphopt.targets.cpu.kernels.storage import element_bytes
-from graphopt.targets.relax.primfunc import int64
+from graphopt.targets.relax.primfunc import int64, with_root
 from graphopt.targets.relax.workspace import Slot, Workspace
 
 RUN, PLAN = "graphopt_run", "graphopt_plan"
@@ -105,8 +105,10 @@ def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
                 declarations.append(_at(parameter, tirx.address_of(given)))
                 parameter = given
         params.append(parameter)
-    body = tirx.SeqStmt([*declarations, kernel.body]) if declarations else kernel.body
-    return tirx.PrimFunc(params, body, kernel.ret_type, kernel.attrs)
+    if not declarations:
+        return kernel
+    body = tirx.SeqStmt([*declarations, kernel.body])
+    return with_root(tirx.PrimFunc(params, body, kernel.ret_type, kernel.attrs))
 
 
 def _buffer(shape: Sequence[Any], dtype: str, name: str) -> Any:

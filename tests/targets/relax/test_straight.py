@@ -1,0 +1,98 @@
+"""Programs without a virtual machine: what becomes one, and that its memory holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt.artifact import Artifact
+from graphopt.errors import IdError
+from graphopt.testing import parse, random_inputs, run_onnxruntime
+
+LAYERS = """g (float[N,6] x, int64[N] ids) => (float[N,4] y, float[N,10] z)
+    <float[6,4] w, float[9,4] table> {
+    rows = Gather(table, ids)
+    a = MatMul(x, w)
+    b = Relu(a)
+    y = Add(b, rows)
+    z = Concat<axis=1>(y, x)
+}"""
+
+
+def compiled(text: str, folder: Path) -> Artifact:
+    return graphopt.compile(parse(text), output=folder / "m.gopt", verify=False)
+
+
+def test_a_straight_program(tmp_path: Path) -> None:
+    artifact = compiled(LAYERS, tmp_path)
+    assert artifact.manifest["sizes"] == [[0, 0]]
+    graph = parse(LAYERS)
+    for batch in (0, 1, 2, 63, 5):
+        given = random_inputs(graph, {"N": batch}, seed=batch)
+        expected = run_onnxruntime(graph, given)
+        for name, array in artifact.run(given).items():
+            # Sums of 6 products in another order.
+            np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "straight"),
+    [
+        (
+            """g (float[N,6] x) => (float[N,3,2] y, float[N,6] z) <int64[3] shape = {0, 3, 2}> {
+                y = Reshape(x, shape)
+                z = Identity(x)
+            }""",
+            True,
+        ),
+        ("g (float[N,2] x) => (int64[2,M] y) { y = NonZero(x) }", False),
+    ],
+)
+def test_results_are_the_callers_own(text: str, straight: bool, tmp_path: Path) -> None:
+    artifact = compiled(text, tmp_path)
+    assert (artifact.manifest["sizes"] is not None) == straight
+    graph = parse(text)
+    given = random_inputs(graph, {"N": 4}, seed=0)
+    expected = run_onnxruntime(graph, given)
+    found = artifact.run(given)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+        others = [*given.values(), *(a for n, a in found.items() if n != name)]
+        assert not any(np.shares_memory(array, other) for other in others)
+
+
+def test_a_bad_id_leaves_the_program_usable(tmp_path: Path) -> None:
+    artifact = compiled(LAYERS, tmp_path)
+    given = random_inputs(parse(LAYERS), {"N": 3}, seed=0)
+    expected = artifact.run(given)["y"]
+    with pytest.raises(IdError, match="an id is out of range: Gather"):
+        artifact.run({**given, "ids": np.array([0, 1, 9])})
+    np.testing.assert_array_equal(artifact.run(given)["y"], expected)
+
+
+def test_arrays_may_start_anywhere(tmp_path: Path) -> None:
+    artifact = compiled(LAYERS, tmp_path)
+    given = random_inputs(parse(LAYERS), {"N": 33}, seed=0)
+    expected = artifact.run(given)
+    for shift in (4, 8, 12, 20):
+        room = np.zeros(given["x"].nbytes + 64, np.uint8)
+        x = room[shift : shift + given["x"].nbytes].view(np.float32).reshape(given["x"].shape)
+        x[...] = given["x"]
+        found = artifact.run({**given, "x": x})
+        np.testing.assert_array_equal(found["z"], expected["z"])
+
+
+def test_the_manifest_says_where_sizes_are_read(tmp_path: Path) -> None:
+    text = """g (float[2,T] x, float[N,T] w) => (float[2,N] y) {
+        t = Transpose<perm=[1,0]>(w)
+        y = MatMul(x, t)
+    }"""
+    artifact = compiled(text, tmp_path)
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    assert manifest["sizes"] == [[0, 1], [1, 0]]
+    x, w = np.ones((2, 3), np.float32), np.ones((5, 3), np.float32)
+    assert artifact.run({"x": x, "w": w})["y"].tolist() == [[3.0] * 5] * 2
