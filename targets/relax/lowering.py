@@ -334,9 +334,7 @@ class Lowering:
         result = []
         for expr in exprs:
             memory = self._viewed(expr)
-            computed = (
-                isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is not None
-            )
+            computed = isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is not None
             if memory in taken or not computed:
                 expr = self.te(lambda x: compute(x.shape, lambda *i: x(*i)), expr, name="copy")
             taken.add(memory)
