@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "targets": {"ir", "ops", "analysis", "rewrite", "signature"},
     "latency": set(),
     "peers": set(),
-    "runtime": set(),
+    "runtime": {"signature"},
     "artifact": {"runtime", "signature"},
     "loading": {"artifact", "ir"},
 }
