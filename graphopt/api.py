@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from graphopt import presets
+from graphopt.accuracy.budget import Budget, Spending
 from graphopt.artifact import (
     LIBRARY,
     MANIFEST,
@@ -29,20 +30,21 @@ from graphopt.artifact import (
     write_manifest,
 )
 from graphopt.comparison import Comparison, compare
-from graphopt.errors import InputError, OutputError, SpecError, VerificationError
+from graphopt.compression import Compression, require_spender
+from graphopt.errors import OutputError, SpecError
 from graphopt.feeds import random_feeds
 from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import replacing_folder, temporary_folder
 from graphopt.ir.external_data import TensorWriter
-from graphopt.ir.graph import Graph, Value
+from graphopt.ir.graph import Graph
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Pipeline
-from graphopt.signature import Signature, TensorSpec
 from graphopt.targets import base
 from graphopt.targets.portable import OnnxModel
+from graphopt.verification import Original, original_model, signature_of
 
 _VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
 
@@ -53,26 +55,55 @@ Runnable = Union[Artifact, OnnxModel]
 def optimize(
     model: Model,
     *,
-    passes: str | Pipeline = "O2",
+    passes: str | Pipeline | None = None,
+    budget: Budget | None = None,
     report: Report | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Graph:
     """Run passes over a copy of `model`.
 
     Args:
-        passes: a preset ("O0" to "O3"), a pipeline, or its text.
+        passes: a preset ("O0" to "O3"), a pipeline, or its text; "O2" by default, and with a
+            budget "O3".
+        budget: what lossy passes may cost. Without one they do nothing.
         report: gets one record per pass.
 
     Returns:
         a new graph; the one given is not changed.
+
+    Raises:
+        BudgetExceededError: no compression stays within the budget.
     """
     report = report if report is not None else Report()
-    pipeline = _pipeline(passes)
+    pipeline = _pipeline(passes, budget)
     with _timed(report, "load"):
         graph = model.clone() if isinstance(model, Graph) else _read(model, report)
+    if budget is None:
+        return _optimized(graph, pipeline, report, instruments)
+    file = Path(model) if isinstance(model, (str, Path)) else None
+    with original_model(graph, file) as original:
+        compression = Compression.of(original, original.signature, budget)
+    return _optimized(graph, pipeline, report, instruments, compression)
+
+
+def _optimized(
+    graph: Graph,
+    pipeline: Pipeline,
+    report: Report,
+    instruments: Sequence[Instrument],
+    compression: Compression | None = None,
+) -> Graph:
+    """`graph` after `pipeline`; changed in place unless there is a budget."""
     before = size_of(graph)
+
+    def run(graph: Graph, spending: Spending | None) -> None:
+        PassManager(report, instruments, budget=spending).run(graph, pipeline)
+
     with _timed(report, "optimize"):
-        PassManager(report, instruments).run(graph, pipeline)
+        if compression is not None:
+            graph = compression.run(graph, run, report)
+        else:
+            run(graph, None)
     after = size_of(graph)
     report.facts |= {
         "versions": {name: version(name) for name in _VERSIONS} | {"python": python_version()},
@@ -89,7 +120,8 @@ def compile(
     model: Model,
     target: str = "cpu",
     *,
-    passes: str | Pipeline = "O2",
+    passes: str | Pipeline | None = None,
+    budget: Budget | None = None,
     output: str | Path | None = None,
     oob: base.Oob = "error",
     verify: bool = True,
@@ -104,12 +136,16 @@ def compile(
         output: the artifact folder, or the `.onnx` file of a portable target; replaced only when
             all is well. None for a temporary place that lives as long as the result.
         oob: what an id outside its table does: "error", "clamp" to the nearest row, or "zero".
-        verify: compare with the source model, in ONNX Runtime, before anything is kept.
+        budget: how much worse the answers may be, and on which data; what is kept has been measured
+            on rows that had no part in choosing what to change.
+        verify: compare with the source model, in ONNX Runtime, before anything is kept; under a
+            budget by the budget's metric.
         inputs: what to compare on; random valid inputs at batch 1, 7 and 64 if None.
         progress: called with the name of each stage as it begins.
 
     Raises:
         VerificationError: the result does not agree with the source; nothing is written.
+        BudgetExceededError: no compression stays within the budget; nothing is written.
         UnsupportedOpError: an op cannot be compiled for this target.
     """
     if oob not in base.OOB_POLICIES:
@@ -117,14 +153,19 @@ def compile(
     report = report if report is not None else Report()
     tell = progress or (lambda stage: None)
     found = base.find(target)
-    _pipeline(passes)
+    pipeline = _pipeline(passes, budget)
     tell("load")
     source = model if isinstance(model, Graph) else _read(model, report)
-    tell("optimize")
-    graph = optimize(source, passes=passes, report=report, instruments=instruments)
-    report.facts |= {"target": target, "oob": oob}
     file = Path(model) if isinstance(model, (str, Path)) else None
-    check_against = _Original(source, file, inputs) if verify else None
+    compression = None
+    if budget is not None:
+        tell("measure")
+        with _timed(report, "measure"), original_model(source, file) as original:
+            compression = Compression.of(original, original.signature, budget)
+    tell("optimize")
+    graph = _optimized(source.clone(), pipeline, report, instruments, compression)
+    report.facts |= {"target": target, "oob": oob}
+    check_against = Original(source, file, inputs, compression) if verify else None
     write = _write_portable if found.portable else _write_artifact
     stage = _Stages(report, tell)
     if output is not None:
@@ -168,7 +209,16 @@ def check(
 # ------------------------------------------------------------------------ pieces
 
 
-def _pipeline(passes: str | Pipeline) -> Pipeline:
+def _pipeline(passes: str | Pipeline | None, budget: Budget | None = None) -> Pipeline:
+    if passes is None:
+        passes = "O2" if budget is None else "O3"
+    pipeline = _parsed(passes)
+    if budget is not None:
+        require_spender(pipeline)
+    return pipeline
+
+
+def _parsed(passes: str | Pipeline) -> Pipeline:
     if isinstance(passes, Pipeline):
         return passes
     if passes in ("O0", "O1", "O2", "O3"):
@@ -245,58 +295,12 @@ class _Stages:
         self.name = ""
 
 
-class _Original:
-    """The source model in ONNX Runtime, to compare results with.
-
-    Where there is a file it is run as it is, so that a misread model shows too.
-    """
-
-    def __init__(
-        self, graph: Graph, file: Path | None, inputs: Mapping[str, np.ndarray] | None
-    ) -> None:
-        self.graph, self.file, self.inputs = graph, file, inputs
-
-    def verify(self, optimized: Graph, results: Sequence[Runnable], report: Report) -> None:
-        """Compare each of `results` with the source; the first one's outcome is reported.
-
-        Raises:
-            VerificationError: names the worst element.
-        """
-        with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-            source = self.file or Path(folder) / "source.onnx"
-            if self.file is None:
-                onnx_io.save(self.graph, source)
-            original = OnnxModel(source, signature=signature_of(self.graph))
-            feeds = self._feeds(optimized, original, report)
-            if not feeds:
-                report.verification = {"agrees": None, "reason": "no inputs to verify on"}
-                return
-            outcomes = [compare(original, result, feeds) for result in results]
-        report.verification = outcomes[0].to_json()
-        for outcome in outcomes:
-            if not outcome.agrees:
-                raise VerificationError(f"the result differs from the source: {outcome}")
-
-    def _feeds(
-        self, optimized: Graph, original: OnnxModel, report: Report
-    ) -> Sequence[Mapping[str, np.ndarray]]:
-        if self.inputs is not None:
-            return [self.inputs]
-        try:
-            feeds, refused = random_feeds(optimized, original.run)
-        except InputError as error:
-            report.warnings.append(f"not verified, as the source refuses random inputs: {error}")
-            return []
-        report.warnings += [f"not verified at {reason}" for reason in refused]
-        return feeds
-
-
 def _write_portable(
     graph: Graph,
     target: base.Target,
     output: Path,
     oob: base.Oob,
-    original: _Original | None,
+    original: Original | None,
     stages: _Stages,
 ) -> OnnxModel:
     with temporary_folder(_parent(output)) as folder:
@@ -318,7 +322,7 @@ def _write_artifact(
     target: base.Target,
     output: Path,
     oob: base.Oob,
-    original: _Original | None,
+    original: Original | None,
     stages: _Stages,
 ) -> Artifact:
     _parent(output)
@@ -343,20 +347,6 @@ def _write_artifact(
         stages.end()
         (folder / REPORT).write_text(report.to_json())
     return Artifact.load(output)
-
-
-def signature_of(graph: Graph) -> Signature:
-    """What a graph takes and gives."""
-
-    def spec(name: str, value: Value) -> TensorSpec:
-        shape = value.shape
-        known = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
-        return TensorSpec(name, value.dtype, known)
-
-    return Signature(
-        tuple(spec(value.name, value) for value in graph.inputs),
-        tuple(spec(name, value) for name, value in zip(graph.output_names, graph.outputs)),
-    )
 
 
 def _parent(output: Path) -> Path:

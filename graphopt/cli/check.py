@@ -31,8 +31,7 @@ def check(
     batches = options.batch_sizes(batch)
     if not (math.isfinite(rtol) and math.isfinite(atol)):
         raise SpecError("tolerances must be finite numbers")
-    from graphopt import api
-    from graphopt.cli import arrays
+    from graphopt import api, arrays
 
     feeds = arrays.read(inputs) if inputs else None
     found = api.check(a, b, inputs=feeds, batches=batches, rtol=rtol, atol=atol, seed=seed)

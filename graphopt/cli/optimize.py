@@ -36,8 +36,8 @@ def optimize(
     The answers are compared with the source model's before anything is kept. What went on is
     shown on stderr; the graph, where it was asked for, goes to stdout.
     """
-    from graphopt import api
-    from graphopt.cli import arrays, summary
+    from graphopt import api, arrays
+    from graphopt.cli import summary
     from graphopt.pipeline.report import Report
 
     pipeline = _pipeline(level, passes)

@@ -28,8 +28,7 @@ def run(
     """
     if (inputs is None) == (not random):
         raise SpecError("give either --inputs or --random")
-    from graphopt import api
-    from graphopt.cli import arrays
+    from graphopt import api, arrays
 
     if output is not None and output.exists() and model.exists() and output.samefile(model):
         raise OutputError(f"{output}: would overwrite the model; choose another name")

@@ -415,14 +415,14 @@ class Graph:
 
     # ------------------------------------------------------------------ copying
 
-    def clone(self) -> Graph:
-        """A deep copy; constant arrays are shared."""
+    def clone(self, values: dict[Value, Value] | None = None) -> Graph:
+        """A deep copy; constant arrays are shared. `values` gets the copy of every value."""
         copy = Graph(self.name, dict(self.opsets))
         copy.fresh_dim.taken = set(self.fresh_dim.taken)
         copy.fresh_dim.count = self.fresh_dim.count
         copy._names = itertools.count(next(self._names))
         copy.metadata = dict(self.metadata)
-        copy_into(self, copy, {}, same_types=True)
+        copy_into(self, copy, {} if values is None else values, same_types=True)
         return copy
 
 

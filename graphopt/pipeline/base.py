@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
-from graphopt.ir.graph import Graph
+import numpy as np
+
+from graphopt.ir.graph import Graph, Value
 from graphopt.rewrite import RewriteStats, Rule, rewrite
 
 
@@ -36,9 +39,11 @@ class PassContext:
 
     Attributes:
         stats: rewrites by rule, and refusals with their reasons.
+        budget: what lossy passes may spend; None if nothing.
     """
 
     stats: RewriteStats = field(default_factory=RewriteStats)
+    budget: ErrorBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,63 @@ class RewritePass(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         return rewrite(graph, self.rules, ctx.stats)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A lossy change of one place, to be tried.
+
+    Attributes:
+        site: the place; of several proposals for one site at most one is taken.
+        what: the change, such as "int8" or "rank 16".
+        saves: bytes of constants that the model is smaller by.
+        expected_error: how much is lost, in any unit that the pass uses throughout; only an order.
+        apply: makes the change in a copy of the graph, whose values are looked up in the mapping.
+    """
+
+    site: str
+    what: str
+    saves: int
+    expected_error: float
+    apply: Callable[[Graph, Mapping[Value, Value]], None]
+
+
+class ErrorBudget(Protocol):
+    """Decides which proposals a graph can bear, by measuring it."""
+
+    def choose(self, graph: Graph, proposals: Sequence[Proposal]) -> list[Proposal]:
+        """Those that fit together; none is applied."""
+
+    def observe(self, graph: Graph, values: Sequence[Value]) -> list[np.ndarray]:
+        """Some values as computed from calibration data, batches joined on the first axis."""
+
+
+@dataclass(frozen=True)
+class LossyPass(Pass):
+    """A pass that changes answers: it proposes, and the budget decides what is done.
+
+    Sites that a pass has been at are not proposed again.
+    """
+
+    fidelity = Fidelity.LOSSY
+
+    @abstractmethod
+    def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
+        """The changes that could be made, in any order; several for a site are alternatives."""
+
+    def run(self, graph: Graph, ctx: PassContext) -> bool:
+        if ctx.budget is None:
+            return False
+        chosen = ctx.budget.choose(graph, list(self.propose(graph, ctx)))
+        same = _Same()
+        for proposal in chosen:
+            proposal.apply(graph, same)
+            ctx.stats.hits[proposal.what] += 1
+        return bool(chosen)
+
+
+class _Same(dict[Value, Value]):
+    """Maps every value to itself."""
+
+    def __missing__(self, value: Value) -> Value:
+        return value

@@ -11,7 +11,7 @@ from pathlib import Path
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir.graph import Graph
 from graphopt.ir.verifier import verify
-from graphopt.pipeline.base import Pass, PassContext
+from graphopt.pipeline.base import ErrorBudget, Pass, PassContext
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.report import PassRecord, Report, Size
 from graphopt.pipeline.spec import Fixpoint, Pipeline, Step, spec
@@ -27,11 +27,13 @@ class PassManager:
         report: gets one `PassRecord` per pass run.
         instruments: called around every pass.
         reproducer_folder: where a failing pass leaves its input; a temporary folder if None.
+        budget: what lossy passes may spend; without one they do nothing.
     """
 
     report: Report = field(default_factory=Report)
     instruments: Sequence[Instrument] = ()
     reproducer_folder: Path | None = None
+    budget: ErrorBudget | None = None
 
     def run(self, graph: Graph, pipeline: Pipeline) -> bool:
         """Run every step; True if anything changed.
@@ -58,7 +60,7 @@ class PassManager:
         graph = state.graph
         for instrument in self.instruments:
             instrument.before_pass(step, graph)
-        ctx, before, snapshot = PassContext(), state.size, state.snapshot
+        ctx, before, snapshot = PassContext(budget=self.budget), state.size, state.snapshot
         start = time.perf_counter()
         try:
             changed = step.run(graph, ctx)

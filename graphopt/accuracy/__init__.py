@@ -1,0 +1,1 @@
+"""Compression inside an error budget: data, metrics, and the driver that spends the budget."""

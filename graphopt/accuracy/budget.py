@@ -1,0 +1,166 @@
+"""The one driver of lossy passes: tries what they propose, measures, and keeps what fits."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt.accuracy import datasets, metrics
+from graphopt.accuracy.datasets import Dataset
+from graphopt.accuracy.judge import Judge, Runnable
+from graphopt.accuracy.metrics import Metric
+from graphopt.errors import SpecError
+from graphopt.ir import onnx_io
+from graphopt.ir.graph import Graph, Value
+from graphopt.pipeline.base import Proposal
+from graphopt.signature import Signature
+from graphopt.targets.portable import OnnxModel
+
+OFFENDERS = 3  # so many sites in a row that do not fit, and the rest is not tried at that step
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much worse a compressed model may answer, and on which data.
+
+    Attributes:
+        data: a file (see `graphopt.accuracy.datasets`) or a `Dataset`. One half of the rows
+            decides what is done, the other one gives the figure that counts.
+        max_drop: by how much the metric may get worse, in its own unit.
+        metric: a name, a `Metric`, or a function of (scores, labels); without one it is
+            "mean-error", the mean difference from the original's scores, for which data need no
+            labels.
+        score: the output that is judged; see `Judge`.
+        labels, groups, columns: where they are in a file; see `datasets.read`.
+    """
+
+    data: str | Path | Dataset
+    max_drop: float
+    metric: str | Metric | Callable[..., float] = "mean-error"
+    score: str | None = None
+    labels: str = "label"
+    groups: str = "group"
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.max_drop >= 0:
+            raise SpecError(f"a drop of {self.max_drop} cannot be allowed; give 0 or more")
+        metrics.find(self.metric)
+
+    def judges(self, original: Runnable, signature: Signature) -> tuple[Judge, Judge]:
+        """Who chooses, and who has the last word: they see different rows."""
+        data = self.data
+        if not isinstance(data, Dataset):
+            data = datasets.read(
+                data, signature, labels=self.labels, groups=self.groups, columns=self.columns
+            )
+        metric = metrics.find(self.metric)
+        first, second = (Judge(original, half, metric, self.score) for half in data.split())
+        return first, second
+
+
+@dataclass
+class Spending:
+    """Chooses among proposals so that the drop stays within `limit` on the judge's rows.
+
+    Attributes:
+        proposed, taken: how many proposals there were and how many were chosen.
+        trials: models measured.
+    """
+
+    judge: Judge
+    limit: float
+    proposed: int = 0
+    taken: int = 0
+    trials: int = 0
+
+    def choose(self, graph: Graph, proposals: Sequence[Proposal]) -> list[Proposal]:
+        """Those that fit together, the most saving ones first; see `ErrorBudget`.
+
+        Of every site the alternative that saves most is tried; all at once, then by bisection in
+        the order of what is lost for each byte. Sites that do not fit go on with their next one.
+        """
+        self.proposed += len(proposals)
+        sites: dict[str, list[Proposal]] = {}
+        for proposal in sorted(proposals, key=lambda p: -p.saves):
+            sites.setdefault(proposal.site, []).append(proposal)
+        taken: list[Proposal] = []
+        while sites:
+            step = sorted((options.pop(0) for options in sites.values()), key=_price)
+            taken = self._extended(graph, taken, step)
+            done = {proposal.site for proposal in taken}
+            sites = {name: left for name, left in sites.items() if left and name not in done}
+        self.taken += len(taken)
+        return taken
+
+    def _extended(
+        self, graph: Graph, taken: list[Proposal], step: Sequence[Proposal]
+    ) -> list[Proposal]:
+        """`taken` with as much of `step` as fits."""
+        offenders, rest = 0, list(step)
+        while rest and offenders < OFFENDERS:
+            count = self._longest_prefix(graph, taken, rest)
+            taken, offenders = [*taken, *rest[:count]], offenders + 1 if count == 0 else 1
+            rest = rest[count + 1 :]
+        return taken
+
+    def _longest_prefix(self, graph: Graph, taken: list[Proposal], rest: Sequence[Proposal]) -> int:
+        if self._fits(graph, [*taken, *rest]):
+            return len(rest)
+        fits, fails = 0, len(rest)
+        while fails - fits > 1:
+            middle = (fits + fails) // 2
+            if self._fits(graph, [*taken, *rest[:middle]]):
+                fits = middle
+            else:
+                fails = middle
+        return fits
+
+    def _fits(self, graph: Graph, proposals: Sequence[Proposal]) -> bool:
+        self.trials += 1
+        values: dict[Value, Value] = {}
+        copy = graph.clone(values)
+        for proposal in proposals:
+            proposal.apply(copy, values)
+        with running(copy) as model:
+            return self.judge.drop(model) <= self.limit
+
+    def observe(self, graph: Graph, values: Sequence[Value]) -> list[np.ndarray]:
+        """Some values on the judge's rows; see `ErrorBudget`."""
+        if not values:
+            return []
+        copies: dict[Value, Value] = {}
+        copy = graph.clone(copies)
+        names = [copy.fresh_name("observed") for _ in values]
+        copy.set_outputs(
+            [*copy.outputs, *(copies[v] for v in values)], [*copy.output_names, *names]
+        )
+        with running(copy) as model:
+            found = [model.run(batch) for batch in self.judge.data.batches]
+        return [np.concatenate([outputs[name] for outputs in found]) for name in names]
+
+
+def _price(proposal: Proposal) -> float:
+    """What is lost for each byte that is saved."""
+    return proposal.expected_error / max(1, proposal.saves)
+
+
+class running:
+    """A graph in ONNX Runtime, for as long as the block lasts."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def __enter__(self) -> OnnxModel:
+        self.folder = tempfile.TemporaryDirectory(prefix="graphopt-trial-")
+        path = Path(self.folder.name) / "model.onnx"
+        onnx_io.save(self.graph, path)
+        return OnnxModel(path)
+
+    def __exit__(self, *_: Any) -> None:
+        self.folder.cleanup()

@@ -1,0 +1,170 @@
+"""Measures how much worse a model answers than the original, on given data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from graphopt.accuracy.datasets import Dataset
+from graphopt.accuracy.metrics import Answers, Metric, group_rows
+from graphopt.errors import InputError
+
+RESAMPLES = 200  # the 95 % interval of a drop is then known to about a tenth of its width
+
+
+class Runnable(Protocol):
+    """Anything that computes named outputs from named inputs."""
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A model held against the original on some rows.
+
+    Attributes:
+        before, after: the metric of the original and of the model.
+        drop: by how much the model is worse.
+        interval: where the drop lies in 95 of 100 resamplings of the rows (or of the groups).
+        in_noise: the interval holds 0, so that these rows cannot tell the models apart.
+        max_error: the largest difference of any score.
+    """
+
+    metric: str
+    rows: int
+    before: float
+    after: float
+    drop: float
+    interval: tuple[float, float]
+    in_noise: bool
+    max_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as JSON-able data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        noise = ", within noise" if self.in_noise else ""
+        return (
+            f"{self.metric} {self.before:.6f} → {self.after:.6f} on {self.rows} rows "
+            f"(drop {self.drop:.2g}, 95 % between {low:.2g} and {high:.2g}{noise})"
+        )
+
+
+class Judge:
+    """Holds models against one original, on one set of rows.
+
+    Args:
+        score: the output that is judged, with a column as `name:1` if it has several; by default
+            the first output. Metrics that compare with the original alone look at every output.
+
+    Raises:
+        InputError: the data lack what the metric needs, or the original answers NaN.
+    """
+
+    def __init__(
+        self, original: Runnable, data: Dataset, metric: Metric, score: str | None = None
+    ) -> None:
+        self.data, self.metric, self.score = data, metric, score
+        self.every_output = metric.needs == ("original",) and score is None
+        self.original = self._scores(original)
+        for name, scores in self.original.items():
+            if not np.isfinite(scores).all():
+                raise InputError(f"the original model's {name!r} holds NaN or infinity on the data")
+            if len(scores) != data.rows:
+                raise InputError(f"{data.rows} rows of data give {len(scores)} rows of {name!r}")
+        self.before = [metric(a.of_original()) for a in self._answers(self.original)]
+        if not np.isfinite(self.before).all():
+            raise InputError(f"{metric.name} is not defined on the data: are all labels alike?")
+
+    def drop(self, model: Runnable) -> float:
+        """How much worse `model` is; infinite where that cannot be said. At least 0 is a loss."""
+        return self._drop(self._scores(model))
+
+    def verdict(self, model: Runnable) -> Verdict:
+        """`model` judged in full."""
+        scores = self._scores(model)
+        answers = self._answers(scores)
+        worst = int(np.argmax([self._loss(a, b) for a, b in zip(answers, self.before)]))
+        judged, before = answers[worst], self.before[worst]
+        interval = self._interval(judged)
+        errors = [np.abs(a.scores.astype(np.float64) - a.original).max() for a in answers]
+        return Verdict(
+            self.metric.name,
+            self.data.rows,
+            before,
+            self.metric(judged),
+            self._drop(scores),
+            interval,
+            interval[0] <= 0 <= interval[1],
+            float(max(errors)),
+        )
+
+    def _scores(self, model: Runnable) -> dict[str, np.ndarray]:
+        found: dict[str, list[np.ndarray]] = {}
+        for batch in self.data.batches:
+            for name, array in self._judged(model.run(batch)).items():
+                found.setdefault(name, []).append(array)
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def _judged(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs that count, [rows, 1] as [rows]."""
+        if self.every_output:
+            return {n: a for n, a in outputs.items() if a.dtype.kind == "f" and a.ndim}
+        name, _, column = (self.score or next(iter(outputs))).partition(":")
+        if name not in outputs:
+            raise InputError(f"the model has no output {name!r}; it has {', '.join(outputs)}")
+        scores = outputs[name]
+        if column:
+            flat = scores.reshape(len(scores), -1)
+            if not column.isdecimal() or int(column) >= flat.shape[1]:
+                raise InputError(f"output {name!r} has columns 0 to {flat.shape[1] - 1}")
+            return {name: flat[:, int(column)]}
+        return {name: scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores}
+
+    def _answers(self, scores: dict[str, np.ndarray]) -> list[Answers]:
+        data = self.data
+        return [Answers(s, data.labels, data.groups, self.original[n]) for n, s in scores.items()]
+
+    def _loss(self, answers: Answers, before: float) -> float:
+        value = self.metric(answers)
+        return self.metric.loss(value, before) if np.isfinite(value) else np.inf
+
+    def _drop(self, scores: dict[str, np.ndarray]) -> float:
+        return max(self._loss(a, before) for a, before in zip(self._answers(scores), self.before))
+
+    def _interval(self, answers: Answers) -> tuple[float, float]:
+        """Percentiles of the drop when rows, or whole groups of them, are drawn with replacement."""
+        grouped = answers.groups is not None and "groups" in self.metric.needs
+        units = group_rows(answers.groups) if grouped else None
+
+        def drop(drawn: np.ndarray) -> float:
+            if units is None:
+                taken = answers.take(drawn)
+            else:  # a group drawn twice is two groups
+                taken = answers.take(np.concatenate([units[k] for k in drawn]))
+                again = np.repeat(np.arange(len(drawn)), [len(units[k]) for k in drawn])
+                taken = Answers(taken.scores, taken.labels, again, taken.original)
+            return self.metric.loss(self.metric(taken), self.metric(taken.of_original()))
+
+        everything = np.arange(len(answers.scores) if units is None else len(units))
+        if len(everything) < 2:
+            return (-np.inf, np.inf)
+        found = bootstrap(
+            (everything,),
+            drop,
+            vectorized=False,
+            method="percentile",
+            n_resamples=RESAMPLES,
+            rng=np.random.default_rng(0),
+        ).bootstrap_distribution
+        known = found[np.isfinite(found)]
+        if not len(known):
+            return (-np.inf, np.inf)
+        low, high = np.percentile(known, [2.5, 97.5])
+        return (float(low), float(high))

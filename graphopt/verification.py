@@ -1,0 +1,102 @@
+"""The source model: what it takes, how it runs, and whether a result agrees with it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from graphopt.comparison import Runnable, compare
+from graphopt.errors import InputError, VerificationError
+from graphopt.feeds import random_feeds
+from graphopt.ir import onnx_io
+from graphopt.ir.graph import Graph, Value
+from graphopt.pipeline.report import Report
+from graphopt.signature import Signature, TensorSpec
+from graphopt.targets.portable import OnnxModel
+
+
+class Verifier(Protocol):
+    """Says whether results are as good as was agreed."""
+
+    def verify(self, results: Sequence[Runnable], report: Report) -> None: ...
+
+
+def signature_of(graph: Graph) -> Signature:
+    """What a graph takes and gives."""
+
+    def spec(name: str, value: Value) -> TensorSpec:
+        shape = value.shape
+        known = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
+        return TensorSpec(name, value.dtype, known)
+
+    return Signature(
+        tuple(spec(value.name, value) for value in graph.inputs),
+        tuple(spec(name, value) for name, value in zip(graph.output_names, graph.outputs)),
+    )
+
+
+@contextmanager
+def original_model(graph: Graph, file: Path | None) -> Iterator[OnnxModel]:
+    """The source in ONNX Runtime: its file as it is, else the graph that was read."""
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        source = file or Path(folder) / "source.onnx"
+        if file is None:
+            onnx_io.save(graph, source)
+        yield OnnxModel(source, signature=signature_of(graph))
+
+
+class Original:
+    """The source model in ONNX Runtime, to compare results with.
+
+    Where there is a file it is run as it is, so that a misread model shows too. A verifier given
+    as `other` has the say instead.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        file: Path | None,
+        inputs: Mapping[str, np.ndarray] | None,
+        other: Verifier | None,
+    ) -> None:
+        self.graph, self.file, self.inputs = graph, file, inputs
+        self.other = other
+
+    def verify(self, optimized: Graph, results: Sequence[Runnable], report: Report) -> None:
+        """Compare each of `results` with the source; the first one's outcome is reported.
+
+        Raises:
+            VerificationError: names the worst element.
+            whatever `other` raises.
+        """
+        if self.other is not None:
+            self.other.verify(results, report)
+            return
+        with original_model(self.graph, self.file) as original:
+            feeds = self._feeds(optimized, original, report)
+            if not feeds:
+                report.verification = {"agrees": None, "reason": "no inputs to verify on"}
+                return
+            outcomes = [compare(original, result, feeds) for result in results]
+        report.verification = outcomes[0].to_json()
+        for outcome in outcomes:
+            if not outcome.agrees:
+                raise VerificationError(f"the result differs from the source: {outcome}")
+
+    def _feeds(
+        self, optimized: Graph, original: OnnxModel, report: Report
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        if self.inputs is not None:
+            return [self.inputs]
+        try:
+            feeds, refused = random_feeds(optimized, original.run)
+        except InputError as error:
+            report.warnings.append(f"not verified, as the source refuses random inputs: {error}")
+            return []
+        report.warnings += [f"not verified at {reason}" for reason in refused]
+        return feeds
