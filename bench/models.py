@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,45 +23,24 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import mannwhitneyu
+
+from graphopt.accuracy import datasets, metrics
+from graphopt.accuracy.judge import Judge
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
 
 
-def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The chance that a positive outranks a negative (the Mann-Whitney statistic)."""
-    positive, negative = scores[labels == 1], scores[labels == 0]
-    return float(mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
-
-
-def ndcg(scores: np.ndarray, labels: np.ndarray, cut: int, excluded: list[int]) -> float:
-    """NDCG@cut where exactly one item (the label) of each row is relevant."""
-    scores = scores.copy()
-    scores[:, excluded] = -np.inf
-    wanted = scores[np.arange(len(labels)), labels.astype(int)]
-    rank = (scores > wanted[:, None]).sum(axis=1)
-    return float(np.where(rank < cut, 1 / np.log2(rank + 2), 0).mean())
-
-
-def chunks(data: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """The inputs in `eval.npz`: whole, or in numbered chunks where rows have no fixed length."""
-    if "chunks" not in data:
-        yield {k: v for k, v in data.items() if k not in ("label", "group")}
-        return
-    for k in range(int(data["chunks"])):
-        prefix = f"{k}/"
-        yield {n.removeprefix(prefix): v for n, v in data.items() if n.startswith(prefix)}
-
-
-def metric(run: Any, folder: Path, spec: Mapping[str, Any]) -> float:
-    """The metric of a model on its evaluation data."""
-    data = dict(np.load(folder / "eval.npz"))
-    results = [list(run(feeds).values())[spec["output"]] for feeds in chunks(data)]
-    scores = np.concatenate(results)
-    if spec["kind"] == "auc":
-        return auc(scores.reshape(len(scores), -1)[:, 0], data["label"])
-    cut = int(spec["kind"].partition("@")[2])
-    return ndcg(scores, data["label"], cut, spec.get("exclude_items", []))
+def judge(original: Any, folder: Path, spec: Mapping[str, Any]) -> Judge:
+    """Holds models against the original on the evaluation data of `folder`."""
+    score = original.signature.outputs[spec["output"]]
+    columns = score.shape is not None and len(score.shape) == 2
+    metric = metrics.find(spec["kind"])
+    if spec["kind"].startswith("ndcg"):
+        cut = int(spec["kind"].partition("@")[2])
+        metric = metrics.ndcg(cut, tuple(spec.get("exclude_items", ())))
+    data = datasets.read(folder / "eval.npz", original.signature)
+    column = ":0" if metric.pointwise and columns else ""
+    return Judge(original, data, metric, score.name + column)
 
 
 def worst_error(engine: Any, folder: Path) -> float:
@@ -102,10 +81,10 @@ def measure(folder: Path, spec: Mapping[str, Any] | None) -> dict[str, Any]:
             "portable_error": worst_error(portable, folder),
         }
         if spec and (folder / "eval.npz").exists():
-            engines = {"source": OnnxModel(folder / "model.onnx")}
-            engines |= {"compiled": artifact, "portable": portable}
-            row["metric"] = {name: metric(e.run, folder, spec) for name, e in engines.items()}
-            row["metric"]["kind"] = spec["kind"]
+            held = judge(OnnxModel(folder / "model.onnx"), folder, spec)
+            row["metric"] = {"kind": spec["kind"], "source": held.before[0]}
+            for name, engine in {"compiled": artifact, "portable": portable}.items():
+                row["metric"][name] = held.before[0] - held.drop(engine)
     return row
 
 

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphopt.accuracy.budget import Budget
     from graphopt.api import check, compile, optimize
     from graphopt.artifact import Artifact
     from graphopt.comparison import Comparison
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Artifact": "graphopt.artifact",
+    "Budget": "graphopt.accuracy.budget",
     "Comparison": "graphopt.comparison",
     "Fidelity": "graphopt.pipeline.base",
     "Graph": "graphopt.ir.graph",
@@ -48,6 +50,7 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
+    "Budget",
     "Comparison",
     "Fidelity",
     "Graph",

@@ -218,7 +218,7 @@ def _table_read_by(node: Node) -> Value | None:
         leads = data is not None and data.rank and node.attr("axis", 0) in (0, -data.rank)
         computed = ids is not None and ids.const is None
         return data if leads and computed and data is not None and is_parameter(data) else None
-    if node.op == "graphopt::EmbeddingBag":
+    if node.op in ("graphopt::EmbeddingBag", "graphopt::QuantizedLookup"):
         return data if data is not None and is_parameter(data) else None
     if node.op in ("MatMul", "Gemm") and data is not None and data.producer is not None:
         weight = node.input(1)

@@ -1,7 +1,7 @@
 """Optimization levels: pipelines as values, to be read from top to bottom.
 
 `O0` does nothing. `O1` cleans up and keeps every bit of the answers. `O2` also raises loops to ops
-of our own and may reorder float operations. `O3` is everything that needs no error budget.
+of our own and may reorder float operations. `O3` also compresses, if there is an error budget.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
+from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.reassociate import Reassociate
@@ -71,6 +72,9 @@ O2 = Pipeline(
     )
 )
 
-O3 = O2
+# Each takes what the budget still allows, so what saves most comes first.
+_COMPRESS = (QuantizeTables(),)
+
+O3 = Pipeline((*O2.steps, *_COMPRESS, Fixpoint((ShareInitializers(), Cse(), Dce()))))
 
 PRESETS = {"O0": O0, "O1": O1, "O2": O2, "O3": O3}

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "pipeline": {"ir", "rewrite", "analysis", "passes"},
     "passes": {"ir", "ops", "rewrite", "analysis", "pipeline"},
     "presets": {"pipeline", "passes"},
+    "accuracy": {"arrays", "ir", "pipeline", "signature", "targets"},
     "targets": {"ir", "ops", "analysis", "rewrite", "signature"},
     "latency": set(),
     "peers": set(),

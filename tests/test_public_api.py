@@ -8,6 +8,7 @@ import graphopt
 
 PUBLIC = [
     "Artifact",
+    "Budget",
     "Comparison",
     "Fidelity",
     "Graph",

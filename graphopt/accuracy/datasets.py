@@ -122,20 +122,20 @@ def read(
     """
     path = Path(path)
     found = arrays.read(path) if path.suffix == ".npz" else _table(path, signature, columns or {})
-    beside = [_beside(path, name, found.get(name)) for name in (labels, groups)]
+    truth, owner = (_beside(path, name, found.get(name)) for name in (labels, groups))
     if "chunks" in found:
         count = range(int(found["chunks"]))
         batches = tuple(_inputs(path, found, signature, f"{k}/") for k in count)
-        data = Dataset(batches, *beside, whole=True)
+        data = Dataset(batches, truth, owner, whole=True)
     else:
         feeds = _inputs(path, found, signature, "")
         lengths = {name: len(array) for name, array in feeds.items()}
         if len(set(lengths.values())) > 1:
             raise InputError(f"{path}: inputs differ in length: {lengths}; store it in chunks")
-        data = in_batches(feeds, *beside)
+        data = in_batches(feeds, truth, owner)
     if not data.rows:
         raise InputError(f"{path}: holds no rows")
-    for name, array in zip((labels, groups), beside):
+    for name, array in ((labels, truth), (groups, owner)):
         if array is not None and len(array) != data.rows:
             raise InputError(f"{path}: {len(array)} entries of {name!r} for {data.rows} rows")
     return data
@@ -197,7 +197,7 @@ def _column(path: Path, name: str, column: Any) -> np.ndarray:
     if array.dtype == object and len(array) and isinstance(array[0], np.ndarray):
         if len({len(row) for row in array}) > 1:
             raise InputError(f"{path}: the lists in column {name!r} differ in length")
-        return np.stack(array)
+        return np.stack(list(array))
     return array
 
 

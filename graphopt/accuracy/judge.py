@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from graphopt.accuracy.datasets import Dataset
-from graphopt.accuracy.metrics import Answers, Metric, group_rows
+from graphopt.accuracy.metrics import Answers, Metric, group_rows, output_errors
 from graphopt.errors import InputError
 
 RESAMPLES = 200  # the 95 % interval of a drop is then known to about a tenth of its width
@@ -93,7 +93,7 @@ class Judge:
         worst = int(np.argmax([self._loss(a, b) for a, b in zip(answers, self.before)]))
         judged, before = answers[worst], self.before[worst]
         interval = self._interval(judged)
-        errors = [np.abs(a.scores.astype(np.float64) - a.original).max() for a in answers]
+        errors = [output_errors(a).max() for a in answers]
         return Verdict(
             self.metric.name,
             self.data.rows,
@@ -139,7 +139,7 @@ class Judge:
         return max(self._loss(a, before) for a, before in zip(self._answers(scores), self.before))
 
     def _interval(self, answers: Answers) -> tuple[float, float]:
-        """Percentiles of the drop when rows, or whole groups of them, are drawn with replacement."""
+        """Percentiles of the drop as rows, or whole groups of them, are drawn with replacement."""
         grouped = answers.groups is not None and "groups" in self.metric.needs
         units = group_rows(answers.groups) if grouped else None
 

@@ -84,7 +84,7 @@ def _auc(a: Answers) -> float:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The chance that a positive outranks a negative (the Mann-Whitney statistic); NaN without both."""
+    """The chance that a positive outranks a negative; NaN where one of them is missing."""
     positive = labels == 1
     wanted, others = np.count_nonzero(positive), np.count_nonzero(~positive)
     if not wanted or not others:
@@ -180,9 +180,14 @@ def _kendall(a: Answers) -> float:
     return float(np.mean(known)) if known else 1.0
 
 
-def _errors(a: Answers) -> np.ndarray:
+def output_errors(a: Answers) -> np.ndarray:
+    """How far each score is from the original's."""
     assert a.original is not None
     return np.abs(a.scores.astype(np.float64) - a.original)
+
+
+def _output_error(name: str, over: Callable[[np.ndarray], Any]) -> Metric:
+    return Metric(name, lambda a: float(over(output_errors(a))), False, ("original",), False)
 
 
 _NAMED = {
@@ -191,8 +196,10 @@ _NAMED = {
     "logloss": Metric("logloss", _logloss, False),
     "ne": Metric("ne", _normalized_entropy, False),
     "mse": Metric("mse", _mse, False),
-    "max-error": Metric("max-error", lambda a: _errors(a).max(), False, ("original",), False),
-    "mean-error": Metric("mean-error", lambda a: _errors(a).mean(), False, ("original",), False),
+    "max-error": Metric("max-error", lambda a: output_errors(a).max(), False, ("original",), False),
+    "mean-error": Metric(
+        "mean-error", lambda a: output_errors(a).mean(), False, ("original",), False
+    ),
     "kendall": Metric("kendall", _kendall, needs=("original",), pointwise=False),
 }
 _CUT = {"ndcg": ndcg, "hit": hit, "top": top_overlap}

@@ -307,6 +307,16 @@ def _table_rows(node: Node) -> Cost:
     return _streaming(node, 2 * _elements(node.output))
 
 
+@cost_rule("QuantizedLookup", domain="graphopt")
+def _quantized_lookup(node: Node) -> Cost:
+    """Inputs: codes, scales, ids; a multiplication for each element."""
+    codes, scales, ids = node.inputs
+    assert codes is not None and scales is not None
+    row = _dims(node, 0)[1] + dtype_bits(scales.dtype) // 8
+    read = _elements(ids) * row + _bytes(ids)
+    return Cost(_elements(node.output), read, _bytes(node.output))
+
+
 @cost_rule("EmbeddingBag", domain="graphopt")
 def _embedding_bag(node: Node) -> Cost:
     """Inputs: table, ids, then offsets and per-sample weights where there are any."""

@@ -97,6 +97,10 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         table, ids = node.inputs[0], node.inputs[1]
         if table is not None and ids is not None and table.shape:
             yield ids, 0, table.shape[0]
+    elif node.op == "graphopt::QuantizedLookup":
+        codes, ids = node.inputs[0], node.inputs[2]
+        if codes is not None and ids is not None and codes.shape:
+            yield ids, 0, codes.shape[0]
 
 
 def _traced(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim, Dim]]:

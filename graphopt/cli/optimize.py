@@ -23,6 +23,13 @@ def optimize(
     oob: options.OobPolicy = options.Oob.ERROR,
     verify: options.Verify = True,
     inputs: options.Inputs = None,
+    data: options.Data = None,
+    metric: options.MetricName = None,
+    max_drop: options.MaxDrop = None,
+    labels: options.Labels = "label",
+    group: options.Group = "group",
+    score: options.Score = None,
+    columns: options.Columns = [],  # noqa: B006  # typer copies it
     report_file: options.ReportFile = None,
     print_ir_after: options.PrintIR = None,
     dump_ir: options.DumpIR = None,
@@ -34,13 +41,15 @@ def optimize(
     """Optimize and compile a model, and verify it.
 
     The answers are compared with the source model's before anything is kept. What went on is
-    shown on stderr; the graph, where it was asked for, goes to stdout.
+    shown on stderr; the graph, where it was asked for, goes to stdout. With --data and --max-drop
+    the model is also compressed, as far as the metric allows.
     """
     from graphopt import api, arrays
-    from graphopt.cli import summary
+    from graphopt.cli import budgets, summary
     from graphopt.pipeline.report import Report
 
     pipeline = _pipeline(level, passes)
+    budget = budgets.read(data, metric, max_drop, labels, group, score, columns)
     destination = _destination(model, target, output)
     if report_file is not None:
         _need_folder(report_file.parent)
@@ -52,6 +61,7 @@ def optimize(
                 model,
                 target,
                 passes=pipeline,
+                budget=budget,
                 output=destination,
                 oob=oob.value,
                 verify=verify,
@@ -72,10 +82,10 @@ def optimize(
         summary.print_summary(report, destination, verbose)
 
 
-def _pipeline(level: int | None, passes: str | None) -> str:
+def _pipeline(level: int | None, passes: str | None) -> str | None:
     if level is not None and passes is not None:
         raise SpecError("give either -O or --passes, not both")
-    return passes if passes is not None else f"O{2 if level is None else level}"
+    return passes if level is None else f"O{level}"
 
 
 def _instruments(

@@ -42,6 +42,31 @@ Passes = Annotated[
 OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
 
+# How much worse it may answer.
+Data = Annotated[
+    Path | None, Option(metavar="FILE", help="Rows to measure on: .npz, .csv or .parquet.")
+]
+MetricName = Annotated[
+    str | None,
+    Option(
+        metavar="NAME",
+        show_default="mean-error",
+        help="auc, gauc, logloss, ne, mse, ndcg@K, hit@K; without labels mean-error, max-error, "
+        "top@K, kendall; or MODULE:FUNCTION.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None, Option(min=0, help="How much worse the metric may get; allows compression.")
+]
+Labels = Annotated[str, Option(metavar="NAME", help="The labels in the data.")]
+Group = Annotated[str, Option(metavar="NAME", help="The groups (users, queries) in the data.")]
+Score = Annotated[
+    str | None, Option(metavar="OUTPUT[:COLUMN]", help="What is judged; the first output if none.")
+]
+Columns = Annotated[
+    list[str], Option(metavar="INPUT=NAME,…", help="Columns that make up an input; repeatable.")
+]
+
 # What is run on.
 Inputs = Annotated[
     Path | None, Option(metavar="FILE.npz", help="An array per input, instead of random ones.")

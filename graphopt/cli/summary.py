@@ -65,11 +65,23 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
 def _verified(outcome: dict[str, Any] | None) -> str:
     if outcome is None:
         return "no (--no-verify)"
+    if "drop" in outcome:
+        return f"on rows not used for choosing: {_verdict(outcome)}"
     if outcome.get("agrees") is None:
         return f"no ({outcome.get('reason')})"
     sets = f"on {outcome['input_sets']} set{'s' if outcome['input_sets'] != 1 else ''} of inputs"
     off = max((o["worst"]["absolute"] for o in outcome["outputs"] if "worst" in o), default=0.0)
     return f"{sets}, the same bits" if off == 0 else f"{sets}; worst {outcome['worst']}"
+
+
+def _verdict(outcome: dict[str, Any]) -> str:
+    low, high = outcome["interval"]
+    noise = "; the rows cannot tell the models apart" if outcome["in_noise"] else ""
+    return (
+        f"{outcome['metric']} {outcome['before']:.6f} → {outcome['after']:.6f} on "
+        f"{outcome['rows']} rows, a drop of {outcome['drop']:.2g} "
+        f"(95 % between {low:.2g} and {high:.2g}{noise})"
+    )
 
 
 def print_times(report: Report) -> None:

@@ -9,10 +9,17 @@ from __future__ import annotations
 import onnx
 
 from graphopt.ir.graph import Graph, Node
-from graphopt.ops import attentional_gru, dot_interaction, embedding_bag, table_rows
+from graphopt.ops import (
+    attentional_gru,
+    dot_interaction,
+    embedding_bag,
+    quantized_lookup,
+    table_rows,
+)
 
 DOMAIN = "graphopt"
-_OPS = {op.OP_TYPE: op for op in (attentional_gru, dot_interaction, embedding_bag, table_rows)}
+_MODULES = (attentional_gru, dot_interaction, embedding_bag, quantized_lookup, table_rows)
+_OPS = {op.OP_TYPE: op for op in _MODULES}
 
 
 def function_name(node: Node) -> str:

@@ -1,13 +1,16 @@
-"""Embedding bags, by the CPU kernels that look up and pool in one go; ids of stacked tables."""
+"""Lookups of our own, by CPU kernels that pool or dequantize in one go; ids of stacked tables."""
 
 from __future__ import annotations
 
 import numpy as np
 from tvm import relax, tirx
 
+from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
+from graphopt.ops import quantized_lookup as lookup_op
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
 from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
+from graphopt.targets.cpu.kernels.quantized_lookup import quantized_lookup
 from graphopt.targets.cpu.kernels.table_rows import table_rows
 from graphopt.targets.relax.lowering import Lowering, lowers
 
@@ -63,3 +66,22 @@ def _table_rows(lower: Lowering, node: Node) -> relax.Expr:
     kernel = table_rows(total, len(rows), ids.dtype, lower.oob, message)
     args = [lower.expr(ids), lower.constant(np.stack([starts, rows]))]
     return lower.kernel(kernel, args, [(lower.shape(node.output), "int64")])[0]
+
+
+@lowers(lookup_op.OP_TYPE, domain=DOMAIN)
+def _quantized_lookup(lower: Lowering, node: Node) -> relax.Expr:
+    codes, scales, ids = node.inputs
+    assert codes is not None and scales is not None and ids is not None
+    rows, width = codes.tensor.dims
+    if not (isinstance(rows, int) and isinstance(width, int)):
+        raise lower.unsupported(f"the size of its table ({codes.type}) is known only at run time")
+    message = f"graphopt: id out of range: {node.op_type} {node.where[0]} (axis of size {rows})"
+    kernel = quantized_lookup(
+        rows, width, node.attr("bits", 8), scales.dtype, ids.dtype, lower.oob, message
+    )
+    count = lower.dim(dims.product(ids.tensor.dims))
+    flat = lower.reshape(lower.expr(ids), [count])
+    dim = node.output.tensor.dims[-1]
+    args = [lower.expr(codes), lower.expr(scales), flat]
+    (found,) = lower.kernel(kernel, args, [([count, dim], "float32")])
+    return lower.reshape(found, lower.shape(node.output))

@@ -1,0 +1,153 @@
+"""`graphopt::QuantizedLookup`: rows of a table that is stored in 8 or 4 bits, as floats.
+
+Inputs: `codes`, `scales` float[rows] (16 or 32 bits), `ids` int[...]. With `bits` 8 the codes are
+int8[rows, dim]. With 4 they are uint8[rows, dim / 2]: a byte holds an element of the first half of
+the row in its low bits and one of the second half in its high bits, both plus 8. Output:
+float32[..., dim], each code multiplied by the scale of its row. Negative ids count from the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx.parser
+
+from graphopt.errors import InvalidModelError
+from graphopt.ir.graph import Node
+from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.types import TensorType, Type
+
+DOMAIN = "graphopt"
+OP_TYPE = "QuantizedLookup"
+
+_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of the largest element; clipping it may lose less
+_NORMAL = float(np.finfo(np.float16).tiny)
+_CHUNK = 1 << 16  # rows worked on at once
+
+
+@dataclass(frozen=True)
+class QuantizedTable:
+    """A table [rows, dim] in few bits, as the inputs of the op describe it.
+
+    Attributes:
+        error: root mean square of what the elements lost.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    bits: int
+    error: float
+
+    @staticmethod
+    def of(table: np.ndarray, bits: int) -> QuantizedTable:
+        """`table` with the scale of each row that loses least; zero rows stay zero.
+
+        Scales have 16 bits if that is exact enough for all of them, and codes are rounded with the
+        scales as they are stored.
+        """
+        top = 2 ** (bits - 1) - 1
+        largest = np.abs(table).max(axis=1).astype(np.float64)
+        used = largest[largest > 0] * min(_CLIPS) / top
+        half = not len(used) or (used.min() >= _NORMAL and used.max() <= np.finfo(np.float16).max)
+        starts = range(0, len(table), _CHUNK)
+        parts = [_quantized(table[k : k + _CHUNK], top, half) for k in starts]
+        codes = np.concatenate([part[0] for part in parts])
+        scales = np.concatenate([part[1] for part in parts])
+        error = float(np.sqrt(sum(part[2] for part in parts) / table.size))
+        return QuantizedTable(packed(codes) if bits == 4 else codes, scales, bits, error)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes
+
+
+def _quantized(rows: np.ndarray, top: int, half: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """int8 codes in [-top, top] and scales of some rows, and the sum of squared errors.
+
+    The scale of a row is the best of a few.
+    """
+    dtype = np.float16 if half else np.float32
+    largest = np.abs(rows).max(axis=1)
+    best = np.full(len(rows), np.inf)
+    codes = np.zeros(rows.shape, np.int8)
+    scales = np.zeros(len(rows), dtype)
+    for clip in _CLIPS:
+        scale = (largest * np.float32(clip) / np.float32(top)).astype(dtype)
+        step = np.where(scale > 0, scale, 1).astype(np.float32)[:, None]
+        found = np.clip(np.rint(rows / step), -top, top)
+        error = np.square(rows - found * step).sum(axis=1)
+        better = error < best
+        best[better], scales[better] = error[better], scale[better]
+        codes[better] = found[better].astype(np.int8)
+    return codes, scales, float(best.sum())
+
+
+def packed(codes: np.ndarray) -> np.ndarray:
+    """int8[rows, dim] in [-8, 7], dim even, as uint8[rows, dim / 2]."""
+    shifted = (codes + 8).astype(np.uint8)
+    low, high = np.split(shifted, 2, axis=1)
+    return low | (high << 4)
+
+
+def unpacked(codes: np.ndarray) -> np.ndarray:
+    """The inverse of `packed`."""
+    return np.concatenate([codes & 15, codes >> 4], axis=1).astype(np.int8) - np.int8(8)
+
+
+@type_rule(OP_TYPE, domain=DOMAIN)
+def _quantized_lookup(node: Node) -> list[Type | None]:
+    types = [value.type if value is not None else None for value in node.inputs]
+    where = ", ".join(repr(name) for name in node.where[:3])
+    if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
+        raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, scales, ids")
+    codes, scales, ids = (t for t in types if isinstance(t, TensorType))
+    bits = node.attr("bits", 8)
+    if codes.rank != 2 or codes.dtype != {8: "int8", 4: "uint8"}.get(bits):
+        raise InvalidModelError(f"{node.op} (node {where}): {codes} are no codes of {bits} bits")
+    if scales.rank != 1 or scales.dtype not in ("float16", "float32"):
+        raise InvalidModelError(f"{node.op} (node {where}): {scales} are no scales")
+    if ids.dtype not in ("int32", "int64"):
+        raise InvalidModelError(f"{node.op} (node {where}): {ids} are no ids")
+    if ids.shape is None:
+        return [tensor_type("float32", None)]
+    return [tensor_type("float32", [*ids.dims, codes.dims[1] * (2 if bits == 4 else 1)])]
+
+
+def function_name(node: Node) -> str:
+    """The name of the local function that `node` calls once exported."""
+    return f"{OP_TYPE}__{node.attr('bits', 8)}_bits"
+
+
+_CODES = {
+    8: "codes_of_ids = Cast <to = 1> (rows)",
+    4: """
+        fifteen = Constant <value = uint8[1] {15}> ()
+        four = Constant <value = uint8[1] {4}> ()
+        eight = Constant <value = float[1] {8.0}> ()
+        low = BitwiseAnd (rows, fifteen)
+        high = BitShift <direction = "RIGHT"> (rows, four)
+        both = Concat <axis = -1> (low, high)
+        shifted = Cast <to = 1> (both)
+        codes_of_ids = Sub (shifted, eight)""",
+}
+
+
+def function(node: Node) -> onnx.FunctionProto:
+    """The local function that says in standard ONNX what `node` computes."""
+    assert node.graph is not None
+    bits = node.attr("bits", 8)
+    proto = onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
+        f"{function_name(node)} (codes, scales, ids) => (found) {{\n"
+        "last = Constant <value_ints = [-1]> ()\n"
+        "rows = Gather <axis = 0> (codes, ids)\n"
+        f"{_CODES[bits]}\n"
+        "stored = Gather <axis = 0> (scales, ids)\n"
+        "scale = Cast <to = 1> (stored)\n"
+        "column = Unsqueeze (scale, last)\n"
+        "found = Mul (codes_of_ids, column)\n}"
+    )
+    proto.attribute_proto.append(onnx.helper.make_attribute("bits", bits))
+    return proto

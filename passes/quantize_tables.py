@@ -1,0 +1,128 @@
+"""Embedding tables in 8 bits, 4 bits, or half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.ir.graph import Attr, Graph, Node, Value
+from graphopt.ops.quantized_lookup import DOMAIN, OP_TYPE, QuantizedTable
+from graphopt.passes._inline import replace
+from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+
+_NARROWEST = 4  # elements of a row that are worth a scale of their own
+
+Change = Callable[[Graph, Mapping[Value, Value]], None]
+
+
+@dataclass(frozen=True)
+class QuantizeTables(LossyPass):
+    """Stores tables that are only looked up in 4 bits, 8 bits or float16, as the budget allows.
+
+    Rows of few bits have a scale each, and are multiplied by it as they are looked up: the table is
+    never there in full precision. The scale is the one that loses least; a row of zeros stays one.
+    Which width a table gets is decided table by table. Fidelity: lossy.
+
+    Attributes:
+        min_bytes: smaller tables are not worth an op.
+
+    Before:
+        (int64[N] ids) => (float[N,8] y) <float[100,8] table> {
+            y = Gather<axis=0>(table, ids)
+        }
+
+    After:
+        (int64[N] ids) => (float[N,8] y) <uint8[100,4] codes, float16[100] scales> {
+            y = graphopt.QuantizedLookup<bits=4>(codes, scales, ids)
+        }
+    """
+
+    min_bytes: int = 1024
+
+    name = "quantize-tables"
+
+    def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
+        for table in graph.constants():
+            array = table.const
+            if array is None or table.dtype != "float32" or array.ndim != 2:
+                continue
+            if not any(_is_lookup(node, table) for node in table.users):
+                continue
+            if not all(_is_lookup(node, table) for node in table.users) or table.is_graph_output:
+                ctx.stats.refuse("quantize", table.users[0], "the table is not only looked up")
+            elif array.nbytes < self.min_bytes:
+                ctx.stats.refuse("quantize", table.users[0], "the table is small")
+            elif not np.isfinite(array).all():
+                ctx.stats.refuse("quantize", table.users[0], "the table holds NaN or infinity")
+            else:
+                yield from _proposals(table, array)
+
+
+def _is_lookup(node: Node, table: Value) -> bool:
+    """True if `node` takes rows of `table` and does nothing else with it."""
+    others = node.inputs[1:]
+    return node.op == "Gather" and node.attr("axis") in (0, -2) and table not in others
+
+
+def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
+    for bits in (8, 4):
+        if array.shape[1] >= _NARROWEST and array.shape[1] % (8 // bits) == 0:
+            small = QuantizedTable.of(array, bits)
+            saves = array.nbytes - small.nbytes
+            change = _into(table, _InCodes(small))
+            yield Proposal(table.name, f"int{bits}", saves, small.error, change)
+    if np.abs(array).max(initial=0) < np.finfo(np.float16).max:
+        half = array.astype(np.float16)
+        error = float(np.sqrt(np.square(half - array, dtype=np.float64).mean()))
+        change = _into(table, _InHalves(half))
+        yield Proposal(table.name, "float16", array.nbytes - half.nbytes, error, change)
+
+
+def _into(table: Value, form: _InCodes | _InHalves) -> Change:
+    """A change of every lookup of `table` to one in another form of it."""
+
+    def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
+        target = values[table]
+        constants = form.constants(graph, target.name)
+        for node in target.users:
+            replace(node, [form.lookup(node, constants)])
+
+    return apply
+
+
+@dataclass(frozen=True, eq=False)
+class _InCodes:
+    table: QuantizedTable
+
+    def constants(self, graph: Graph, name: str) -> list[Value]:
+        parts = {"codes": self.table.codes, "scales": self.table.scales}
+        return [graph.constant(array, f"{name}.{part}") for part, array in parts.items()]
+
+    def lookup(self, node: Node, constants: list[Value]) -> Value:
+        return _insert(
+            node, OP_TYPE, [*constants, node.inputs[1]], {"bits": self.table.bits}, DOMAIN
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _InHalves:
+    table: np.ndarray
+
+    def constants(self, graph: Graph, name: str) -> list[Value]:
+        return [graph.constant(self.table, f"{name}.half")]
+
+    def lookup(self, node: Node, constants: list[Value]) -> Value:
+        found = _insert(node, "Gather", [*constants, node.inputs[1]], node.attrs)
+        return _insert(node, "Cast", [found], {"to": 1})
+
+
+def _insert(
+    before: Node, op: str, inputs: list[Value | None], attrs: dict[str, Attr], domain: str = ""
+) -> Value:
+    assert before.graph is not None
+    made = before.graph.insert(
+        op, inputs, attrs, domain=domain, before=before, origin=before.origin
+    )
+    return made.output

@@ -1,0 +1,94 @@
+"""Tables in few bits: which ones, and what becomes of their lookups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.passes.quantize_tables import QuantizeTables
+from graphopt.pipeline.base import PassContext
+from graphopt.testing import Lavish, assert_rewrites, assert_unchanged, dump, parse
+
+
+def test_every_lookup_of_a_table_reads_the_same_codes() -> None:
+    assert_rewrites(
+        QuantizeTables(),
+        """(int64[N] a, int64[N,3] b) => (float[N,8] y, float[N,3,8] z) <float[100,8] t> {
+            y = Gather<axis=0>(t, a)
+            z = Gather<axis=0>(t, b)
+        }""",
+        """(int64[N] a, int64[N,3] b) => (float[N,8] y, float[N,3,8] z)
+        <uint8[100,4] codes, float16[100] scales> {
+            y = graphopt.QuantizedLookup<bits=4>(codes, scales, a)
+            z = graphopt.QuantizedLookup<bits=4>(codes, scales, b)
+        }""",
+    )
+
+
+def test_narrow_rows_become_half_precision() -> None:
+    assert_rewrites(
+        QuantizeTables(),
+        """(int64[N] ids) => (float[N,1] y) <float[1000,1] t> { y = Gather<axis=0>(t, ids) }""",
+        """(int64[N] ids) => (float[N,1] y) <float16[1000,1] t> {
+            rows = Gather<axis=0>(t, ids)
+            y = Cast<to=1>(rows)
+        }""",
+    )
+
+
+def test_rows_of_odd_length_have_8_bits() -> None:
+    assert_rewrites(
+        QuantizeTables(),
+        """(int64[N] ids) => (float[N,7] y) <float[100,7] t> { y = Gather<axis=0>(t, ids) }""",
+        """(int64[N] ids) => (float[N,7] y) <int8[100,7] codes, float16[100] scales> {
+            y = graphopt.QuantizedLookup<bits=8>(codes, scales, ids)
+        }""",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            """(int64[N] ids, float[N,8] x) => (float[N,8] y, float[N,100] z)
+            <float[100,8] t> {
+                y = Gather(t, ids)
+                tt = Transpose<perm=[1,0]>(t)
+                z = MatMul(x, tt)
+            }""",
+            "not only looked up",
+        ),
+        ("(int64[N] ids) => (float[N,8] y) <float[9,8] t> { y = Gather(t, ids) }", "small"),
+        (
+            "(int64[N] ids) => (float[100,N] y) <float[100,8] t> {y = Gather<axis=1>(t, ids)}",
+            None,
+        ),
+        ("(int64[N] ids) => (double[N,8] y) <double[100,8] t> { y = Gather(t, ids) }", None),
+        ("(float[N,100] x) => (float[N,8] y) <float[100,8] t> { y = MatMul(x, t) }", None),
+    ],
+)
+def test_left_alone(text: str, reason: str | None) -> None:
+    assert_unchanged(QuantizeTables(), text, reason)
+
+
+def test_tables_that_are_not_all_numbers() -> None:
+    graph = parse("(int64[N] ids) => (float[N,8] y) <float[100,8] t> { y = Gather(t, ids) }")
+    (table,) = graph.constants()
+    table.const = np.full((100, 8), np.inf, np.float32)
+    ctx = PassContext(budget=Lavish())
+    assert not QuantizeTables().run(graph, ctx)
+    assert any("NaN or infinity" in why for _, _, why in ctx.stats.refusals)
+
+
+def test_numbers_beyond_half_precision_are_never_made_infinite() -> None:
+    graph = parse("(int64[N] ids) => (float[N,1] y) <float[1000,1] t> { y = Gather(t, ids) }")
+    (table,) = graph.constants()
+    table.const = np.full((1000, 1), 1e5, np.float32)
+    assert not list(QuantizeTables().propose(graph, PassContext()))
+
+
+def test_without_a_budget_nothing_happens() -> None:
+    graph = parse("(int64[N] ids) => (float[N,8] y) <float[100,8] t> { y = Gather(t, ids) }")
+    before = dump(graph)
+    assert not QuantizeTables().run(graph, PassContext())
+    assert dump(graph) == before
