@@ -244,6 +244,11 @@ def _dot_interaction(node: Node) -> Cost:
     return _streaming(node, 2 * samples * dim * len(node.attr("pairs")))
 
 
+@cost_rule("BiInteraction", domain="graphopt")
+def _bi_interaction(node: Node) -> Cost:
+    return _streaming(node, 3 * _elements(node.inputs[0]))  # add up, square, add up
+
+
 @cost_rule("Conv", "ConvInteger", "QLinearConv")
 def _conv(node: Node) -> Cost:
     weight = _dims(node, 3 if node.op_type == "QLinearConv" else 1)

@@ -11,6 +11,7 @@ import onnx
 from graphopt.ir.graph import Graph, Node
 from graphopt.ops import (
     attentional_gru,
+    bi_interaction,
     dot_interaction,
     embedding_bag,
     quantized_lookup,
@@ -18,7 +19,14 @@ from graphopt.ops import (
 )
 
 DOMAIN = "graphopt"
-_MODULES = (attentional_gru, dot_interaction, embedding_bag, quantized_lookup, table_rows)
+_MODULES = (
+    attentional_gru,
+    bi_interaction,
+    dot_interaction,
+    embedding_bag,
+    quantized_lookup,
+    table_rows,
+)
 _OPS = {op.OP_TYPE: op for op in _MODULES}
 
 

@@ -7,6 +7,7 @@ from tvm import relax
 
 from graphopt.ir.graph import Node
 from graphopt.ops.dot_interaction import DOMAIN
+from graphopt.targets.cpu.kernels.bi_interaction import bi_interaction
 from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
 from graphopt.targets.relax.lowering import Lowering, lowers
 
@@ -25,3 +26,17 @@ def _dot_interaction(lower: Lowering, node: Node) -> relax.Expr:
     head = [] if beside is None else [lower.expr(beside)]
     operands = [lower.expr(features), *places, *head]
     return lower.kernel(kernel, operands, [(lower.shape(node.output), "float32")])[0]
+
+
+@lowers("BiInteraction", domain=DOMAIN)
+def _bi_interaction(lower: Lowering, node: Node) -> relax.Expr:
+    features = node.inputs[0]
+    assert features is not None
+    _, count, dim = features.tensor.dims
+    if features.dtype != "float32" or not isinstance(dim, int):
+        raise lower.unsupported(f"its features are not float32 of known length ({features.type})")
+    fixed = count if isinstance(count, int) else None
+    scale, pooled = node.attr("scale", 1.0), bool(node.attr("pooled", 0))
+    kernel = bi_interaction(fixed, dim, scale, pooled, node.attrs["lanes"])
+    out = [(lower.shape(node.output), "float32")]
+    return lower.kernel(kernel, [lower.expr(features)], out)[0]
