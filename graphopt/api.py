@@ -19,6 +19,7 @@ import onnx
 
 from graphopt import presets
 from graphopt.accuracy.budget import Budget, Spending
+from graphopt.analysis.ids import IdRange, inexact_ids
 from graphopt.artifact import (
     LIBRARY,
     MANIFEST,
@@ -37,7 +38,7 @@ from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import replacing_folder, temporary_folder
 from graphopt.ir.external_data import TensorWriter
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report
@@ -113,6 +114,7 @@ def _optimized(
         "producer": graph.metadata.get("producer", ""),
     }
     report.tables = tables_of(graph)
+    report.warnings += map(_inexact, inexact_ids(graph))
     return graph
 
 
@@ -207,6 +209,15 @@ def check(
 
 
 # ------------------------------------------------------------------------ pieces
+
+
+def _inexact(found: tuple[Value, IdRange, int]) -> str:
+    value, ids, lost = found
+    column = "".join(f"[axis {axis}, {first}:{last}]" for axis, first, last in ids.region)
+    return (
+        f"input {value.name!r}{column} carries ids of {' + '.join(ids.node)} as {value.dtype}, "
+        f"which has no {lost}; with {ids.high} rows, such ids read another row: export with int64"
+    )
 
 
 def _pipeline(passes: str | Pipeline | None, budget: Budget | None = None) -> Pipeline:

@@ -22,6 +22,9 @@ _SAME_ELEMENTS = frozenset(
     + ["Transpose", "Gather", "GatherElements", "GatherND", "Slice", "Split", "Dropout"]
 )
 
+# Up to here every integer has a float of its own.
+_EXACT = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}
+
 
 @dataclass(frozen=True)
 class IdRange:
@@ -77,6 +80,21 @@ def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
             found.setdefault(origin.source.name, []).append(offsets)
         _follow(node, origins)
     return {name: list(dict.fromkeys(ranges)) for name, ranges in found.items()}
+
+
+def inexact_ids(graph: Graph) -> list[tuple[Value, IdRange, int]]:
+    """Inputs that carry ids as floats too narrow for them: input, ids, first number lost.
+
+    A float32 holds every integer up to 2**24; 16777217 already reads as 16777216, another row.
+    """
+    inputs = {value.name: value for value in graph.inputs}
+    found = []
+    for name, ranges in id_ranges(graph).items():
+        exact = _EXACT.get(inputs[name].dtype)
+        for ids in ranges:
+            if exact is not None and isinstance(ids.high, int) and ids.high - 1 > exact:
+                found.append((inputs[name], ids, exact + 1))
+    return found
 
 
 # ----------------------------------------------------------------------- what is looked up

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.analysis.ids import id_ranges
+from graphopt.analysis.ids import id_ranges, inexact_ids
+from graphopt.api import optimize
 from graphopt.ir.dims import Sym
+from graphopt.pipeline.report import Report
 from graphopt.testing import parse, random_inputs, run_onnxruntime
 
 N, K = Sym.named("N"), Sym.named("K")
@@ -143,3 +145,30 @@ def test_scanned_ids_are_followed_into_the_body() -> None:
     }""")
     (ids,) = id_ranges(graph)["ids"]
     assert (ids.low, ids.high) == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "lost"),
+    [
+        ("float", 2**24 + 1, None),
+        ("float", 2**24 + 2, 2**24 + 1),
+        ("float16", 2**11 + 2, 2**11 + 1),
+        ("double", 2**24 + 2, None),
+        ("int64", 2**24 + 2, None),
+    ],
+)
+def test_floats_too_narrow_for_their_ids(dtype: str, rows: int, lost: int | None) -> None:
+    text = f"({dtype}[N] x, float[{rows},1] t) => (float[N,1] y)"
+    (found,) = inexact_ids(parse(text + "{ i = Cast<to=7>(x) y = Gather(t, i) }")) or [None]
+    assert (found and found[2]) == lost
+
+
+def test_narrow_ids_are_warned_of() -> None:
+    report = Report()
+    text = "(float16[N,2] x, float[4000,1] t) => (float[N,1] y) <int64 k = {1}>"
+    text += "{ c = Gather<axis=1>(x, k) i = Cast<to=7>(c) y = Gather(t, i) }"
+    optimize(parse(text), report=report)
+    (warning,) = report.warnings
+    assert warning.startswith(
+        "input 'x'[axis 1, 1:2] carries ids of y as float16, which has no 2049"
+    )
