@@ -14,7 +14,7 @@ from typing import Any
 from graphopt.analysis.cost import Cost, costs, dtype_bits, is_parameter, parameters
 from graphopt.analysis.ids import id_ranges
 from graphopt.artifact import LIBRARY, PORTABLE, WEIGHTS, read_manifest
-from graphopt.errors import ArtifactError
+from graphopt.errors import ArtifactError, SpecError
 from graphopt.ir import dims, onnx_io
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
@@ -129,8 +129,10 @@ def inspect(
 
     Raises:
         InvalidModelError, ArtifactError: it cannot be read.
+        SpecError: a name in `sizes` is that of no size.
     """
     graph, name, kind, facts = _opened(model)
+    _check_names(graph, sizes or {})
     chosen = sizes_at(graph, batch) | dict(sizes or {})
     constants = {id(v.const): v for v in graph.constants()}
     facts = {**graph.metadata, **facts}
@@ -205,6 +207,17 @@ def sizes_at(graph: Graph, batch: int) -> dict[str, int]:
 def _input_shapes(graph: Graph) -> list[tuple[Dim, ...]]:
     types = [value.type for value in graph.inputs]
     return [t.shape for t in types if isinstance(t, TensorType) and t.shape]
+
+
+def _check_names(graph: Graph, sizes: Mapping[str, int]) -> None:
+    values = [*graph.inputs, *(value for node in graph.walk() for value in node.outputs)]
+    types = (value.type for value in values)
+    shapes = [t.shape for t in types if isinstance(t, TensorType) and t.shape]
+    known = {name for shape in shapes for dim in shape for name in dims.symbols(dim)}
+    for name in sizes:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise SpecError(f"the model has no size called {name!r}; there are: {there}")
 
 
 # ------------------------------------------------------------------------- tables

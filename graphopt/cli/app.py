@@ -36,7 +36,10 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Exit status: 0 ok, 1 error, 2 usage, 3 answers differ, 70 a bug in graphopt.")
+_STATUS = "0 ok, 1 error, 2 usage, 3 answers differ, 4 budget not met, 70 a bug in graphopt."
+
+
+@app.callback(epilog=f"Exit status: {_STATUS}")
 def _root(
     ctx: typer.Context,
     version: Annotated[

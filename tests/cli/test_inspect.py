@@ -45,6 +45,12 @@ def test_other_sizes(tmp_path: Path) -> None:
     assert "sizes: L=9, N=1" in graphopt("inspect", tmp_path / "m.onnx", "--size", "L=9").out
 
 
+def test_a_size_that_is_not_there(model: Path) -> None:
+    found = graphopt("inspect", model, "--size", "M=9")
+    assert found.status == 2
+    assert found.errors == ["graphopt: error: the model has no size called 'M'; there are: N"]
+
+
 def test_only_the_largest_tables_are_listed(tmp_path: Path) -> None:
     from graphopt.ir import onnx_io
     from graphopt.testing import parse
