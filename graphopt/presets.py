@@ -13,6 +13,7 @@ from graphopt.passes.dce import Dce
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
+from graphopt.passes.fuse_attention import FuseAttention
 from graphopt.passes.fuse_bi_interaction import FuseBiInteraction
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_lookups import FuseLookups
@@ -53,7 +54,7 @@ _CLEAN_UP = (
     Cse(),
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
-_SEQUENCES = (RaiseGru(), HoistSelections())
+_SEQUENCES = (RaiseGru(), HoistSelections(), FuseAttention())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
 _LOOK_UP = (FuseLookups(),)
 _INTERACT = (FuseBiInteraction(), FuseDotInteraction())

@@ -10,6 +10,7 @@ import onnx
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.ops import (
+    attention,
     attentional_gru,
     bi_interaction,
     dot_interaction,
@@ -20,6 +21,7 @@ from graphopt.ops import (
 
 DOMAIN = "graphopt"
 _MODULES = (
+    attention,
     attentional_gru,
     bi_interaction,
     dot_interaction,

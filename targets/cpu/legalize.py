@@ -27,7 +27,12 @@ DOMAIN = "graphopt.cpu"
 
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 # Ops whose kernels are told how long vectors are.
-_VECTORIZED = (f"{DOMAIN}::Dense", "graphopt::DotInteraction", "graphopt::BiInteraction")
+_VECTORIZED = (
+    f"{DOMAIN}::Dense",
+    "graphopt::Attention",
+    "graphopt::BiInteraction",
+    "graphopt::DotInteraction",
+)
 _ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
 # and `steps`, which say how the others, of the shape of the result, then change it.

@@ -1,0 +1,175 @@
+"""Scaled dot-product attention over short sequences, all heads of a sample in one go.
+
+For each head the keys are turned around once, so that the scores of a vector of keys are computed
+together; scores, softmax and the weighted sum of values then stay in the nearest cache.
+"""
+
+from functools import cache
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from graphopt.targets.cpu.kernels.elementary import fast_exp
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.parameters import without_parameters
+from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.cpu.kernels.tiles import Tiles
+
+_ROWS = 4  # queries that share each load of a key
+
+
+@cache
+def attention(
+    heads: int,
+    dim: int,
+    scale: float,
+    columns: tuple[int, int, int],
+    widths: tuple[int, int, int],
+    bias: tuple[bool, bool, bool, bool] | None,
+    queries: int | None,
+    keys: int | None,
+    lanes: int,
+) -> PrimFunc:
+    """Kernel (q[b, t, widths[0]], k[b, s, widths[1]], v[b, s, widths[2]], bias?) -> y[b, t, …].
+
+    y[b, t, heads * dim] = softmax(scale * q k^T + bias) v for each head, whose columns in q, k and
+    v begin at `columns`. float32. NaN stays NaN; all scores -inf give NaN, and no keys 0.
+
+    Args:
+        bias: which axes of the bias [b, heads, t, s] it has; the others are of size 1. None for no
+            bias.
+        queries: t, symbolic if None, and `keys` is s likewise; `b` is symbolic.
+        lanes: float32 elements in a vector register.
+    """
+    align, tiles = element_bytes("float32"), Tiles(dim, lanes, 4)
+    at_q, at_k, at_v = columns
+    t = tirx.Var("queries", "int64") if queries is None else queries
+    s = tirx.Var("keys", "int64") if keys is None else keys
+    blocks = (
+        s + lanes - 1
+    ) // lanes  # vectors of keys; those beyond the last key count for nothing
+    has_bias, kept = bias is not None, bias or (False,) * 4
+
+    def bias_at(added, *place):
+        return added[tuple(index if given else 0 for index, given in zip(place, kept))]
+
+    @inlined
+    def turn_keys(turned, k, b, h):
+        for row in range(s):
+            for d in range(dim):
+                turned[d * blocks * lanes + row] = k[b, row, at_k + h * dim + d]
+        for d in range(dim):
+            for row in range(blocks * lanes - s):
+                turned[d * blocks * lanes + s + row] = T.float32(0)
+
+    @inlined
+    def scores(score, q, turned, b, h, first, rows):
+        acc = T.alloc_buffer((rows * lanes,), "float32", scope="local")
+        for block in range(blocks):
+            for m in T.unroll(rows):
+                acc[T.ramp(m * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+            for d in range(dim):
+                for m in T.unroll(rows):
+                    acc[T.ramp(m * lanes, 1, lanes)] = (
+                        acc[T.ramp(m * lanes, 1, lanes)]
+                        + T.Broadcast(q[b, first + m, at_q + h * dim + d], lanes)
+                        * turned[T.ramp((d * blocks + block) * lanes, 1, lanes)]
+                    )
+            for m in T.unroll(rows):
+                score[T.ramp((m * blocks + block) * lanes, 1, lanes)] = acc[
+                    T.ramp(m * lanes, 1, lanes)
+                ] * T.Broadcast(T.float32(scale), lanes)
+
+    @inlined
+    def softmax(score, total, added, b, h, row, m):
+        """Scores as shares that add up to total[m]; those beyond the last key are 0."""
+        start = T.meta_var(m * blocks * lanes)
+        top = T.alloc_buffer((lanes + 1,), "float32", scope="local")
+        if has_bias:
+            for key in range(s):
+                score[start + key] = score[start + key] + bias_at(added, b, h, row, key)
+        for key in range(blocks * lanes - s):
+            score[start + s + key] = T.float32("-inf")
+        for lane in T.vectorized(lanes):
+            top[lane] = score[start + lane]
+        for block in range(1, blocks):
+            for lane in T.vectorized(lanes):
+                top[lane] = T.max(top[lane], score[start + block * lanes + lane])
+        top[lanes] = top[0]
+        for lane in range(1, lanes):
+            top[lanes] = T.max(top[lanes], top[lane])
+        for block in range(blocks):
+            for lane in T.vectorized(lanes):
+                score[start + block * lanes + lane] = fast_exp(
+                    score[start + block * lanes + lane] - top[lanes]
+                )
+        total[m] = T.Select(s == 0, T.float32(1), T.float32(0))
+        for key in range(s):
+            total[m] = total[m] + score[start + key]
+
+    @inlined
+    def mix(y, score, total, v, b, h, first, rows):
+        width = T.meta_var(tiles.vectors * tiles.lanes)
+        acc = T.alloc_buffer((rows * width,), "float32", scope="local")
+        for tile in range(tiles.count):
+            for m in T.unroll(rows):
+                for n in T.unroll(tiles.vectors):
+                    for lane in T.vectorized(tiles.lanes):
+                        acc[m * width + n * tiles.lanes + lane] = T.float32(0)
+            for key in range(s):
+                for n in T.unroll(tiles.vectors):
+                    for m in T.unroll(rows):
+                        for lane in T.vectorized(tiles.lanes):
+                            acc[m * width + n * tiles.lanes + lane] = (
+                                acc[m * width + n * tiles.lanes + lane]
+                                + score[m * blocks * lanes + key]
+                                * v[b, key, at_v + h * dim + tiles.column(tile, n) + lane]
+                            )
+            for m in T.unroll(rows):
+                for n in T.unroll(tiles.vectors):
+                    for lane in T.vectorized(tiles.lanes):
+                        y[b, first + m, h * dim + tiles.column(tile, n) + lane] = (
+                            acc[m * width + n * tiles.lanes + lane] / total[m]
+                        )
+
+    @inlined
+    def block_of(y, q, turned, v, added, score, total, b, h, first, rows):
+        scores(score, q, turned, b, h, first, rows)
+        for m in range(rows):
+            softmax(score, total, added, b, h, first + m, m)
+        mix(y, score, total, v, b, h, first, rows)
+
+    @T.prim_func(private=True, s_tir=True)
+    def attention(
+        queries_: T.handle, keys_: T.handle, values_: T.handle, bias_: T.handle, out_: T.handle
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        samples = T.int64()
+        q = T.match_buffer(queries_, (samples, t, widths[0]), "float32", align=align)
+        k = T.match_buffer(keys_, (samples, s, widths[1]), "float32", align=align)
+        v = T.match_buffer(values_, (samples, s, widths[2]), "float32", align=align)
+        added = T.match_buffer(
+            bias_,
+            (
+                samples if kept[0] else 1,
+                heads if kept[1] else 1,
+                t if kept[2] else 1,
+                s if kept[3] else 1,
+            ),
+            "float32",
+            align=align,
+        )
+        y = T.match_buffer(out_, (samples, t, heads * dim), "float32", align=align)
+        turned = T.alloc_buffer((dim * blocks * lanes,), "float32")
+        score = T.alloc_buffer((_ROWS * blocks * lanes,), "float32")
+        total = T.alloc_buffer((_ROWS,), "float32", scope="local")
+        for b in range(samples):
+            for h in range(heads):
+                turn_keys(turned, k, b, h)
+                for i in range(t // _ROWS):
+                    block_of(y, q, turned, v, added, score, total, b, h, i * _ROWS, _ROWS)
+                for i in range(t % _ROWS):
+                    block_of(y, q, turned, v, added, score, total, b, h, t - 1 - i, 1)
+
+    return attention if has_bias else without_parameters(attention, "added")

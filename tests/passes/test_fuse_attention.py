@@ -1,0 +1,117 @@
+"""Attention in the layouts that frameworks export becomes one op; others stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.ir.graph import Node
+from graphopt.passes.fuse_attention import FuseAttention
+from graphopt.testing import (
+    assert_keeps_outputs,
+    assert_unchanged,
+    parse,
+    random_inputs,
+    run_compiled,
+    run_onnxruntime,
+)
+
+TEXT = """(float[N,5,8] x, float[N,5,24] qkv, float[5,N,24] tqkv, float[N,1,5,5] mask,
+     float[1,5,5] mask3, float[N,5,5] maskn, float[M,2,5,5] wide) => (float[] y)
+    <int64[4] heads = {-1, 5, 2, 4}, int64[4] theads = {5, -1, 2, 4},
+     int64[5] three = {0, 0, 3, 2, 4}, float half = {0.5}, float one0 = {1}, float two = {2},
+     int64[3] rows = {-1, 5, 8},
+     int64[3] merged = {5, -1, 4}, int64 zero = {0}, int64 one = {1}, int64 second = {2},
+     int64[1] at0 = {0}, int64[1] at8 = {8}, int64[1] at16 = {16}, int64[1] at24 = {24},
+     int64[1] last = {2}, int64[4] wrong = {-1, 2, 5, 4}, float[8,8] w, int64[3] bh = {-1, 5, 4}> {
+    BODY
+}"""
+
+TAIL = "t = Transpose<perm=[0, 2, 1, 3]>(o) y = Reshape(t, rows)"
+SPLIT = """qs, ks, vs = Split<axis=2, num_outputs=3>(qkv)
+    q1 = Reshape(qs, heads) q = Transpose<perm=[0, 2, 1, 3]>(q1)
+    k1 = Reshape(ks, heads) k = Transpose<perm=[0, 2, 3, 1]>(k1)
+    v1 = Reshape(vs, heads) v = Transpose<perm=[0, 2, 1, 3]>(v1) """
+FORMS = {
+    "merged and split": SPLIT + "s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v)" + TAIL,
+    "merged and sliced": """qs = Slice(qkv, at0, at8, last) ks = Slice(qkv, at8, at16, last)
+        vs = Slice(qkv, at16, at24, last)"""
+    + SPLIT.split("\n", 1)[1]
+    + "s = MatMul(q, k) m = Add(mask, s) a = Softmax(m) o = MatMul(a, v)"
+    + TAIL,
+    "scaled on both sides": SPLIT
+    + """q2 = Mul(q, half) k2 = Div(k, two) s = MatMul(q2, k2) m = Add(s, mask)
+         a = Softmax<axis=3>(m) o = MatMul(a, v)"""
+    + TAIL,
+    "stacked": """f = Reshape(qkv, three) g = Transpose<perm=[2, 0, 3, 1, 4]>(f)
+        q = Gather(g, zero) k1 = Gather(g, one) v = Gather(g, second)
+        k = Transpose<perm=[0, 1, 3, 2]>(k1) s = MatMul(q, k) d = Mul(half, s) m = Add(d, mask)
+        a = Softmax(m) o = MatMul(a, v) """
+    + TAIL,
+    "time first, heads as samples": """
+        qs, ks, vs = Split<axis=2, num_outputs=3>(tqkv)
+        q1 = Reshape(qs, merged) q = Transpose<perm=[1, 0, 2]>(q1)
+        k1 = Reshape(ks, merged) k = Transpose<perm=[1, 2, 0]>(k1)
+        v1 = Reshape(vs, merged) v = Transpose<perm=[1, 0, 2]>(v1)
+        s = MatMul(q, k) d = Mul(s, half) m = Add(d, mask3) a = Softmax(m) o = MatMul(a, v)
+        y = Transpose<perm=[1, 0, 2]>(o)""",
+    "one head": """k = Transpose<perm=[0, 2, 1]>(x) s = MatMul(x, k) d = Div(s, two)
+        m = Add(d, maskn) a = Softmax(m) y = MatMul(a, x)""",
+}
+
+
+def text(body: str) -> str:
+    return TEXT.replace("BODY", body)
+
+
+def attentions(graph) -> list[Node]:  # type: ignore[no-untyped-def]
+    return [node for node in graph.nodes if node.op == "graphopt::Attention"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form: str) -> None:
+    graph = parse(text(FORMS[form]))
+    source = graph.clone()
+    assert_keeps_outputs(FuseAttention(), graph)
+    (node,) = attentions(graph)
+    assert not any(other.op == "Softmax" for other in graph.nodes)
+    assert node.attr("heads") == (1 if form == "one head" else 2)
+    feeds = random_inputs(source, {"N": 4, "M": 4})
+    wanted = run_onnxruntime(source, feeds)["y"]
+    np.testing.assert_allclose(run_compiled(graph, feeds)["y"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_merged_columns_are_read_in_place() -> None:
+    graph = parse(text(FORMS["merged and split"]))
+    assert_keeps_outputs(FuseAttention(), graph)
+    (node,) = attentions(graph)
+    assert {value.name for value in node.inputs if value is not None} == {"qkv"}
+    assert node.attr("columns") == [0, 8, 16]
+
+
+SCORES = SPLIT + "s = MatMul(q, k)"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (SCORES + "a = Softmax<axis=2>(s) o = MatMul(a, v)" + TAIL, "another axis"),
+        (SCORES + "a = Softmax(s) o = MatMul(a, v)" + TAIL + " z = Relu(a)", "also read elsewhere"),
+        (SCORES + "a = Softmax(s) o = MatMul(a, v)" + TAIL + " z = Relu(s)", "read only there"),
+        (SCORES + "m = Add(s, mask) d = Mul(m, half) a = Softmax(d) o = MatMul(a, v)" + TAIL,
+         "more than scaled and added to once"),
+        ("m = Add(one0, wide) a = Softmax(m) y = MatMul(a, a)", "larger than"),
+        (SCORES + "r = Relu(s) a = Softmax(r) o = MatMul(a, v)" + TAIL, "no product"),
+        (SPLIT.replace("k1 = Reshape(ks, heads)", "k0 = Reshape(ks, wrong) k1 = Relu(k0)").replace(
+            "k = Transpose<perm=[0, 2, 3, 1]>", "k = Transpose<perm=[0, 1, 3, 2]>")
+         + "s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v)" + TAIL, "not columns of rows"),
+        ("""f = Reshape(qkv, three) g = Transpose<perm=[2, 0, 3, 1, 4]>(f) q = Gather(g, zero)
+            h = Reshape(x, wrong) k = Transpose<perm=[0, 1, 3, 2]>(h) v = Gather(g, second)
+            s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v) """ + TAIL, "not columns of rows"),
+    ],
+)  # fmt: skip
+def test_others_stay(body: str, reason: str | None) -> None:
+    source = text(body)
+    if "z = " in body:
+        source = source.replace("=> (float[] y)", "=> (float[] y, float[] z)")
+    assert_unchanged(FuseAttention(), source, reason)
