@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Union
+from typing import Literal, Union
 
 import numpy as np
 import onnx
@@ -30,8 +30,10 @@ from graphopt.artifact import (
     signature_to_json,
     write_manifest,
 )
+from graphopt.auto_engine import AutoEngine
 from graphopt.comparison import Comparison, compare
 from graphopt.compression import Compression, require_spender
+from graphopt.engine_choice import record_engines
 from graphopt.errors import OutputError, SpecError
 from graphopt.feeds import random_feeds
 from graphopt.inspection import tables_of
@@ -50,7 +52,7 @@ from graphopt.verification import Original, original_model, signature_of
 _VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
 
 Model = Union[str, Path, Graph, onnx.ModelProto]
-Runnable = Union[Artifact, OnnxModel]
+Runnable = Union[Artifact, AutoEngine, OnnxModel]
 
 
 def optimize(
@@ -128,6 +130,7 @@ def compile(
     oob: base.Oob = "error",
     verify: bool = True,
     inputs: Mapping[str, np.ndarray] | None = None,
+    latency_batches: Sequence[int] = (),
     report: Report | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str], None] | None = None,
@@ -143,6 +146,8 @@ def compile(
         verify: compare with the source model, in ONNX Runtime, before anything is kept; under a
             budget by the budget's metric.
         inputs: what to compare on; random valid inputs at batch 1, 7 and 64 if None.
+        latency_batches: batch sizes at which to measure whether ONNX Runtime is faster on the
+            portable model; the artifact records it for `load(path, engine="auto")`.
         progress: called with the name of each stage as it begins.
 
     Raises:
@@ -155,6 +160,8 @@ def compile(
     report = report if report is not None else Report()
     tell = progress or (lambda stage: None)
     found = base.find(target)
+    if latency_batches and (found.portable or oob != "error"):
+        raise SpecError("engines are compared for a compiling target and oob=error only")
     pipeline = _pipeline(passes, budget)
     tell("load")
     source = model if isinstance(model, Graph) else _read(model, report)
@@ -170,12 +177,17 @@ def compile(
     check_against = Original(source, file, inputs, compression) if verify else None
     write = _write_portable if found.portable else _write_artifact
     stage = _Stages(report, tell)
-    if output is not None:
-        return write(graph, found, Path(output), oob, check_against, stage)
-    holder = tempfile.TemporaryDirectory(prefix="graphopt-")
-    name = "model.onnx" if found.portable else "model.gopt"
-    result = write(graph, found, Path(holder.name) / name, oob, check_against, stage)
-    weakref.finalize(result, holder.cleanup)
+    holder = None
+    if output is None:
+        holder = tempfile.TemporaryDirectory(prefix="graphopt-")
+        output = Path(holder.name) / ("model.onnx" if found.portable else "model.gopt")
+    result = write(graph, found, Path(output), oob, check_against, stage)
+    if latency_batches and isinstance(result, Artifact):
+        tell("measure engines")
+        result = record_engines(result, latency_batches)
+        report.facts["engines"] = result.manifest["engines"]
+    if holder is not None:
+        weakref.finalize(result, holder.cleanup)
     return result
 
 
@@ -259,15 +271,19 @@ def _timed(report: Report, stage: str) -> Iterator[None]:
         report.stages[stage] = round(seconds, 4)
 
 
-def runnable(path: str | Path) -> Runnable:
+def runnable(path: str | Path, engine: Literal["compiled", "auto"] = "compiled") -> Runnable:
     """The artifact or the model (in ONNX Runtime) at `path`, ready to run.
+
+    Args:
+        engine: what runs an artifact; see `graphopt.load`.
 
     Raises:
         ArtifactError, InvalidModelError, UnsafePathError: it cannot be used.
     """
     path = Path(path)
     if path.is_dir():
-        return Artifact.load(path)
+        artifact = Artifact.load(path)
+        return AutoEngine(artifact) if engine == "auto" else artifact
     graph = onnx_io.load(path)  # our own checks come first: a model is untrusted
     return OnnxModel(path, signature=signature_of(graph))
 

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from graphopt.artifact import Artifact
+from graphopt.auto_engine import AutoEngine
+from graphopt.errors import SpecError
 
 if TYPE_CHECKING:
     from graphopt.ir.graph import Graph
 
 
-def load(path: str | Path) -> Graph | Artifact:
+@overload
+def load(path: str | Path, engine: Literal["compiled"] = ...) -> Graph | Artifact: ...
+
+
+@overload
+def load(path: str | Path, engine: Literal["auto"]) -> AutoEngine: ...
+
+
+def load(path: str | Path, engine: str = "compiled") -> Graph | Artifact | AutoEngine:
     """A compiled artifact ready to run, or a model file as a graph.
 
+    Args:
+        engine: "compiled", or "auto" for the one that was measured to be faster at each batch size
+            when the artifact was made.
+
     Raises:
-        ArtifactError: the folder is not a usable artifact.
+        ArtifactError: the folder is not a usable artifact, or engines were not measured.
         InvalidModelError, UnsafePathError, UnsupportedOpError: the file is not a usable model.
+        SpecError: there is no such engine, or no choice of one, as for model files.
     """
+    if engine not in ("compiled", "auto"):
+        raise SpecError(f"engine is compiled or auto, not {engine!r}")
     if Path(path).is_dir():
-        return Artifact.load(path)
+        artifact = Artifact.load(path)
+        return AutoEngine(artifact) if engine == "auto" else artifact
+    if engine == "auto":
+        raise SpecError(f"{path}: only an artifact has engines to choose from")
     from graphopt.ir import onnx_io
 
     return onnx_io.load(path)

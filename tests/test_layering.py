@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "peers": set(),
     "runtime": {"signature"},
     "artifact": {"runtime", "signature"},
-    "loading": {"artifact", "ir"},
+    "auto_engine": {"artifact", "targets"},
+    "loading": {"artifact", "auto_engine", "ir"},
 }
 
 

@@ -30,6 +30,7 @@ def optimize(
     group: options.Group = "group",
     score: options.Score = None,
     columns: options.Columns = [],  # noqa: B006  # typer copies it
+    verify_latency: options.VerifyLatency = None,
     report_file: options.ReportFile = None,
     print_ir_after: options.PrintIR = None,
     dump_ir: options.DumpIR = None,
@@ -50,6 +51,7 @@ def optimize(
 
     pipeline = _pipeline(level, passes)
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns)
+    measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     destination = _destination(model, target, output)
     if report_file is not None:
         _need_folder(report_file.parent)
@@ -66,6 +68,7 @@ def optimize(
                 oob=oob.value,
                 verify=verify,
                 inputs=feeds,
+                latency_batches=measured,
                 report=report,
                 instruments=_instruments(print_ir_after, dump_ir, tell),
                 progress=tell,

@@ -19,6 +19,13 @@ class Oob(enum.StrEnum):
     ZERO = "zero"
 
 
+class EngineName(enum.StrEnum):
+    """What runs an artifact."""
+
+    COMPILED = "compiled"
+    AUTO = "auto"
+
+
 # What is worked on.
 Model = Annotated[Path, Argument(metavar="MODEL", help="The .onnx file.")]
 Runnable = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", help="An .onnx file or a .gopt.")]
@@ -67,6 +74,14 @@ Columns = Annotated[
     list[str], Option(metavar="INPUT=NAME,…", help="Columns that make up an input; repeatable.")
 ]
 
+VerifyLatency = Annotated[
+    str | None,
+    Option(metavar="N,N,…", help="Measure at these batch sizes which engine is faster."),
+]
+Engine = Annotated[
+    EngineName, Option(help="Run the compiled code, or what was measured to be faster.")
+]
+
 # What is run on.
 Inputs = Annotated[
     Path | None, Option(metavar="FILE.npz", help="An array per input, instead of random ones.")
@@ -109,8 +124,8 @@ Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every pass and ru
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
 
 
-def batch_sizes(text: str) -> tuple[int, ...]:
-    """The sizes in the text of a `Batches` option.
+def batch_sizes(text: str, option: str = "--batch") -> tuple[int, ...]:
+    """The batch sizes in the text of an option.
 
     Raises:
         SpecError: it does not list positive numbers.
@@ -120,5 +135,5 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise SpecError(f"--batch takes positive numbers such as 1,7,64, not {text!r}")
+        raise SpecError(f"{option} takes positive numbers such as 1,7,64, not {text!r}")
     return sizes

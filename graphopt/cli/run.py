@@ -21,6 +21,7 @@ def run(
     random: options.Random = False,
     batch: options.Batch = 1,
     seed: options.Seed = 0,
+    engine: options.Engine = options.EngineName.COMPILED,
 ) -> None:
     """Run an artifact or a model on one batch.
 
@@ -32,9 +33,9 @@ def run(
 
     if output is not None and output.exists() and model.exists() and output.samefile(model):
         raise OutputError(f"{output}: would overwrite the model; choose another name")
-    engine = api.runnable(model)
-    feeds = arrays.read(inputs) if inputs else api.random_inputs(model, engine, batch, seed)
-    results = engine.run(feeds)
+    runnable = api.runnable(model, engine.value)
+    feeds = arrays.read(inputs) if inputs else api.random_inputs(model, runnable, batch, seed)
+    results = runnable.run(feeds)
     if output is not None:
         arrays.write(output, results)
     else:

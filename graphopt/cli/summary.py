@@ -57,6 +57,9 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
         total = sum(entry["bytes"] for entry in report.tables)
         found.append(("tables", f"{len(report.tables)}, {size_text(total)}"))
     found.append(("verified", _verified(report.verification)))
+    if "engines" in facts:
+        chosen = (f"{row['batch']}: {row['fastest']}" for row in facts["engines"])
+        found.append(("faster", f"at batch {', '.join(chosen)}"))
     size = f" ({size_text(facts['artifact_bytes'])})" if "artifact_bytes" in facts else ""
     found.append(("wrote", f"{destination}{size}"))
     return found

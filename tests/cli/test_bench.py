@@ -36,3 +36,12 @@ def test_unknown_peer(model: Path) -> None:
     found = graphopt("bench", model, "--peers", "tensorflow")
     assert found.status == 2
     assert "no peer is called 'tensorflow'" in found.err
+
+
+def test_the_faster_engine_is_recorded_and_run(model: Path, tmp_path: Path) -> None:
+    made = graphopt("optimize", model, "-o", tmp_path / "m.gopt", "--verify-latency", "1,2")
+    assert made.status == 0, made.err
+    assert "faster    at batch 1: " in made.err
+    found = graphopt("run", tmp_path / "m.gopt", "--random", "--engine", "auto")
+    assert found.status == 0, found.err
+    assert "--verify-latency takes" in graphopt("optimize", model, "--verify-latency", "x").err
