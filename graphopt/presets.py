@@ -20,6 +20,7 @@ from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.quantize_tables import QuantizeTables
+from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.reassociate import Reassociate
@@ -75,7 +76,7 @@ O2 = Pipeline(
 )
 
 # Each takes what the budget still allows, so what saves most comes first.
-_COMPRESS = (QuantizeTables(),)
+_COMPRESS = (QuantizeTables(), QuantizeWeights())
 
 O3 = Pipeline((*O2.steps, *_COMPRESS, Fixpoint((ShareInitializers(), Cse(), Dce()))))
 

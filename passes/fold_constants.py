@@ -16,6 +16,7 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 
 MAX_READ = 1 << 30  # a larger table may not fit in memory, and its fold is of no use to anyone
 
+MIN_PACKED = 256  # fewer bytes are not worth an op at run time
 _VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"])
 
 
@@ -68,6 +69,8 @@ class FoldConstants(Pass):
         if node.op in _VIEWS and data is not None and node.output.tensor.is_static:
             return [data.reshape(static_shape(node.output.tensor))]
         freed = _freed(node)
+        if _unpacks(node):
+            return "it would store in full what is stored in few bits"
         known = sum(size for value in node.outputs if (size := _bytes(value)) is not None)
         if known - freed > self.max_growth:
             return f"the result would add {known - freed} bytes, more than {self.max_growth}"
@@ -80,6 +83,15 @@ class FoldConstants(Pass):
         if grown > self.max_growth:
             return f"the result would add {grown} bytes, more than {self.max_growth}"
         return results
+
+
+def _unpacks(node: Node) -> bool:
+    """True if `node` restores weights that are kept small on purpose."""
+    data = node.const(0)
+    if data is None or data.nbytes < MIN_PACKED:
+        return False
+    halves = data.dtype == np.float16 and node.output.dtype == "float32"
+    return node.op == "DequantizeLinear" or (node.op == "Cast" and halves)
 
 
 def _bytes(value: Value) -> int | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Attr, Graph, Node, Value
-from graphopt.ops.quantized_lookup import DOMAIN, OP_TYPE, QuantizedTable
+from graphopt.ops.quantized_lookup import DOMAIN, OP_TYPE, packed
 from graphopt.passes._inline import replace
+from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _NARROWEST = 4  # elements of a row that are worth a scale of their own
@@ -69,10 +70,11 @@ def _is_lookup(node: Node, table: Value) -> bool:
 def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
     for bits in (8, 4):
         if array.shape[1] >= _NARROWEST and array.shape[1] % (8 // bits) == 0:
-            small = QuantizedTable.of(array, bits)
-            saves = array.nbytes - small.nbytes
-            change = _into(table, _InCodes(small))
-            yield Proposal(table.name, f"int{bits}", saves, small.error, change)
+            rounded = RoundedRows.of(array, bits, half_scales=True)
+            codes = packed(rounded.codes) if bits == 4 else rounded.codes
+            saves = array.nbytes - codes.nbytes - rounded.scales.nbytes
+            change = _into(table, _InCodes(codes, rounded.scales, bits))
+            yield Proposal(table.name, f"int{bits}", saves, rounded.error, change)
     if np.abs(array).max(initial=0) < np.finfo(np.float16).max:
         half = array.astype(np.float16)
         error = float(np.sqrt(np.square(half - array, dtype=np.float64).mean()))
@@ -94,16 +96,16 @@ def _into(table: Value, form: _InCodes | _InHalves) -> Change:
 
 @dataclass(frozen=True, eq=False)
 class _InCodes:
-    table: QuantizedTable
+    codes: np.ndarray
+    scales: np.ndarray
+    bits: int
 
     def constants(self, graph: Graph, name: str) -> list[Value]:
-        parts = {"codes": self.table.codes, "scales": self.table.scales}
+        parts = {"codes": self.codes, "scales": self.scales}
         return [graph.constant(array, f"{name}.{part}") for part, array in parts.items()]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
-        return _insert(
-            node, OP_TYPE, [*constants, node.inputs[1]], {"bits": self.table.bits}, DOMAIN
-        )
+        return _insert(node, OP_TYPE, [*constants, node.inputs[1]], {"bits": self.bits}, DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)

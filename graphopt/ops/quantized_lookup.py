@@ -8,8 +8,6 @@ float32[..., dim], each code multiplied by the scale of its row. Negative ids co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 import onnx.parser
@@ -21,67 +19,6 @@ from graphopt.ir.types import TensorType, Type
 
 DOMAIN = "graphopt"
 OP_TYPE = "QuantizedLookup"
-
-_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of the largest element; clipping it may lose less
-_NORMAL = float(np.finfo(np.float16).tiny)
-_CHUNK = 1 << 16  # rows worked on at once
-
-
-@dataclass(frozen=True)
-class QuantizedTable:
-    """A table [rows, dim] in few bits, as the inputs of the op describe it.
-
-    Attributes:
-        error: root mean square of what the elements lost.
-    """
-
-    codes: np.ndarray
-    scales: np.ndarray
-    bits: int
-    error: float
-
-    @staticmethod
-    def of(table: np.ndarray, bits: int) -> QuantizedTable:
-        """`table` with the scale of each row that loses least; zero rows stay zero.
-
-        Scales have 16 bits if that is exact enough for all of them, and codes are rounded with the
-        scales as they are stored.
-        """
-        top = 2 ** (bits - 1) - 1
-        largest = np.abs(table).max(axis=1).astype(np.float64)
-        used = largest[largest > 0] * min(_CLIPS) / top
-        half = not len(used) or (used.min() >= _NORMAL and used.max() <= np.finfo(np.float16).max)
-        starts = range(0, len(table), _CHUNK)
-        parts = [_quantized(table[k : k + _CHUNK], top, half) for k in starts]
-        codes = np.concatenate([part[0] for part in parts])
-        scales = np.concatenate([part[1] for part in parts])
-        error = float(np.sqrt(sum(part[2] for part in parts) / table.size))
-        return QuantizedTable(packed(codes) if bits == 4 else codes, scales, bits, error)
-
-    @property
-    def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes
-
-
-def _quantized(rows: np.ndarray, top: int, half: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """int8 codes in [-top, top] and scales of some rows, and the sum of squared errors.
-
-    The scale of a row is the best of a few.
-    """
-    dtype = np.float16 if half else np.float32
-    largest = np.abs(rows).max(axis=1)
-    best = np.full(len(rows), np.inf)
-    codes = np.zeros(rows.shape, np.int8)
-    scales = np.zeros(len(rows), dtype)
-    for clip in _CLIPS:
-        scale = (largest * np.float32(clip) / np.float32(top)).astype(dtype)
-        step = np.where(scale > 0, scale, 1).astype(np.float32)[:, None]
-        found = np.clip(np.rint(rows / step), -top, top)
-        error = np.square(rows - found * step).sum(axis=1)
-        better = error < best
-        best[better], scales[better] = error[better], scale[better]
-        codes[better] = found[better].astype(np.int8)
-    return codes, scales, float(best.sum())
 
 
 def packed(codes: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from graphopt.targets.cpu.kernels.gemm import (
     pack_bias,
     pack_weights,
 )
+from graphopt.targets.cpu.packed_weights import dequantize_to_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 DOMAIN = "graphopt.cpu"
@@ -136,6 +137,7 @@ def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | No
 
 
 _RULES: tuple[Rule, ...] = (
+    dequantize_to_weights,
     matmul_to_dense,
     gemm_to_dense,
     add_to_bias,
