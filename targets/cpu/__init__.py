@@ -1,1 +1,4 @@
 """The CPU target: Relax lowering, kernels of our own, LLVM code generation."""
+
+DOMAIN = "graphopt.cpu"
+"""Ops that exist only between legalization and lowering; no file ever holds them."""

@@ -13,6 +13,7 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
+from graphopt.targets.cpu import DOMAIN, pointwise
 from graphopt.targets.cpu.kernels.gemm import (
     MAX_STEPS,
     default_params,
@@ -23,13 +24,11 @@ from graphopt.targets.cpu.kernels.gemm import (
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
 
-DOMAIN = "graphopt.cpu"
-"""Ops that exist only between legalization and lowering; no file ever holds them."""
-
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 # Ops whose kernels are told how long vectors are.
 _VECTORIZED = (
     f"{DOMAIN}::Dense",
+    f"{DOMAIN}::Pointwise",
     "graphopt::Attention",
     "graphopt::BiInteraction",
     "graphopt::DotInteraction",
@@ -143,6 +142,7 @@ _RULES: tuple[Rule, ...] = (
     add_to_bias,
     activation_to_dense,
     operand_to_dense,
+    *pointwise.RULES,
 )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from graphopt.ir.graph import Graph, Node
-from graphopt.targets.cpu.legalize import DOMAIN, legalize
+from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.legalize import legalize
 from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
 
@@ -136,3 +137,34 @@ def test_the_same_numbers(text: str) -> None:
         expected, found = run_onnxruntime(graph, feeds)["y"], compiled(feeds)["y"]
         # Sums of five products: the order of additions differs.
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+CONV = """g (float[N,5,2,3] x) => (float[N,4,2,3] y) <float[4,5,1,1] w, float[4] b> {{
+    c = Conv<{attrs}>(x, w, b) y = Relu(c) }}"""
+
+
+def test_a_convolution_of_one_element_is_one_kernel() -> None:
+    graph, layers = legalized(CONV.format(attrs="kernel_shape=[1,1]"))
+    assert not left(graph)
+    assert [(node.op_type, node.attrs["activation"]) for node in layers] == [("Pointwise", "relu")]
+    feeds = random_inputs(graph, {"N": 3}, seed=0)
+    text = CONV.format(attrs="kernel_shape=[1,1]")
+    expected = run_onnxruntime(parse(text), feeds)["y"]
+    # Sums of 5 products in another order.
+    np.testing.assert_allclose(Compiled(parse(text))(feeds)["y"], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CONV.replace("2,3] y", "4,5] y").format(attrs="pads=[1,1,1,1]"),
+        CONV.replace("2,3] y", "1,2] y").format(attrs="strides=[2,2]"),
+        """g (float[N,6,3] x) => (float[N,4,3] y) <float[4,3,1] w> { y = Conv<group=2>(x, w) }""",
+        """g (float[N,6,3] x) => (float[N,4,2] y) <float[4,6,2] w> { y = Conv(x, w) }""",
+        """g (float[N,6,T] x) => (float[N,4,T] y) <float[4,6,1] w> { y = Conv(x, w) }""",
+    ],
+)
+def test_other_convolutions_stay(text: str) -> None:
+    graph, layers = legalized(text)
+    assert "Conv" in left(graph)
+    assert not layers
