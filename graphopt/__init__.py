@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graphopt.artifact import Artifact
     from graphopt.comparison import Comparison
     from graphopt.errors import GraphoptError
+    from graphopt.explanation import Explanation, explain
     from graphopt.ir.graph import Graph, Node, Value
     from graphopt.ir.types import TensorType
     from graphopt.loading import load
@@ -31,6 +32,7 @@ _HOMES = {
     "Artifact": "graphopt.artifact",
     "Budget": "graphopt.accuracy.budget",
     "Comparison": "graphopt.comparison",
+    "Explanation": "graphopt.explanation",
     "Fidelity": "graphopt.pipeline.base",
     "Graph": "graphopt.ir.graph",
     "GraphoptError": "graphopt.errors",
@@ -44,6 +46,7 @@ _HOMES = {
     "Value": "graphopt.ir.graph",
     "check": "graphopt.api",
     "compile": "graphopt.api",
+    "explain": "graphopt.explanation",
     "load": "graphopt.loading",
     "optimize": "graphopt.api",
 }
@@ -52,6 +55,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "Comparison",
+    "Explanation",
     "Fidelity",
     "Graph",
     "GraphoptError",
@@ -65,6 +69,7 @@ __all__ = [
     "Value",
     "check",
     "compile",
+    "explain",
     "load",
     "optimize",
 ]

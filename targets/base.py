@@ -60,6 +60,10 @@ class Target(ABC):
             SpecError: it is not understood.
         """
 
+    def legalize(self, graph: Graph) -> Graph:
+        """`graph` (not changed) in the ops that this target has kernels for."""
+        return graph
+
     def compile(
         self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
     ) -> Compiled:

@@ -10,6 +10,7 @@ PUBLIC = [
     "Artifact",
     "Budget",
     "Comparison",
+    "Explanation",
     "Fidelity",
     "Graph",
     "GraphoptError",
@@ -23,6 +24,7 @@ PUBLIC = [
     "Value",
     "check",
     "compile",
+    "explain",
     "load",
     "optimize",
 ]

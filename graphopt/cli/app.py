@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from graphopt import console
-from graphopt.cli import bench, check, inspect, optimize, passes, run, signals
+from graphopt.cli import bench, check, explain, inspect, optimize, passes, run, signals
 from graphopt.errors import GraphoptError
 
 INTERNAL, BROKEN_PIPE = 70, 128 + signal.SIGPIPE
@@ -75,6 +75,7 @@ for _verb in (
     check.check,
     bench.bench,
     inspect.inspect,
+    explain.explain,
     passes.passes,
 ):
     app.command()(_guarded(_verb))

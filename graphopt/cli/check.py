@@ -34,7 +34,9 @@ def check(
     from graphopt import api, arrays
 
     feeds = arrays.read(inputs) if inputs else None
-    found = api.check(a, b, inputs=feeds, batches=batches, rtol=rtol, atol=atol, seed=seed)
+    with console.progress(quiet=False, verbose=False) as tell:
+        tell(f"compare {a.name} with {b.name}")
+        found = api.check(a, b, inputs=feeds, batches=batches, rtol=rtol, atol=atol, seed=seed)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:

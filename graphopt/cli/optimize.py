@@ -49,7 +49,7 @@ def optimize(
     from graphopt.cli import budgets, summary
     from graphopt.pipeline.report import Report
 
-    pipeline = _pipeline(level, passes)
+    pipeline = options.pipeline(level, passes)
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     destination = _destination(model, target, output)
@@ -83,12 +83,6 @@ def optimize(
         summary.print_times(report)
     if not quiet:
         summary.print_summary(report, destination, verbose)
-
-
-def _pipeline(level: int | None, passes: str | None) -> str | None:
-    if level is not None and passes is not None:
-        raise SpecError("give either -O or --passes, not both")
-    return passes if level is None else f"O{level}"
 
 
 def _instruments(

@@ -124,6 +124,17 @@ Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every pass and ru
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]
 
 
+def pipeline(level: int | None, passes: str | None) -> str | None:
+    """What to run: a preset or a pipeline's text, None for the default.
+
+    Raises:
+        SpecError: both are given.
+    """
+    if level is not None and passes is not None:
+        raise SpecError("give either -O or --passes, not both")
+    return passes if level is None else f"O{level}"
+
+
 def batch_sizes(text: str, option: str = "--batch") -> tuple[int, ...]:
     """The batch sizes in the text of an option.
 

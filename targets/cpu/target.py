@@ -66,18 +66,23 @@ class CpuTarget(Target):
         widths = {"avx512f": 16, "avx2": 8}
         return next((lanes for name, lanes in widths.items() if name in self.features), 4)
 
-    def compile(
-        self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
-    ) -> Compiled:
+    def legalize(self, graph: Graph) -> Graph:
         from graphopt.targets.cpu import legalize
-        from graphopt.targets.relax import bfloat16, build, expand, lowering
+        from graphopt.targets.relax import bfloat16, expand
 
-        stage("lower")
         working = graph.clone()
         expand.expand_functions(working)
         bfloat16.widen_bfloat16(working)
         legalize.legalize(working, self.lanes)
-        lowered = lowering.lower(working, oob)
+        return working
+
+    def compile(
+        self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
+    ) -> Compiled:
+        from graphopt.targets.relax import build, lowering
+
+        stage("lower")
+        lowered = lowering.lower(self.legalize(graph), oob)
         stage("build")
         built = build.build(lowered.module, _llvm(self.mcpu), library)
         facts = {
