@@ -15,6 +15,7 @@ from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.fuse_attention import FuseAttention
 from graphopt.passes.fuse_bi_interaction import FuseBiInteraction
+from graphopt.passes.fuse_compressed_interaction import FuseCompressedInteraction
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_selections import HoistSelections
@@ -58,7 +59,7 @@ _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (RaiseGru(), HoistSelections(), FuseAttention())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
 _LOOK_UP = (FuseLookups(),)
-_INTERACT = (FuseBiInteraction(), FuseDotInteraction())
+_INTERACT = (FuseBiInteraction(), FuseCompressedInteraction(), FuseDotInteraction())
 
 O0 = Pipeline()
 

@@ -244,6 +244,13 @@ def _dot_interaction(node: Node) -> Cost:
     return _streaming(node, 2 * samples * dim * len(node.attr("pairs")))
 
 
+@cost_rule("CompressedInteraction", domain="graphopt")
+def _compressed_interaction(node: Node) -> Cost:
+    pairs = _dims(node, 2)[0]
+    samples, _, dim = _dims(node, 0)
+    return _streaming(node, samples * dim * pairs + 2 * _elements(node.output) * pairs)
+
+
 @cost_rule("BiInteraction", domain="graphopt")
 def _bi_interaction(node: Node) -> Cost:
     return _streaming(node, 3 * _elements(node.inputs[0]))  # add up, square, add up

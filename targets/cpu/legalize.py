@@ -31,6 +31,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Pointwise",
     "graphopt::Attention",
     "graphopt::BiInteraction",
+    "graphopt::CompressedInteraction",
     "graphopt::DotInteraction",
 )
 _ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}

@@ -8,7 +8,13 @@ from tvm import relax
 from graphopt.ir.graph import Node
 from graphopt.ops.dot_interaction import DOMAIN
 from graphopt.targets.cpu.kernels.bi_interaction import bi_interaction
+from graphopt.targets.cpu.kernels.compressed_interaction import (
+    compressed_interaction,
+    fold_symmetric,
+    params_for,
+)
 from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
+from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 
@@ -40,3 +46,26 @@ def _bi_interaction(lower: Lowering, node: Node) -> relax.Expr:
     kernel = bi_interaction(fixed, dim, scale, pooled, node.attrs["lanes"])
     out = [(lower.shape(node.output), "float32")]
     return lower.kernel(kernel, [lower.expr(features)], out)[0]
+
+
+@lowers("CompressedInteraction", domain=DOMAIN)
+def _compressed_interaction(lower: Lowering, node: Node) -> relax.Expr:
+    left, right = node.inputs[:2]
+    weights, bias = node.const(2), node.const(3)
+    assert left is not None and right is not None
+    dims = (*left.tensor.dims[1:], right.tensor.dims[1])
+    sizes = [size for size in dims if isinstance(size, int)]
+    if left.dtype != "float32" or len(sizes) < len(dims):
+        raise lower.unsupported(f"its features are not float32 of known sizes ({left.type})")
+    if weights is None or bias is None:
+        raise lower.unsupported("its weights are not constants")
+    count, dim, others = sizes
+    maps, same = weights.shape[1], left is right
+    params = params_for(maps, node.attrs["lanes"])
+    packed = pack_weights(fold_symmetric(weights, count) if same else weights, params)
+    constants = [lower.constant(array) for array in (packed, pack_bias(bias, maps, params))]
+    features = [lower.expr(value) for value in ([left] if same else [left, right])]
+    activation = node.attr("activation", "none")
+    kernel = compressed_interaction(count, others, dim, maps, params, activation, same)
+    out = [(lower.shape(node.output), "float32")]
+    return lower.kernel(kernel, [*features, *constants], out)[0]

@@ -1,0 +1,93 @@
+"""`graphopt::CompressedInteraction`: weighted sums of the products of two sets of feature vectors.
+
+Inputs: `left` float[n, h, d], `right` float[n, m, d], `weights` float[h * m, k], `bias` float[k].
+Attribute `activation`: "none" (the default) or "relu". Output: float[n, k, d], where
+`out[:, c, e]` is the activation of `bias[c]` plus the sum over i and j of
+`weights[i * m + j, c] * left[:, i, e] * right[:, j, e]`. (A layer of the compressed interaction
+network: Lian et al., "xDeepFM", 2018.)
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx.parser
+
+from graphopt.errors import InvalidModelError
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Node
+from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.types import TensorType, Type, is_float
+
+DOMAIN = "graphopt"
+OP_TYPE = "CompressedInteraction"
+
+# One product of matrices with n * d rows; a convolution, as the layer is usually written, would
+# make n products of matrices with d columns each.
+_BODY = """
+    two = Constant<value_ints = [2]>()
+    three = Constant<value_ints = [3]>()
+    merged = Constant<value_ints = [0, 0, {pairs}]>()
+    rows = Transpose<perm = [0, 2, 1]>(left)
+    tall = Unsqueeze(rows, three)
+    columns = Transpose<perm = [0, 2, 1]>(right)
+    wide = Unsqueeze(columns, two)
+    products = Mul(tall, wide)
+    flat = Reshape(products, merged)
+    sums = MatMul(flat, weights)
+    linear = Add(sums, bias)
+"""
+
+
+@type_rule(OP_TYPE, domain=DOMAIN)
+def _compressed_interaction(node: Node) -> list[Type | None]:
+    types = [None if value is None else value.type for value in node.inputs]
+    tensors = [type_ for type_ in types if isinstance(type_, TensorType)]
+    where = ", ".join(repr(name) for name in node.where[:3])
+    if [type_.rank for type_ in tensors] != [3, 3, 2, 1] or len({t.dtype for t in tensors}) != 1:
+        shown = ", ".join(map(str, types))
+        raise InvalidModelError(
+            f"{node.op} (node {where}): it takes float[n, h, d], float[n, m, d], float[h * m, k], "
+            f"float[k], not {shown}"
+        )
+    left, right, weights, _ = tensors
+    samples, count, dim = left.dims
+    if (
+        not is_float(left.dtype)
+        or not isinstance(weights.dims[0], int)
+        or weights.dims[0] != count * right.dims[1]
+    ):
+        raise InvalidModelError(
+            f"{node.op} (node {where}): {weights} does not weight the products "
+            f"of {left} and {right}"
+        )
+    return [tensor_type(left.dtype, [samples, weights.dims[1], dim])]
+
+
+def _pairs(node: Node) -> Dim:
+    weights = node.inputs[2]
+    assert weights is not None
+    return weights.tensor.dims[0]
+
+
+def function_name(node: Node) -> str:
+    """The name of the local function that `node` calls once exported.
+
+    A Reshape cannot work the number of pairs out where there are no samples, so the body says it.
+    """
+    suffix = "_relu" if node.attr("activation", "none") == "relu" else ""
+    return f"{OP_TYPE}__{_pairs(node)}{suffix}"
+
+
+def function(node: Node) -> onnx.FunctionProto:
+    """The local function that says in standard ONNX what `node` computes."""
+    assert node.graph is not None
+    activation = node.attr("activation", "none")
+    last, line = ("active", "active = Relu(linear)\n") if activation == "relu" else ("linear", "")
+    proto = onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
+        f"{function_name(node)} (left, right, weights, bias) => (result) {{"
+        f"{_BODY.format(pairs=_pairs(node))}    {line}"
+        f"    result = Transpose<perm = [0, 2, 1]>({last})\n}}"
+    )
+    proto.attribute_proto.append(onnx.helper.make_attribute("activation", activation))
+    return proto
