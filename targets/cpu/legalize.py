@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.tirx import PrimFunc
 
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Graph, Node, Value
@@ -14,6 +15,8 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN, pointwise
+from graphopt.targets.cpu.kernels import dot
+from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import (
     MAX_STEPS,
     default_params,
@@ -152,12 +155,7 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
     data, weights = node.inputs[0], node.const(1)
     assert data is not None and weights is not None
     k, n = weights.shape
-    params = default_params(n, node.attrs["lanes"])
-    packed = lower.constant(pack_weights(weights, params))
-    bias = lower.constant(pack_bias(node.const(2), n, params))
-    steps = tuple(node.attrs.get("steps", ()))
-    activation, alpha = node.attrs.get("activation", "none"), node.attrs.get("alpha", 0.0)
-    kernel = gemm(k, n, params, activation, alpha, steps)
+    kernel, constants = _dense_kernel(node, weights)
     rows = lower.dim(product(data.tensor.dims[:-1]))
     flat = _reshaped(lower, lower.expr(data), [rows, k], data.rank == 2)
     operands = [
@@ -165,8 +163,23 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
         for value in node.inputs[3:]
         if value is not None
     ]
-    (result,) = lower.kernel(kernel, [flat, packed, bias, *operands], [([rows, n], "float32")])
+    arguments = [flat, *map(lower.constant, constants), *operands]
+    (result,) = lower.kernel(kernel, arguments, [([rows, n], "float32")])
     return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
+
+
+def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.ndarray]]:
+    """The kernel of a dense layer, and its weights and bias as that takes them."""
+    k, n = weights.shape
+    lanes, bias = node.attrs["lanes"], node.const(2)
+    steps = tuple(node.attrs.get("steps", ()))
+    activation = Activation(node.attrs.get("activation", "none"), node.attrs.get("alpha", 0.0))
+    if dot.suits(k, n, lanes):
+        row = np.zeros(n, np.float32) if bias is None else bias
+        return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]
+    params = default_params(n, lanes)
+    packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
+    return gemm(k, n, params, activation, steps=steps), packed
 
 
 def _reshaped(lower: Lowering, expr: Any, shape: list[Any], is_matrix: bool) -> Any:

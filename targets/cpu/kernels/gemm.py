@@ -84,6 +84,22 @@ def pack_bias(bias: np.ndarray | None, n: int, params: GemmParams) -> np.ndarray
     return padded
 
 
+def checked_steps(steps: tuple[Step, ...]) -> None:
+    """ValueError if there are more steps than MAX_STEPS, or one that does not exist."""
+    if len(steps) > MAX_STEPS or not set(steps) <= set(get_args(Step)):
+        raise ValueError(f"at most {MAX_STEPS} steps out of {get_args(Step)}, not {steps}")
+
+
+def combined(
+    steps: Sequence[Step], value: Any, operands: Sequence[Any], row: Any, column: Any
+) -> Any:
+    """`value`, changed by the element of each operand at its place as its step says."""
+    for step, operand in zip(steps, operands):
+        other = operand[row, column]
+        value = value * other if step == "mul" else value + other
+    return value
+
+
 @cache
 def gemm(
     k: int,
@@ -103,8 +119,7 @@ def gemm(
     Raises:
         ValueError: there are more steps than MAX_STEPS, or one that does not exist.
     """
-    if len(steps) > MAX_STEPS or not set(steps) <= set(get_args(Step)):
-        raise ValueError(f"at most {MAX_STEPS} steps out of {get_args(Step)}, not {steps}")
+    checked_steps(steps)
     lanes, vectors, width = params.lanes, params.vectors, params.width
     panels, blocks, align = params.panels(n), params.blocks, element_bytes("float32")
 
@@ -116,25 +131,21 @@ def gemm(
             m = m % height
         return m
 
-    def combined(value: Any, operands: Sequence[Any], row: Any, column: Any) -> Any:
-        for step, operand in zip(steps, operands):
-            other = operand[row, column]
-            value = value * other if step == "mul" else value + other
-        return value
-
     @inlined
     def store(y, row, column, acc, at, operands):
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
                 y[row, column + lane] = combined(
-                    activated(acc[at + lane]), operands, row, column + lane
+                    steps, activated(acc[at + lane]), operands, row, column + lane
                 )
         else:
             for lane in T.vectorized(lanes):
                 acc[at + lane] = activated(acc[at + lane])
             for lane in range(lanes):
                 if column + lane < n:
-                    y[row, column + lane] = combined(acc[at + lane], operands, row, column + lane)
+                    y[row, column + lane] = combined(
+                        steps, acc[at + lane], operands, row, column + lane
+                    )
 
     @inlined
     def block(x, w, b, y, operands, first, panel, height):

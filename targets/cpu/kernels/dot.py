@@ -1,0 +1,107 @@
+"""Dense layers of few columns, such as the heads of a model: products of rows along K.
+
+A panel of `gemm` holds at least one vector of columns, most of which are padding here. This kernel
+has the elements of a row in its vectors instead, and adds them up at the end.
+"""
+
+from functools import cache
+
+import numpy as np
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.cpu.kernels.gemm import Step, checked_steps, combined
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.parameters import without_parameters
+from graphopt.targets.cpu.kernels.storage import element_bytes
+
+MOST_COLUMNS = 4  # with more, `gemm` is as fast
+
+
+def suits(k: int, n: int, lanes: int) -> bool:
+    """True if `dot` is faster than `gemm` for weights[k, n]."""
+    return n <= MOST_COLUMNS and n * lanes <= k
+
+
+def pack_columns(weights: np.ndarray) -> np.ndarray:
+    """float32[K, N] as float32[N, K]."""
+    return np.ascontiguousarray(weights.T, np.float32)
+
+
+@cache
+def dot(
+    k: int,
+    n: int,
+    lanes: int,
+    activation: Activation | None = None,
+    steps: tuple[Step, ...] = (),
+) -> PrimFunc:
+    """Kernel (x[M, k], weights[n, k], bias[n], *others[M, n]) -> y[M, n], float32, M symbolic.
+
+    y = activation(x @ weights.T + bias), then `steps`, as for `gemm`.  Sums run over every
+    `lanes`-th element of a row, then over halves of what that leaves, then the rest of the row.
+    NaN stays NaN.
+
+    Raises:
+        ValueError: the steps are not ones that `gemm` takes.
+    """
+    checked_steps(steps)
+    activated = activation or Activation()
+    align = element_bytes("float32")
+    group = lanes  # rows whose results go through the activation together
+    whole, tail = k // lanes, k % lanes
+
+    @inlined
+    def halve(acc, j, half):
+        if half > 0:
+            for lane in T.vectorized(half):
+                acc[j * lanes + lane] = acc[j * lanes + lane] + acc[j * lanes + half + lane]
+
+    @inlined
+    def rows(x, w, b, operands, y, first, count):
+        tile = T.alloc_buffer((n * group,), "float32", scope="local")
+        for i in T.vectorized(n * group):
+            tile[i] = T.float32(0)
+        for r in range(count):
+            acc = T.alloc_buffer((n * lanes,), "float32", scope="local")
+            for j in T.unroll(n):
+                acc[T.ramp(j * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+            for c in range(whole):
+                for j in T.unroll(n):
+                    acc[T.ramp(j * lanes, 1, lanes)] = (
+                        acc[T.ramp(j * lanes, 1, lanes)]
+                        + x[first + r, T.ramp(c * lanes, 1, lanes)]
+                        * w[j, T.ramp(c * lanes, 1, lanes)]
+                    )
+            for j in T.unroll(n):
+                halve(acc, j, lanes // 2)
+                halve(acc, j, lanes // 4)
+                halve(acc, j, lanes // 8)
+                halve(acc, j, lanes // 16)
+                for i in range(tail):
+                    acc[j * lanes] = (
+                        acc[j * lanes] + x[first + r, whole * lanes + i] * w[j, whole * lanes + i]
+                    )
+                tile[j * group + r] = acc[j * lanes] + b[j]
+        for j in T.unroll(n):
+            for r in T.vectorized(group):
+                tile[j * group + r] = activated(tile[j * group + r])
+            for r in range(count):
+                y[first + r, j] = combined(steps, tile[j * group + r], operands, first + r, j)
+
+    @T.prim_func(private=True, s_tir=True)
+    def dot(x: T.handle, weights: T.handle, bias: T.handle, p: T.handle, q: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        m = T.int64()
+        left = T.match_buffer(x, (m, k), "float32", align=align)
+        right = T.match_buffer(weights, (n, k), "float32", align=align)
+        start = T.match_buffer(bias, (n,), "float32", align=align)
+        one = T.match_buffer(p, (m, n), "float32", align=align)
+        two = T.match_buffer(q, (m, n), "float32", align=align)
+        out = T.match_buffer(y, (m, n), "float32", align=align)
+        for i in range(m // group):
+            rows(left, right, start, (one, two), out, i * group, group)
+        rows(left, right, start, (one, two), out, m - m % group, m % group)
+
+    return without_parameters(dot, *("one", "two")[len(steps) :])
