@@ -7,6 +7,7 @@ import pytest
 import tvm
 import tvm_ffi
 
+from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.dot import dot, pack_columns, suits
 
@@ -22,7 +23,8 @@ def call(
     m, n = len(x), w.shape[1]
     room = np.full(m * n + 64, 7, np.float32)
     y = room[: m * n].reshape(m, n)
-    function(*(tvm_ffi.from_dlpack(a) for a in (x, pack_columns(w), b, *others, y)))  # type: ignore[operator]
+    operands = passed([x, pack_columns(w), b, *others, y])
+    function(*map(tvm_ffi.from_dlpack, operands))  # type: ignore[operator]
     assert (room[m * n :] == 7).all()
     return y
 
