@@ -133,7 +133,7 @@ def main(
         command = [sys.executable, __file__, str(folder), "--only", name, "--child"]
         done = subprocess.run(command, capture_output=True, text=True)
         last = done.stdout.strip().splitlines()[-1:] or [""]
-        failure = {"model": name, "failure": done.stderr.strip().splitlines()[-1:]}
+        failure = {"model": name, "failure": done.stderr.strip().rpartition("\n")[2]}
         rows.append(json.loads(last[0]) if done.returncode == 0 else failure)
         print(f"{name}: done", file=sys.stderr)
     show(rows)

@@ -20,6 +20,7 @@ from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
+from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
@@ -58,7 +59,7 @@ _CLEAN_UP = (
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (RaiseGru(), HoistSelections(), FuseAttention())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
-_LOOK_UP = (FuseLookups(),)
+_LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (FuseBiInteraction(), FuseCompressedInteraction(), FuseDotInteraction())
 
 O0 = Pipeline()

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
-
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.ops.table_rows import DOMAIN, OP_TYPE
 from graphopt.passes._columns import Column, column_of
 from graphopt.passes._concats import axis_of
 from graphopt.passes._shapes import reshape_target
+from graphopt.passes._stacked import stacked, stacking_refusal
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite import Rewriter
 from graphopt.rewrite.rewriter import erase_dead
@@ -102,20 +101,9 @@ class FuseLookups(Pass):
             return f"{len(columns)} fields are too few to pay; min_fields is {self.min_fields}"
         if any(len(column.value.uses) > 1 for column in columns):
             return "rows of one field are also read elsewhere"
-        size, growth = _bytes(columns)
-        if size > self.max_bytes:
-            return f"its tables take {size} bytes; max_bytes is {self.max_bytes}"
-        if growth > self.max_growth:
-            return f"the model would grow by {growth} bytes; max_growth is {self.max_growth}"
-        return None
-
-
-def _bytes(columns: list[Column]) -> tuple[int, int]:
-    """What the tables take, and how much of that stays where it is for other readers too."""
-    readers = {column.value.producer for column in columns}
-    sizes = {c.table: c.table.const.nbytes for c in columns if c.table.const is not None}
-    kept = [size for table, size in sizes.items() if not readers.issuperset(table.users)]
-    return sum(sizes.values()), sum(kept)
+        tables = [column.table for column in columns]
+        readers = [c.value.producer for c in columns if c.value.producer is not None]
+        return stacking_refusal(tables, readers, self.max_bytes, self.max_growth)
 
 
 def _runs(node: Node) -> list[list[Column | Value]]:
@@ -139,7 +127,7 @@ def _emit(node: Node, run: list[Column]) -> Value:
         ids = rw.op.Slice(matrix, rw.ints(first), rw.ints(first + len(run)), rw.ints(1))
     if to is not None:
         ids = rw.op.Cast(ids, to=to)
-    whole, starts = _stacked([column.table for column in run])
+    whole, starts = stacked([column.table for column in run])
     rows = [len(c.table.const) for c in run if c.table.const is not None]
     number = rw.insert(OP_TYPE, [ids, rw.ints(*rows), rw.ints(*starts)], domain=DOMAIN).output
     found = rw.op.Gather(rw.const(whole), number, axis=0)
@@ -150,14 +138,3 @@ def _emit(node: Node, run: list[Column]) -> Value:
     shape = reshape_target(found.tensor, side_by_side)
     assert shape is not None, "all sizes but the first are known"
     return rw.op.Reshape(found, rw.ints(*shape))
-
-
-def _stacked(tables: list[Value]) -> tuple[np.ndarray, list[int]]:
-    """The tables in one, each once, and where in it each of `tables` begins."""
-    starts: dict[Value, int] = {}
-    arrays: list[np.ndarray] = []
-    for table in tables:
-        if table not in starts and table.const is not None:
-            starts[table] = sum(map(len, arrays))
-            arrays.append(table.const)
-    return np.concatenate(arrays), [starts[table] for table in tables]

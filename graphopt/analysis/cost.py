@@ -344,6 +344,15 @@ def _embedding_bag(node: Node) -> Cost:
     return Cost(flops, row_bytes + _bytes(*node.inputs[1:]), _bytes(node.output))
 
 
+@cost_rule("EmbeddingBags", domain="graphopt")
+def _embedding_bags(node: Node) -> Cost:
+    """Inputs: the stacked tables, their sizes and starts, offsets, ids of every field."""
+    rows: Dim = sum((_elements(ids) for ids in node.inputs[4:]), 0)
+    taken = rows * dims.product(_dims(node, 0)[1:])
+    divide = _elements(node.output) if node.attr("mode") == "mean" else 0
+    return Cost(taken + divide, 4 * taken + _bytes(*node.inputs[1:]), _bytes(node.output))
+
+
 # ---------------------------------------------------------------------- control flow
 
 

@@ -73,8 +73,7 @@ def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
         for origin, low, high in _traced(node, origins):
             ids = IdRange(origin.region, low - origin.shift[0], high - origin.shift[1], node.where)
             found.setdefault(origin.source.name, []).append(ids)
-        for value, high in _offsets(node, origins):
-            origin = origins[value]
+        for origin, high in _offsets(node, origins):
             axis = (origin.source.rank or 1) - 1
             offsets = IdRange(origin.region, 0, high + 1, node.where, axis)
             found.setdefault(origin.source.name, []).append(offsets)
@@ -126,7 +125,11 @@ def _traced(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin
     for value, low, high in _lookups(node):
         if value in origins:
             yield origins[value], low, high
-    rows = node.const(1) if node.op == "graphopt::TableRows" else None
+    rows = node.const(1) if node.op in ("graphopt::EmbeddingBags", "graphopt::TableRows") else None
+    if rows is not None and node.op == "graphopt::EmbeddingBags":
+        fields = zip(node.inputs[4:], rows.tolist())
+        yield from ((origins[ids], 0, size) for ids, size in fields if ids in origins)
+        return
     ids = node.input(0)
     if rows is not None and ids is not None and ids in origins:
         origin = origins[ids]
@@ -135,8 +138,13 @@ def _traced(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin
             yield _cut(origin, axis, column, column + 1), 0, high
 
 
-def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[Value, Dim]]:
-    """Values that say where in another tensor a piece starts or ends, with that tensor's length."""
+def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim]]:
+    """Where values come from that say at what position of another tensor, of that length, a piece
+    of it starts or ends.
+    """
+    if node.op == "graphopt::EmbeddingBags":
+        yield from _offsets_of_fields(node, origins)
+        return
     if node.op == "graphopt::EmbeddingBag":
         ids, bounds = node.inputs[1], (node.input(2),)
     elif node.op == "Slice" and node.graph is not None and node.graph.owner is not None:
@@ -147,7 +155,23 @@ def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[Value,
         return
     for value in bounds:
         if value is not None and value in origins:
-            yield value, ids.shape[0]
+            yield origins[value], ids.shape[0]
+
+
+def _offsets_of_fields(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim]]:
+    """`_offsets` of a matrix with a row for each field, which may be made of vectors."""
+    matrix, sizes = node.inputs[3], [v.tensor.dims[0] for v in node.inputs[4:] if v is not None]
+    assert matrix is not None
+    reshape = matrix.producer
+    joined = reshape.inputs[0] if reshape is not None and reshape.op == "Reshape" else None
+    if matrix in origins and origins[matrix].axes is not None:
+        axis = origins[matrix].axes[0]  # type: ignore[index]
+        for field, size in enumerate(sizes):
+            yield _cut(origins[matrix], axis, field, field + 1), size
+    elif joined is not None and joined.producer is not None and joined.producer.op == "Concat":
+        for value, size in zip(joined.producer.inputs, sizes):
+            if value is not None and value in origins:
+                yield origins[value], size
 
 
 # ----------------------------------------------------------------------- following values

@@ -16,6 +16,7 @@ from graphopt.ops import (
     compressed_interaction,
     dot_interaction,
     embedding_bag,
+    embedding_bags,
     quantized_lookup,
     table_rows,
 )
@@ -28,6 +29,7 @@ _MODULES = (
     compressed_interaction,
     dot_interaction,
     embedding_bag,
+    embedding_bags,
     quantized_lookup,
     table_rows,
 )

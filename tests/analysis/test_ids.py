@@ -172,3 +172,38 @@ def test_narrow_ids_are_warned_of() -> None:
     assert warning.startswith(
         "input 'x'[axis 1, 1:2] carries ids of y as float16, which has no 2049"
     )
+
+
+def test_stacked_tables_have_ranges_by_column() -> None:
+    graph = parse("""(float[N,3] x) => (float[] y)
+    <float[12,4] t, int64[2] rows = {7, 5}, int64[2] starts = {0, 7}, int64[1] one = {1},
+     int64[1] three = {3}> {
+        c = Slice(x, one, three, one)
+        i = Cast<to=7>(c)
+        r = graphopt.TableRows(i, rows, starts)
+        y = Gather(t, r)
+    }""")
+    ranges = [(ids.region, ids.low, ids.high) for ids in id_ranges(graph)["x"]]
+    assert ranges == [(((1, 1, 2),), 0, 7), (((1, 2, 3),), 0, 5)]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_bags_of_several_fields(joined: bool) -> None:
+    given = "int64[B] o, int64[B] p" if joined else "int64[2,B] offsets"
+    made = "v = Concat<axis=0>(o, p) offsets = Reshape(v, shape)" if joined else ""
+    graph = parse(f"""({given}, int64[n] i, int64[m] j) => (float[] y)
+    <float[12,4] t, int64[2] rows = {{7, 5}}, int64[2] starts = {{0, 7}},
+     int64[2] shape = {{2, -1}}> {{
+        {made}
+        y = graphopt.EmbeddingBags<mode="sum">(t, rows, starts, offsets, i, j)
+    }}""")
+    ranges = id_ranges(graph)
+    assert [(ids.low, ids.high) for name in "ij" for ids in ranges[name]] == [(0, 7), (0, 5)]
+    names = ["o", "p"] if joined else ["offsets"]
+    found = [(r.region, r.high, r.sorted_axis) for name in names for r in ranges[name]]
+    n, m = Sym.named("n") + 1, Sym.named("m") + 1
+    if joined:
+        assert found == [((), n, 0), ((), m, 0)]
+    else:
+        assert found == [(((0, 0, 1),), n, 1), (((0, 1, 2),), m, 1)]
+    assert run_onnxruntime(graph, random_inputs(graph))["y"].shape == (3, 2, 4)

@@ -109,9 +109,9 @@ class _Plan:
         """What the accumulator holds before the first row."""
         return -inf if self.pooling.mode == "max" else 0.0
 
-    def is_valid(self, index):
-        """Boolean expression: `index` reads a row of the table and not a row of zeros."""
-        return is_valid(index, self.rows) if self.pooling.oob == "zero" else T.bool(True)
+    def is_valid(self, index, rows):
+        """Boolean expression: `index` reads one of `rows` rows and not a row of zeros."""
+        return is_valid(index, rows) if self.pooling.oob == "zero" else T.bool(True)
 
     def counts(self, index):
         """Boolean expression: the row that `index` reads is not padding."""
@@ -119,7 +119,7 @@ class _Plan:
         if padding is None:
             return T.bool(True)
         is_padding = row_of(index, self.rows, self.pooling.oob) == padding % self.rows
-        return T.Not(T.bitwise_and(self.is_valid(index), is_padding))
+        return T.Not(T.bitwise_and(self.is_valid(index, self.rows), is_padding))
 
     def weight(self, weights, bag, i, position):
         """The weight of id `i` of a bag, `position` among all ids; 2-D weights are [bag, i]."""
@@ -165,8 +165,8 @@ def _store_bag(plan, dst, bag, part, acc, count):
 
 
 @inlined
-def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
-    """dst[bag, :] = the rows of ids[first:last] pooled."""
+def _pool_bag(plan, src, ids, weights, dst, bag, first, last, start, rows):
+    """dst[bag, :] = pooled rows of ids[first:last]; the table is `rows` rows from `start` on."""
     acc = T.alloc_buffer((plan.tiles.vectors, plan.tiles.lanes), plan.accumulator, scope="local")
     for part in range(plan.tiles.count):
         count: T.int64 = 0
@@ -175,13 +175,13 @@ def _pool_bag(plan, src, ids, weights, dst, bag, first, last):
                 acc[v, j] = T.Cast(plan.accumulator, plan.nothing)
         for i in range(last - first):
             at = T.Cast("int64", ids[first + i])
-            assert is_allowed(at, plan.rows, plan.pooling.oob), plan.pooling.message
+            assert is_allowed(at, rows, plan.pooling.oob), plan.pooling.message
             if plan.prefetches:
-                prefetch_row(src, ids, first + i, plan.rows, plan.dim, plan.align)
+                prefetch_row(src, ids, first + i, start, rows, plan.dim, plan.align)
             if plan.counts(at):
                 count = count + 1
-                if plan.is_valid(at):
-                    row = row_of(at, plan.rows, plan.pooling.oob)
+                if plan.is_valid(at, rows):
+                    row = start + row_of(at, rows, plan.pooling.oob)
                     scale = T.meta_var(plan.weight(weights, bag, i, first + i))
                     _add_row(plan, acc, src, row, part, scale)
                 else:
@@ -200,10 +200,11 @@ def _csr_bags(plan, ends_given, src, ids, offsets, weights, dst, bags, n):
         )
         if plan.pooling.oob == "error":
             assert (first >= 0) & (first <= last) & (last <= n), plan.pooling.offsets_message
-            _pool_bag(plan, src, ids, weights, dst, bag, first, last)
+            _pool_bag(plan, src, ids, weights, dst, bag, first, last, 0, plan.rows)
         else:
             begin = T.max(T.min(first, n), T.int64(0))
-            _pool_bag(plan, src, ids, weights, dst, bag, begin, T.max(T.min(last, n), begin))
+            end = T.max(T.min(last, n), begin)
+            _pool_bag(plan, src, ids, weights, dst, bag, begin, end, 0, plan.rows)
 
 
 @cache
@@ -266,6 +267,68 @@ def fixed_bag(
         dst = T.match_buffer(out, (b, dim), dtype, align=align)
         flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
         for bag in range(b):
-            _pool_bag(plan, src, flat, weight, dst, bag, bag * size, (bag + 1) * size)
+            _pool_bag(plan, src, flat, weight, dst, bag, bag * size, (bag + 1) * size, 0, rows)
 
     return fixed_bag if pooling.weighted else without_parameters(fixed_bag, "weight")
+
+
+@cache
+def embedding_bags(
+    total: int,
+    fields: int,
+    dim: int,
+    index_dtype: str,
+    offset_dtype: str,
+    pooling: Pooling,
+    include_last_offset: bool = False,
+) -> PrimFunc:
+    """Kernel (tables[total, dim], extents[2, fields], begins[fields + 1], ids[n],
+    offsets[fields, b]) -> out[b, fields, dim], rows being float32.
+
+    `extents` holds the first row of every field's table and its number of rows, at least 1;
+    `begins` where the ids of each field begin in `ids`, and `n`. Offsets count from there, and are
+    to the ids of one field what they are to `embedding_bag`; so are ids to the field's table.
+    """
+    plan = _Plan(total, dim, "float32", index_dtype, pooling)
+    check_policy(pooling.oob, offset_dtype)
+    b = tirx.Var("b", "int64")
+    width = tirx.Var("b_plus_1", "int64") if include_last_offset else b
+    bags = width - 1 if include_last_offset else b
+    checks = pooling.oob == "error"
+
+    @T.prim_func(private=True, s_tir=True)
+    def embedding_bags(
+        tables: T.handle,
+        extents: T.handle,
+        begins: T.handle,
+        ids: T.handle,
+        offsets: T.handle,
+        out: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        n = T.int64()
+        src = T.match_buffer(tables, (total, dim), "float32", align=4)
+        extent = T.match_buffer(extents, (2, fields), "int64", align=8)
+        begin = T.match_buffer(begins, (fields + 1,), "int64", align=8)
+        index = T.match_buffer(ids, (n,), index_dtype, align=element_bytes(index_dtype))
+        offset = T.match_buffer(
+            offsets, (fields, width), offset_dtype, align=element_bytes(offset_dtype)
+        )
+        typed_out = T.match_buffer(out, (bags, fields, dim), "float32", align=4)
+        dst = T.decl_buffer((bags * fields, dim), "float32", data=typed_out.data, align=4)
+        for bag, k in T.grid(bags, fields):
+            size = begin[k + 1] - begin[k]
+            first = T.Cast("int64", offset[k, bag])
+            last = T.if_then_else(
+                bag + 1 < width, T.Cast("int64", offset[k, T.min(bag + 1, width - 1)]), size
+            )
+            if checks:
+                assert (first >= 0) & (first <= last) & (last <= size), pooling.offsets_message
+            opens = T.max(T.min(first, size), T.int64(0))
+            closes = T.max(T.min(last, size), opens)
+            _pool_bag(
+                plan, src, index, index, dst, bag * fields + k,
+                begin[k] + opens, begin[k] + closes, extent[0, k], extent[1, k],
+            )  # fmt: skip
+
+    return embedding_bags

@@ -52,7 +52,7 @@ def gather_rows(
             at = T.Cast("int64", index[i])
             assert is_allowed(at, rows, oob), message
             if prefetches:
-                prefetch_row(src, index, i, rows, width, align)
+                prefetch_row(src, index, i, 0, rows, width, align)
             if zeroes:
                 if is_valid(at, rows):
                     copy_row(dst, i, src, row_of(at, rows, oob), width, lanes)

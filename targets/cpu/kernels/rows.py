@@ -31,10 +31,13 @@ def zero_row(dst, at, width):
 
 
 @inlined
-def prefetch_row(src, ids, i, rows, width, element_bytes):
-    """Ask for the row that lookup `i + PREFETCH_DISTANCE` will read; any id is harmless here."""
+def prefetch_row(src, ids, i, start, rows, width, element_bytes):
+    """Ask for the row that lookup `i + PREFETCH_DISTANCE` will read; any id is harmless here.
+
+    The table is the `rows` rows of `src` from `start` on.
+    """
     ahead = T.Cast("int64", ids[T.min(i + PREFETCH_DISTANCE, ids.shape[0] - 1)])
-    row = T.max(T.min(ahead, rows - 1), T.int64(0))
+    row = start + T.max(T.min(ahead, rows - 1), T.int64(0))
     for line in T.unroll((width * element_bytes + CACHE_LINE - 1) // CACHE_LINE):
         at = row * width + line * (CACHE_LINE // element_bytes)
         T.evaluate(

@@ -1,8 +1,7 @@
-"""Lookups of our own, by CPU kernels that pool or dequantize in one go; ids of stacked tables."""
+"""Lookups of our own, by CPU kernels that pool or dequantize in one go."""
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import relax, tirx
 
 from graphopt.ir import dims
@@ -11,7 +10,6 @@ from graphopt.ops import quantized_lookup as lookup_op
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
 from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
 from graphopt.targets.cpu.kernels.quantized_lookup import quantized_lookup
-from graphopt.targets.cpu.kernels.table_rows import table_rows
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 
@@ -53,19 +51,6 @@ def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
     return fixed_bag(
         rows, dim, length if isinstance(length, int) else None, table.dtype, ids.dtype, pooling
     )
-
-
-@lowers("TableRows", domain=DOMAIN)
-def _table_rows(lower: Lowering, node: Node) -> relax.Expr:
-    ids, rows, starts = node.inputs[0], node.const(1), node.const(2)
-    assert ids is not None
-    if rows is None or starts is None or rows.min(initial=1) < 1:
-        raise lower.unsupported("the sizes of its tables are not known, or one is empty")
-    message = f"graphopt: id out of range: TableRows {node.where[0]}"
-    total = int((rows + starts).max(initial=0))
-    kernel = table_rows(total, len(rows), ids.dtype, lower.oob, message)
-    args = [lower.expr(ids), lower.constant(np.stack([starts, rows]))]
-    return lower.kernel(kernel, args, [(lower.shape(node.output), "int64")])[0]
 
 
 @lowers(lookup_op.OP_TYPE, domain=DOMAIN)
