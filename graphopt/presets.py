@@ -12,6 +12,7 @@ from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
+from graphopt.passes.fold_constant_columns import FoldConstantColumns
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.fuse_attention import FuseAttention
 from graphopt.passes.fuse_bi_interaction import FuseBiInteraction
@@ -58,7 +59,7 @@ _CLEAN_UP = (
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (RaiseGru(), HoistSelections(), FuseAttention())
-_FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), Reassociate())
+_FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), FoldConstantColumns(), Reassociate())
 _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (FuseBiInteraction(), FuseCompressedInteraction(), FuseDotInteraction())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.passes._linear import is_per_column, rows_of, shifted_bias, written
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -23,54 +24,32 @@ def _per_column(constant: Value, width: int) -> np.ndarray | None:
     return array.reshape(-1).astype(np.float64)
 
 
-def _is_per_column(bias: Value | None) -> bool:
-    """True for a bias that is absent, or a constant that is the same for every row."""
-    return bias is None or (bias.const is not None and bias.const.shape[:-1] in ((), (1,)))
-
-
-def _rows(weight: Value, node: Node) -> np.ndarray | NoMatch:
-    """The weight of a Gemm or MatMul as [inputs, outputs]."""
-    assert weight.const is not None
-    if len(weight.uses) > 1:
-        return NoMatch("the weight is also read elsewhere, where it must stay as it is")
-    if weight.const.ndim != 2 or node.attr("transA", 0):
-        return NoMatch("the weight is not one matrix, or the operand is transposed")
-    return weight.const.T if node.op == "Gemm" and node.attr("transB") else weight.const
-
-
-def _written(rw: Rewriter, rows: np.ndarray, node: Node, dtype: np.dtype) -> Value:  # type: ignore
-    transposed = node.op == "Gemm" and node.attr("transB")
-    return rw.const(np.ascontiguousarray(rows.T if transposed else rows, dtype))
-
-
 @rule(op.MatMul(op.Mul(x, c), w), op.Gemm(op.Mul(x, c), w, ...))
 def scale_into_next(rw: Rewriter, x: Value, c: Value, w: Value, node: Node) -> Value | NoMatch:
     """MatMul(x * c, w) -> MatMul(x, w'), w' having rows scaled by c"""
-    rows = _rows(w, node)
+    rows = rows_of(w, node)
     if isinstance(rows, NoMatch):
         return rows
     scale = _per_column(c, rows.shape[0])
     if scale is None or x.type != node.inputs[0].type:  # type: ignore[union-attr]
         return NoMatch("the scale is not one number per column")
-    weight = _written(rw, rows * scale[:, None], node, w.const.dtype)  # type: ignore[union-attr]
+    weight = written(rw, rows * scale[:, None], node, w.const.dtype)  # type: ignore[union-attr]
     return rw.insert(node.op, [x, weight, *node.inputs[2:]], dict(node.attrs)).output
 
 
 @rule(op.Gemm(op.Add(x, c), w, ...))
 def shift_into_next(rw: Rewriter, x: Value, c: Value, w: Value, node: Node) -> Value | NoMatch:
     """Gemm(x + c, w, b) -> Gemm(x, w, c w + b)"""
-    rows, bias = _rows(w, node), node.const(2)
+    rows, bias = rows_of(w, node), node.const(2)
     if isinstance(rows, NoMatch):
         return rows
-    if not _is_per_column(node.input(2)):
+    if not is_per_column(node.input(2)):
         return NoMatch("the bias is not a constant per column")
     shift = _per_column(c, rows.shape[0])
     if shift is None or x.type != node.inputs[0].type:  # type: ignore[union-attr]
         return NoMatch("the shift is not one number per column")
-    offset = node.attr("alpha") * (shift @ rows.astype(np.float64))
-    total = offset if bias is None else offset + node.attr("beta") * bias.astype(np.float64)
     attrs = {name: attr for name, attr in node.attrs.items() if name != "beta"}
-    value = rw.const(total.reshape(-1).astype(rows.dtype))
+    value = shifted_bias(rw, node, bias, shift, rows)
     return rw.insert("Gemm", [x, w, value], attrs).output
 
 
@@ -81,15 +60,15 @@ def scale_into_previous(
     """MatMul(x, w) * c -> MatMul(x, w'), w' having columns scaled by c"""
     linear = layer.producer
     assert linear is not None
-    rows, bias = _rows(w, linear), linear.const(2)
+    rows, bias = rows_of(w, linear), linear.const(2)
     if isinstance(rows, NoMatch):
         return rows
     scale = _per_column(c, rows.shape[1])
     if scale is None or node.output.type != layer.type:
         return NoMatch("the scale is not one number per column")
-    if not _is_per_column(linear.input(2)):
+    if not is_per_column(linear.input(2)):
         return NoMatch("the bias is not a constant per column")
-    operands = [x, _written(rw, rows * scale, linear, rows.dtype)]
+    operands = [x, written(rw, rows * scale, linear, rows.dtype)]
     if bias is not None:
         operands.append(rw.const((bias.reshape(-1) * scale).astype(bias.dtype)))
     return rw.insert(linear.op, operands, dict(linear.attrs)).output
