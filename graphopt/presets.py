@@ -18,6 +18,7 @@ from graphopt.passes.fuse_attention import FuseAttention
 from graphopt.passes.fuse_bi_interaction import FuseBiInteraction
 from graphopt.passes.fuse_compressed_interaction import FuseCompressedInteraction
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
+from graphopt.passes.fuse_inner_products import FuseInnerProducts
 from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
@@ -61,7 +62,12 @@ _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (RaiseGru(), HoistSelections(), FuseAttention())
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), FoldConstantColumns(), Reassociate())
 _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
-_INTERACT = (FuseBiInteraction(), FuseCompressedInteraction(), FuseDotInteraction())
+_INTERACT = (
+    FuseBiInteraction(),
+    FuseCompressedInteraction(),
+    FuseInnerProducts(),
+    FuseDotInteraction(),
+)
 
 O0 = Pipeline()
 
