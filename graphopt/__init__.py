@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from graphopt.pipeline.report import Report
     from graphopt.pipeline.spec import Pipeline
     from graphopt.targets.base import Target
+    from graphopt.targets.tuning.options import Tuning
 
 _HOMES = {
     "Artifact": "graphopt.artifact",
@@ -42,6 +43,7 @@ _HOMES = {
     "Report": "graphopt.pipeline.report",
     "RewritePass": "graphopt.pipeline.base",
     "Target": "graphopt.targets.base",
+    "Tuning": "graphopt.targets.tuning.options",
     "TensorType": "graphopt.ir.types",
     "Value": "graphopt.ir.graph",
     "check": "graphopt.api",
@@ -66,6 +68,7 @@ __all__ = [
     "RewritePass",
     "Target",
     "TensorType",
+    "Tuning",
     "Value",
     "check",
     "compile",

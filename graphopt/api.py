@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -47,6 +48,7 @@ from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Pipeline
 from graphopt.targets import base
 from graphopt.targets.portable import OnnxModel
+from graphopt.targets.tuning.options import Tuning
 from graphopt.verification import Original, original_model, signature_of
 
 _VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
@@ -131,6 +133,7 @@ def compile(
     verify: bool = True,
     inputs: Mapping[str, np.ndarray] | None = None,
     latency_batches: Sequence[int] = (),
+    tuning: Tuning | None = None,
     report: Report | None = None,
     instruments: Sequence[Instrument] = (),
     progress: Callable[[str], None] | None = None,
@@ -148,12 +151,14 @@ def compile(
         inputs: what to compare on; random valid inputs at batch 1, 7 and 64 if None.
         latency_batches: batch sizes at which to measure whether ONNX Runtime is faster on the
             portable model; the artifact records it for `load(path, engine="auto")`.
+        tuning: where the parameters of kernels come from; their defaults if None.
         progress: called with the name of each stage as it begins.
 
     Raises:
         VerificationError: the result does not agree with the source; nothing is written.
         BudgetExceededError: no compression stays within the budget; nothing is written.
         UnsupportedOpError: an op cannot be compiled for this target.
+        TuningMissError, TuningCacheError: the tuning cache is of no use.
     """
     if oob not in base.OOB_POLICIES:
         raise SpecError(f"oob is one of {', '.join(base.OOB_POLICIES)}, not {oob!r}")
@@ -175,7 +180,7 @@ def compile(
     graph = _optimized(source.clone(), pipeline, report, instruments, compression)
     report.facts |= {"target": target, "oob": oob}
     check_against = Original(source, file, inputs, compression) if verify else None
-    write = _write_portable if found.portable else _write_artifact
+    write = _write_portable if found.portable else partial(_write_artifact, tuning=tuning)
     stage = _Stages(report, tell)
     holder = None
     if output is None:
@@ -318,7 +323,8 @@ class _Stages:
 
     def end(self) -> None:
         if self.name:
-            self.report.stages[self.name] = round(time.perf_counter() - self.start, 4)
+            seconds = self.report.stages.get(self.name, 0.0) + time.perf_counter() - self.start
+            self.report.stages[self.name] = round(seconds, 4)
         self.name = ""
 
 
@@ -351,13 +357,14 @@ def _write_artifact(
     oob: base.Oob,
     original: Original | None,
     stages: _Stages,
+    tuning: Tuning | None,
 ) -> Artifact:
     _parent(output)
     if output.exists() and not (output / MANIFEST).is_file():
         raise OutputError(f"{output}: exists and is not a graphopt artifact; choose another name")
     report = stages.report
     with replacing_folder(output) as folder:
-        compiled = target.compile(graph, folder / LIBRARY, oob, stages.begin)
+        compiled = target.compile(graph, folder / LIBRARY, oob, stages.begin, tuning)
         stages.begin("write")
         with TensorWriter(folder / WEIGHTS) as writer:
             portable = onnx_io.to_proto(graph, writer)

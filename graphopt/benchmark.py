@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from graphopt import api
 from graphopt.artifact import PORTABLE, Artifact
 from graphopt.errors import InputError, SpecError
 from graphopt.latency import Latency, interleaved
+from graphopt.machine import cpu_name
 from graphopt.peers import Bound, Feeds, Peer, Unavailable, bind, find, open_peer
 
 OURS = "graphopt"
@@ -138,15 +138,6 @@ def machine() -> dict[str, Any]:
             versions[name] = version(name)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return {"cpu": cpu_name(), "threads": 1, "versions": versions, "date": date}
-
-
-def cpu_name() -> str:
-    """What this CPU calls itself."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _compiled(model: Path, tell: Callable[[str], None]) -> Artifact:

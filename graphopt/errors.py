@@ -11,6 +11,8 @@
     ├── ArtifactError          an artifact is missing, damaged or for another machine
     ├── VerificationError      two models do not give the same answers
     ├── BudgetExceededError    no result meets the accuracy budget
+    ├── TuningCacheError       a tuning cache is missing or is something else
+    │   └── TuningMissError    it knows nothing of a kernel that it was to know
     └── OutputError            the result could not be written
 
 A message says what is wrong, where (the user's own node, input or file) and what to try.
@@ -96,6 +98,16 @@ class BudgetExceededError(GraphoptError):
     """No result meets the budget that was asked for."""
 
     exit_code = 4
+
+
+class TuningCacheError(GraphoptError):
+    """The file named as a tuning cache is missing or is something else."""
+
+
+class TuningMissError(TuningCacheError):
+    """The tuning cache knows nothing of a kernel, and that was to be an error."""
+
+    exit_code = 5
 
 
 class OutputError(GraphoptError):

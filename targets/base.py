@@ -14,6 +14,7 @@ import numpy as np
 
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
+from graphopt.targets.tuning.options import Tuning
 
 Oob = Literal["error", "clamp", "zero"]
 OOB_POLICIES: tuple[str, ...] = get_args(Oob)
@@ -65,14 +66,21 @@ class Target(ABC):
         return graph
 
     def compile(
-        self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
+        self,
+        graph: Graph,
+        library: Path,
+        oob: Oob,
+        stage: Callable[[str], Any],
+        tuning: Tuning | None = None,
     ) -> Compiled:
         """Write the compiled code of `graph` (not changed) to `library`.
 
         Args:
             stage: called with the name of each step as it begins.
+            tuning: where the parameters of kernels come from; their defaults if None.
 
         Raises:
+            TuningMissError, TuningCacheError: the tuning cache is of no use.
             UnsupportedOpError: names the op and the source node that cannot be compiled.
         """
         raise NotImplementedError(f"{self.name} does not compile")

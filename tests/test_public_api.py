@@ -21,6 +21,7 @@ PUBLIC = [
     "RewritePass",
     "Target",
     "TensorType",
+    "Tuning",
     "Value",
     "check",
     "compile",

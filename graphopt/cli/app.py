@@ -36,7 +36,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_STATUS = "0 ok, 1 error, 2 usage, 3 answers differ, 4 budget not met, 70 a bug in graphopt."
+_STATUS = "0 ok, 1 error, 2 usage, 3 answers differ, 4 budget not met, 5 cache miss, 70 a bug."
 
 
 @app.callback(epilog=f"Exit status: {_STATUS}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,12 @@ def optimize(
     score: options.Score = None,
     columns: options.Columns = [],  # noqa: B006  # typer copies it
     verify_latency: options.VerifyLatency = None,
+    tune: options.Tune = None,
+    trials: options.Trials = None,
+    tune_batches: options.TuneBatches = "1,64,512",
+    tuning_cache: options.TuningCache = None,
+    tuning_cache_read_only: options.CacheReadOnly = False,
+    error_on_cache_miss: options.ErrorOnMiss = False,
     report_file: options.ReportFile = None,
     print_ir_after: options.PrintIR = None,
     dump_ir: options.DumpIR = None,
@@ -45,13 +53,23 @@ def optimize(
     shown on stderr; the graph, where it was asked for, goes to stdout. With --data and --max-drop
     the model is also compressed, as far as the metric allows.
     """
-    from graphopt import api, arrays
+    from graphopt import Tuning, api, arrays
     from graphopt.cli import budgets, summary
     from graphopt.pipeline.report import Report
 
     pipeline = options.pipeline(level, passes)
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
+    tuning = None
+    if (tune, trials, tuning_cache) != (None, None, None) or error_on_cache_miss:
+        tuning = Tuning(
+            tuning_cache,
+            tune,
+            trials,
+            options.batch_sizes(tune_batches, "--tune-batches"),
+            tuning_cache_read_only,
+            error_on_cache_miss,
+        )
     destination = _destination(model, target, output)
     if report_file is not None:
         _need_folder(report_file.parent)
@@ -69,6 +87,7 @@ def optimize(
                 verify=verify,
                 inputs=feeds,
                 latency_batches=measured,
+                tuning=tuning and replace(tuning, progress=_tuning_progress(tell)),
                 report=report,
                 instruments=_instruments(print_ir_after, dump_ir, tell),
                 progress=tell,
@@ -83,6 +102,10 @@ def optimize(
         summary.print_times(report)
     if not quiet:
         summary.print_summary(report, destination, verbose)
+
+
+def _tuning_progress(tell: console.Tell) -> Callable[[int, int, str], None]:
+    return lambda done, total, problem: tell(f"tune {done} of {total}: {problem}")
 
 
 def _instruments(

@@ -78,6 +78,22 @@ VerifyLatency = Annotated[
     str | None,
     Option(metavar="N,N,…", help="Measure at these batch sizes which engine is faster."),
 ]
+Tune = Annotated[
+    float | None, Option(min=0, metavar="SECONDS", help="Tune kernels on this CPU for so long.")
+]
+Trials = Annotated[
+    int | None, Option(min=1, metavar="N", help="Tune kernels with at most N measurements.")
+]
+TuneBatches = Annotated[str, Option(metavar="N,N,…", help="The batch sizes to tune for.")]
+TuningCache = Annotated[
+    Path | None, Option(metavar="FILE", help="Keep measurements there, and use those it has.")
+]
+CacheReadOnly = Annotated[
+    bool, Option("--tuning-cache-read-only", help="Never write to the tuning cache.")
+]
+ErrorOnMiss = Annotated[
+    bool, Option("--error-on-cache-miss", help="Fail where the cache knows nothing of a kernel.")
+]
 Engine = Annotated[
     EngineName, Option(help="Run the compiled code, or what was measured to be faster.")
 ]

@@ -57,12 +57,20 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
         total = sum(entry["bytes"] for entry in report.tables)
         found.append(("tables", f"{len(report.tables)}, {size_text(total)}"))
     found.append(("verified", _verified(report.verification)))
+    if "tuning" in facts:
+        found.append(("tuned", _tuned(facts["tuning"])))
     if "engines" in facts:
         chosen = (f"{row['batch']}: {row['fastest']}" for row in facts["engines"])
         found.append(("faster", f"at batch {', '.join(chosen)}"))
     size = f" ({size_text(facts['artifact_bytes'])})" if "artifact_bytes" in facts else ""
     found.append(("wrote", f"{destination}{size}"))
     return found
+
+
+def _tuned(tuning: dict[str, Any]) -> str:
+    known, problems, measured = (tuning[name] for name in ("known", "problems", "measured"))
+    gain = f"; {tuning['speedup']:.2f} times as fast as by default" if known else ""
+    return f"{known} of {problems} layers known, {measured} measurements{gain}"
 
 
 def _verified(outcome: dict[str, Any] | None) -> str:

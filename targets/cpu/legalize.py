@@ -177,7 +177,7 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     if dot.suits(k, n, lanes):
         row = np.zeros(n, np.float32) if bias is None else bias
         return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]
-    params = default_params(n, lanes)
+    params = node.attrs.get("params") or default_params(n, lanes)
     packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
     return gemm(k, n, params, activation, steps=steps), packed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,10 @@ from tvm.target import codegen
 
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
+from graphopt.machine import cpu_name
 from graphopt.targets.base import Compiled, Oob, Target
+from graphopt.targets.tuning.options import Tuning
+from graphopt.targets.tuning.tuner import Summary, Tuner
 
 # LLVM's names of the instruction sets that our code may use, and Linux's names of the same.
 _FEATURES = {
@@ -77,12 +80,23 @@ class CpuTarget(Target):
         return working
 
     def compile(
-        self, graph: Graph, library: Path, oob: Oob, stage: Callable[[str], Any]
+        self,
+        graph: Graph,
+        library: Path,
+        oob: Oob,
+        stage: Callable[[str], Any],
+        tuning: Tuning | None = None,
     ) -> Compiled:
         from graphopt.targets.relax import build, lowering
 
         stage("lower")
-        lowered = lowering.lower(self.legalize(graph), oob)
+        working = self.legalize(graph)
+        tuned = {}
+        if tuning is not None:
+            stage("tune")
+            tuned["tuning"] = asdict(self._tune(working, tuning))
+            stage("lower")
+        lowered = lowering.lower(working, oob)
         stage("build")
         built = build.build(lowered.module, _llvm(self.mcpu), library)
         facts = {
@@ -91,10 +105,23 @@ class CpuTarget(Target):
             "cpu_features": list(self.features),
             "tvm": tvm.__version__,
             "sizes": built.sizes,
+            **tuned,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)
         numbers = {"kernels": built.kernels, "calls": built.calls}
         return Compiled((*arrays, *built.embedded), facts, numbers)
+
+    def _tune(self, graph: Graph, tuning: Tuning) -> Summary:
+        from graphopt.targets.cpu.tuned import choose_params
+
+        host = set(CpuTarget.parse("").features)
+        machine = f"{cpu_name()}; {self.mcpu}: {','.join(self.features)}"
+        runs_here = host.issuperset(self.features)
+        if tuning.measures and not runs_here:
+            raise SpecError(f"code for {self.mcpu} does not run here, so it cannot be tuned here")
+        tuner = Tuner(tuning, _llvm(self.mcpu), machine)
+        choose_params(graph, tuner)
+        return tuner.summary
 
 
 def _llvm(mcpu: str | None) -> tvm.target.Target:

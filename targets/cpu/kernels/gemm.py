@@ -24,6 +24,7 @@ from graphopt.targets.cpu.kernels.storage import element_bytes
 Step = Literal["mul", "add"]
 """What an operand does to the result: multiply it, or add to it, element by element."""
 MAX_STEPS = 2
+MAX_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,16 @@ class GemmParams:
     Attributes:
         lanes: float32 elements in one vector register.
         vectors: vector registers across the columns of a panel.
-        rows: rows of the left operand computed together.
+        rows: rows of the left operand computed together, at most `MAX_ROWS`.
     """
 
     lanes: int
     vectors: int
     rows: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise ValueError(f"a block has 1 to {MAX_ROWS} rows, not {self.rows}")
 
     @property
     def width(self) -> int:
@@ -56,15 +61,20 @@ class GemmParams:
         return [self.rows, *(1 << power for power in reversed(range(below)))]
 
 
+def registers(lanes: int) -> tuple[int, int]:
+    """How many vector registers there are, and how many of them a panel is wide at most."""
+    return (32, 4) if lanes == 16 else (16, 2)
+
+
 def default_params(n: int, lanes: int) -> GemmParams:
     """Parameters for `n` columns: as little padding as possible, then as many accumulators."""
-    registers, widest = (32, 4) if lanes == 16 else (16, 2)
+    available, widest = registers(lanes)
 
     def padded(vectors: int) -> int:
         return -(-n // (lanes * vectors)) * vectors
 
     vectors = min(range(1, widest + 1), key=lambda v: (padded(v), -v))
-    return GemmParams(lanes, vectors, rows=min(12, (registers - vectors - 1) // vectors))
+    return GemmParams(lanes, vectors, rows=min(12, (available - vectors - 1) // vectors))
 
 
 def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:

@@ -1,0 +1,78 @@
+"""The packed GEMM as a family of kernels that can be tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphopt.targets.cpu.kernels.gemm import (
+    MAX_ROWS,
+    GemmParams,
+    default_params,
+    gemm,
+    pack_bias,
+    pack_weights,
+    registers,
+)
+from graphopt.targets.tuning.family import KernelFamily, Trial
+
+MOST_ROWS = 4096  # a larger left operand takes long and tells nothing new
+
+
+@dataclass(frozen=True)
+class GemmProblem:
+    """float32[rows, k] times constant float32[k, n], at each of several numbers of rows.
+
+    Attributes:
+        lanes: float32 elements in a vector register.
+    """
+
+    k: int
+    n: int
+    lanes: int
+    rows: tuple[int, ...]
+
+
+class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
+    """Candidates differ in the accumulators: vectors across the columns times rows."""
+
+    name: ClassVar[str] = "gemm-float32"
+
+    def default(self, problem: GemmProblem) -> GemmParams:
+        return default_params(problem.n, problem.lanes)
+
+    def candidates(self, problem: GemmProblem) -> Iterator[GemmParams]:
+        """Those that fill at least half of the registers and pad at most a fourth more columns."""
+        available, widest = registers(problem.lanes)
+        padding = {
+            v: problem.lanes * v * -(-problem.n // (problem.lanes * v)) for v in (1, 2, 3, 4)
+        }
+        least = min(padding.values())
+        for vectors in range(widest, 0, -1):
+            if padding[vectors] > 1.25 * least:
+                continue
+            most = min(MAX_ROWS, (available - vectors - 1) // vectors)
+            for rows in sorted({most, most - 1, most - 2, 8, 6, 4}, reverse=True):
+                if 1 <= rows <= most and 2 * rows * vectors >= available // 2:
+                    yield GemmParams(problem.lanes, vectors, rows)
+
+    def parse(self, fields: dict[str, Any]) -> GemmParams:
+        return GemmParams(**fields)
+
+    def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
+        return gemm(problem.k, problem.n, params)
+
+    def trials(self, problem: GemmProblem, params: GemmParams) -> list[Trial]:
+        rng = np.random.default_rng(0)
+        weights = rng.standard_normal((problem.k, problem.n), np.float32)
+        packed, bias = pack_weights(weights, params), pack_bias(None, problem.n, params)
+        sizes = sorted({min(rows, MOST_ROWS) for rows in problem.rows})
+        left = rng.standard_normal((max(sizes), problem.k), np.float32)
+        return [Trial([left[:m], packed, bias], ((m, problem.n), "float32")) for m in sizes]
+
+    @staticmethod
+    def kernel_source() -> Any:
+        return gemm

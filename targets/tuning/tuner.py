@@ -1,0 +1,153 @@
+"""Measures candidates against the defaults and chooses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import geometric_mean
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+
+from graphopt.errors import TuningMissError
+from graphopt.latency import Call, interleaved
+from graphopt.signature import aligned_copy
+from graphopt.targets.tuning.database import Database, Key, as_text
+from graphopt.targets.tuning.family import KernelFamily
+from graphopt.targets.tuning.options import Tuning
+
+SECONDS = 0.03  # how long candidate and default run at each size
+LEAST_GAIN = 0.03  # a smaller one is what the luckiest of twenty equal candidates shows
+CLOSE = 1e-3  # of the largest element: what another order of float32 additions can change
+
+
+@dataclass
+class Summary:
+    """What tuning did.
+
+    Attributes:
+        problems, known: how many different ones there are, and of how many something is known.
+        measured: measurements made.
+        speedup: the time of the default over that of what is chosen, their geometric mean.
+    """
+
+    problems: int = 0
+    known: int = 0
+    measured: int = 0
+    speedup: float = 1.0
+
+
+class Tuner:
+    """Chooses the parameters of kernels for one target.
+
+    Args:
+        target: what to generate code for.
+        machine: names the CPU and its instruction sets in the database.
+    """
+
+    def __init__(self, tuning: Tuning, target: tvm.target.Target, machine: str) -> None:
+        self.tuning, self._target, self._machine = tuning, target, machine
+        self._database = Database(tuning.cache, tuning.read_only)
+        self.summary = Summary()
+
+    def tune(self, family: KernelFamily, problems: Iterable[Any]) -> None:
+        """Measure candidates for `problems`, as far as the limits allow; all get their turn.
+
+        Raises:
+            TuningMissError: nothing is known of a problem, and that is to be an error.
+        """
+        distinct = list(dict.fromkeys(problems))
+        pending = [(p, c) for p in distinct for c in self._unknown(family, p)]
+        if self.tuning.measures:
+            self._measure_all(family, _in_turns(pending))
+        self.summary.problems += len(distinct)
+        costs = [self._database.costs(self._key(family, problem)) for problem in distinct]
+        for problem, known in zip(distinct, costs):
+            if not known and self.tuning.error_on_miss:
+                raise TuningMissError(
+                    f"{self.tuning.cache}: nothing about {family.name} {_described(problem)} "
+                    "on this CPU; tune the model first, without --error-on-cache-miss"
+                )
+        found = [_gainful(min(known.values())) for known in costs if known]
+        self.summary.known += len(found)
+        if found:
+            self.summary.speedup = 1 / geometric_mean(found)
+
+    def params(self, family: KernelFamily, problem: Any) -> Any:
+        """The best parameters known for `problem`, or the default ones."""
+        known = self._database.costs(self._key(family, problem))
+        best = min(known, key=lambda text: (known[text], text), default="")
+        if not best or _gainful(known[best]) == 1:
+            return family.default(problem)
+        return family.parse(json.loads(best))
+
+    def _key(self, family: KernelFamily, problem: Any) -> Key:
+        text = as_text(asdict(problem))
+        return Key(family.name, family.version(), text, self._machine, tvm.__version__)
+
+    def _unknown(self, family: KernelFamily, problem: Any) -> list[Any]:
+        known = self._database.costs(self._key(family, problem))
+        everything = [family.default(problem), *family.candidates(problem)]
+        return [c for c in dict.fromkeys(everything) if as_text(asdict(c)) not in known]
+
+    def _measure_all(self, family: KernelFamily, pending: Sequence[tuple[Any, Any]]) -> None:
+        tuning = self.tuning
+        until = time.monotonic() + tuning.seconds if tuning.seconds is not None else float("inf")
+        for done, (problem, params) in enumerate(pending[: tuning.trials]):
+            if time.monotonic() >= until:
+                break
+            tuning.progress(done, len(pending), f"{family.name} {_described(problem)}")
+            cost = self._cost(family, problem, params)
+            self._database.add(self._key(family, problem), asdict(params), cost)
+            self.summary.measured += 1
+
+    def _cost(self, family: KernelFamily, problem: Any, params: Any) -> float:
+        """The time of `params` over that of the default, as a geometric mean over the sizes."""
+        default = family.default(problem)
+        if params == default:
+            return 1.0
+        ratios = []
+        tries = zip(self._tries(family, problem, default), self._tries(family, problem, params))
+        for (base, expected), (call, found) in tries:
+            base()
+            call()
+            error = float(np.abs(found - expected).max(initial=0.0))
+            assert error <= CLOSE * float(np.abs(expected).max(initial=1.0)), (problem, params)
+            taken = interleaved({"default": base, "candidate": call}, SECONDS)
+            ratios.append(taken["candidate"].median / taken["default"].median)
+        return geometric_mean(ratios)
+
+    def _tries(
+        self, family: KernelFamily, problem: Any, params: Any
+    ) -> Iterator[tuple[Call, np.ndarray]]:
+        """A call for each size, and the array that it writes."""
+        kernel = family.kernel(problem, params).with_attr("global_symbol", "main")
+        run = tvm.compile(kernel, target=self._target)["main"]
+        for trial in family.trials(problem, params):
+            arrays = [aligned_copy(array) for array in trial.inputs]
+            shape, dtype = trial.output
+            output = aligned_copy(np.zeros(shape, dtype))
+            arguments = [tvm_ffi.from_dlpack(array) for array in (*arrays, output)]
+            yield partial(run, *arguments), output
+
+
+def _gainful(cost: float) -> float:
+    """A cost that is worth leaving the default for, or that of the default."""
+    return cost if cost <= 1 - LEAST_GAIN else 1.0
+
+
+def _in_turns(pending: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """The first candidate of every problem, then the second of every one, and so on."""
+    groups = [list(group) for _, group in itertools.groupby(pending, key=lambda pair: pair[0])]
+    rounds = itertools.zip_longest(*groups)
+    return [pair for turn in rounds for pair in turn if pair is not None]
+
+
+def _described(problem: Any) -> str:
+    return " ".join(f"{name}={value}" for name, value in asdict(problem).items())

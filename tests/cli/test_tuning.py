@@ -1,0 +1,47 @@
+"""`graphopt optimize --tune` and its cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import graphopt
+
+from graphopt.ir import onnx_io
+from graphopt.testing import parse
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """One layer, too wide for any kernel but the packed GEMM."""
+    path = tmp_path / "wide.onnx"
+    text = "(float[N,3] x) => (float[N,40] y) <float[3,40] w> { y = MatMul(x, w) }"
+    onnx_io.save(parse(text), path)
+    return path
+
+
+def test_tune_then_reuse(model: Path, tmp_path: Path) -> None:
+    cache, out = tmp_path / "t.db", tmp_path / "m.gopt"
+    options = ("--tuning-cache", cache, "--tune-batches", "1,2", "-o", out)
+    strict = (*options, "--tuning-cache-read-only", "--error-on-cache-miss")
+    missed = graphopt("optimize", model, *options, "--error-on-cache-miss")
+    assert missed.status == 5
+    assert "nothing about gemm-float32" in missed.err
+    assert not out.exists()
+    tuned = graphopt("optimize", model, *options, "--trials", "2")
+    assert tuned.status == 0, tuned.err
+    assert "1 of 1 layers known, 2 measurements" in tuned.err
+    reused = graphopt("optimize", model, *strict)
+    assert reused.status == 0, reused.err
+    assert "1 of 1 layers known, 0 measurements" in reused.err
+    assert json.loads((out / "report.json").read_text())["facts"]["tuning"]["measured"] == 0
+    assert graphopt("check", model, out, "--batch", "1,9").status == 0
+
+
+def test_bad_words(model: Path, tmp_path: Path) -> None:
+    assert graphopt("optimize", model, "--error-on-cache-miss").status == 2
+    absent = graphopt(
+        "optimize", model, "--tuning-cache", tmp_path / "t.db", "--tuning-cache-read-only"
+    )
+    assert (absent.status, "no such tuning cache" in absent.err) == (1, True)
