@@ -1,0 +1,155 @@
+"""What a serving process needs: the runtime, no compiler; and what it shares with others."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt.artifact import Artifact
+from graphopt.testing import parse
+
+ROOT = Path(__file__).parents[1]
+BIG = """g (int64[N] ids, float[N,8] x) => (float[N,8] y) <float[8,8] w> {
+    rows = Gather(table, ids)
+    h = MatMul(x, w)
+    y = Add(rows, h)
+}"""
+
+SERVE = """
+import sys, time
+start, spent = time.perf_counter(), time.process_time()
+sys.path.insert(0, {site!r})
+import graphopt
+import numpy as np
+artifact = graphopt.load({artifact!r})
+found = artifact.run({{"ids": np.arange(3), "x": np.ones((3, 8), np.float32)}})["y"]
+seconds, spent = time.perf_counter() - start, time.process_time() - spent
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+print(seconds, spent, float(found.sum()), sorted(loaded & set({unwanted!r})))
+"""
+UNWANTED = ["tvm", "onnx", "onnxruntime", "onnx_graphsurgeon", "scipy", "typer", "rich", "psutil"]
+
+
+@pytest.fixture(scope="module")
+def table() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(500_000, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def artifact(table: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    graph = parse(BIG.replace("> {", ", float[500000,8] table> {", 1))
+    (old,) = [value for value in graph.constants() if value.name == "table"]
+    graph.replace_uses(old, graph.constant(table, "table"))
+    output = tmp_path_factory.mktemp("serving") / "big.gopt"
+    return graphopt.compile(graph, output=output, verify=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install --no-deps graphopt numpy apache-tvm apache-tvm-ffi` leaves to import."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "graphopt").symlink_to(ROOT / "graphopt")
+    for name in ("numpy", "tvm_ffi", "typing_extensions"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        origin = Path(spec.origin)
+        package = origin.parent if origin.name == "__init__.py" else origin
+        (folder / package.name).symlink_to(package)
+    spec = importlib.util.find_spec("tvm")
+    assert spec is not None and spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0]) / "lib"
+    (folder / "tvm" / "lib").mkdir(parents=True)
+    for library in source.glob("libtvm_runtime*"):
+        (folder / "tvm" / "lib" / library.name).symlink_to(library)
+    return folder
+
+
+def serve(artifact: Artifact, site: Path) -> tuple[float, float, float, str]:
+    """Seconds and CPU seconds to the first answer, the answer, and what else was imported."""
+    code = SERVE.format(site=str(site), artifact=str(artifact.path), unwanted=UNWANTED)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    seconds, spent, total, loaded = done.stdout.strip().split(" ", 3)
+    return float(seconds), float(spent), float(total), loaded
+
+
+def test_the_runtime_alone_is_enough(artifact: Artifact, site: Path) -> None:
+    given = {"ids": np.arange(3), "x": np.ones((3, 8), np.float32)}
+    *_, total, loaded = serve(artifact, site)
+    assert loaded == "[]"
+    assert total == pytest.approx(float(artifact.run(given)["y"].sum()), rel=1e-6)
+
+
+def test_the_first_answer_comes_soon(artifact: Artifact, site: Path) -> None:
+    """Seconds of CPU are compared, the best of three, because others may be using the machine."""
+    times = [serve(artifact, site)[:2] for _ in range(3)]
+    seconds, spent = map(min, zip(*times))
+    print(f"from import to the first answer: {seconds:.2f} s, of them {spent:.2f} s of CPU")
+    assert spent < 0.5
+
+
+def test_several_artifacts_in_one_process(artifact: Artifact, tmp_path: Path) -> None:
+    text = "g (float[N,8] x) => (float[N,8] y) <float[8,8] w> { y = MatMul(x, w) }"
+    others = [
+        graphopt.compile(parse(text), output=tmp_path / f"{k}.gopt", verify=False) for k in range(2)
+    ]
+    x = np.ones((4, 8), np.float32)
+    before = artifact.run({"ids": np.arange(4), "x": x})["y"]
+    first, second = (other.run({"x": x})["y"] for other in others)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(artifact.run({"ids": np.arange(4), "x": x})["y"], before)
+
+
+HOLD = """
+import sys
+import numpy as np
+import graphopt
+artifact = graphopt.load({artifact!r})
+artifact.run({{"ids": np.arange(500_000), "x": np.ones((500_000, 8), np.float32)}})
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def memory(process: subprocess.Popen[str]) -> dict[str, int]:
+    """KiB of the mapping of weights.bin by kind."""
+    found: dict[str, int] = {}
+    inside = False
+    for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if "-" in name.split(" ")[0]:
+            inside = line.endswith("weights.bin")
+        elif inside and rest.strip().endswith("kB"):
+            found[name] = found.get(name, 0) + int(rest.split()[0])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux only: reads /proc")
+def test_processes_share_the_weights(artifact: Artifact) -> None:
+    code = HOLD.format(artifact=str(artifact.path))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        found = [memory(process) for process in processes]
+    finally:
+        for process in processes:
+            process.communicate()
+    print(json.dumps(found))
+    for kinds in found:
+        assert kinds["Rss"] >= 15_000  # the table: all of it was read
+        assert kinds["Private_Dirty"] == 0
+        assert kinds["Pss"] <= 0.6 * kinds["Rss"]
