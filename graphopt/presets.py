@@ -7,6 +7,7 @@ of our own and may reorder float operations. `O3` also compresses, if there is a
 from __future__ import annotations
 
 from graphopt.passes.bypass_concats import BypassConcats
+from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
@@ -37,6 +38,7 @@ from graphopt.passes.simplify_concats import SimplifyConcats
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
 from graphopt.passes.simplify_slices import SimplifySlices
 from graphopt.passes.sink_expands import SinkExpands
+from graphopt.passes.unflatten_gemms import UnflattenGemms
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.passes.unroll_loops import UnrollLoops
 from graphopt.passes.unroll_scans import UnrollScans
@@ -59,7 +61,13 @@ _CLEAN_UP = (
     Cse(),
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
-_SEQUENCES = (RaiseGru(), HoistSelections(), FuseAttention())
+_SEQUENCES = (
+    RaiseGru(),
+    UnflattenGemms(),
+    CancelTransposes(),
+    HoistSelections(),
+    FuseAttention(),
+)
 _FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), FoldConstantColumns(), Reassociate())
 _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (

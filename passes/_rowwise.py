@@ -10,7 +10,7 @@ from graphopt.ir.graph import Node
 Operands = list[tuple[int, int]]
 """Inputs by number, and the axis of each that goes with an axis of the result."""
 
-_ELEMENTWISE = (
+ELEMENTWISE = frozenset(
     ["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Mod", "Where", "PRelu"]
     + ["And", "Or", "Xor", "Not", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"]
     + ["Abs", "Cast", "Ceil", "Clip", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"]
@@ -25,7 +25,7 @@ def operands_at(node: Node, axis: int) -> Operands | None:
     Operands that are not named are read whole, whatever the position. None for an op that computes
     an element along the axis from more than that position, and for ops that are not known here.
     """
-    rule = None if node.domain else _RULES.get(node.op_type)
+    rule = _RULES.get(node.op)
     if rule is None or node.output.shape is None or any(v.uses for v in node.outputs[1:]):
         return None
     if any(v is not None and v.shape is None for v in node.inputs):
@@ -57,6 +57,18 @@ def _matmul(node: Node, axis: int) -> Operands | None:
     if min(ranks) < 2 or distance == 1:
         return None
     return [(0, ranks[0] - 2)] if distance == 2 else _broadcast(node, axis, range(2))
+
+
+def _attention(node: Node, axis: int) -> Operands | None:
+    """graphopt::Attention: a query gives a row, all keys and values being read."""
+    if axis == 2:
+        return None
+    found = [(0, 1)] if axis == 1 else [(slot, 0) for slot in range(3)]
+    bias = node.input(3)
+    place = (2 if axis else 0) - 4 + (bias.rank or 0) if bias is not None else -1
+    if bias is not None and place >= 0 and bias.tensor.dims[place] != 1:
+        found.append((3, place))
+    return found
 
 
 def _gemm(node: Node, axis: int) -> Operands | None:
@@ -106,7 +118,7 @@ def _gather(node: Node, axis: int) -> Operands | None:
 
 
 _RULES: dict[str, Callable[[Node, int], Operands | None]] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     "Concat": _concat,
     "Gather": _gather,
     "Gemm": _gemm,
@@ -116,4 +128,5 @@ _RULES: dict[str, Callable[[Node, int], Operands | None]] = {
     "Reshape": _reshape,
     "Softmax": _along_others,
     "Transpose": _transpose,
+    "graphopt::Attention": _attention,
 }

@@ -2,106 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
+from graphopt.passes._attention import heads_of, rows_of, scores_of
 from graphopt.passes._shapes import reshape_target
-from graphopt.passes._views import Atom, View, factor_of, views_of, whole
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+from graphopt.rewrite.pattern import Pattern
 
 scores, values = var("scores"), var("values")
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """Columns of all heads in `rows`, [batch, time, …], or [time, batch, …] if `turned`."""
-
-    rows: Value
-    turned: bool
-    first: int
-    heads: int
-    dim: int
-    scale: float
-
-    def batch_first(self, rw: Rewriter) -> Value:
-        return rw.op.Transpose(self.rows, perm=[1, 0, 2]) if self.turned else self.rows
-
-
-def _heads(value: Value, perm: tuple[int, ...]) -> _Heads | None:
-    """`value`, whose axes in the order `perm` are [batch, heads, time, dim] or without heads."""
-    found = [_heads_of(view.permuted(perm), value, perm) for view in views_of(value)]
-    return next((heads for heads in reversed(found) if heads is not None), None)
-
-
-def _heads_of(view: View, value: Value, perm: tuple[int, ...]) -> _Heads | None:
-    dims = [value.tensor.dims[axis] for axis in perm]
-    dim, time = dims[-1], dims[-2]
-    if view.source.rank != 3 or not isinstance(dim, int) or any(view.starts[:2]):
-        return None
-    batch = view.axes[0]
-    groups = view.axes[1] if len(dims) == 4 else tuple(a for a in batch if a.axis == 2)
-    if len(dims) == 3:
-        batch = batch[: len(batch) - len(groups)]
-    count = groups[0].extent if groups else 1
-    if not isinstance(count, int) or view.axes[-1] != whole(2, dim):
-        return None
-    if groups != ((Atom(2, count, dim),) if count > 1 else ()):
-        return None
-    for turned in (False, True):
-        order: list[Dim] = list(view.source.tensor.dims[:2])
-        first, second = (1, 0) if turned else (0, 1)
-        loops = (whole(first, order[first]), whole(second, order[second]))
-        if (batch, view.axes[-2]) == loops and order[second] == time:
-            return _Heads(view.source, turned, view.starts[2], count, dim, view.scale)
-    return None
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """`q k * scale + bias`, k being turned already."""
-
-    q: Value
-    k: Value
-    scale: float
-    bias: Value | None
-
-
-def _scores(value: Value) -> _Scores | str:
-    """`value` as scores of queries and keys, or why it is not; each part read only here."""
-    bias, scale, node = None, 1.0, value.producer
-    while node is not None and node.op in ("Add", "Mul", "Div"):
-        if len(node.output.uses) > 1:
-            return "its scores are also read elsewhere"
-        scaled = factor_of(node)
-        if scaled is not None:
-            value, scale = scaled[0], scale * scaled[1]
-        elif node.op == "Add" and bias is None and scale == 1.0:
-            a, b = node.inputs
-            assert a is not None and b is not None
-            value, bias = (b, a) if _is_scores(b) else (a, b)
-            if value.type != node.output.type:
-                return "the bias is larger than the scores"
-        else:
-            return "its scores are more than scaled and added to once"
-        node = value.producer
-    if node is None or node.op != "MatMul" or len(value.uses) > 1:
-        return "its scores are no product that is read only there"
-    q, k = node.inputs
-    assert q is not None and k is not None
-    return _Scores(q, k, scale, bias)
-
-
-def _is_scores(value: Value) -> bool:
-    node = value.producer
-    return (
-        node is not None
-        and node.op in ("MatMul", "Mul", "Div")
-        and not isinstance(_scores(value), str)
-    )
 
 
 @rule(op.MatMul(op.Softmax(scores).named("shares"), values))
@@ -109,7 +21,7 @@ def products_to_attention(
     rw: Rewriter, scores: Value, shares: Value, values: Value, node: Node
 ) -> Value | NoMatch | None:
     """MatMul(Softmax(MatMul(q, Transpose(k)) * scale + bias), v) -> Attention(q, k, v, bias)"""
-    found, rank = _scores(scores), values.rank
+    found, rank = scores_of(scores), values.rank
     if isinstance(found, str):
         return NoMatch(found)
     if rank not in (3, 4) or {found.q.rank, found.k.rank} != {rank} or values.dtype != "float32":
@@ -118,8 +30,8 @@ def products_to_attention(
     if shares.producer.attr("axis") % rank != rank - 1:
         return NoMatch("softmax goes along another axis than that of the keys")
     plain = tuple(range(rank))
-    query, value = _heads(found.q, plain), _heads(values, plain)
-    key = _heads(found.k, (*plain[:-2], rank - 1, rank - 2))
+    query, value = heads_of(found.q, plain), heads_of(values, plain)
+    key = heads_of(found.k, (*plain[:-2], rank - 1, rank - 2))
     if query is None or key is None or value is None:
         return NoMatch("its heads are not columns of rows")
     if not (query.heads, query.dim) == (key.heads, key.dim) == (value.heads, value.dim):
@@ -163,6 +75,23 @@ def _as_before(rw: Rewriter, rows: Value, attention: Attention, old: Value) -> V
     return rows if rows.type == old.type else NoMatch("its batch and that of its bias differ")
 
 
+@rule(Pattern(OP_TYPE, (var("q"), var("k"), ...), domain=DOMAIN))
+def rows_in_place(rw: Rewriter, node: Node) -> Value | None:
+    """Attention(Slice(x), k, v) -> Attention(x, k, v), the columns of x being told"""
+    attention = Attention.of(node)
+    inputs, columns = list(node.inputs), list(attention.columns)
+    for slot, value in enumerate(node.inputs[:3]):
+        assert value is not None
+        found = rows_of(value)
+        if found is not None and found.rows.tensor.dims[2] != value.tensor.dims[2]:
+            inputs[slot] = found.batch_first(rw)
+            columns[slot] += found.first
+    if inputs[:3] == list(node.inputs[:3]):
+        return None
+    attrs = replace(attention, columns=(columns[0], columns[1], columns[2])).attrs
+    return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN).output
+
+
 class FuseAttention(RewritePass):
     """Replaces scaled dot-product attention by `graphopt::Attention`.
 
@@ -201,4 +130,4 @@ class FuseAttention(RewritePass):
 
     name = "fuse-attention"
     fidelity = Fidelity.REASSOCIATES
-    rules = (products_to_attention,)
+    rules = (products_to_attention, rows_in_place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._one_position import Place, Selection, at_one, selection
@@ -13,7 +13,7 @@ from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
 x, indices = var("x"), var("indices")
 
-_COSTLY = frozenset(["MatMul", "Gemm", "Softmax", "LayerNormalization"])
+_COSTLY = frozenset(["MatMul", "Gemm", "Softmax", "LayerNormalization", "graphopt::Attention"])
 
 
 @rule(
@@ -28,7 +28,7 @@ def select_first(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     if chosen is None or chosen.source.producer is None:
         return None
     region, ends = _region(node, chosen)
-    if not any(inner.op in _COSTLY for inner in region):
+    if not any(inner.op in _COSTLY for inner in region) and not _copies_less(region, ends):
         return NoMatch("nothing costly is computed for this position alone")
     rebuilt = {value: chosen.of(rw, value, place) for value, place in ends.items()}
     for inner, place in reversed(region.items()):
@@ -40,6 +40,11 @@ def select_first(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     if target is None:
         return NoMatch("the shape of its result cannot be written with constants")
     return rw.op.Reshape(result, rw.ints(*target))
+
+
+def _copies_less(region: Iterable[Node], ends: Sized) -> bool:
+    """True if a transpose moves less, and no more selections are needed for that."""
+    return len(ends) == 1 and any(node.op == "Transpose" for node in region)
 
 
 def _region(root: Node, chosen: Selection) -> tuple[dict[Node, Place], dict[Value, Place]]:
@@ -84,9 +89,8 @@ def _operands(node: Node, place: Place, chosen: Selection) -> dict[int, Place] |
             return None
         found = {slot: Place(axis, batches[slot]) for slot, axis in along}
     values = {slot: node.inputs[slot] for slot in found}
-    distinct = len({id(v) for v in values.values()}) == len(values) or place.batch is None
     taken = all(v is not None and chosen.can_take(v, found[slot]) for slot, v in values.items())
-    return found if distinct and taken else None
+    return found if taken else None
 
 
 def _target(node: Node, place: Place) -> list[int] | None:
@@ -101,14 +105,18 @@ def _target(node: Node, place: Place) -> list[int] | None:
 
 
 def _at_one_position(rw: Rewriter, node: Node, rebuilt: dict[Value, Value], place: Place) -> Value:
-    inputs = [rebuilt.get(v, v) if v is not None else None for v in node.inputs]
+    selected = {slot for slot, _ in operands_at(node, place.axis) or ()}
+    inputs = [
+        rebuilt.get(v, v) if v is not None and slot in selected else v
+        for slot, v in enumerate(node.inputs)
+    ]
     if node.op == "Reshape":
         target = _target(node, place)
         assert target is not None
         inputs, attrs = [inputs[0], rw.ints(*target)], {}
     else:
         attrs = dict(node.attrs)
-    return rw.insert(node.op_type, inputs, attrs, origin=node.origin).output
+    return rw.insert(node.op_type, inputs, attrs, domain=node.domain, origin=node.origin).output
 
 
 class HoistSelections(RewritePass):

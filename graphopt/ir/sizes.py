@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from graphopt.ir import dims
+from graphopt.ir import dims, reshaped_sizes
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.types import TensorType, Type
@@ -55,7 +55,7 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
     """Express sizes of inputs that must agree by one another, throughout the graph.
 
     Returns:
-        what each size that was replaced became: another one, or one plus a number.
+        what each size that was replaced became: another one, one plus a number, or a number.
     """
     order = [name for v in graph.inputs for d in _dims(v.type) for name in sorted(dims.symbols(d))]
     rank = {name: k for k, name in reversed(list(enumerate(order)))}
@@ -67,12 +67,29 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
             if a.name != b.name:
                 keep, drop = sorted((a, b), key=lambda size: rank[size.name])
                 known[drop.name] = _Shifted(keep.name, keep.plus - drop.plus)
-        if not known:
-            return replaced
         found = {name: _find(size, known) for name, size in known.items()}
         changes = {name: Sym.named(size.name) + size.plus for name, size in found.items()}
+        changes = changes or _reshaped(graph, rank)
+        if not changes:
+            return replaced
         replaced = {k: dims.substitute(dim, changes.get) for k, dim in replaced.items()} | changes
         _replace(graph, changes)
+
+
+def _reshaped(graph: Graph, rank: dict[str, int]) -> dict[str, Dim]:
+    """What sizes are because reshapes keep the number of elements, and made-up ones with them."""
+    made_up = reshaped_sizes.made_up_sizes(graph, set(rank))
+    if not made_up:
+        return {}
+    order = {**rank, **dict.fromkeys(made_up, len(rank))}
+    pairs = [pair for node in graph.walk() for pair in _required_equal(node, order)]
+    equal: dict[str, Dim] = {}
+    for a, b in pairs:
+        for one, other in ((a, b), (b, a)):
+            if one.name in made_up and other.name in rank and not one.plus:
+                equal[one.name] = Sym.named(other.name) + other.plus
+    numbers = reshaped_sizes.solved(graph, set(rank), equal)
+    return {**equal, **numbers} if numbers else {}
 
 
 class _Shifted(NamedTuple):

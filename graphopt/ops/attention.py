@@ -140,8 +140,12 @@ def function(node: Node) -> onnx.FunctionProto:
         "result = Reshape (turned, beside)",
     ]
     body = "\n".join(lines)
-    return onnx.parser.parse_function(
+    proto = onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} <heads, dim, scale, columns> "
+        f"{function_name(node)} <heads, dim> "
         f"(q, k, v{', bias' if biased else ''}) => (result) {{\n{body}\n}}"
     )
+    # The parser has no syntax for attributes with defaults.
+    defaults = {"scale": 1.0, "columns": [0, 0, 0]}
+    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in defaults.items())
+    return proto

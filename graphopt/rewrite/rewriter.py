@@ -33,15 +33,19 @@ class Rewriter:
         domain: str = "",
         outputs: int = 1,
         origin: Iterable[str] | None = None,
+        before: Node | None = None,
     ) -> Node:
-        """Insert any node; see `Graph.insert`. Its origin is that of the match unless given."""
+        """Insert any node; see `Graph.insert`.
+
+        Its origin is that of the match unless given, and it goes before the root unless told.
+        """
         node = self.graph.insert(
             op_type,
             inputs,
             attrs,
             domain=domain,
             outputs=outputs,
-            before=self.root,
+            before=self.root if before is None else before,
             origin=self.origin if origin is None else origin,
         )
         self.inserted.append(node)

@@ -74,3 +74,25 @@ def test_subgraphs_take_part() -> None:
     }""")
     assert [str(value.type) for value in graph.inputs[:2]] == ["f32[N]", "f32[N]"]
     assert str(graph.outputs[0].type) == "f32[N]"
+
+
+HEADS = """(float[N,T,4] x) => (float[] y)
+    <int64[3] rows = {21, -1, 4}, int64[3] back = {-1, ROWS, 4}> {
+        t = Transpose<perm=[1, 0, 2]>(x)
+        r = Reshape(t, rows)
+        u = Transpose<perm=[1, 0, 2]>(r)
+        OP
+    }"""
+
+
+@pytest.mark.parametrize(
+    ("op", "found"),
+    [
+        ("y = Add(u, x)", "f32[N, 21, 4]"),  # as many samples, so 21 steps
+        ("v = Transpose<perm=[0, 2, 1]>(u) y = MatMul(x, v)", "f32[N, 21, 4]"),
+        ("y = Relu(u)", "f32[N, T, 4]"),  # the sequences might be cut up anew
+        ("v = Reshape(u, back) y = Relu(v)", "f32[N, T, 4]"),
+    ],
+)
+def test_a_reshape_to_one_length_gives_the_length(op: str, found: str) -> None:
+    assert types(HEADS.replace("OP", op).replace("ROWS", "3")) == [found]

@@ -89,6 +89,15 @@ def test_merged_columns_are_read_in_place() -> None:
     assert node.attr("columns") == [0, 8, 16]
 
 
+def test_columns_cut_out_before_are_read_in_place() -> None:
+    body = """c = Slice(qkv, at8, at16, last) y = graphopt.Attention<heads=2, dim=4>(c, x, c)"""
+    graph = parse(text(body))
+    assert_keeps_outputs(FuseAttention(), graph)
+    (node,) = attentions(graph)
+    assert [value.name for value in node.inputs if value is not None] == ["qkv", "x", "qkv"]
+    assert node.attr("columns") == [8, 0, 8]
+
+
 SCORES = SPLIT + "s = MatMul(q, k)"
 
 

@@ -13,7 +13,7 @@ TEXT = """(float[N,5,4] x, int64[N] at) => (float[] y)
      int64[1] five = {5}, int64[1] axis1 = {1}, int64[1] head = {0}, int64[2] some = {0, 2},
      int64[4] heads = {-1, 5, 2, 2}, int64[3] merged = {-1, 5, 4}, int64[2] flat = {-1, 4},
      int64[3] column = {-1, 1, 1}, int64[3] wide = {1, 1, 4}, int64[3] sums = {-1, 4, 5},
-     int64[2] rows = {-1, 1}, float half = {0.5}, float[4,4] u> { BODY }"""
+     int64[2] rows = {-1, 1}, float half = {0.5}, float[4,4] u, float[5,5] m> { BODY }"""
 
 
 def text(body: str) -> str:
@@ -67,6 +67,15 @@ def test_attention_gets_one_query(select: str) -> None:
         (
             "c = Concat<axis=2>(x, x) h = Softmax(c) y = Gather<axis=1>(h, head)",
             "s = Gather<axis=1>(x, head) c = Concat<axis=2>(s, s) y = Softmax(c)",
+        ),
+        (
+            "t = Transpose<perm=[1, 0, 2]>(x) y = Gather<axis=0>(t, head)",
+            "s = Gather<axis=1>(x, head) y = Transpose<perm=[1, 0, 2]>(s)",
+        ),
+        (
+            "a = graphopt.Attention<heads=2, dim=2>(x, x, x, m) y = Gather<axis=1>(a, head)",
+            """s = Gather<axis=1>(x, head) n = Gather(m, head)
+               y = graphopt.Attention<heads=2, dim=2>(s, x, x, n)""",
         ),
         (
             "f = Reshape(x, flat) h = Gemm(f, w, b) y = Gather<axis=0>(h, head)",

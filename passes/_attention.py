@@ -1,0 +1,113 @@
+"""Parts of attention: the rows that heads are columns of, and the scores of queries and keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Value
+from graphopt.passes._views import Atom, View, factor_of, views_of, whole
+from graphopt.rewrite import Rewriter
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Columns of all heads in `rows`, [batch, time, …], or [time, batch, …] if `turned`."""
+
+    rows: Value
+    turned: bool
+    first: int
+    heads: int
+    dim: int
+    scale: float
+
+    def batch_first(self, rw: Rewriter) -> Value:
+        return rw.op.Transpose(self.rows, perm=[1, 0, 2]) if self.turned else self.rows
+
+
+def heads_of(value: Value, perm: tuple[int, ...]) -> Heads | None:
+    """`value`, whose axes in the order `perm` are [batch, heads, time, dim] or without heads."""
+    found = [_as_heads(view.permuted(perm), value, perm) for view in views_of(value)]
+    return next((heads for heads in reversed(found) if heads is not None), None)
+
+
+def _as_heads(view: View, value: Value, perm: tuple[int, ...]) -> Heads | None:
+    dims = [value.tensor.dims[axis] for axis in perm]
+    dim, time = dims[-1], dims[-2]
+    if view.source.rank != 3 or not isinstance(dim, int) or any(view.starts[:2]):
+        return None
+    batch = view.axes[0]
+    groups = view.axes[1] if len(dims) == 4 else tuple(a for a in batch if a.axis == 2)
+    if len(dims) == 3:
+        batch = batch[: len(batch) - len(groups)]
+    count = groups[0].extent if groups else 1
+    if not isinstance(count, int) or view.axes[-1] != whole(2, dim):
+        return None
+    if groups != ((Atom(2, count, dim),) if count > 1 else ()):
+        return None
+    for turned in (False, True):
+        order: list[Dim] = list(view.source.tensor.dims[:2])
+        first, second = (1, 0) if turned else (0, 1)
+        loops = (whole(first, order[first]), whole(second, order[second]))
+        if (batch, view.axes[-2]) == loops and order[second] == time:
+            return Heads(view.source, turned, view.starts[2], count, dim, view.scale)
+    return None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`q k * scale + bias`, k being turned already."""
+
+    q: Value
+    k: Value
+    scale: float
+    bias: Value | None
+
+
+def scores_of(value: Value) -> Scores | str:
+    """`value` as scores of queries and keys, or why it is not; each part read only here."""
+    bias, scale, node = None, 1.0, value.producer
+    while node is not None and node.op in ("Add", "Mul", "Div"):
+        if len(node.output.uses) > 1:
+            return "its scores are also read elsewhere"
+        scaled = factor_of(node)
+        if scaled is not None:
+            value, scale = scaled[0], scale * scaled[1]
+        elif node.op == "Add" and bias is None and scale == 1.0:
+            a, b = node.inputs
+            assert a is not None and b is not None
+            value, bias = (b, a) if _are_scores(b) else (a, b)
+            if value.type != node.output.type:
+                return "the bias is larger than the scores"
+        else:
+            return "its scores are more than scaled and added to once"
+        node = value.producer
+    if node is None or node.op != "MatMul" or len(value.uses) > 1:
+        return "its scores are no product that is read only there"
+    q, k = node.inputs
+    assert q is not None and k is not None
+    return Scores(q, k, scale, bias)
+
+
+def _are_scores(value: Value) -> bool:
+    node = value.producer
+    return (
+        node is not None
+        and node.op in ("MatMul", "Mul", "Div")
+        and not isinstance(scores_of(value), str)
+    )
+
+
+def rows_of(value: Value) -> Heads | None:
+    """`value` [batch, time, columns] as columns of other rows, if no transpose is needed."""
+    width = value.tensor.dims[2]
+    for view in reversed([*views_of(value)][1:]):
+        if view.source.rank != 3 or view.scale != 1.0 or any(view.starts[:2]):
+            continue
+        a, b = view.source.tensor.dims[:2]
+        for turned in [False, True][: 2 if 1 in (a, b) else 1]:
+            loops = (whole(0, a), whole(1, b))[:: -1 if turned else 1]
+            sizes = (b, a) if turned else (a, b)
+            if view.axes == (*loops, whole(2, width)) and value.tensor.dims[:2] == sizes:
+                return Heads(view.source, turned, view.starts[2], 1, 1, 1.0)
+    return None

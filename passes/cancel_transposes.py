@@ -1,0 +1,156 @@
+"""Transposes that another one takes back, with ops in between that do not mind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.ir.graph import Node, Value
+from graphopt.passes._rowwise import ELEMENTWISE
+from graphopt.pipeline.base import Fidelity, RewritePass
+from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+from graphopt.rewrite.rewriter import erase_dead
+
+x = var("x")
+
+
+def _perm(node: Node) -> list[int]:
+    return node.attr("perm") or list(range(node.output.rank or 0))[::-1]
+
+
+@dataclass
+class _Region:
+    """What lies between transposes that cancel out.
+
+    Attributes:
+        nodes: in between, last node first.
+        sources: the results of the first transposes.
+        seen: results in between that something else reads too; one at most.
+    """
+
+    nodes: list[Node]
+    sources: list[Value]
+    seen: list[Value]
+
+
+def _region(root: Node) -> _Region | NoMatch:
+    """What lies between `root` and transposes that it takes back."""
+    perm = _perm(root)
+    back = _inverse(perm)
+    wanted: set[Value | None] = {root.inputs[0]}
+    found = _Region([], [], [])
+    node = root._prev
+    while node is not None:
+        if node.outputs and node.output in wanted:
+            shared = any(use.user not in (root, *found.nodes) for use in node.output.uses)
+            if node.op == "Transpose" and _perm(node) == back and not shared:
+                found.sources.append(node.output)
+            elif _keeps_axes(node, perm) and not (shared and found.seen):
+                found.nodes.append(node)
+                found.seen += [node.output] * shared
+                wanted.update(v for v in _varying(node) if v.const is None)
+            else:
+                return NoMatch(f"{node.op} is in between, or read elsewhere")
+        node = node._prev
+    inner = {n.output for n in found.nodes} | set(found.sources)
+    if not found.sources or not found.nodes or any(value not in inner for value in wanted):
+        return NoMatch("it takes no transposes back")
+    return found
+
+
+def _inverse(perm: Sequence[int]) -> list[int]:
+    return [perm.index(axis) for axis in range(len(perm))]
+
+
+def _varying(node: Node) -> list[Value]:
+    """The operands whose elements go with those of the result, axis by axis."""
+    operands = node.inputs[:1] if node.op == "MatMul" else node.inputs
+    return [value for value in operands if value is not None and value.rank != 0]
+
+
+def _keeps_axes(node: Node, perm: Sequence[int]) -> bool:
+    """True if transposing the operands of `node` transposes its result."""
+    rank = node.output.rank
+    if node.op == "MatMul":
+        weight = node.const(1)
+        return weight is not None and weight.ndim == 2 and perm[-1] == len(perm) - 1
+    return (
+        node.op in ELEMENTWISE
+        and rank == len(perm)
+        and all(value.const is not None or value.rank == rank for value in _varying(node))
+    )
+
+
+@rule(op.Transpose(x))
+def transposes_around(rw: Rewriter, node: Node) -> Value | NoMatch | None:
+    """Transpose(Relu(Transpose(x))) -> Relu(x), where they cancel out"""
+    if node.inputs[0] is None or node.inputs[0].rank is None:
+        return None
+    found = _region(node)
+    if isinstance(found, NoMatch):
+        return found
+    perm = _perm(node)
+    rebuilt: dict[Value | None, Value | None] = {
+        value: value.producer.inputs[0] for value in found.sources if value.producer
+    }
+    for inner in reversed(found.nodes):
+        varying = _varying(inner)
+        inputs = [
+            rebuilt[v] if v in rebuilt else _turned(rw, v, perm) if v in varying else v
+            for v in inner.inputs
+        ]
+        made = rw.insert(
+            inner.op_type, inputs, dict(inner.attrs), origin=inner.origin, before=inner
+        )
+        rebuilt[inner.output] = made.output
+    result = rebuilt[node.inputs[0]]
+    for value in found.seen:
+        assert value.producer is not None
+        inputs, attrs = [rebuilt[value]], {"perm": _inverse(perm)}
+        turned = rw.insert("Transpose", inputs, attrs, before=value.producer)
+        rw.graph.replace_uses(value, turned.output)
+        erase_dead(rw.graph, [value.producer])
+    return result
+
+
+def _turned(rw: Rewriter, value: Value | None, perm: Sequence[int]) -> Value | None:
+    """A constant as it must be where the transposes are gone."""
+    if value is None or value.const is None:
+        return value
+    array = value.const
+    array = array.reshape((1,) * (len(perm) - array.ndim) + array.shape).transpose(perm)
+    lead = next((k for k, size in enumerate(array.shape) if size != 1), array.ndim - 1)
+    return rw.const(np.ascontiguousarray(array.reshape(array.shape[lead:])))
+
+
+class CancelTransposes(RewritePass):
+    """Removes transposes that a later one takes back, and everything in between works untransposed.
+
+    In between may be ops that work on each element by itself, their constants being transposed, and
+    products with a matrix where the last axis stays the last. One value in between may be read
+    elsewhere too; it is transposed for that. Fidelity: reassociates.
+
+    Before:
+        (float[N,5,4] x) => (float[N,5,4] y) <float[4,1] s, float[4,1] o> {
+            t = Transpose<perm=[0, 2, 1]>(x)
+            m = Mul(t, s)
+            p = Sigmoid(m)
+            q = Mul(p, t)
+            r = Add(q, o)
+            y = Transpose<perm=[0, 2, 1]>(r)
+        }
+
+    After:
+        (float[N,5,4] x) => (float[N,5,4] y) <float[4] s, float[4] o> {
+            m = Mul(x, s)
+            p = Sigmoid(m)
+            q = Mul(p, x)
+            y = Add(q, o)
+        }
+    """
+
+    name = "cancel-transposes"
+    fidelity = Fidelity.REASSOCIATES
+    rules = (transposes_around,)

@@ -1,0 +1,67 @@
+"""Transposes that cancel out go, whatever harmless lies in between; others stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.passes.cancel_transposes import CancelTransposes
+from graphopt.testing import assert_rewrites, assert_unchanged
+
+TEXT = """(float[N,5,4] x, float[N,5,4] z, float[M] m) => (float[] y)
+    <float[4,1] s, float[1,5] each, float[5] along, float[4,5] both, float[4] flat, float[5,1] tall,
+     float[5,4] turned, float one = {1}, float[4,6] w, float[1,4,1] full> { BODY }"""
+T = "Transpose<perm=[0, 2, 1]>"
+S = "Transpose<perm=[1, 0, 2]>"
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (f"t = {T}(x) r = Relu(t) y = {T}(r)", "y = Relu(x)"),
+        (f"t = {T}(x) r = Sub(one, t) y = {T}(r)", "y = Sub(one, x)"),
+        (f"t = {T}(x) r = Mul(t, s) y = {T}(r)", "y = Mul(x, flat)"),
+        (f"t = {T}(x) r = Mul(full, t) y = {T}(r)", "y = Mul(flat, x)"),
+        (f"t = {T}(x) r = Add(t, along) y = {T}(r)", "y = Add(x, tall)"),
+        (f"t = {T}(x) r = Add(t, each) y = {T}(r)", "y = Add(x, tall)"),
+        (f"t = {T}(x) r = Add(t, both) y = {T}(r)", "y = Add(x, turned)"),
+        (f"t = {T}(x) u = {T}(z) r = Add(t, u) y = {T}(r)", "y = Add(x, z)"),
+        (
+            f"t = {S}(x) h = MatMul(t, w) r = Relu(h) y = {S}(r)",
+            "h = MatMul(x, w) y = Relu(h)",
+        ),
+        (
+            f"t = {T}(x) a = Sigmoid(t) b = Mul(a, t) c = Sub(one, a) d = Mul(c, b) y = {T}(d)",
+            "a = Sigmoid(x) c = Sub(one, a) b = Mul(a, x) y = Mul(c, b)",
+        ),
+    ],
+)
+def test_they_go(body: str, after: str) -> None:
+    assert_rewrites(CancelTransposes(), TEXT.replace("BODY", body), TEXT.replace("BODY", after))
+
+
+def test_what_else_is_read_in_between_is_transposed_for_that() -> None:
+    text = TEXT.replace("(float[] y)", "(float[] y, float[] z1)")
+    before = f"t = {S}(x) h = MatMul(t, w) z1 = Softmax(h) y = {S}(h)"
+    after = f"y = MatMul(x, w) t = {S}(y) z1 = Softmax(t)"
+    assert_rewrites(CancelTransposes(), text.replace("BODY", before), text.replace("BODY", after))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (f"r = Relu(x) y = {T}(r)", "takes no transposes back"),
+        (f"t = {S}(x) r = Relu(t) y = {T}(r)", "in between"),
+        (f"t = {T}(x) r = Softmax(t) y = {T}(r)", "in between"),
+        (f"t = {T}(x) r = MatMul(t, tall) y = {T}(r)", "in between"),
+        (f"t = {T}(x) r = Add(t, m) y = {T}(r)", "in between"),
+        (f"t = {T}(x) r = Relu(t) y = {T}(r) z1 = Neg(t)", "read elsewhere"),
+        (
+            f"t = {T}(x) r = Relu(t) q = Neg(r) y = {T}(q) z1 = Exp(r) z2 = Exp(q)",
+            "read elsewhere",
+        ),
+    ],
+)
+def test_others_stay(body: str, reason: str) -> None:
+    outputs = ", ".join(f"float[] {name}" for name in ("y", "z1", "z2") if f"{name} =" in body)
+    text = TEXT.replace("(float[] y)", f"({outputs})").replace("BODY", body)
+    assert_unchanged(CancelTransposes(), text, reason)
