@@ -18,6 +18,7 @@ from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.fuse_attention import FuseAttention
 from graphopt.passes.fuse_bi_interaction import FuseBiInteraction
 from graphopt.passes.fuse_compressed_interaction import FuseCompressedInteraction
+from graphopt.passes.fuse_cross_network import FuseCrossNetwork
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_inner_products import FuseInnerProducts
 from graphopt.passes.fuse_lookups import FuseLookups
@@ -73,6 +74,7 @@ _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
     FuseBiInteraction(),
     FuseCompressedInteraction(),
+    FuseCrossNetwork(),
     FuseInnerProducts(),
     FuseDotInteraction(),
 )

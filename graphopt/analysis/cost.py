@@ -244,6 +244,13 @@ def _dot_interaction(node: Node) -> Cost:
     return _streaming(node, 2 * samples * dim * len(node.attr("pairs")))
 
 
+@cost_rule("CrossNetwork", domain="graphopt")
+def _cross_network(node: Node) -> Cost:
+    rows, width = _dims(node, 0)
+    layers = _dims(node, 1)[1]
+    return _streaming(node, rows * (2 * width * layers + 3 * layers + 2 * width))
+
+
 @cost_rule("CompressedInteraction", domain="graphopt")
 def _compressed_interaction(node: Node) -> Cost:
     pairs = _dims(node, 2)[0]

@@ -35,6 +35,7 @@ _VECTORIZED = (
     "graphopt::Attention",
     "graphopt::BiInteraction",
     "graphopt::CompressedInteraction",
+    "graphopt::CrossNetwork",
     "graphopt::DotInteraction",
 )
 _ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}

@@ -13,6 +13,7 @@ from graphopt.targets.cpu.kernels.compressed_interaction import (
     fold_symmetric,
     params_for,
 )
+from graphopt.targets.cpu.kernels.cross_network import cross_network
 from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
 from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
@@ -69,3 +70,16 @@ def _compressed_interaction(lower: Lowering, node: Node) -> relax.Expr:
     kernel = compressed_interaction(count, others, dim, maps, params, activation, same)
     out = [(lower.shape(node.output), "float32")]
     return lower.kernel(kernel, [*features, *constants], out)[0]
+
+
+@lowers("CrossNetwork", domain=DOMAIN)
+def _cross_network(lower: Lowering, node: Node) -> relax.Expr:
+    x, weights, shifts, bias = node.inputs
+    assert x is not None and weights is not None and shifts is not None and bias is not None
+    if x.dtype != "float32" or weights.const is None:
+        raise lower.unsupported(f"its rows are not float32 ({x.type}), or its weights are computed")
+    dim, layers = weights.const.shape
+    kernel = cross_network(dim, layers, node.attrs["lanes"])
+    columns = lower.constant(np.ascontiguousarray(weights.const.T))
+    operands = [lower.expr(x), columns, lower.expr(shifts), lower.expr(bias)]
+    return lower.kernel(kernel, operands, [(lower.shape(node.output), "float32")])[0]
