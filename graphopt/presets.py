@@ -22,6 +22,7 @@ from graphopt.passes.fuse_cross_network import FuseCrossNetwork
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_inner_products import FuseInnerProducts
 from graphopt.passes.fuse_lookups import FuseLookups
+from graphopt.passes.hoist_repeated_columns import HoistRepeatedColumns
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
@@ -69,7 +70,13 @@ _SEQUENCES = (
     HoistSelections(),
     FuseAttention(),
 )
-_FOLD_WEIGHTS = (FoldBatchNorm(), FoldAffine(), FoldConstantColumns(), Reassociate())
+_FOLD_WEIGHTS = (
+    FoldBatchNorm(),
+    FoldAffine(),
+    FoldConstantColumns(),
+    HoistRepeatedColumns(),
+    Reassociate(),
+)
 _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
     FuseBiInteraction(),

@@ -99,6 +99,15 @@ def gemm_to_dense(rw: Rewriter, node: Node, x: Value, w: Value) -> Value | NoMat
     return _emit(rw, x, rw.const(weights), bias)
 
 
+@rule(op.Gemm(x, w, t))
+def gemm_to_dense_and_sum(rw: Rewriter, node: Node, x: Value, t: Value) -> Value | NoMatch:
+    """Gemm(x, w, t) -> Add(Dense(x, w), t), t being computed"""
+    if t.const is not None or node.attr("beta") != 1.0:
+        return NoMatch("what it adds is a constant, or is scaled")
+    attrs = {name: attr for name, attr in node.attrs.items() if name != "beta"}
+    return rw.op.Add(rw.insert("Gemm", node.inputs[:2], attrs).output, t)
+
+
 @rule(op.Add(dense, b))
 def add_to_bias(rw: Rewriter, x: Value, w: Value, b: Value, y: Value) -> Value | NoMatch:
     """Add(Dense(x, w), b) -> Dense(x, w, b)"""
@@ -144,6 +153,7 @@ _RULES: tuple[Rule, ...] = (
     dequantize_to_weights,
     matmul_to_dense,
     gemm_to_dense,
+    gemm_to_dense_and_sum,
     add_to_bias,
     activation_to_dense,
     operand_to_dense,

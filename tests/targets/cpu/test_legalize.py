@@ -168,3 +168,15 @@ def test_other_convolutions_stay(text: str) -> None:
     graph, layers = legalized(text)
     assert "Conv" in left(graph)
     assert not layers
+
+
+def test_what_a_gemm_adds_may_be_computed() -> None:
+    text = """g (float[N,5] x, float[1,6] u) => (float[N,7] y) <float[5,7] w, float[7,6] v> {
+        c = Gemm<transB=1>(u, v) y = Gemm<alpha=0.5>(x, w, c) }"""
+    graph, layers = legalized(text)
+    assert left(graph) == ["Add"]
+    assert len(layers) == 2
+    source = parse(text)
+    feeds = random_inputs(source, {"N": 9})
+    wanted = run_onnxruntime(source, feeds)["y"]  # sums of five terms in another order
+    np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
