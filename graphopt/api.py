@@ -28,6 +28,7 @@ from graphopt.artifact import (
     REPORT,
     WEIGHTS,
     Artifact,
+    obstacle,
     signature_to_json,
     write_manifest,
 )
@@ -374,13 +375,16 @@ def _write_artifact(
         write_manifest(folder, {**manifest, "weights": entries})
         report.facts |= compiled.facts | compiled.kernels
         report.facts["artifact_bytes"] = sum(f.stat().st_size for f in folder.iterdir())
+        report.facts["obstacle"] = obstacle(manifest)
         if original is not None:
             stages.begin("verify")
-            results: list[Runnable] = [Artifact.load(folder), OnnxModel(folder / PORTABLE)]
+            results: list[Runnable] = [OnnxModel(folder / PORTABLE)]
+            if not report.facts["obstacle"]:
+                results.insert(0, Artifact.load(folder))
             original.verify(graph, results, report)
         stages.end()
         (folder / REPORT).write_text(report.to_json())
-    return Artifact.load(output)
+    return Artifact.foreign(output) if report.facts["obstacle"] else Artifact.load(output)
 
 
 def _parent(output: Path) -> Path:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graphopt.errors import ArtifactError, IdError
-from graphopt.runtime import load_program, passed
+from graphopt.runtime import Program, load_program, passed
 from graphopt.signature import Signature, TensorSpec
 
 FORMAT = 2
@@ -41,14 +41,12 @@ class Artifact:
         manifest: the contents of `manifest.json`.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], program: Program) -> None:
         self.path, self.manifest = path, manifest
         self.signature = signature_from_json(manifest)
         self._names = [spec.name for spec in self.signature.inputs]
         self._results = [(s.name, s.numpy_dtype) for s in self.signature.outputs]
-        weights = _map_weights(path, manifest["weights"])
-        outputs = self.signature.outputs
-        self._program = load_program(path / LIBRARY, weights, manifest["sizes"], outputs)
+        self._program = program
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
@@ -59,13 +57,29 @@ class Artifact:
         """
         path = Path(path)
         manifest = read_manifest(path)
-        _check_machine(path, manifest)
+        reason = obstacle(manifest)
+        if reason:
+            raise ArtifactError(f"{path}: {reason}")
         try:
             _check_files(path, manifest["files"])
-            return cls(path, manifest)
+            weights = _map_weights(path, manifest["weights"])
+            outputs = signature_from_json(manifest).outputs
+            program = load_program(path / LIBRARY, weights, manifest["sizes"], outputs)
+            return cls(path, manifest, program)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             file = path / MANIFEST
             raise ArtifactError(f"{file}: damaged ({error!r}); compile it again") from None
+
+    @classmethod
+    def foreign(cls, path: Path) -> Artifact:
+        """The artifact in folder `path`, for another machine: `run` raises ArtifactError."""
+        manifest = read_manifest(path)
+        reason = obstacle(manifest)
+
+        def refuse(inputs: Sequence[Any]) -> list[np.ndarray]:
+            raise ArtifactError(f"{path}: {reason}")
+
+        return cls(path, manifest, refuse)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -90,7 +104,7 @@ class Artifact:
             if len(feeds) != len(self._names):
                 raise KeyError
             results = self._program([feeds[name] for name in self._names])
-        except IdError:
+        except (IdError, ArtifactError):
             raise
         except Exception:
             # Compiled code refused the arrays: find out why, or bring them into the form it takes.
@@ -126,16 +140,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_machine(path: Path, manifest: dict[str, Any]) -> None:
+def obstacle(manifest: dict[str, Any]) -> str | None:
+    """Why this machine cannot run the artifact that `manifest` describes; None if it can."""
     machine = manifest.get("machine")
     if machine != platform.machine():
-        raise ArtifactError(f"{path}: compiled for {machine}, this machine is {platform.machine()}")
+        return f"compiled for {machine}, this machine is {platform.machine()}"
     missing = sorted(set(manifest.get("cpu_features", ())) - host_features())
     if missing:
-        raise ArtifactError(
-            f"{path}: needs CPU features that this machine lacks ({', '.join(missing)}); "
-            "compile it again here, or with --target cpu:x86-64-v3"
+        return (
+            f"needs CPU features that this machine lacks ({', '.join(missing)}); compile it again "
+            "here, or with --target cpu:x86-64-v3"
         )
+    return None
 
 
 def _check_files(path: Path, sizes: dict[str, int]) -> None:

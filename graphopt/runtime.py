@@ -14,7 +14,7 @@ import importlib.util
 import math
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -64,6 +64,7 @@ def _load_sidecar(folder: Path) -> None:
 
 Inputs = Sequence[Any]
 """Arrays in signature order; anything that speaks DLPack."""
+Program = Callable[[Inputs], list[np.ndarray]]
 
 
 def load_program(

@@ -30,7 +30,15 @@ _FEATURES = {
     "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16",
     "avx512fp16": "avx512_fp16",
+    "neon": "asimd",
+    "dotprod": "asimddp",
+    "fullfp16": "asimdhp",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
 }
+_MACHINES = ("x86_64", "aarch64")
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,12 @@ class CpuTarget(Target):
     """One CPU model.
 
     Attributes:
-        mcpu: LLVM's name of it, such as "sapphirerapids" or "x86-64-v3".
+        mcpu: LLVM's name of it, such as "sapphirerapids", "x86-64-v3" or "neoverse-v1".
+        machine: its architecture, as Linux names it.
     """
 
     mcpu: str
+    machine: str = platform.machine()
 
     name: ClassVar[str] = "cpu"
     portable: ClassVar[bool] = False
@@ -49,18 +59,24 @@ class CpuTarget(Target):
     @classmethod
     def parse(cls, argument: str) -> CpuTarget:
         mcpu = argument or str(codegen.llvm_get_system_cpu())
-        known = {str(name) for name in codegen.llvm_get_cpu_archlist(_llvm(None))}
-        if mcpu not in known:
-            raise SpecError(
-                f"LLVM knows no {platform.machine()} CPU called {mcpu!r}; "
-                "try x86-64-v3, skylake-avx512 or sapphirerapids"
-            )
-        return cls(mcpu)
+        for machine in dict.fromkeys((platform.machine(), *_MACHINES)):
+            known = codegen.llvm_get_cpu_archlist(_llvm(machine))
+            if mcpu in {str(name) for name in known}:
+                return cls(mcpu, machine)
+        raise SpecError(
+            f"LLVM knows no {' or '.join(_MACHINES)} CPU called {mcpu!r}; "
+            "try x86-64-v3, skylake-avx512, sapphirerapids or neoverse-v1"
+        )
+
+    @property
+    def llvm(self) -> tvm.target.Target:
+        """TVM's description of it."""
+        return _llvm(self.machine, self.mcpu)
 
     @property
     def features(self) -> tuple[str, ...]:
         """The instruction sets that compiled code may use, under Linux's names."""
-        found = {str(f) for f in codegen.llvm_get_cpu_features(_llvm(self.mcpu))}
+        found = {str(f) for f in codegen.llvm_get_cpu_features(self.llvm)}
         return tuple(linux for llvm, linux in _FEATURES.items() if llvm in found)
 
     @property
@@ -98,10 +114,10 @@ class CpuTarget(Target):
             stage("lower")
         lowered = lowering.lower(working, oob)
         stage("build")
-        built = build.build(lowered.module, _llvm(self.mcpu), library)
+        built = build.build(lowered.module, self.llvm, self.machine, library)
         facts = {
             "target": f"cpu:{self.mcpu}",
-            "machine": platform.machine(),
+            "machine": self.machine,
             "cpu_features": list(self.features),
             "tvm": tvm.__version__,
             "sizes": built.sizes,
@@ -119,13 +135,15 @@ class CpuTarget(Target):
         runs_here = host.issuperset(self.features)
         if tuning.measures and not runs_here:
             raise SpecError(f"code for {self.mcpu} does not run here, so it cannot be tuned here")
-        tuner = Tuner(tuning, _llvm(self.mcpu), machine)
+        tuner = Tuner(tuning, self.llvm, machine)
         choose_params(graph, tuner)
         return tuner.summary
 
 
-def _llvm(mcpu: str | None) -> tvm.target.Target:
+def _llvm(machine: str, mcpu: str = "") -> tvm.target.Target:
     description: dict[str, Any] = {"kind": "llvm", "num-cores": 1}
     if mcpu:
         description["mcpu"] = mcpu
+    if machine != platform.machine():
+        description["mtriple"] = f"{machine}-linux-gnu"
     return tvm.target.Target(description)

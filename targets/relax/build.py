@@ -11,9 +11,9 @@ import numpy as np
 import tvm
 from tvm import relax, s_tir, tirx
 from tvm.error import InternalError
-from tvm.support import cc
 
 from graphopt.errors import OutputError, UnsupportedOpError
+from graphopt.targets.relax.linking import linker_options
 from graphopt.targets.relax.schedule import schedule
 from graphopt.targets.relax.straight import straighten, unaligned
 
@@ -38,8 +38,8 @@ class Built:
     embedded: tuple[np.ndarray, ...] = ()
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> Built:
-    """Compile `module` for `target` and write the shared library `library`.
+def build(module: tvm.IRModule, target: tvm.target.Target, machine: str, library: Path) -> Built:
+    """Compile `module` for `target`, of architecture `machine`, into the shared library `library`.
 
     Raises:
         UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
@@ -55,7 +55,7 @@ def build(module: tvm.IRModule, target: tvm.target.Target, library: Path) -> Bui
     except (InternalError, s_tir.ScheduleError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UnsupportedOpError("Graph", f"TVM cannot generate code for it: {reason}") from error
-    _export(executable, library)
+    _export(executable, machine, library)
     if straight is None:
         return Built(_kernels(fused), _calls(fused), None)
     return Built(_kernels(fused), _calls(fused), straight.sizes, straight.embedded)
@@ -69,21 +69,20 @@ def _unaligned(module: tvm.IRModule) -> tvm.IRModule:
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
-def _export(executable: tvm.runtime.Executable, library: Path) -> None:
+def _export(executable: tvm.runtime.Executable, machine: str, library: Path) -> None:
     """Write and link the code.
 
     Raises:
-        OutputError: there is no room for it, or no C++ compiler to link it with.
+        OutputError: there is no room for it, or no compiler to link it with.
     """
-    if cc.get_cc() is None:
-        raise OutputError("the compiled code needs a C++ compiler to link it; install g++")
+    options = linker_options(machine)
     with tempfile.TemporaryDirectory(dir=library.parent) as workspace:
         # LLVM ends the process where it cannot write, so see first that it can.
         with (Path(workspace) / "room").open("wb") as room:
             os.posix_fallocate(room.fileno(), 0, ROOM)
             room.truncate(0)
         try:
-            executable.export_library(str(library), workspace_dir=workspace)
+            executable.export_library(str(library), workspace_dir=workspace, **options)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OutputError(f"the compiled code cannot be linked: {reason}") from None

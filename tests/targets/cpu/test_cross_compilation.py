@@ -1,0 +1,141 @@
+"""Code for other CPUs: it is made, it says where it runs, and AArch64 code is executed in QEMU."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import struct
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt.artifact import WEIGHTS, Artifact
+from graphopt.errors import ArtifactError, OutputError
+from graphopt.inspection import batch_sizes
+from graphopt.signature import TensorSpec
+from graphopt.targets.base import find
+from graphopt.targets.cpu.target import CpuTarget
+from graphopt.targets.portable import OnnxModel
+from graphopt.targets.relax import linking
+from graphopt.testing import parse, random_inputs
+
+HERE = Path(__file__).parent
+GCC = shutil.which("aarch64-linux-gnu-gcc")
+QEMU = shutil.which("qemu-aarch64")
+LAYER = "g (float[N,5] x) => (float[N,7] y) <float[5,7] w> { y = MatMul(x, w) }"
+ON_X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles on x86 for AArch64")
+CROSS = pytest.mark.skipif(GCC is None, reason="no linker: install gcc-aarch64-linux-gnu")
+EXECUTES = pytest.mark.skipif(QEMU is None, reason="no emulator: install qemu-user")
+
+
+def test_a_cpu_of_another_architecture() -> None:
+    target = find("cpu:neoverse-v1")
+    assert isinstance(target, CpuTarget)
+    assert (target.machine, target.lanes) == ("aarch64", 4)
+    assert {"asimd", "sve"} <= set(target.features)
+
+
+@ON_X86
+@CROSS
+def test_an_artifact_for_another_machine_is_made_and_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "arm.gopt"
+    artifact = graphopt.compile(parse(LAYER), "cpu:neoverse-v1", output=path)
+    assert "portable" in str(artifact.report["verification"]) or artifact.report["verification"]
+    for refused in (
+        lambda: artifact.run({"x": np.ones((1, 5), np.float32)}),
+        lambda: Artifact.load(path),
+    ):
+        with pytest.raises(ArtifactError, match="compiled for aarch64, this machine is x86_64"):
+            refused()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 CPU")
+def test_an_artifact_for_a_newer_cpu(tmp_path: Path) -> None:
+    target = find("cpu:sapphirerapids")
+    assert isinstance(target, CpuTarget)
+    if set(target.features) <= set(find("cpu").features):  # type: ignore[attr-defined]
+        pytest.skip("this CPU has all that a Sapphire Rapids has")
+    artifact = graphopt.compile(parse(LAYER), "cpu:sapphirerapids", output=tmp_path / "new.gopt")
+    with pytest.raises(ArtifactError, match="needs CPU features that this machine lacks"):
+        artifact.run({"x": np.ones((1, 5), np.float32)})
+
+
+@ON_X86
+def test_what_to_install_for_linking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(linking.shutil, "which", lambda name: None)
+    monkeypatch.setattr(linking.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OutputError, match=r"gcc-aarch64-linux-gnu \(Debian, Ubuntu\).*ziglang"):
+        graphopt.compile(parse(LAYER), "cpu:neoverse-v1", output=tmp_path / "arm.gopt")
+
+
+# --------------------------------------------------------------------- execution
+
+
+def written(array: np.ndarray, with_data: bool = True) -> bytes:
+    code = {"i": 0, "u": 1, "f": 2, "b": 6}[array.dtype.kind]
+    head = [code, 8 * array.itemsize, array.ndim, *array.shape]
+    return struct.pack(f"{len(head)}q", *head) + (array.tobytes() if with_data else b"")
+
+
+def weights_of(artifact: Artifact) -> list[np.ndarray]:
+    data = (artifact.path / WEIGHTS).read_bytes()
+    return [
+        np.frombuffer(data[e["offset"] : e["offset"] + e["nbytes"]], e["dtype"]).reshape(e["shape"])
+        for e in artifact.manifest["weights"]
+    ]
+
+
+def emulated(
+    program: Path, artifact: Artifact, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """What the artifact computes in QEMU; `outputs` give dtypes and shapes."""
+    weights = weights_of(artifact)
+    sizes = [inputs[k].shape[axis] for k, axis in artifact.manifest["sizes"]]
+    counts = [len(sizes), len(weights), len(inputs), len(outputs), *sizes]
+    content = struct.pack(f"{len(counts)}q", *counts)
+    content += b"".join(map(written, (*weights, *inputs)))
+    content += b"".join(written(array, with_data=False) for array in outputs)
+    call = program.with_suffix(".call")
+    call.write_bytes(content)
+    command = [str(QEMU), "-L", "/usr/aarch64-linux-gnu", str(program), str(call)]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    found, start = [], 0
+    for array in outputs:
+        piece = np.frombuffer(done.stdout, array.dtype, array.size, start)
+        found.append(piece.reshape(array.shape))
+        start += array.nbytes
+    return found
+
+
+def linked(artifact: Artifact, folder: Path) -> Path:
+    program = folder / "run"
+    library = artifact.path / "model.so"
+    source = HERE / "run_artifact.c"
+    options = ["-O1", "-rdynamic", f"-Wl,-rpath,{artifact.path}"]
+    subprocess.run([str(GCC), *options, source, library, "-lm", "-o", program], check=True)
+    return program
+
+
+@ON_X86
+@CROSS
+@EXECUTES
+@pytest.mark.parametrize("mcpu", ["neoverse-n1", "neoverse-v1"])
+def test_a_model_on_aarch64(mcpu: str, example: Path, tmp_path: Path) -> None:
+    artifact = graphopt.compile(example, f"cpu:{mcpu}", output=tmp_path / "arm.gopt")
+    program = linked(artifact, tmp_path)
+    graph = graphopt.load(example)
+    for batch in (1, 7, 64, 0):
+        feeds = random_inputs(graph, batch_sizes(graph, batch), seed=batch)  # type: ignore[arg-type]
+        expected = OnnxModel(example).run(feeds)
+        names: Sequence[TensorSpec] = artifact.signature.inputs
+        found = emulated(
+            program, artifact, [feeds[spec.name] for spec in names], list(expected.values())
+        )
+        for array, wanted in zip(found, expected.values()):
+            # Sums of about a hundred float32 terms in another order.
+            np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5)
