@@ -26,21 +26,27 @@ from rich.table import Table
 
 from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.judge import Judge
+from graphopt.accuracy.metrics import Metric
+from graphopt.signature import Signature
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
 
 
-def judge(original: Any, folder: Path, spec: Mapping[str, Any]) -> Judge:
-    """Holds models against the original on the evaluation data of `folder`."""
-    score = original.signature.outputs[spec["output"]]
-    columns = score.shape is not None and len(score.shape) == 2
+def metric_of(spec: Mapping[str, Any], signature: Signature) -> tuple[Metric, str]:
+    """The metric of an entry of `models.json`, and what it judges."""
+    score = signature.outputs[spec["output"]]
     metric = metrics.find(spec["kind"])
     if spec["kind"].startswith("ndcg"):
         cut = int(spec["kind"].partition("@")[2])
         metric = metrics.ndcg(cut, tuple(spec.get("exclude_items", ())))
+    columns = score.shape is not None and len(score.shape) == 2
+    return metric, score.name + (":0" if metric.pointwise and columns else "")
+
+
+def judge(original: Any, folder: Path, spec: Mapping[str, Any]) -> Judge:
+    """Holds models against the original on the evaluation data of `folder`."""
     data = datasets.read(folder / "eval.npz", original.signature)
-    column = ":0" if metric.pointwise and columns else ""
-    return Judge(original, data, metric, score.name + column)
+    return Judge(original, data, *metric_of(spec, original.signature))
 
 
 def worst_error(engine: Any, folder: Path) -> float:
