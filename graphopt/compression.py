@@ -14,9 +14,9 @@ from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Fixpoint, Pipeline, Step
 from graphopt.signature import Signature
 
-SHARES = (1.0, 0.5, 0.25)
-"""What is spent while choosing, as shares of the budget, if the rows that judge see a larger drop
-than those that chose."""
+ATTEMPTS = ((1.0, 0.0), (1.0, 1.0), (0.5, 1.0), (0.25, 2.0))
+"""What may be spent while choosing, as a share of the budget, and with how many standard errors of
+caution: the next one is for when the rows that judge see a larger drop than those that chose."""
 
 Run = Callable[[Graph, Spending], None]
 
@@ -46,10 +46,10 @@ class Compression:
             BudgetExceededError: nothing that was proposed stays within the budget.
         """
         verdict: Verdict | None = None
-        for share in SHARES:
+        for share, caution in ATTEMPTS:
             graph = source.clone()
             report.passes.clear()
-            spending = Spending(self.chooser, self.limit * share)
+            spending = Spending(self.chooser, self.limit * share, caution)
             passes(graph, spending)
             if spending.proposed and not spending.taken:
                 break
@@ -81,6 +81,7 @@ class Compression:
             "taken": spending.taken,
             "trials": spending.trials,
             "limit_while_choosing": spending.limit,
+            "caution_while_choosing": spending.caution,
             "rows_for_choosing": self.chooser.data.rows,
             "held_out": verdict.to_json(),
         }

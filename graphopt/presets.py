@@ -11,6 +11,7 @@ from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.factorize_low_rank import FactorizeLowRank
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constant_columns import FoldConstantColumns
@@ -101,8 +102,8 @@ O2 = Pipeline(
     )
 )
 
-# Each takes what the budget still allows, so what saves most comes first.
-_COMPRESS = (QuantizeTables(), QuantizeWeights())
+# Each takes what the budget still allows. Factors are made first, as codes have none.
+_COMPRESS = (FactorizeLowRank(), QuantizeTables(), QuantizeWeights())
 
 O3 = Pipeline((*O2.steps, *_COMPRESS, Fixpoint((ShareInitializers(), Cse(), Dce()))))
 

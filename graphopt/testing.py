@@ -311,20 +311,22 @@ def assert_keeps_outputs(
 class Lavish:
     """A budget that allows every site the proposal that saves most, measured on random inputs."""
 
-    def choose(self, graph: Graph, proposals: Sequence[Proposal]) -> list[Proposal]:
+    def choose(
+        self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
+    ) -> list[Proposal]:
         """The most saving proposal of every site."""
         best: dict[str, Proposal] = {}
         for proposal in sorted(proposals, key=lambda p: p.saves):
             best[proposal.site] = proposal
         return list(best.values())
 
-    def observe(self, graph: Graph, values: Sequence[Value]) -> list[np.ndarray]:
+    def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
         """The values for one set of random inputs."""
         copies: dict[Value, Value] = {}
         copy = graph.clone(copies)
         names = [copy.fresh_name("observed") for _ in values]
         copy.set_outputs([copies[value] for value in values], names)
-        return list(run_onnxruntime(copy, random_inputs(copy)).values())
+        return [[array] for array in run_onnxruntime(copy, random_inputs(copy)).values()]
 
 
 def _signature(graph: Graph) -> list[Any]:

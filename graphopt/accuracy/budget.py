@@ -69,17 +69,22 @@ class Spending:
     """Chooses among proposals so that the drop stays within `limit` on the judge's rows.
 
     Attributes:
+        caution: standard errors of a drop that are added to it; without any, a change that wins on
+            these rows by luck is taken for a good one.
         proposed, taken: how many proposals there were and how many were chosen.
         trials: models measured.
     """
 
     judge: Judge
     limit: float
+    caution: float = 0.0
     proposed: int = 0
     taken: int = 0
     trials: int = 0
 
-    def choose(self, graph: Graph, proposals: Sequence[Proposal]) -> list[Proposal]:
+    def choose(
+        self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
+    ) -> list[Proposal]:
         """Those that fit together, the most saving ones first; see `ErrorBudget`.
 
         Of every site the alternative that saves most is tried; all at once, then by bisection in
@@ -92,45 +97,47 @@ class Spending:
         taken: list[Proposal] = []
         while sites:
             step = sorted((options.pop(0) for options in sites.values()), key=_price)
-            taken = self._extended(graph, taken, step)
+            taken = self._extended(graph, taken, step, self.limit * share)
             done = {proposal.site for proposal in taken}
             sites = {name: left for name, left in sites.items() if left and name not in done}
         self.taken += len(taken)
         return taken
 
     def _extended(
-        self, graph: Graph, taken: list[Proposal], step: Sequence[Proposal]
+        self, graph: Graph, taken: list[Proposal], step: Sequence[Proposal], limit: float
     ) -> list[Proposal]:
-        """`taken` with as much of `step` as fits."""
+        """`taken` with as much of `step` as keeps the drop within `limit`."""
         offenders, rest = 0, list(step)
         while rest and offenders < OFFENDERS:
-            count = self._longest_prefix(graph, taken, rest)
+            count = self._longest_prefix(graph, taken, rest, limit)
             taken, offenders = [*taken, *rest[:count]], offenders + 1 if count == 0 else 1
             rest = rest[count + 1 :]
         return taken
 
-    def _longest_prefix(self, graph: Graph, taken: list[Proposal], rest: Sequence[Proposal]) -> int:
-        if self._fits(graph, [*taken, *rest]):
+    def _longest_prefix(
+        self, graph: Graph, taken: list[Proposal], rest: Sequence[Proposal], limit: float
+    ) -> int:
+        if self._fits(graph, [*taken, *rest], limit):
             return len(rest)
         fits, fails = 0, len(rest)
         while fails - fits > 1:
             middle = (fits + fails) // 2
-            if self._fits(graph, [*taken, *rest[:middle]]):
+            if self._fits(graph, [*taken, *rest[:middle]], limit):
                 fits = middle
             else:
                 fails = middle
         return fits
 
-    def _fits(self, graph: Graph, proposals: Sequence[Proposal]) -> bool:
+    def _fits(self, graph: Graph, proposals: Sequence[Proposal], limit: float) -> bool:
         self.trials += 1
         values: dict[Value, Value] = {}
         copy = graph.clone(values)
         for proposal in proposals:
             proposal.apply(copy, values)
         with running(copy) as model:
-            return self.judge.drop(model) <= self.limit
+            return self.judge.drop(model, self.caution) <= limit
 
-    def observe(self, graph: Graph, values: Sequence[Value]) -> list[np.ndarray]:
+    def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
         """Some values on the judge's rows; see `ErrorBudget`."""
         if not values:
             return []
@@ -142,7 +149,7 @@ class Spending:
         )
         with running(copy) as model:
             found = [model.run(batch) for batch in self.judge.data.batches]
-        return [np.concatenate([outputs[name] for outputs in found]) for name in names]
+        return [[outputs[name] for outputs in found] for name in names]
 
 
 def _price(proposal: Proposal) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.metrics import Answers, Metric, group_rows, output_errors
 from graphopt.errors import InputError
 
+FEW_RESAMPLES = 40  # a standard error to about a tenth
 RESAMPLES = 200  # the 95 % interval of a drop is then known to about a tenth of its width
 
 
@@ -82,9 +83,14 @@ class Judge:
         if not np.isfinite(self.before).all():
             raise InputError(f"{metric.name} is not defined on the data: are all labels alike?")
 
-    def drop(self, model: Runnable) -> float:
-        """How much worse `model` is; infinite where that cannot be said. At least 0 is a loss."""
-        return self._drop(self._scores(model))
+    def drop(self, model: Runnable, caution: float = 0.0) -> float:
+        """How much worse `model` is, plus `caution` standard errors; infinite if undefined."""
+        scores = self._scores(model)
+        drop = self._drop(scores)
+        if not caution or not np.isfinite(drop):
+            return drop
+        errors = [self._resampled(a, FEW_RESAMPLES).std() for a in self._answers(scores)]
+        return drop + caution * max(errors)
 
     def verdict(self, model: Runnable) -> Verdict:
         """`model` judged in full."""
@@ -140,31 +146,36 @@ class Judge:
 
     def _interval(self, answers: Answers) -> tuple[float, float]:
         """Percentiles of the drop as rows, or whole groups of them, are drawn with replacement."""
+        drops = self._resampled(answers, RESAMPLES)
+        if not len(drops):
+            return (-np.inf, np.inf)
+        low, high = np.percentile(drops, [2.5, 97.5])
+        return (float(low), float(high))
+
+    def _resampled(self, answers: Answers, count: int) -> np.ndarray:
+        """The drop on `count` resamplings, as far as it is defined on them."""
         grouped = answers.groups is not None and "groups" in self.metric.needs
         units = group_rows(answers.groups) if grouped else None
+        everything = np.arange(len(answers.scores) if units is None else len(units))
 
         def drop(drawn: np.ndarray) -> float:
-            if units is None:
-                taken = answers.take(drawn)
-            else:  # a group drawn twice is two groups
-                taken = answers.take(np.concatenate([units[k] for k in drawn]))
-                again = np.repeat(np.arange(len(drawn)), [len(units[k]) for k in drawn])
-                taken = Answers(taken.scores, taken.labels, again, taken.original)
+            taken = answers.take(drawn) if units is None else _groups(answers, units, drawn)
             return self.metric.loss(self.metric(taken), self.metric(taken.of_original()))
 
-        everything = np.arange(len(answers.scores) if units is None else len(units))
         if len(everything) < 2:
-            return (-np.inf, np.inf)
-        found = bootstrap(
+            return np.zeros(0)
+        found: np.ndarray = bootstrap(
             (everything,),
             drop,
             vectorized=False,
             method="percentile",
-            n_resamples=RESAMPLES,
+            n_resamples=count,
             rng=np.random.default_rng(0),
         ).bootstrap_distribution
-        known = found[np.isfinite(found)]
-        if not len(known):
-            return (-np.inf, np.inf)
-        low, high = np.percentile(known, [2.5, 97.5])
-        return (float(low), float(high))
+        return found[np.isfinite(found)]
+
+
+def _groups(answers: Answers, units: list[np.ndarray], drawn: np.ndarray) -> Answers:
+    """The rows of some groups; one that is drawn twice is two groups."""
+    taken = answers.take(np.concatenate([units[k] for k in drawn]))
+    return replace(taken, groups=np.repeat(np.arange(len(drawn)), [len(units[k]) for k in drawn]))

@@ -94,19 +94,24 @@ class Proposal:
 class ErrorBudget(Protocol):
     """Decides which proposals a graph can bear, by measuring it."""
 
-    def choose(self, graph: Graph, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """Those that fit together; none is applied."""
+    def choose(
+        self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
+    ) -> list[Proposal]:
+        """Those that fit together into a share of the budget; none is applied."""
 
-    def observe(self, graph: Graph, values: Sequence[Value]) -> list[np.ndarray]:
-        """Some values as computed from calibration data, batches joined on the first axis."""
+    def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
+        """For each value what it is on calibration data, batch by batch."""
 
 
 @dataclass(frozen=True)
 class LossyPass(Pass):
     """A pass that changes answers: it proposes, and the budget decides what is done.
 
-    Sites that a pass has been at are not proposed again.
+    Sites that a pass has been at are not proposed again. `share` is how much of the budget may be
+    gone after it, for a pass that others which save more come after.
     """
+
+    share: ClassVar[float] = 1.0
 
     fidelity = Fidelity.LOSSY
 
@@ -117,7 +122,7 @@ class LossyPass(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         if ctx.budget is None:
             return False
-        chosen = ctx.budget.choose(graph, list(self.propose(graph, ctx)))
+        chosen = ctx.budget.choose(graph, list(self.propose(graph, ctx)), self.share)
         same = _Same()
         for proposal in chosen:
             proposal.apply(graph, same)

@@ -113,7 +113,7 @@ def test_the_graph_is_left_as_it_was() -> None:
 def test_values_are_observed_on_the_rows_that_choose() -> None:
     graph = parse(MODEL)
     product = next(n for n in graph.nodes if n.op == "Mul").output
-    (found,) = spending(graph, 1.0).observe(graph, [product])
+    ((found,),) = spending(graph, 1.0).observe(graph, [product])
     np.testing.assert_array_equal(found, np.ones((64, SITES), np.float32))
 
 
@@ -269,3 +269,18 @@ def test_a_drop_beyond_the_noise() -> None:
     assert not verdict.in_noise
     low, high = verdict.interval
     assert 0 < low <= verdict.drop <= high
+
+
+def test_caution_adds_standard_errors() -> None:
+    graph, data = clicks(2000)
+    table = next(v for v in graph.constants() if v.shape == (300, 16))
+    with running(graph) as original:
+        judge = Judge(original, data, find("auc"))
+        assert table.const is not None
+        table.const = table.const + np.random.default_rng(0).normal(0, 0.1, table.const.shape)
+        table.const = table.const.astype(np.float32)
+        with running(graph) as changed:
+            drop, verdict = judge.drop(changed), judge.verdict(changed)
+            error = judge.drop(changed, caution=1.0) - drop
+    low, high = verdict.interval
+    assert error == pytest.approx((high - low) / 4, rel=0.5)  # 95 % are 2 errors to each side
