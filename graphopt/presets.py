@@ -11,6 +11,7 @@ from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
@@ -38,6 +39,7 @@ from graphopt.passes.resolve_shapes import ResolveShapes
 from graphopt.passes.share_initializers import ShareInitializers
 from graphopt.passes.simplify_casts import SimplifyCasts
 from graphopt.passes.simplify_concats import SimplifyConcats
+from graphopt.passes.simplify_gates import SimplifyGates
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
 from graphopt.passes.simplify_slices import SimplifySlices
 from graphopt.passes.sink_expands import SinkExpands
@@ -70,6 +72,8 @@ _SEQUENCES = (
     CancelTransposes(),
     HoistSelections(),
     FuseAttention(),
+    DistributeLayers(),
+    SimplifyGates(),
 )
 _FOLD_WEIGHTS = (
     FoldBatchNorm(),
