@@ -53,11 +53,12 @@ class OnnxModel:
         self, path: Path, engine: str = "onnxruntime", signature: Signature | None = None
     ) -> None:
         self.path = path
-        self._run = _reference(path) if engine == "reference" else _onnxruntime(path)
+        proto = onnx.load(str(path), load_external_data=False)
+        run = _reference if engine == "reference" else _onnxruntime
+        self._run = run(path, proto)
         if signature is not None:
             self.signature = signature
             return
-        proto = onnx.load(str(path), load_external_data=False)
         constants = {tensor.name for tensor in proto.graph.initializer}
         self.signature = Signature(
             tuple(_spec(value) for value in proto.graph.input if value.name not in constants),
@@ -88,14 +89,23 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     return TensorSpec(value.name, dtype_from_onnx(tensor.elem_type), shape)
 
 
-def _onnxruntime(path: Path) -> Any:
+# Putting transposes into products of float16 crashes ONNX Runtime 1.32.
+_CRASHES_ON_HALF = ["MatmulTransposeFusion"]
+
+
+def _onnxruntime(path: Path, proto: onnx.ModelProto) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=_CRASHES_ON_HALF if _computes_in_half(proto) else None,
+        )
     except Exception as error:
         raise InvalidModelError(f"{path}: ONNX Runtime refuses it: {_first_line(error)}") from None
 
@@ -109,7 +119,17 @@ def _onnxruntime(path: Path) -> Any:
     return run
 
 
-def _reference(path: Path) -> Any:
+def _computes_in_half(proto: onnx.ModelProto) -> bool:
+    """True if a weight, an input or a cast of the main graph is float16."""
+    half = onnx.TensorProto.FLOAT16
+    return (
+        any(tensor.data_type == half for tensor in proto.graph.initializer)
+        or any(value.type.tensor_type.elem_type == half for value in proto.graph.input)
+        or any(a.name == "to" and a.i == half for n in proto.graph.node for a in n.attribute)
+    )
+
+
+def _reference(path: Path, _proto: onnx.ModelProto) -> Any:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(str(path))

@@ -17,7 +17,7 @@ from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
 
-_SAME_ELEMENTS = frozenset(
+SAME_ELEMENTS = frozenset(
     ["Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile"]
     + ["Transpose", "Gather", "GatherElements", "GatherND", "Slice", "Split", "Dropout"]
 )
@@ -191,7 +191,7 @@ def _follow(node: Node, origins: dict[Value, _Origin]) -> None:
         traced = [origins[v] for v in operands if v is not None and v in origins]
         if len(traced) == 1:
             origins[node.output] = replace(traced[0], axes=None)
-    elif node.op in _SAME_ELEMENTS and data is not None and data in origins:
+    elif node.op in SAME_ELEMENTS and data is not None and data in origins:
         for position, value in enumerate(node.outputs):
             origins[value] = _moved(node, position, origins[data])
 

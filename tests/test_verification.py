@@ -1,0 +1,49 @@
+"""Half precision: how far answers may be apart, and what ONNX Runtime cannot do with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt.ir import onnx_io
+from graphopt.targets.portable import OnnxModel
+from graphopt.testing import parse
+from graphopt.verification import tolerances
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y = Neg(x)", (1e-4, 1e-5)),
+        ("h = Cast<to=10>(x) y = Cast<to=1>(h)", (1e-4, 1e-5)),
+        ("h = Cast<to=10>(x) g = Concat<axis=0>(h, h) y = Cast<to=1>(g)", (1e-4, 1e-5)),
+        ("h = Cast<to=10>(x) n = Neg(h) y = Cast<to=1>(n)", (2**-7, 2**-7)),
+        ("h = Cast<to=16>(x) n = Neg(h) y = Cast<to=1>(n)", (2**-4, 2**-4)),
+    ],
+)
+def test_tolerances(body: str, expected: tuple[float, float]) -> None:
+    assert tolerances(parse(f"(float[N] x) => (float[M] y) {{ {body} }}")) == expected
+
+
+def test_a_model_in_half_precision_passes_verification() -> None:
+    graph = parse(
+        """(float16[N,64] x) => (float16[N,8] y)
+        <float16[64,64] w, float16[64] b, float16[64,8] v> {
+            h = MatMul(x, w) z = Add(h, b) a = Softmax(z) y = MatMul(a, v)
+        }"""
+    )
+    compiled = graphopt.compile(graph, "cpu")
+    assert compiled.run({"x": np.ones((3, 64), np.float16)})["y"].dtype == np.float16
+
+
+def test_a_transposed_product_in_half_precision_does_not_crash_onnxruntime(tmp_path: Path) -> None:
+    """With all of ONNX Runtime's rewrites this model ends the process."""
+    text = """(float16[N,5,8] x) => (float16[5,N,8] y) <float16[8,8] w> {
+        t = Transpose<perm=[1,0,2]>(x) y = MatMul(t, w)
+    }"""
+    onnx_io.save(parse(text), tmp_path / "m.onnx")
+    model = OnnxModel(tmp_path / "m.onnx")
+    assert model.run({"x": np.ones((2, 5, 8), np.float16)})["y"].shape == (5, 2, 8)
