@@ -101,6 +101,7 @@ def _optimized(
 ) -> Graph:
     """`graph` after `pipeline`; changed in place unless there is a budget."""
     before = size_of(graph)
+    report.tables = tables_of(graph)
 
     def run(graph: Graph, spending: Spending | None) -> None:
         PassManager(report, instruments, budget=spending).run(graph, pipeline)
@@ -118,7 +119,6 @@ def _optimized(
         "constant_bytes": [before.bytes, after.bytes],
         "producer": graph.metadata.get("producer", ""),
     }
-    report.tables = tables_of(graph)
     report.warnings += map(_inexact, inexact_ids(graph))
     return graph
 

@@ -44,7 +44,7 @@ class Report:
     Attributes:
         facts: versions, source hash, target, pipeline text, sizes; free-form but JSON-able.
         passes: one record per pass run, in order.
-        tables: one entry per embedding table (name, rows, dim, dtype, bytes).
+        tables: one entry per embedding table of the source (name, rows, dim, dtype, bytes).
         stages: seconds per stage (load, optimize, lower, build, verify, …).
         verification: outcome of the comparison with the source model, if it was made.
     """
