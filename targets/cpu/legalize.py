@@ -14,7 +14,7 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu import DOMAIN, pointwise
+from graphopt.targets.cpu import DOMAIN, lookup_concat, pointwise
 from graphopt.targets.cpu.kernels import dot
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import (
@@ -158,6 +158,7 @@ _RULES: tuple[Rule, ...] = (
     activation_to_dense,
     operand_to_dense,
     *pointwise.RULES,
+    *lookup_concat.RULES,
 )
 
 

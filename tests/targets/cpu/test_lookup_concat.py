@@ -1,0 +1,77 @@
+"""Rows that are looked up to be concatenated go straight to their place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.errors import IdError
+from graphopt.ir.graph import Graph
+from graphopt.targets.cpu.legalize import legalize
+from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
+
+TABLES = "float[7,4] t, float[5,3] u"
+GIVEN = "int64[N] i, int32[N] j, float[N,2] d"
+LOOKUPS = f"({GIVEN}) => (float[] y) <{TABLES}> {{ a = Gather(t, i) b = Gather(u, j) "
+TWO = LOOKUPS + "y = Concat<axis=1>(a, d, b) }"
+MATRIX = f"""(int64[N,2] m, float[N,1,4] d) => (float[] y) <{TABLES}> {{
+    a = Gather(t, m) y = Concat<axis=1>(d, a) }}"""
+SEQUENCES = f"""(int64[N,L] m, int64[N,L] n) => (float[] y) <{TABLES}> {{
+    a = Gather(t, m) b = Gather(u, n) y = Concat<axis=-1>(a, b) }}"""
+LARGE = "(int64[N] i, float[N,2] d) => (float[] y) <float[9000,40] t> { a = Gather(t, i) "
+LARGE += "y = Concat<axis=1>(a, d) }"
+
+
+def ops(graph: Graph) -> list[str]:
+    legalize(graph, lanes=8)
+    return [node.op_type for node in graph.nodes]
+
+
+@pytest.mark.parametrize("text", [TWO, MATRIX, SEQUENCES, LARGE])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
+    assert ops(parse(text)) == ["LookupConcat"]
+    graph = parse(text)
+    feeds = random_inputs(graph, {"N": batch, "L": 3})
+    found = Compiled(graph)(feeds)["y"]
+    np.testing.assert_array_equal(found, run_onnxruntime(graph, feeds)["y"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = Concat<axis=1>(a, b) s = ReduceSum(a) r = ReduceSum(b) q = Add(s, r) y = Add(c, q) }",
+        "y = Concat<axis=0>(a, a) }",
+        "f = Cast<to=11>(a) g = Cast<to=11>(b) y = Concat<axis=1>(f, g) }",
+    ],
+)
+def test_lookups_that_are_read_otherwise_stay(body: str) -> None:
+    assert "LookupConcat" not in ops(parse(LOOKUPS + body))
+
+
+@pytest.fixture(scope="module")
+def policies() -> dict[str, Compiled]:
+    return {
+        "error": Compiled(parse(TWO)),
+        "clamp": Compiled(parse(TWO), "clamp"),
+        "zero": Compiled(parse(TWO), "zero"),
+    }
+
+
+FAR = np.iinfo(np.int64)
+
+
+@pytest.mark.parametrize(("name", "stray"), [("i", FAR.max), ("i", FAR.min), ("j", 5), ("j", -6)])
+def test_ids_outside(policies: dict[str, Compiled], name: str, stray: int) -> None:
+    graph = parse(TWO)
+    feeds = random_inputs(graph, {"N": 3})
+    feeds[name][1] = stray
+    with pytest.raises(IdError, match="id is out of range: Gather"):
+        policies["error"](feeds)
+    size = 7 if name == "i" else 5
+    feeds[name][1] = min(max(stray, -size), size - 1)
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    feeds[name][1] = stray
+    np.testing.assert_array_equal(policies["clamp"](feeds)["y"], wanted)
+    wanted[1, slice(0, 4) if name == "i" else slice(6, 9)] = 0
+    np.testing.assert_array_equal(policies["zero"](feeds)["y"], wanted)
