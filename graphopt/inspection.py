@@ -223,6 +223,11 @@ def _check_names(graph: Graph, sizes: Mapping[str, int]) -> None:
 # ------------------------------------------------------------------------- tables
 
 
+_TABLE_FIRST = frozenset(
+    f"graphopt::{op}" for op in ("EmbeddingBag", "QuantizedEmbeddingBag", "QuantizedLookup")
+)
+
+
 def _table_read_by(node: Node) -> Value | None:
     """The constant that `node` takes rows of, if it does: a lookup, or a product with a one-hot."""
     data = node.input(0)
@@ -231,7 +236,7 @@ def _table_read_by(node: Node) -> Value | None:
         leads = data is not None and data.rank and node.attr("axis", 0) in (0, -data.rank)
         computed = ids is not None and ids.const is None
         return data if leads and computed and data is not None and is_parameter(data) else None
-    if node.op in ("graphopt::EmbeddingBag", "graphopt::QuantizedLookup"):
+    if node.op in _TABLE_FIRST:
         return data if data is not None and is_parameter(data) else None
     if node.op in ("MatMul", "Gemm") and data is not None and data.producer is not None:
         weight = node.input(1)

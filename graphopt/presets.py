@@ -106,9 +106,18 @@ O2 = Pipeline(
     )
 )
 
-# Each takes what the budget still allows. Factors are made first, as codes have none.
-_COMPRESS = (FactorizeLowRank(), QuantizeTables(), QuantizeWeights())
-
-O3 = Pipeline((*O2.steps, *_COMPRESS, Fixpoint((ShareInitializers(), Cse(), Dce()))))
+# Each takes what the budget still allows. Bags are merged where they are not in few bits by then;
+# factors are made before codes, which have none.
+O3 = Pipeline(
+    (
+        *O2.steps[:-1],
+        QuantizeTables(lookups=False),
+        *O2.steps[-1:],
+        FactorizeLowRank(),
+        QuantizeTables(),
+        QuantizeWeights(),
+        Fixpoint((ShareInitializers(), Cse(), Dce())),
+    )
+)
 
 PRESETS = {"O0": O0, "O1": O1, "O2": O2, "O3": O3}

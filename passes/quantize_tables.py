@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Attr, Graph, Node, Value
-from graphopt.ops.quantized_lookup import DOMAIN, OP_TYPE, packed
+from graphopt.ops import quantized_embedding_bag, quantized_lookup
+from graphopt.ops.embedding_bag import EmbeddingBag
+from graphopt.ops.quantized_lookup import DOMAIN, packed
 from graphopt.passes._inline import replace
 from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
@@ -28,6 +30,7 @@ class QuantizeTables(LossyPass):
 
     Attributes:
         min_bytes: smaller tables are not worth an op.
+        lookups: False for tables of embedding bags only, before bags are merged.
 
     Before:
         (int64[N] ids) => (float[N,8] y) <float[100,8] table> {
@@ -41,6 +44,7 @@ class QuantizeTables(LossyPass):
     """
 
     min_bytes: int = 1024
+    lookups: bool = True
 
     name = "quantize-tables"
 
@@ -49,9 +53,10 @@ class QuantizeTables(LossyPass):
             array = table.const
             if array is None or table.dtype != "float32" or array.ndim != 2:
                 continue
-            if not any(_is_lookup(node, table) for node in table.users):
+            found = [_is_bag(node) or _is_lookup(node, table) for node in table.users]
+            if not any(found) or not (self.lookups or any(map(_is_bag, table.users))):
                 continue
-            if not all(_is_lookup(node, table) for node in table.users) or table.is_graph_output:
+            if not all(found) or table.is_graph_output:
                 ctx.stats.refuse("quantize", table.users[0], "the table is not only looked up")
             elif array.nbytes < self.min_bytes:
                 ctx.stats.refuse("quantize", table.users[0], "the table is small")
@@ -65,6 +70,14 @@ def _is_lookup(node: Node, table: Value) -> bool:
     """True if `node` takes rows of `table` and does nothing else with it."""
     others = node.inputs[1:]
     return node.op == "Gather" and node.attr("axis") in (0, -2) and table not in others
+
+
+def _is_bag(node: Node) -> bool:
+    """True for embedding bags that have a form with few bits."""
+    if node.op != "graphopt::EmbeddingBag" or node.input(3) is not None:
+        return False
+    bag = EmbeddingBag.of(node)
+    return bag.mode != "max" and bag.padding_idx is None and bag.empty == 0
 
 
 def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
@@ -105,7 +118,13 @@ class _InCodes:
         return [graph.constant(array, f"{name}.{part}") for part, array in parts.items()]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
-        return _insert(node, OP_TYPE, [*constants, node.inputs[1]], {"bits": self.bits}, DOMAIN)
+        attrs: dict[str, Attr] = {"bits": self.bits}
+        op = quantized_lookup.OP_TYPE
+        if _is_bag(node):
+            op = quantized_embedding_bag.OP_TYPE
+            kept = ("mode", "include_last_offset")
+            attrs |= {name: node.attrs[name] for name in kept if name in node.attrs}
+        return _insert(node, op, [*constants, *node.inputs[1:]], attrs, DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +135,8 @@ class _InHalves:
         return [graph.constant(self.table, f"{name}.half")]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
-        found = _insert(node, "Gather", [*constants, node.inputs[1]], node.attrs)
+        inputs = [*constants, *node.inputs[1:]]
+        found = _insert(node, node.op_type, inputs, node.attrs, node.domain)
         return _insert(node, "Cast", [found], {"to": 1})
 
 

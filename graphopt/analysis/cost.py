@@ -326,14 +326,16 @@ def _table_rows(node: Node) -> Cost:
     return _streaming(node, 2 * _elements(node.output))
 
 
-@cost_rule("QuantizedLookup", domain="graphopt")
+@cost_rule("QuantizedLookup", "QuantizedEmbeddingBag", domain="graphopt")
 def _quantized_lookup(node: Node) -> Cost:
-    """Inputs: codes, scales, ids; a multiplication for each element."""
-    codes, scales, ids = node.inputs
+    """Inputs: codes, scales, ids; a multiplication for each element and, in bags, an addition."""
+    codes, scales, ids, *offsets = node.inputs
     assert codes is not None and scales is not None
     row = _dims(node, 0)[1] + dtype_bits(scales.dtype) // 8
-    read = _elements(ids) * row + _bytes(ids)
-    return Cost(_elements(node.output), read, _bytes(node.output))
+    read = _elements(ids) * row + _bytes(ids, *offsets)
+    per_element = 1 if node.op_type == "QuantizedLookup" else 2
+    elements = _elements(ids) * node.output.tensor.dims[-1]
+    return Cost(per_element * elements, read, _bytes(node.output))
 
 
 @cost_rule("EmbeddingBag", domain="graphopt")

@@ -114,7 +114,7 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         table, ids = node.inputs[0], node.inputs[1]
         if table is not None and ids is not None and table.shape:
             yield ids, 0, table.shape[0]
-    elif node.op == "graphopt::QuantizedLookup":
+    elif node.op in ("graphopt::QuantizedLookup", "graphopt::QuantizedEmbeddingBag"):
         codes, ids = node.inputs[0], node.inputs[2]
         if codes is not None and ids is not None and codes.shape:
             yield ids, 0, codes.shape[0]
@@ -147,6 +147,8 @@ def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origi
         return
     if node.op == "graphopt::EmbeddingBag":
         ids, bounds = node.inputs[1], (node.input(2),)
+    elif node.op == "graphopt::QuantizedEmbeddingBag":
+        ids, bounds = node.inputs[2], (node.input(3),)
     elif node.op == "Slice" and node.graph is not None and node.graph.owner is not None:
         ids, bounds = node.inputs[0], (node.inputs[1], node.inputs[2])  # type: ignore[assignment]
     else:

@@ -18,6 +18,7 @@ from graphopt.ops import (
     dot_interaction,
     embedding_bag,
     embedding_bags,
+    quantized_embedding_bag,
     quantized_lookup,
     table_rows,
 )
@@ -32,6 +33,7 @@ _MODULES = (
     dot_interaction,
     embedding_bag,
     embedding_bags,
+    quantized_embedding_bag,
     quantized_lookup,
     table_rows,
 )

@@ -259,7 +259,7 @@ class Body:
     def scatter(self, targets: str, updates: str, count: str, result: str) -> None:
         """`result` [count, dim]: the rows of `updates` combined where `targets` says."""
         self.add(f"""
-            dim = Shape <start = 1> (table)
+            dim = Shape <start = 1> ({updates})
             {result}_shape = Concat <axis = 0> ({count}, dim)
             unpooled = Expand (nothing, {result}_shape)
             target_column = Unsqueeze ({targets}, axis1)

@@ -13,6 +13,7 @@ import onnx
 import onnx.parser
 
 from graphopt.errors import InvalidModelError
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
@@ -33,9 +34,13 @@ def unpacked(codes: np.ndarray) -> np.ndarray:
     return np.concatenate([codes & 15, codes >> 4], axis=1).astype(np.int8) - np.int8(8)
 
 
-@type_rule(OP_TYPE, domain=DOMAIN)
-def _quantized_lookup(node: Node) -> list[Type | None]:
-    types = [value.type if value is not None else None for value in node.inputs]
+def check_codes(node: Node) -> Dim:
+    """The width of a row of the table that inputs 0 and 1 of `node` describe; 2 are the ids.
+
+    Raises:
+        InvalidModelError: they do not fit each other or the attribute `bits`.
+    """
+    types = [value.type if value is not None else None for value in node.inputs[:3]]
     where = ", ".join(repr(name) for name in node.where[:3])
     if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
         raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, scales, ids")
@@ -47,9 +52,15 @@ def _quantized_lookup(node: Node) -> list[Type | None]:
         raise InvalidModelError(f"{node.op} (node {where}): {scales} are no scales")
     if ids.dtype not in ("int32", "int64"):
         raise InvalidModelError(f"{node.op} (node {where}): {ids} are no ids")
-    if ids.shape is None:
-        return [tensor_type("float32", None)]
-    return [tensor_type("float32", [*ids.dims, codes.dims[1] * (2 if bits == 4 else 1)])]
+    return codes.dims[1] * (2 if bits == 4 else 1)
+
+
+@type_rule(OP_TYPE, domain=DOMAIN)
+def _quantized_lookup(node: Node) -> list[Type | None]:
+    dim, ids = check_codes(node), node.inputs[2]
+    assert ids is not None
+    shape = None if ids.shape is None else [*ids.tensor.dims, dim]
+    return [tensor_type("float32", shape)]
 
 
 def function_name(node: Node) -> str:
@@ -71,20 +82,25 @@ _CODES = {
 }
 
 
+def dequantized(bits: int, ids: str) -> str:
+    """Lines of a function body: `found` [..., dim], the rows of `ids` as floats."""
+    return f"""
+        last_axis = Constant <value_ints = [-1]> ()
+        rows = Gather <axis = 0> (codes, {ids})
+        {_CODES[bits]}
+        stored = Gather <axis = 0> (scales, {ids})
+        scale = Cast <to = 1> (stored)
+        column = Unsqueeze (scale, last_axis)
+        found = Mul (codes_of_ids, column)"""
+
+
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
     assert node.graph is not None
     bits = node.attr("bits", 8)
     proto = onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (codes, scales, ids) => (found) {{\n"
-        "last = Constant <value_ints = [-1]> ()\n"
-        "rows = Gather <axis = 0> (codes, ids)\n"
-        f"{_CODES[bits]}\n"
-        "stored = Gather <axis = 0> (scales, ids)\n"
-        "scale = Cast <to = 1> (stored)\n"
-        "column = Unsqueeze (scale, last)\n"
-        "found = Mul (codes_of_ids, column)\n}"
+        f"{function_name(node)} (codes, scales, ids) => (found) {{{dequantized(bits, 'ids')}\n}}"
     )
     proto.attribute_proto.append(onnx.helper.make_attribute("bits", bits))
     return proto

@@ -25,6 +25,32 @@ def test_every_lookup_of_a_table_reads_the_same_codes() -> None:
     )
 
 
+BAG = """(int64[n] ids, int64[b] starts) => (float[b,8] y) <float[100,8] t> {
+    y = graphopt.EmbeddingBag<mode="mean">(t, ids, starts)
+}"""
+
+
+def test_embedding_bags() -> None:
+    after = """(int64[n] ids, int64[b] starts) => (float[b,8] y)
+    <uint8[100,4] codes, float16[100] scales> {
+        y = graphopt.QuantizedEmbeddingBag<bits=4, mode="mean">(codes, scales, ids, starts)
+    }"""
+    assert_rewrites(QuantizeTables(), BAG, after)
+    assert_rewrites(QuantizeTables(lookups=False), BAG, after)
+
+
+def test_bags_only() -> None:
+    text = "(int64[N] ids) => (float[N,8] y) <float[100,8] t> { y = Gather(t, ids) }"
+    assert_unchanged(QuantizeTables(lookups=False), text)
+
+
+@pytest.mark.parametrize(
+    "attrs", ['mode="max"', 'mode="sum", padding_idx=0', 'mode="sum", empty=1.0']
+)
+def test_bags_that_have_no_form_in_few_bits(attrs: str) -> None:
+    assert_unchanged(QuantizeTables(), BAG.replace('mode="mean"', attrs))
+
+
 def test_narrow_rows_become_half_precision() -> None:
     assert_rewrites(
         QuantizeTables(),

@@ -6,9 +6,15 @@ from tvm import relax, tirx
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
+from graphopt.ops import quantized_embedding_bag as bag_op
 from graphopt.ops import quantized_lookup as lookup_op
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
 from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
+from graphopt.targets.cpu.kernels.quantized_bag import (
+    QuantizedPooling,
+    quantized_bag,
+    quantized_fixed_bag,
+)
 from graphopt.targets.cpu.kernels.quantized_lookup import quantized_lookup
 from graphopt.targets.relax.lowering import Lowering, lowers
 
@@ -70,3 +76,33 @@ def _quantized_lookup(lower: Lowering, node: Node) -> relax.Expr:
     args = [lower.expr(codes), lower.expr(scales), flat]
     (found,) = lower.kernel(kernel, args, [([count, dim], "float32")])
     return lower.reshape(found, lower.shape(node.output))
+
+
+@lowers(bag_op.OP_TYPE, domain=DOMAIN)
+def _quantized_embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
+    codes, scales, ids = node.inputs[:3]
+    assert codes is not None and scales is not None and ids is not None
+    rows, width = codes.tensor.dims
+    if not (isinstance(rows, int) and isinstance(width, int)):
+        raise lower.unsupported(f"the size of its table ({codes.type}) is known only at run time")
+    name = f"graphopt: id out of range: {node.op_type} {node.where[0]}"
+    pooling = QuantizedPooling(
+        rows,
+        width,
+        node.attr("bits", 8),
+        scales.dtype,
+        ids.dtype,
+        node.attr("mode", "sum") == "mean",
+        lower.oob,
+        f"{name} (axis of size {rows})",
+        f"{name} (offsets decrease or leave the ids)",
+    )
+    offsets = node.input(3)
+    if offsets is not None:
+        csr = bool(node.attr("include_last_offset", 0))
+        kernel = quantized_bag(pooling, offsets.dtype, csr)
+    else:
+        length = ids.tensor.dims[1]
+        kernel = quantized_fixed_bag(pooling, length if isinstance(length, int) else None)
+    args = [lower.expr(value) for value in node.inputs if value is not None]
+    return lower.kernel(kernel, args, [(lower.shape(node.output), "float32")])[0]
