@@ -11,6 +11,7 @@ fixed length), one thread, in units of the compiled or the ONNX Runtime model in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -62,7 +63,8 @@ def onnxruntime_dynamic(source: Path, target: Path, data: Dataset) -> None:
 
 def onnxruntime_static(source: Path, target: Path, data: Dataset) -> None:
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared)
+    with contextlib.chdir(target.parent):  # where it leaves its temporary files
+        quant_pre_process(source.resolve(), prepared)
     quantize_static(prepared, target, Batches(data), per_channel=True, weight_type=QuantType.QInt8)
 
 
