@@ -12,6 +12,7 @@ from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
 from graphopt.passes.distribute_layers import DistributeLayers
+from graphopt.passes.drop_unit_axes import DropUnitAxes
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
@@ -84,6 +85,7 @@ _FOLD_WEIGHTS = (
 )
 _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
+    DropUnitAxes(),
     FuseBiInteraction(),
     FuseCompressedInteraction(),
     FuseCrossNetwork(),

@@ -1,0 +1,125 @@
+"""Vectors that are kept as matrices of one column are computed with as vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.ir.graph import Node, Value
+from graphopt.ir.types import TensorType
+from graphopt.passes._shapes import reshape_target
+from graphopt.pipeline.base import Fidelity, RewritePass
+from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
+
+x, y, w = var("x"), var("y"), const("w")
+
+_BINARY = (op.Add, op.Sub, op.Mul, op.Div)
+_UNARY = (op.Relu, op.LeakyRelu, op.Sigmoid, op.Tanh, op.Neg, op.Exp, op.Sqrt)
+
+
+def _reshaped(rw: Rewriter, value: Value, wanted: Value) -> Value | None:
+    """`value` with the shape of another, None if that cannot be written with constants."""
+    target = reshape_target(value.tensor, wanted.tensor)
+    return None if target is None else rw.op.Reshape(value, rw.ints(*target))
+
+
+def _without_column(rw: Rewriter, value: Value) -> Value | None:
+    """`value` [..., 1] as [...]: what it was reshaped from, or a constant."""
+    if value.const is not None:
+        array = value.const
+        narrow = array.ndim > 0 and array.shape[-1] == 1
+        return rw.const(array[..., 0]) if narrow else value if array.ndim == 0 else None
+    node = value.producer
+    if node is None or node.op != "Reshape" or node.inputs[0] is None:
+        return None
+    source = node.inputs[0]
+    return source if (*source.tensor.dims, 1) == value.tensor.dims else None
+
+
+@rule(op.MatMul(w, x))
+def matrix_times_column(rw: Rewriter, w: Value, x: Value, node: Node) -> Value | NoMatch:
+    """MatMul(w, x), x [..., k, 1] -> Reshape(MatMul(Reshape(x), transposed w))"""
+    matrix = w.const
+    assert matrix is not None
+    if matrix.ndim != 2 or (x.rank or 0) < 3 or x.tensor.dims[-1] != 1:
+        return NoMatch("it does not multiply one matrix with a column of each sample")
+    rows = _without_column(rw, x)
+    if rows is None:
+        target = reshape_target(x.tensor, TensorType(x.dtype, x.tensor.dims[:-1]))
+        if target is None:
+            return NoMatch("a shape cannot be written with constants")
+        rows = rw.op.Reshape(x, rw.ints(*target))
+    product = rw.op.MatMul(rows, rw.const(np.ascontiguousarray(matrix.T)))
+    result = _reshaped(rw, product, node.output)
+    return NoMatch("a shape cannot be written with constants") if result is None else result
+
+
+@rule(op.MatMul(x, y))
+def column_times_row(rw: Rewriter, x: Value, y: Value) -> Value | NoMatch:
+    """MatMul(x, y), x [..., m, 1] and y [..., 1, n] -> x * y"""
+    if (x.rank or 0) < 3 or x.rank != y.rank:
+        return NoMatch("it does not multiply a matrix of each sample with another")
+    if x.tensor.dims[-1] != 1 or y.tensor.dims[-2] != 1:
+        return NoMatch("it adds up products")
+    return rw.op.Mul(x, y)
+
+
+@rule(*(make(x, y) for make in _BINARY))
+def columns_combined(rw: Rewriter, x: Value, y: Value, node: Node) -> Value | NoMatch | None:
+    """Reshape(a, [..., 1]) + Reshape(b, [..., 1]) -> Reshape(a + b, [..., 1])"""
+    if not node.output.rank or node.output.tensor.dims[-1] != 1:
+        return None
+    operands = [value for value in node.inputs if value is not None]
+    bare = [_without_column(rw, value) for value in operands]
+    known = [value for value in bare if value is not None]
+    if len(known) < 2 or all(value.const is not None for value in operands):
+        return NoMatch("an operand is not a vector reshaped to a column")
+    result = _reshaped(rw, rw.insert(node.op_type, known).output, node.output)
+    return NoMatch("its shape cannot be written with constants") if result is None else result
+
+
+@rule(*(make(x) for make in _UNARY))
+def column_mapped(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """Tanh(Reshape(a, [..., 1])) -> Reshape(Tanh(a), [..., 1])"""
+    if not x.rank or x.tensor.dims[-1] != 1 or x.const is not None:
+        return None
+    bare = _without_column(rw, x)
+    if bare is None:
+        return None
+    mapped = rw.insert(node.op_type, [bare], dict(node.attrs)).output
+    result = _reshaped(rw, mapped, node.output)
+    return NoMatch("its shape cannot be written with constants") if result is None else result
+
+
+class DropUnitAxes(RewritePass):
+    """Multiplies matrices with the rows of a batch at once, not with a column of each sample.
+
+    Cross layers and mixtures of experts often hold a sample as [n, d, 1] and multiply from the
+    left. The last axis goes where all operands allow it; then a layer is one product of matrices.
+    Fidelity: reassociates.
+
+    Before:
+        (float[N,4] x) => (float[N,4] y)
+        <int64[3] up = {-1, 4, 1}, int64[2] down = {-1, 4}, float[4,4] w, float[4,1] b> {
+            c = Reshape(x, up)
+            m = MatMul(w, c)
+            a = Add(m, b)
+            p = Mul(c, a)
+            s = Add(p, c)
+            y = Reshape(s, down)
+        }
+
+    After:
+        (float[N,4] x) => (float[N,4] y)
+        <int64[3] up = {-1, 4, 1}, int64[2] down = {-1, 4}, float[4,4] w, float[4] b> {
+            m = MatMul(x, w)
+            a = Add(m, b)
+            p = Mul(x, a)
+            s = Add(p, x)
+            t = Reshape(s, up)
+            y = Reshape(t, down)
+        }
+    """
+
+    name = "drop-unit-axes"
+    fidelity = Fidelity.REASSOCIATES
+    rules = (matrix_times_column, column_times_row, columns_combined, column_mapped)

@@ -1,0 +1,52 @@
+"""Samples kept as columns become rows of a matrix."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.passes.drop_unit_axes import DropUnitAxes
+from graphopt.testing import assert_rewrites, assert_unchanged
+
+TEXT = """(float[N,4] x, float[N,4,1] k, float[N,1] d, float[N,3,4] z) => (float[] y) <
+    float whole = {{1}}, float[3,4] w, float[4,3] wt, float[4,1] b, float[4] row,
+    float[1,1,4] wide, float half = {{0.5}}, float[1] one = {{1}}, int64[3] up = {{-1, 4, 1}},
+    int64[3] up3 = {{-1, 3, 1}}, int64[3] dot = {{-1, 1, 1}}, int64[2] down = {{-1, 4}},
+    int64[3] flat = {{-1, 1, 4}}, float[2,3,4] stack> {{ {} y = Erf(s) }}"""
+C = "c = Reshape(x, up) "
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        ("s = MatMul(w, k)", "r = Reshape(k, down) m = MatMul(r, wt) s = Reshape(m, up3)"),
+        (C + "s = MatMul(w, c)", "m = MatMul(x, wt) s = Reshape(m, up3)"),
+        (C + "s = Add(c, b)", "a = Add(x, row) s = Reshape(a, up)"),
+        (C + "s = Sub(b, c)", "a = Sub(row, x) s = Reshape(a, up)"),
+        (C + "s = Mul(c, half)", "a = Mul(x, half) s = Reshape(a, up)"),
+        (C + "s = Div(c, one)", "a = Div(x, whole) s = Reshape(a, up)"),
+        (C + "e = Reshape(d, dot) s = MatMul(c, e)", "a = Mul(x, d) s = Reshape(a, up)"),
+        (C + "s = Tanh(c)", "a = Tanh(x) s = Reshape(a, up)"),
+        (C + "f = Reshape(x, flat) s = MatMul(c, f)",
+         C + "f = Reshape(x, flat) s = Mul(c, f)"),
+    ],
+)  # fmt: skip
+def test_columns_become_rows(body: str, after: str) -> None:
+    assert_rewrites(DropUnitAxes(), TEXT.format(body), TEXT.format(after))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("s = MatMul(z, k)", "it adds up products"),
+        ("s = MatMul(stack, k2)", "one matrix"),
+        ("s = MatMul(z, wt)", None),
+        ("s = Add(k, b)", "not a vector reshaped"),
+        (C + "s = Add(c, k)", "not a vector reshaped"),
+        (C + "s = Add(c, wide)", None),
+        ("s = Mul(x, d)", None),
+        ("s = MatMul(x, b)", None),
+    ],
+)
+def test_others_stay(body: str, reason: str | None) -> None:
+    text = TEXT.replace("float[N,3,4] z)", "float[N,3,4] z, float[2,4,1] k2)")
+    assert_unchanged(DropUnitAxes(), text.format(body), reason)
