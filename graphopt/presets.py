@@ -44,6 +44,7 @@ from graphopt.passes.simplify_gates import SimplifyGates
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
 from graphopt.passes.simplify_slices import SimplifySlices
 from graphopt.passes.sink_expands import SinkExpands
+from graphopt.passes.sink_gathers import SinkGathers
 from graphopt.passes.unflatten_gemms import UnflattenGemms
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.passes.unroll_loops import UnrollLoops
@@ -86,6 +87,7 @@ _FOLD_WEIGHTS = (
 _LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
     DropUnitAxes(),
+    SinkGathers(),
     FuseBiInteraction(),
     FuseCompressedInteraction(),
     FuseCrossNetwork(),

@@ -78,15 +78,13 @@ def _between(value: Value, end: Value) -> list[Value]:
     return found
 
 
-@rule(op.Sub(var("first"), var("second")))
-def squares_to_interaction(
-    rw: Rewriter, first: Value, second: Value, node: Node
-) -> Value | NoMatch | None:
+@rule(op.Sub(var("a"), var("b")))
+def squares_to_interaction(rw: Rewriter, a: Value, b: Value, node: Node) -> Value | NoMatch | None:
     """ReduceSum(x)^2 - ReduceSum(x^2) -> BiInteraction(x)"""
-    x = _features(first, second)
+    x = _features(a, b)
     if x is None:
         return None
-    inside = [*_between(first, x), *_between(second, x)]
+    inside = [*_between(a, x), *_between(b, x)]
     shared = [v for v in inside if len(v.users) > 1 or v.is_graph_output]
     if x.dtype != "float32":
         return NoMatch("the features are not float32")
