@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ArtifactError, IdError
-from graphopt.runtime import Program, load_program, passed
+from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
 
 FORMAT = 2
@@ -113,6 +113,18 @@ class Artifact:
             name: array if array.dtype is dtype else array.view(dtype)
             for (name, dtype), array in zip(self._results, results)
         }
+
+    def profile(self, feeds: Mapping[str, Any]) -> np.ndarray:
+        """Run once; nanoseconds of each call in `manifest["program"]`.
+
+        Raises:
+            InputError: the arrays do not fit the signature.
+            ArtifactError: the program is not a straight line of kernel calls.
+        """
+        if not isinstance(self._program, StraightProgram):
+            raise ArtifactError(f"{self.path}: a program with loops cannot be profiled by kernel")
+        inputs = self.signature.bind(feeds)
+        return self._program.profile(inputs, len(self.manifest["program"]))
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"

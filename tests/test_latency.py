@@ -12,11 +12,11 @@ from graphopt.latency import Latency, interleaved
 
 def test_percentiles_are_calls_that_happened() -> None:
     found = Latency.of([k / 1e6 for k in range(100, 0, -1)])
-    assert found == Latency(50, 95, 99, 100)
+    assert found == Latency(50, 95, 99, 100, 1)
 
 
 def test_one_call() -> None:
-    assert Latency.of([3e-6]) == Latency(3, 3, 3, 1)
+    assert Latency.of([3e-6]) == Latency(3, 3, 3, 1, 3)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "presets": {"pipeline", "passes"},
     "accuracy": {"arrays", "ir", "pipeline", "signature", "targets"},
     "machine": set(),
+    "roofline": {"ir", "latency", "machine", "targets"},
     "targets": {"ir", "ops", "analysis", "rewrite", "signature", "latency", "machine"},
     "latency": set(),
     "peers": set(),

@@ -9,7 +9,7 @@ touches nothing. Costs are polynomials in the graph's symbolic sizes until numbe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.ir import dims
@@ -72,6 +72,18 @@ def node_cost(node: Node) -> Cost:
     return rule(node)
 
 
+def fused_cost(nodes: Sequence[Node]) -> Cost:
+    """The cost of nodes that are computed together: what passes between them touches no memory.
+
+    Raises:
+        UnknownCost: that of one of them cannot be told from the graph alone.
+    """
+    total = sum((node_cost(node) for node in nodes), Cost())
+    inside = {v for n in nodes for v in n.outputs if all(use.user in nodes for use in v.uses)}
+    read = _bytes(*(v for node in nodes for v in node.inputs if v in inside))
+    return Cost(total.flops, total.read - read, total.written - _bytes(*inside))
+
+
 def costs(graph: Graph, sizes: Mapping[str, int]) -> Iterator[tuple[Node, Cost | None]]:
     """Every node of `graph` with its cost in numbers, None where that is known only at run time.
 
@@ -132,7 +144,7 @@ def _dims(node: Node, index: int) -> tuple[Dim, ...]:
     return value.type.shape
 
 
-def _streaming(node: Node, flops: Dim) -> Cost:
+def streaming(node: Node, flops: Dim) -> Cost:
     """The cost of an op that reads all of its inputs and writes all of its outputs once."""
     return Cost(flops, _bytes(*node.inputs), _bytes(*node.outputs))
 
@@ -194,22 +206,22 @@ def _view(node: Node) -> Cost:
 
 @cost_rule(*_UNARY)
 def _unary(node: Node) -> Cost:
-    return _streaming(node, _elements(node.output))
+    return streaming(node, _elements(node.output))
 
 
 @cost_rule(*_BINARY)
 def _binary(node: Node) -> Cost:
-    return _streaming(node, _elements(node.output) * max(1, len(node.inputs) - 1))
+    return streaming(node, _elements(node.output) * max(1, len(node.inputs) - 1))
 
 
 @cost_rule(*_MOVES)
 def _move(node: Node) -> Cost:
-    return _streaming(node, 0)
+    return streaming(node, 0)
 
 
 @cost_rule(*_PER_INPUT_ELEMENT)
 def _per_input_element(node: Node) -> Cost:
-    return _streaming(node, _elements(node.inputs[0]) * _PER_INPUT_ELEMENT[node.op_type])
+    return streaming(node, _elements(node.inputs[0]) * _PER_INPUT_ELEMENT[node.op_type])
 
 
 @cost_rule("Slice")
@@ -220,7 +232,7 @@ def _slice(node: Node) -> Cost:
 
 @cost_rule("AveragePool", "MaxPool", "LpPool")
 def _pool(node: Node) -> Cost:
-    return _streaming(node, _elements(node.output) * dims.product(node.attr("kernel_shape")))
+    return streaming(node, _elements(node.output) * dims.product(node.attr("kernel_shape")))
 
 
 # -------------------------------------------------------------------------- products
@@ -228,39 +240,39 @@ def _pool(node: Node) -> Cost:
 
 @cost_rule("MatMul", "MatMulInteger", "QLinearMatMul")
 def _matmul(node: Node) -> Cost:
-    return _streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
+    return streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
 
 
 @cost_rule("Gemm")
 def _gemm(node: Node) -> Cost:
     inner = _dims(node, 0)[0 if node.attr("transA") else 1]
     out = _elements(node.output)
-    return _streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
+    return streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
 
 
 @cost_rule("DotInteraction", domain="graphopt")
 def _dot_interaction(node: Node) -> Cost:
     samples, _, dim = _dims(node, 0)
-    return _streaming(node, 2 * samples * dim * len(node.attr("pairs")))
+    return streaming(node, 2 * samples * dim * len(node.attr("pairs")))
 
 
 @cost_rule("CrossNetwork", domain="graphopt")
 def _cross_network(node: Node) -> Cost:
     rows, width = _dims(node, 0)
     layers = _dims(node, 1)[1]
-    return _streaming(node, rows * (2 * width * layers + 3 * layers + 2 * width))
+    return streaming(node, rows * (2 * width * layers + 3 * layers + 2 * width))
 
 
 @cost_rule("CompressedInteraction", domain="graphopt")
 def _compressed_interaction(node: Node) -> Cost:
     pairs = _dims(node, 2)[0]
     samples, _, dim = _dims(node, 0)
-    return _streaming(node, samples * dim * pairs + 2 * _elements(node.output) * pairs)
+    return streaming(node, samples * dim * pairs + 2 * _elements(node.output) * pairs)
 
 
 @cost_rule("BiInteraction", domain="graphopt")
 def _bi_interaction(node: Node) -> Cost:
-    return _streaming(node, 3 * _elements(node.inputs[0]))  # add up, square, add up
+    return streaming(node, 3 * _elements(node.inputs[0]))  # add up, square, add up
 
 
 @cost_rule("Conv", "ConvInteger", "QLinearConv")
@@ -269,14 +281,14 @@ def _conv(node: Node) -> Cost:
     out = _elements(node.output)
     bias = {"Conv": 2, "QLinearConv": 8}.get(node.op_type)
     added = out if bias is not None and node.input(bias) is not None else 0
-    return _streaming(node, 2 * out * dims.product(weight[1:]) + added)
+    return streaming(node, 2 * out * dims.product(weight[1:]) + added)
 
 
 @cost_rule("ConvTranspose")
 def _conv_transpose(node: Node) -> Cost:
     added = _elements(node.output) if node.input(2) is not None else 0
     products = _elements(node.inputs[0]) * dims.product(_dims(node, 1)[1:])
-    return _streaming(node, 2 * products + added)
+    return streaming(node, 2 * products + added)
 
 
 @cost_rule("Einsum")
@@ -295,7 +307,7 @@ def _einsum(node: Node) -> Cost:
     kept = set(right) if arrow else {c for c in letters if letters.count(c) == 1}
     terms = dims.product(sizes.values())
     adds = any(label.isalpha() and label not in kept for label in sizes)
-    return _streaming(node, terms * (len(node.inputs) - 1 + adds))
+    return streaming(node, terms * (len(node.inputs) - 1 + adds))
 
 
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -309,7 +321,7 @@ def _recurrent(node: Node) -> Cost:
     directions, _, hidden = _dims(node, 2)
     products = 2 * steps * (_elements(node.inputs[1]) + _elements(node.inputs[2]))
     per_unit = 3 * _GATES[node.op_type] + _COMBINE[node.op_type]  # two adds, one activation a gate
-    return _streaming(node, products + steps * directions * hidden * per_unit)
+    return streaming(node, products + steps * directions * hidden * per_unit)
 
 
 # --------------------------------------------------------------------------- lookups
@@ -323,7 +335,7 @@ def _gather(node: Node) -> Cost:
 
 @cost_rule("TableRows", domain="graphopt")
 def _table_rows(node: Node) -> Cost:
-    return _streaming(node, 2 * _elements(node.output))
+    return streaming(node, 2 * _elements(node.output))
 
 
 @cost_rule("QuantizedLookup", "QuantizedEmbeddingBag", domain="graphopt")

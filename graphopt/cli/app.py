@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from graphopt import console
-from graphopt.cli import bench, check, explain, inspect, optimize, passes, run, signals
+from graphopt.cli import bench, check, explain, inspect, optimize, passes, profile, run, signals
 from graphopt.errors import GraphoptError
 
 INTERNAL, BROKEN_PIPE = 70, 128 + signal.SIGPIPE
@@ -74,6 +74,7 @@ for _verb in (
     run.run,
     check.check,
     bench.bench,
+    profile.profile,
     inspect.inspect,
     explain.explain,
     passes.passes,

@@ -29,6 +29,7 @@ class EngineName(enum.StrEnum):
 # What is worked on.
 Model = Annotated[Path, Argument(metavar="MODEL", help="The .onnx file.")]
 Runnable = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", help="An .onnx file or a .gopt.")]
+Compiled = Annotated[Path, Argument(metavar="ARTIFACT", help="A .gopt folder.")]
 First = Annotated[Path, Argument(metavar="A", help="A model or artifact.")]
 Second = Annotated[Path, Argument(metavar="B", help="Another.")]
 PassName = Annotated[str | None, Argument(metavar="NAME", help="A pass or preset to read about.")]

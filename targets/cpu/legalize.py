@@ -8,6 +8,7 @@ import numpy as np
 from tvm import relax
 from tvm.tirx import PrimFunc
 
+from graphopt.analysis.cost import Cost, cost_rule, streaming
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
@@ -63,6 +64,15 @@ def _dense_type(node: Node) -> list[Type | None]:
     data, weights = node.inputs[0], node.inputs[1]
     assert data is not None and weights is not None
     return [tensor_type(data.dtype, [*data.tensor.dims[:-1], weights.tensor.dims[1]])]
+
+
+@cost_rule("Dense", domain=DOMAIN)
+def _dense_cost(node: Node) -> Cost:
+    weights, others = node.inputs[1], node.inputs[2:]
+    assert weights is not None
+    k = product(weights.tensor.dims[:1])
+    extra = sum(other is not None for other in others) + ("activation" in node.attrs)
+    return streaming(node, (2 * k + extra) * product(node.output.tensor.dims))
 
 
 def _emit(rw: Rewriter, x: Value, w: Value, bias: Value | None, **attrs: Any) -> Value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from graphopt.analysis.cost import Cost, cost_rule, streaming
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
@@ -25,6 +26,15 @@ def _pointwise_type(node: Node) -> list[Type | None]:
     assert data is not None and weights is not None
     batch, _, *rest = data.tensor.dims
     return [tensor_type(data.dtype, [batch, weights.tensor.dims[0], *rest])]
+
+
+@cost_rule("Pointwise", domain=DOMAIN)
+def _pointwise_cost(node: Node) -> Cost:
+    weights = node.inputs[1]
+    assert weights is not None
+    extra = (node.input(2) is not None) + ("activation" in node.attrs)
+    per_element = 2 * weights.tensor.dims[1] + extra
+    return streaming(node, per_element * product(node.output.tensor.dims))
 
 
 @rule(op.Conv(x, w), op.Conv(x, w, b))

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import tvm
 from tvm.target import codegen
 
+from graphopt.analysis.program import describe
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
 from graphopt.machine import cpu_name
@@ -114,13 +115,14 @@ class CpuTarget(Target):
             stage("lower")
         lowered = lowering.lower(working, oob)
         stage("build")
-        built = build.build(lowered.module, self.llvm, self.machine, library)
+        built = build.build(lowered.module, self.llvm, self.machine, library, lowered.emitted)
         facts = {
             "target": f"cpu:{self.mcpu}",
             "machine": self.machine,
             "cpu_features": list(self.features),
             "tvm": tvm.__version__,
             "sizes": built.sizes,
+            "program": describe(built.program),
             **tuned,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)
@@ -132,7 +134,7 @@ class CpuTarget(Target):
 
         host = set(CpuTarget.parse("").features)
         machine = f"{cpu_name()}; {self.mcpu}: {','.join(self.features)}"
-        runs_here = host.issuperset(self.features)
+        runs_here = self.machine == platform.machine() and host.issuperset(self.features)
         if tuning.measures and not runs_here:
             raise SpecError(f"code for {self.mcpu} does not run here, so it cannot be tuned here")
         tuner = Tuner(tuning, self.llvm, machine)

@@ -13,6 +13,8 @@ from tvm import relax, s_tir, tirx
 from tvm.error import InternalError
 
 from graphopt.errors import OutputError, UnsupportedOpError
+from graphopt.ir.graph import Node
+from graphopt.targets.relax.attribution import Emitted, attribute
 from graphopt.targets.relax.linking import linker_options
 from graphopt.targets.relax.schedule import schedule
 from graphopt.targets.relax.straight import straighten, unaligned
@@ -30,22 +32,30 @@ class Built:
         sizes: for a straight program, where the arguments of its plan are read; None where the
             library holds code for the virtual machine.
         embedded: for a straight program, the constants that follow the parameters.
+        program: for a straight program, the kernel of each call and the nodes that it computes.
     """
 
     kernels: int
     calls: int
     sizes: tuple[tuple[int, int], ...] | None
     embedded: tuple[np.ndarray, ...] = ()
+    program: tuple[tuple[str, list[Node]], ...] = ()
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target, machine: str, library: Path) -> Built:
+def build(
+    module: tvm.IRModule, target: tvm.target.Target, machine: str, library: Path, emitted: Emitted
+) -> Built:
     """Compile `module` for `target`, of architecture `machine`, into the shared library `library`.
+
+    Args:
+        emitted: which node each variable of `main` comes from.
 
     Raises:
         UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
     """
     try:
-        fused = schedule(fuse(module))
+        merged, nodes = fuse(module, emitted)
+        fused = schedule(merged)
         straight = straighten(fused)
         if straight is None:
             pipeline = _to_virtual_machine(target)
@@ -58,7 +68,8 @@ def build(module: tvm.IRModule, target: tvm.target.Target, machine: str, library
     _export(executable, machine, library)
     if straight is None:
         return Built(_kernels(fused), _calls(fused), None)
-    return Built(_kernels(fused), _calls(fused), straight.sizes, straight.embedded)
+    program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
+    return Built(_kernels(fused), _calls(fused), straight.sizes, straight.embedded, program)
 
 
 def _unaligned(module: tvm.IRModule) -> tvm.IRModule:
@@ -88,19 +99,24 @@ def _export(executable: tvm.runtime.Executable, machine: str, library: Path) -> 
             raise OutputError(f"the compiled code cannot be linked: {reason}") from None
 
 
-def fuse(module: tvm.IRModule) -> tvm.IRModule:
-    """Merge neighbouring computations into one kernel each, and drop what nothing uses."""
-    passes = [
+def fuse(module: tvm.IRModule, emitted: Emitted) -> tuple[tvm.IRModule, dict[str, list[Node]]]:
+    """Merge neighbouring computations into one kernel each, and drop what nothing uses.
+
+    Returns:
+        the module, and the nodes behind each variable of its `main` that a kernel computes.
+    """
+    choose = [
         relax.transform.ConvertToDataflow(),
         relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),  # stays a view
         relax.transform.DeadCodeElimination(["main"]),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-        relax.transform.DeadCodeElimination(["main"]),
     ]
+    merge = [relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])]
     with tvm.transform.PassContext(opt_level=3):
-        return tvm.transform.Sequential(passes)(module)
+        chosen = tvm.transform.Sequential(choose)(module)
+        nodes = attribute(chosen, emitted)
+        return tvm.transform.Sequential(merge)(chosen), nodes
 
 
 def _to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:

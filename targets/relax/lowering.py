@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,10 +72,12 @@ class Lowered:
         module: an IRModule whose `main` takes the graph's inputs, then the constants, and returns
             a tuple of the outputs; bfloat16 tensors are passed as uint16.
         constants: the constants, in parameter order.
+        emitted: for each variable of `main` that a kernel computes, the kernel's name and the node.
     """
 
     module: Any
     constants: tuple[Value, ...]
+    emitted: Mapping[str, tuple[str, Node]]
 
 
 def lower(graph: Graph, oob: Oob = "error") -> Lowered:
@@ -98,7 +100,7 @@ def lower(graph: Graph, oob: Oob = "error") -> Lowered:
     module["main"] = relax.Function(params, body.body, body.ret_ty, body.is_pure).with_attr(
         {"global_symbol": "main", "num_input": len(inputs)}
     )
-    return Lowered(module, tuple(constants))
+    return Lowered(module, tuple(constants), lowering.emitted)
 
 
 @contextmanager
@@ -120,12 +122,14 @@ class Lowering:
         bb: the Relax block builder.
         oob: what an id outside its table does.
         constants: the parameters that stand for constants so far, in order of first use.
+        emitted: see `Lowered`.
     """
 
     def __init__(self, oob: Oob = "error") -> None:
         self.bb = relax.BlockBuilder()
         self.oob = oob
         self.constants: dict[Value, relax.Var] = {}
+        self.emitted: dict[str, tuple[str, Node]] = {}
         self._exprs: dict[Value, relax.Expr] = {}
         self._raw: dict[Value, relax.Var] = {}
         self._sizes: dict[str, tirx.Var] = {}
@@ -372,7 +376,11 @@ class Lowering:
     ) -> relax.Var:
         name = name or (self._node.op_type.lower() if self._node else "kernel")
         symbol = self.bb.add_func(kernel, name)
-        return self.bb.emit(relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types))
+        call = relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types)
+        result = self.bb.emit(call)
+        if self._node is not None:
+            self.emitted[result.name] = (symbol.name_hint, self._node)
+        return result
 
     def _atom(self, atom: Atom) -> Any:
         if not atom.fn:

@@ -10,6 +10,11 @@ functions take the place of `main`:
 
 `weights` holds the addresses of the constants, and `workspace` is room for all values between
 kernels. `plan` receives the number of bytes that it must have, then the dims of the outputs.
+
+    graphopt_profile(inputs…, outputs…, weights, workspace, clock)
+
+does what `graphopt_run` does and writes into the int64 array `clock` the time, as two numbers
+(seconds and nanoseconds of CLOCK_MONOTONIC), before the first kernel and after each.
 """
 
 from __future__ import annotations
@@ -30,7 +35,8 @@ from graphopt.targets.cpu.kernels.storage import element_bytes
 from graphopt.targets.relax.primfunc import int64, with_root
 from graphopt.targets.relax.workspace import Slot, Workspace
 
-RUN, PLAN = "graphopt_run", "graphopt_plan"
+RUN, PLAN, PROFILE = "graphopt_run", "graphopt_plan", "graphopt_profile"
+_CLOCK_MONOTONIC = 1
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,16 @@ class Straight:
     """A program without control flow.
 
     Attributes:
-        module: the kernels, `graphopt_run` and `graphopt_plan`.
+        module: the kernels, `graphopt_run`, `graphopt_plan` and `graphopt_profile`.
         sizes: where `graphopt_plan`'s arguments are read: (input, axis) of each.
         embedded: small constants, whose addresses follow those of the others in `weights`.
+        calls: for each kernel call its symbol and the variable of `main` that it computes.
     """
 
     module: tvm.IRModule
     sizes: tuple[tuple[int, int], ...]
     embedded: tuple[np.ndarray, ...]
+    calls: tuple[tuple[str, str], ...]
 
 
 @dataclass(eq=False)
@@ -67,6 +75,7 @@ class _Tensor:
 @dataclass(frozen=True)
 class _Call:
     symbol: str
+    variable: str
     operands: list[Any]  # tensors and sizes
     results: list[_Tensor]
 
@@ -88,6 +97,7 @@ def straighten(module: tvm.IRModule) -> Straight | None:
         tvm.IRModule({**kernels, **functions}),
         tuple(reader.sizes.values()),
         tuple(constant.value.numpy() for constant in reader.embedded),
+        tuple((call.symbol, call.variable) for call in reader.calls),
     )
 
 
@@ -154,7 +164,7 @@ class _Reader:
             for binding in block.bindings:
                 if not isinstance(binding, relax.VarBinding):
                     return False
-                values = self._bound(binding.value)
+                values = self._bound(binding.value, binding.var.name)
                 if values is None or not self._are_known(values):
                     return False
                 self._values[binding.var] = values
@@ -165,7 +175,7 @@ class _Reader:
         computed = {tensor.root for call in self.calls for tensor in call.results}
         return len(set(roots)) == len(roots) and computed.issuperset(roots)
 
-    def _bound(self, value: Any) -> list[_Tensor] | None:
+    def _bound(self, value: Any, name: str) -> list[_Tensor] | None:
         if isinstance(value, relax.Var):
             return self._values.get(value)
         if isinstance(value, relax.TupleGetItem):
@@ -176,9 +186,9 @@ class _Reader:
             return [_Tensor(self._tensor(value.args[0]).root, value.ty)]
         if value.op != Op.get("relax.call_tir") or len(value.args) != 2:
             return None
-        return self._called(value)
+        return self._called(value, name)
 
-    def _called(self, call: relax.Call) -> list[_Tensor]:
+    def _called(self, call: relax.Call, name: str) -> list[_Tensor]:
         operands = [
             self._tensor(a) if isinstance(a.ty, relax.TensorType) else a for a in call.args[1]
         ]
@@ -188,7 +198,7 @@ class _Reader:
         for operand in (*operands, *results):
             if isinstance(operand, _Tensor):
                 operand.root.last_use = len(self.calls)
-        self.calls.append(_Call(call.args[0].name_hint, operands, results))
+        self.calls.append(_Call(call.args[0].name_hint, name, operands, results))
         return results
 
     def _tensor(self, expr: Any) -> _Tensor:
@@ -226,8 +236,8 @@ class _Writer:
         self.offsets, self.needed = self._assign_slots()
 
     def functions(self) -> dict[str, tirx.PrimFunc]:
-        """`graphopt_run` and `graphopt_plan`."""
-        return {RUN: self._run(), PLAN: self._plan()}
+        """`graphopt_run`, `graphopt_plan` and `graphopt_profile`."""
+        return {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
 
     def _assign_slots(self) -> tuple[dict[Slot, Any], Any]:
         workspace = Workspace(self.program.sizes)
@@ -243,17 +253,32 @@ class _Writer:
         return workspace.layout()
 
     def _run(self) -> tirx.PrimFunc:
-        body: list[Any] = [_require(self.room >= self.needed, "the workspace is too small")]
-        for call in self.program.calls:
-            args = []
-            for operand in (*call.operands, *call.results):
-                if isinstance(operand, _Tensor):
-                    body.append(self._declared(operand))
-                    operand = body[-1].buffer
-                args.append(operand)
-            body.append(tirx.Evaluate(tirx.call_cpacked(call.symbol, *args)))
-        params = [*self.inputs, *self.outputs, self.weights, self.workspace]
-        return _function(RUN, params, [*self._scalars.values(), *body])
+        body = [statement for call in self.program.calls for statement in self._called(call)]
+        return self._running(RUN, [], body)
+
+    def _profile(self) -> tirx.PrimFunc:
+        clock = _buffer((int64(2 + 2 * len(self.program.calls)),), "int64", "clock")
+        body = [_read_clock(clock, 0)]
+        for k, call in enumerate(self.program.calls):
+            body += [*self._called(call), _read_clock(clock, k + 1)]
+        return self._running(PROFILE, [clock], body)
+
+    def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
+        """A function that takes what `graphopt_run` takes and `more`."""
+        checked = _require(self.room >= self.needed, "the workspace is too small")
+        params = [*self.inputs, *self.outputs, self.weights, self.workspace, *more]
+        return _function(name, params, [*self._scalars.values(), checked, *body])
+
+    def _called(self, call: _Call) -> list[Any]:
+        """The statements of one kernel call."""
+        statements: list[Any] = []
+        args = []
+        for operand in (*call.operands, *call.results):
+            if isinstance(operand, _Tensor):
+                statements.append(self._declared(operand))
+                operand = statements[-1].buffer
+            args.append(operand)
+        return [*statements, tirx.Evaluate(tirx.call_cpacked(call.symbol, *args))]
 
     def _declared(self, tensor: _Tensor) -> tirx.DeclBuffer:
         shape = [self._scalar(dim) for dim in tensor.type.shape.values]
@@ -294,6 +319,11 @@ def _given(name: str, tensors: Sequence[_Tensor]) -> list[Any]:
 def _function(name: str, params: list[Any], body: list[Any]) -> tirx.PrimFunc:
     function = tirx.PrimFunc(params, tirx.SeqStmt(body) if len(body) > 1 else body[0])
     return function.with_attr({"global_symbol": name, "s_tir": True, "tirx.noalias": True})
+
+
+def _read_clock(clock: Any, place: int) -> Any:
+    at = tirx.address_of(clock[int64(2 * place)])
+    return tirx.Evaluate(tirx.call_extern("int32", "clock_gettime", _CLOCK_MONOTONIC, at))
 
 
 def _require(condition: Any, message: str) -> Any:

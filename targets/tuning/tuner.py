@@ -5,19 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
 import tvm
-import tvm_ffi
 
 from graphopt.errors import TuningMissError
-from graphopt.latency import Call, interleaved
-from graphopt.signature import aligned_copy
+from graphopt.latency import interleaved
+from graphopt.targets.tuning.calls import calls_of
 from graphopt.targets.tuning.database import Database, Key, as_text
 from graphopt.targets.tuning.family import KernelFamily
 from graphopt.targets.tuning.options import Tuning
@@ -113,7 +111,10 @@ class Tuner:
         if params == default:
             return 1.0
         ratios = []
-        tries = zip(self._tries(family, problem, default), self._tries(family, problem, params))
+        tries = zip(
+            calls_of(family, problem, default, self._target),
+            calls_of(family, problem, params, self._target),
+        )
         for (base, expected), (call, found) in tries:
             base()
             call()
@@ -122,19 +123,6 @@ class Tuner:
             taken = interleaved({"default": base, "candidate": call}, SECONDS)
             ratios.append(taken["candidate"].median / taken["default"].median)
         return geometric_mean(ratios)
-
-    def _tries(
-        self, family: KernelFamily, problem: Any, params: Any
-    ) -> Iterator[tuple[Call, np.ndarray]]:
-        """A call for each size, and the array that it writes."""
-        kernel = family.kernel(problem, params).with_attr("global_symbol", "main")
-        run = tvm.compile(kernel, target=self._target)["main"]
-        for trial in family.trials(problem, params):
-            arrays = [aligned_copy(array) for array in trial.inputs]
-            shape, dtype = trial.output
-            output = aligned_copy(np.zeros(shape, dtype))
-            arguments = [tvm_ffi.from_dlpack(array) for array in (*arrays, output)]
-            yield partial(run, *arguments), output
 
 
 def _gainful(cost: float) -> float:

@@ -12,8 +12,9 @@ from graphopt.errors import SpecError, TuningMissError
 from graphopt.latency import Latency
 from graphopt.targets.cpu.gemm_family import GemmFamily, GemmProblem
 from graphopt.targets.cpu.kernels.gemm import MAX_ROWS, GemmParams
-from graphopt.targets.cpu.target import CpuTarget, _llvm
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.tuning import tuner as tuning_module
+from graphopt.targets.tuning.calls import calls_of
 from graphopt.targets.tuning.options import Tuning
 from graphopt.targets.tuning.tuner import Tuner
 from graphopt.testing import parse
@@ -38,17 +39,16 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def tuner(tuning: Tuning) -> Tuner:
-    return Tuner(tuning, _llvm(HOST.mcpu), "this machine")
+    return Tuner(tuning, HOST.llvm, "this machine")
 
 
 def test_every_candidate_computes_the_same() -> None:
-    found = tuner(Tuning(trials=3))
-    candidates = [FAMILY.default(SMALL), *FAMILY.candidates(SMALL)]
+    default, candidates = FAMILY.default(SMALL), list(FAMILY.candidates(SMALL))
     assert len(set(candidates)) >= 3
+    target = HOST.llvm
     for params in (candidates[0], candidates[-1]):
         for (base, expected), (call, output) in zip(
-            found._tries(FAMILY, SMALL, FAMILY.default(SMALL)),
-            found._tries(FAMILY, SMALL, params),
+            calls_of(FAMILY, SMALL, default, target), calls_of(FAMILY, SMALL, params, target)
         ):
             base()
             call()
@@ -150,7 +150,8 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
 
 
 def test_only_code_that_runs_here_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CpuTarget, "parse", lambda argument: CpuTarget("x86-64"))
+    plain = CpuTarget("x86-64", HOST.machine)
+    monkeypatch.setattr(CpuTarget, "parse", lambda argument: plain)
     graph = parse("(float[N,3] x) => (float[N,2] y) <float[3,2] w> { y = MatMul(x, w) }")
     with pytest.raises(SpecError, match="does not run here"):
         HOST.compile(graph, tmp_path / "m.so", "error", lambda stage: None, Tuning(trials=1))

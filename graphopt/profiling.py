@@ -1,0 +1,134 @@
+"""Where the time of an artifact goes, kernel by kernel, next to what the machine could do."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import api
+from graphopt.analysis.program import evaluate
+from graphopt.artifact import Artifact
+from graphopt.machine import cpu_name
+from graphopt.roofline import Roofline, roofline
+
+LEAST_RUNS = 20
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel call.
+
+    Attributes:
+        ops: what it computes, fused.
+        sources: the nodes of the user's model that it stands for.
+        microseconds: the median over the runs.
+        flops, bytes: operations, and bytes read and written; None where known at run time only.
+        bound: the least microseconds that the roofline allows.
+    """
+
+    kernel: str
+    ops: tuple[str, ...]
+    sources: tuple[str, ...]
+    microseconds: float
+    flops: int | None
+    bytes: int | None
+    bound: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All kernel calls of one run, in order.
+
+    Attributes:
+        total: the median of whole calls of `Artifact.run`, in microseconds.
+    """
+
+    batch: int
+    total: float
+    runs: int
+    cpu: str
+    peaks: Roofline
+    kernels: tuple[KernelTime, ...]
+
+    @property
+    def inside(self) -> float:
+        """Microseconds in kernels; the rest of `total` is the call itself."""
+        return sum(kernel.microseconds for kernel in self.kernels)
+
+    @property
+    def bound(self) -> float:
+        """The sum of the kernels' bounds, those that are known."""
+        return sum(kernel.bound or 0.0 for kernel in self.kernels)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"inside": self.inside, "bound": self.bound}
+
+
+def profile(
+    path: str | Path,
+    batch: int = 64,
+    *,
+    seconds: float = 1.0,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+    peaks: Roofline | None = None,
+) -> Profile:
+    """Run the artifact at `path` for a while, its kernels one by one and whole calls in turns.
+
+    Args:
+        inputs: what to run it on; random valid inputs of size `batch` if None.
+        peaks: of this machine; measured if None.
+
+    Raises:
+        ArtifactError: it cannot be loaded, or has loops.
+        InputError: it does not accept the inputs.
+    """
+    artifact = Artifact.load(path)
+    feeds = inputs or api.random_inputs(artifact.path, artifact, batch, seed)
+    peaks = peaks or roofline()
+    kernels, whole = _measured(artifact, feeds, seconds)
+    sizes = _sizes(artifact, feeds)
+    rows = zip(artifact.manifest["program"], kernels)
+    times = tuple(_kernel_time(entry, time, sizes, peaks) for entry, time in rows)
+    return Profile(batch, whole[0], whole[1], cpu_name(), peaks, times)
+
+
+def _measured(
+    artifact: Artifact, feeds: Mapping[str, np.ndarray], seconds: float
+) -> tuple[np.ndarray, tuple[float, int]]:
+    """Median microseconds of each kernel call; median microseconds of a whole call, and runs."""
+    kernels, whole = list[np.ndarray](), list[float]()
+    until = time.perf_counter() + seconds
+    while len(whole) < LEAST_RUNS or time.perf_counter() < until:
+        kernels.append(artifact.profile(feeds))
+        start = time.perf_counter()
+        artifact.run(feeds)
+        whole.append(time.perf_counter() - start)
+    return np.median(kernels, axis=0) / 1e3, (float(np.median(whole)) * 1e6, len(whole))
+
+
+def _sizes(artifact: Artifact, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The number that each named size of the signature has in `feeds`."""
+    found: dict[str, int] = {}
+    for spec in artifact.signature.inputs:
+        for size, declared in zip(feeds[spec.name].shape, spec.shape or ()):
+            if isinstance(declared, str):
+                found[declared] = size
+    return found
+
+
+def _kernel_time(
+    entry: Mapping[str, Any], microseconds: float, sizes: Mapping[str, int], peaks: Roofline
+) -> KernelTime:
+    flops, moved = evaluate(entry["flops"], sizes), evaluate(entry["bytes"], sizes)
+    known = flops is not None and moved is not None
+    bound = peaks.seconds(flops or 0, moved or 0) * 1e6 if known else None
+    ops, sources = tuple(entry["ops"]), tuple(entry["sources"])
+    took = round(float(microseconds), 3)
+    return KernelTime(entry["kernel"], ops, sources, took, flops, moved, bound)
