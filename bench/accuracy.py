@@ -77,6 +77,7 @@ def file_bytes(path: Path) -> int:
 
 def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[str, Any]:
     """All variants of one model."""
+    folder = folder.resolve()
     source = folder / "model.onnx"
     original = OnnxModel(source)
     metric, score = metric_of(spec, original.signature)
@@ -86,7 +87,8 @@ def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[s
     batch = judge.data.batches[0]
     feeds = batch if judge.data.whole else {n: a[:BATCH] for n, a in batch.items()}
     rows: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    # ONNX Runtime's preparation leaves files in the current folder.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         full = graphopt.compile(source, verify=False)
         calls = {"float32": lambda: full.run(feeds), "ORT float32": lambda: original.run(feeds)}
         for name, budget in budgets.items():
