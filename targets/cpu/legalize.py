@@ -15,7 +15,7 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu import DOMAIN, lookup_concat, pointwise
+from graphopt.targets.cpu import DOMAIN, activations, lookup_concat, pointwise
 from graphopt.targets.cpu.kernels import dot
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import (
@@ -39,11 +39,9 @@ _VECTORIZED = (
     "graphopt::CrossNetwork",
     "graphopt::DotInteraction",
 )
-_ACTIVATIONS = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
 # and `steps`, which say how the others, of the shape of the result, then change it.
 dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
-biased = Pattern("Dense", (x, w, b), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
@@ -130,20 +128,6 @@ def add_to_bias(rw: Rewriter, x: Value, w: Value, b: Value, y: Value) -> Value |
     return _emit(rw, x, w, rw.const(b.const.reshape(-1)))
 
 
-@rule(*(getattr(op, name)(layer) for name in _ACTIVATIONS for layer in (dense, biased)))
-def activation_to_dense(rw: Rewriter, node: Node, y: Value) -> Value | NoMatch:
-    """Relu(Dense(…)) -> Dense(…, activation="relu")"""
-    layer = y.producer
-    assert layer is not None
-    if layer.attrs.get("activation"):
-        return NoMatch("it has an activation already")
-    data, weights = layer.inputs[0], layer.inputs[1]
-    assert data is not None and weights is not None
-    kind = _ACTIVATIONS[node.op_type]
-    slope = float(node.attr("alpha", 0.0))
-    return _emit(rw, data, weights, layer.input(2), activation=kind, alpha=slope)
-
-
 @rule(op.Mul(layer, t), op.Add(layer, t))
 def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | NoMatch:
     """Dense(…) * t, Dense(…) + t -> Dense(…, t)"""
@@ -165,7 +149,7 @@ _RULES: tuple[Rule, ...] = (
     gemm_to_dense,
     gemm_to_dense_and_sum,
     add_to_bias,
-    activation_to_dense,
+    *activations.RULES,
     operand_to_dense,
     *pointwise.RULES,
     *lookup_concat.RULES,
@@ -195,7 +179,9 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     k, n = weights.shape
     lanes, bias = node.attrs["lanes"], node.const(2)
     steps = tuple(node.attrs.get("steps", ()))
-    activation = Activation(node.attrs.get("activation", "none"), node.attrs.get("alpha", 0.0))
+    activation = Activation(
+        node.attrs.get("activation", "none"), node.attrs.get("alpha"), node.attrs.get("beta")
+    )
     if dot.suits(k, n, lanes):
         row = np.zeros(n, np.float32) if bias is None else bias
         return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]

@@ -1,6 +1,7 @@
 """Activations applied to a float32 expression where a kernel stores it."""
 
 from dataclasses import dataclass
+from math import pi
 from typing import Any
 
 from tvm.script import tirx as T
@@ -23,6 +24,7 @@ _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of th
     "softplus": (0.0, 0.0),
     "softsign": (0.0, 0.0),
     "tanh": (0.0, 0.0),
+    "tanh_gelu": (0.0, 0.0),
     "thresholded_relu": (1.0, 0.0),
 }
 
@@ -38,6 +40,7 @@ class Activation:
     hard_sigmoid: alpha * x + beta limited to [0, 1]     hard_swish: x * hard_sigmoid(x; 1/6, 1/2)
     leaky_relu: x, alpha * x if x < 0             scaled_tanh: alpha * tanh(beta * x)
     silu: x * sigmoid(x)              softplus: log(1 + e**x)       softsign: x / (1 + |x|)
+    tanh_gelu: x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2
     thresholded_relu: x, 0 if x <= alpha
     A constant left out has the default of the ONNX operator.  NaN stays NaN.
     """
@@ -87,6 +90,9 @@ class Activation:
                 return x / (one + T.abs(x))
             case "tanh":
                 return tanh(x)
+            case "tanh_gelu":
+                inner = (x + T.float32(0.044715) * x * x * x) * T.float32((2 / pi) ** 0.5)
+                return x * T.float32(0.5) * (one + tanh(inner))
             case "thresholded_relu":
                 return T.Select(x <= alpha, zero, x)
         raise AssertionError(self.kind)

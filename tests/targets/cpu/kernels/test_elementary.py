@@ -123,6 +123,7 @@ def expected_activation(kind, x):
             "elu_alpha": lambda: np.where(x < 0, 0.3 * (np.exp(x) - 1), x),
             "gelu": lambda: 0.5 * x * (1 + exact_erf(x / np.sqrt(2))),
             "hard_sigmoid": lambda: np.clip(0.2 * x + 0.5, 0, 1),
+            "tanh_gelu": lambda: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
             "hard_swish": lambda: x * np.clip(x / 6 + 0.5, 0, 1),
             "leaky_relu": lambda: np.where(x < 0, 0.01 * x, x),
             "relu": lambda: np.where(x < 0, 0, x),

@@ -1,0 +1,148 @@
+"""Activations, single ops or written out as exporters do, into the store of the layer before."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.ir.graph import Node, Value
+from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
+from graphopt.rewrite.pattern import Pattern
+from graphopt.targets.cpu import DOMAIN
+
+x, w, b, z = var("x"), const("w"), const("b"), var("z")
+half, one, scale, cubic, three = (
+    const(name) for name in ("half", "one", "scale", "cubic", "three")
+)
+low, high, slope = const("low"), const("high"), const("slope")
+
+_SINGLE = {
+    "Elu": "elu",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSwish": "hard_swish",
+    "LeakyRelu": "leaky_relu",
+    "Relu": "relu",
+    "Sigmoid": "sigmoid",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "Tanh": "tanh",
+    "ThresholdedRelu": "thresholded_relu",
+}
+_LAYERS = (
+    Pattern("Dense", (x, w), domain=DOMAIN, name="z"),
+    Pattern("Dense", (x, w, b), domain=DOMAIN, name="z"),
+)
+
+
+def _activated(rw: Rewriter, z: Value, kind: str, uses: int, **constants: float) -> Value | NoMatch:
+    """The layer that computes `z` with an activation; all `uses` of `z` being part of that."""
+    layer = z.producer
+    if layer is None or layer.op != f"{DOMAIN}::Dense":
+        return NoMatch("no layer computes its operand")
+    if layer.attrs.get("activation") or layer.attrs.get("steps"):
+        return NoMatch("the layer has an activation or an operand already")
+    if len(z.uses) > uses:
+        return NoMatch("the layer is also read elsewhere")
+    attrs = {**layer.attrs, "activation": kind, **constants}
+    return rw.insert("Dense", layer.inputs, attrs, domain=DOMAIN).output
+
+
+def _are(*values: tuple[Value, float]) -> bool:
+    """True if each constant is one number, the given one as nearly as float32 has it."""
+    return all(
+        value.const is not None
+        and value.const.size == 1
+        and np.isclose(value.const.item(), number, rtol=1e-6)
+        for value, number in values
+    )
+
+
+@rule(*(getattr(op, name)(layer) for name in _SINGLE for layer in _LAYERS))
+def activation_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
+    """Relu(Dense(…)) -> Dense(…, activation="relu")"""
+    found = {name: node.attr(name) for name in ("alpha", "beta")}
+    constants = {name: float(value) for name, value in found.items() if value is not None}
+    return _activated(rw, z, _SINGLE[node.op_type], 1, **constants)
+
+
+@rule(*(op.Clip(layer, low, high) for layer in _LAYERS))
+def clip_to_dense(rw: Rewriter, z: Value, low: Value, high: Value) -> Value | NoMatch:
+    """Clip(Dense(…), 0, 6) -> Dense(…, activation="clip")"""
+    assert low.const is not None and high.const is not None
+    limits = {"alpha": float(low.const.item()), "beta": float(high.const.item())}
+    return _activated(rw, z, "clip", 1, **limits)
+
+
+@rule(*(op.PRelu(layer, slope) for layer in _LAYERS))
+def prelu_to_dense(rw: Rewriter, z: Value, slope: Value) -> Value | NoMatch:
+    """PRelu(Dense(…), 0.25) -> Dense(…, activation="leaky_relu")"""
+    assert slope.const is not None
+    if slope.const.size != 1:
+        return NoMatch("its slope differs from column to column")
+    return _activated(rw, z, "leaky_relu", 1, alpha=float(slope.const.item()))
+
+
+@rule(op.Mul(z, op.Sigmoid(z)))
+def silu_to_dense(rw: Rewriter, z: Value) -> Value | NoMatch:
+    """z * Sigmoid(z) of z = Dense(…) -> Dense(…, activation="silu")"""
+    return _activated(rw, z, "silu", 2)
+
+
+@rule(op.Mul(z, op.HardSigmoid(z)))
+def hard_swish_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
+    """z * HardSigmoid(z; 1/6, 1/2) of z = Dense(…) -> Dense(…, activation="hard_swish")"""
+    gate = next(v.producer for v in node.inputs if v is not None and v is not z)
+    assert gate is not None
+    if not np.allclose((gate.attr("alpha"), gate.attr("beta")), (1 / 6, 1 / 2), rtol=1e-6):
+        return NoMatch("it is another HardSigmoid")
+    return _activated(rw, z, "hard_swish", 2)
+
+
+def _halved(gate: Pattern) -> tuple[Pattern, ...]:
+    """z * gate / 2 in every order of the factors."""
+    factors = (gate, z, half)
+    orders = ((0, 1, 2), (0, 2, 1), (1, 2, 0))
+    return tuple(op.Mul(op.Mul(factors[i], factors[j]), factors[k]) for i, j, k in orders)
+
+
+@rule(*(p for e in (op.Div, op.Mul) for p in _halved(op.Add(op.Erf(e(z, scale)), one))))
+def erf_gelu_to_dense(
+    rw: Rewriter, z: Value, half: Value, one: Value, scale: Value
+) -> Value | NoMatch:
+    """z * (1 + Erf(z / sqrt(2))) / 2 of z = Dense(…) -> Dense(…, activation="gelu")"""
+    divides = any(n.op == "Div" for n in z.users)
+    if not _are((half, 0.5), (one, 1.0), (scale, 2**0.5 if divides else 0.5**0.5)):
+        return NoMatch("it has other constants than Gelu")
+    return _activated(rw, z, "gelu", 2)
+
+
+_cube = op.Pow(z, three)
+_inner = op.Mul(op.Add(z, op.Mul(_cube, cubic)), scale)
+
+
+@rule(*_halved(op.Add(op.Tanh(_inner), one)))
+def tanh_gelu_to_dense(
+    rw: Rewriter, z: Value, half: Value, one: Value, scale: Value, cubic: Value, three: Value
+) -> Value | NoMatch:
+    """z * (1 + Tanh(…)) / 2 of z = Dense(…) -> Dense(…, activation="tanh_gelu")"""
+    factor = (2 / np.pi) ** 0.5
+    if not _are((half, 0.5), (one, 1.0), (scale, factor), (cubic, 0.044715), (three, 3.0)):
+        return NoMatch("it has other constants than Gelu")
+    return _activated(rw, z, "tanh_gelu", 3)
+
+
+@rule(*(Pattern("Gelu", (layer,)) for layer in _LAYERS))
+def gelu_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
+    """Gelu(Dense(…)) -> Dense(…, activation="gelu")"""
+    return _activated(rw, z, "tanh_gelu" if node.attr("approximate") == "tanh" else "gelu", 1)
+
+
+RULES = (
+    activation_to_dense,
+    clip_to_dense,
+    prelu_to_dense,
+    silu_to_dense,
+    hard_swish_to_dense,
+    erf_gelu_to_dense,
+    tanh_gelu_to_dense,
+    gelu_to_dense,
+)

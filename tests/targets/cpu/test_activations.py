@@ -1,0 +1,86 @@
+"""Activations in all forms go into the store of the layer; others stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.legalize import legalize
+from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
+
+TEXT = """(float[N,3,5] x) => (float[] y)
+    <float[5,20] w, float[20] b, float half = {{0.5}}, float one = {{1}}, float two = {{2}},
+     float root = {{1.4142135}}, float rooth = {{0.70710678}}, float three = {{3}},
+     float six = {{6}}, float zero = {{0}}, float cubic = {{0.044715}},
+     float tilt = {{0.7978845608}},
+     float[1] slope = {{0.25}}, float[20] slopes> {{ h = MatMul(x, w) z = Add(h, b) {} }}"""
+
+ERF = "d = Div(z, root) e = Erf(d) p = Add(e, one) "
+FORMS = {
+    "elu": "y = Elu<alpha=0.7>(z)",
+    "hard_sigmoid": "y = HardSigmoid<alpha=0.25, beta=0.4>(z)",
+    "hard_swish": "y = HardSwish(z)",
+    "leaky_relu": "y = LeakyRelu(z)",
+    "relu": "y = Relu(z)",
+    "sigmoid": "y = Sigmoid(z)",
+    "softplus": "y = Softplus(z)",
+    "softsign": "y = Softsign(z)",
+    "tanh": "y = Tanh(z)",
+    "thresholded_relu": "y = ThresholdedRelu<alpha=0.3>(z)",
+    "clip": "y = Clip(z, zero, six)",
+    "leaky_relu prelu": "y = PRelu(z, slope)",
+    "silu": "s = Sigmoid(z) y = Mul(z, s)",
+    "hard_swish written out": "s = HardSigmoid<alpha=0.16666667, beta=0.5>(z) y = Mul(s, z)",
+    "gelu torch": ERF + "m = Mul(z, half) y = Mul(m, p)",
+    "gelu dynamo": ERF + "m = Mul(z, p) y = Mul(m, half)",
+    "gelu tf": "d = Mul(z, rooth) e = Erf(d) p = Add(one, e) m = Mul(half, p) y = Mul(z, m)",
+    "tanh_gelu": """q = Pow(z, three) r = Mul(q, cubic) s = Add(z, r) t = Mul(s, tilt)
+        u = Tanh(t) p = Add(u, one) m = Mul(z, half) y = Mul(m, p)""",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_into_the_layer(form: str) -> None:
+    graph = parse(TEXT.format(FORMS[form]))
+    source = graph.clone()
+    legalize(graph, lanes=8)
+    (layer,) = graph.nodes
+    assert (layer.op, layer.attrs["activation"]) == (f"{DOMAIN}::Dense", form.split()[0])
+    feeds = random_inputs(source, {"N": 7})
+    wanted = run_onnxruntime(source, feeds)["y"]
+    # both approximate what is transcendental to a few units in the last place
+    np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gelu_of_opset_20() -> None:
+    for attribute, kind in (("", "gelu"), ('<approximate="tanh">', "tanh_gelu")):
+        graph = parse(TEXT.format(f"y = Gelu{attribute}(z)"), opset=20)
+        legalize(graph, lanes=8)
+        assert [node.attrs["activation"] for node in graph.nodes] == [kind]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Exp(z)",
+        "y = PRelu(z, slopes)",
+        "s = Sigmoid(h) y = Mul(z, s)",
+        "s = HardSigmoid(z) y = Mul(s, z)",
+        "d = Div(z, two) e = Erf(d) p = Add(e, one) m = Mul(z, half) y = Mul(m, p)",
+        ERF + "m = Mul(z, one) y = Mul(m, p)",
+        "a = Relu(z) y = Softplus(a)",
+        "s = Sigmoid(z) y = Mul(z, s) v = Exp(z)",
+    ],
+)
+def test_others_stay(body: str) -> None:
+    text = TEXT.format(body)
+    if "v = " in body:
+        text = text.replace("(float[] y)", "(float[] y, float[] v)")
+    graph = parse(text)
+    source = graph.clone()
+    legalize(graph, lanes=8)
+    assert any(node.domain != DOMAIN for node in graph.nodes)
+    feeds = random_inputs(source, {"N": 2})
+    wanted = run_onnxruntime(source, feeds)["y"]
+    np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
