@@ -33,6 +33,7 @@ from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
+from graphopt.passes.raise_layer_normalization import RaiseLayerNormalization
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
@@ -70,6 +71,7 @@ _CLEAN_UP = (
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (
     RaiseGru(),
+    RaiseLayerNormalization(),
     UnflattenGemms(),
     CancelTransposes(),
     HoistSelections(),
