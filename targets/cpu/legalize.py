@@ -15,7 +15,7 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu import DOMAIN, activations, lookup_concat, pointwise
+from graphopt.targets.cpu import DOMAIN, activations, layer_norm, lookup_concat, pointwise
 from graphopt.targets.cpu.kernels import dot
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import (
@@ -32,6 +32,7 @@ x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 # Ops whose kernels are told how long vectors are.
 _VECTORIZED = (
     f"{DOMAIN}::Dense",
+    f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::Pointwise",
     "graphopt::Attention",
     "graphopt::BiInteraction",
@@ -151,6 +152,7 @@ _RULES: tuple[Rule, ...] = (
     add_to_bias,
     *activations.RULES,
     operand_to_dense,
+    *layer_norm.RULES,
     *pointwise.RULES,
     *lookup_concat.RULES,
 )
