@@ -162,6 +162,41 @@ def _one_field(b: _Builder, x: Value) -> Value:
 
 
 @_step
+def _storm(b: _Builder, x: Value) -> Value:
+    """Seven fields of one matrix, each with a table, some of which are the same."""
+    matrix = b.op("Tile", b.ids, b.ints(1, 3))
+    tables, rows = [b.floats(ROWS, 2), b.floats(ROWS + 2, 2)], []
+    for field in range(7):
+        column = b.op("Slice", matrix, b.ints(field), b.ints(field + 1), b.ints(1))
+        rows.append(b.op("Gather", b.choose(*tables), column))
+    return b.op("Reshape", b.op("Concat", *rows, axis=b.choose(1, 2, -1)), b.ints(-1, 14))
+
+
+@_step
+def _bags(b: _Builder, x: Value) -> Value:
+    """A bag of one id a sample, of several fields."""
+    count = b.op("Squeeze", b.batch_of(x), b.ints(0))
+    offsets = b.op("Range", b.scalar(0), count, b.scalar(1))
+    mode = b.choose("sum", "mean")
+    pooled = []
+    for field in range(b.choose(2, 5)):
+        ids = b.op("Gather", b.ids, b.scalar(field % FIELDS), axis=1)
+        inputs = [b.floats(ROWS, 3), ids, offsets]
+        node = b.graph.insert("EmbeddingBag", inputs, {"mode": mode}, domain="graphopt")
+        pooled.append(node.output)
+    return b.op("Concat", *pooled, axis=1)
+
+
+@_step
+def _repeated_columns(b: _Builder, x: Value) -> Value:
+    """A layer over columns that are the same in all rows, next to others."""
+    row = b.op("Tile", b.op("ReduceMax", x, b.ints(0), keepdims=1), b.ints(1, 20))
+    shape = b.op("Concat", b.batch_of(x), b.ints(1), axis=0)
+    joined = b.op("Concat", b.op("Expand", row, shape), x, axis=1)
+    return b.op("Gemm", joined, b.floats(21 * _width(x), b.choose(4, 16)))
+
+
+@_step
 def _dense(b: _Builder, x: Value) -> Value:
     width = b.choose(1, 3, 8)
     if b.draw(st.booleans()):
