@@ -4,8 +4,9 @@
 
 FOLDER has one folder per model with `model.onnx`; "-" for none. Each model is compiled and measured
 in a process of its own, by `graphopt.benchmark`: one thread, all engines on the same inputs, taking
-turns. A ratio is the fastest fp32 peer's median over ours: over 1 we are faster. Models whose batch
-is fixed have one row, and din_candidates200 (20,000 pairs a sample) has those up to 8.
+turns. A ratio is the fastest fp32 peer's median over ours: over 1 we are faster. The floor is what
+our kernels' operations and bytes take at least, by peaks that are measured first. Models whose
+batch is fixed have one row, and din_candidates200 (20,000 pairs a sample) has those up to 8.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def measure(
     """Compile and measure one model in this process."""
     from graphopt.benchmark import bench
     from graphopt.ir import onnx_io
+    from graphopt.roofline import roofline
 
     with tempfile.TemporaryDirectory() as scratch:
         model = folder / name / "model.onnx"
@@ -41,7 +43,7 @@ def measure(
             make, most = production.MODELS[name]
             model, batches = Path(scratch) / "model.onnx", [b for b in batches if b <= most]
             onnx_io.save(make(), model)
-        found = bench(model, batches=batches, peers=peers, seconds=seconds)
+        found = bench(model, batches=batches, peers=peers, seconds=seconds, peaks=roofline())
     return found.to_json() | {"model": name}
 
 
@@ -94,7 +96,7 @@ def summary(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> dict[s
 
 def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
     """Print the ratios and medians of all models."""
-    table = Table(title="best fp32 peer's median over graphopt's (graphopt's µs)")
+    table = Table(title="best fp32 peer's median over ours (our µs, and our time over the floor)")
     table.add_column("model")
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right")
@@ -114,7 +116,8 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
 
 def _cell(row: dict[str, Any]) -> str:
     ratio, ours = best_ratio(row), row["latencies"]["graphopt"]["median"]
-    return f"{ratio:.2f} ({ours:.0f})" if ratio is not None else f"({ours:.0f})"
+    floor = f", {ours / row['floor']:.1f}" if row["floor"] else ""
+    return f"{ratio:.2f} ({ours:.0f}{floor})" if ratio is not None else f"({ours:.0f}{floor})"
 
 
 def main(

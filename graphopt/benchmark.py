@@ -19,6 +19,8 @@ from graphopt.errors import InputError, SpecError
 from graphopt.latency import Latency, interleaved
 from graphopt.machine import cpu_name
 from graphopt.peers import Bound, Feeds, Peer, Unavailable, bind, find, open_peer
+from graphopt.profiling import floor
+from graphopt.roofline import Roofline
 
 OURS = "graphopt"
 
@@ -31,12 +33,15 @@ class Row:
         latencies: of each engine that ran, ours first.
         precisions: what each of them computes in.
         differences: the largest absolute difference of each peer's outputs from ours.
+        floor: microseconds that our kernels need at least on this machine (see `profiling`); None
+            if not asked for or not known.
     """
 
     batch: int
     latencies: dict[str, Latency]
     precisions: dict[str, str]
     differences: dict[str, float]
+    floor: float | None = None
 
     def ratio(self, name: str) -> float:
         """The median of engine `name` over ours: above 1 we are faster."""
@@ -80,6 +85,7 @@ def bench(
     seconds: float = 1.0,
     inputs: Sequence[Feeds] | None = None,
     seed: int = 0,
+    peaks: Roofline | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Benchmark:
     """Measure an artifact, or what a model file compiles to, and peers on the same inputs.
@@ -92,6 +98,7 @@ def bench(
         peers: engine names separated by commas.
         seconds: how long to measure each engine at each batch size.
         inputs: a set of inputs per batch size; random valid ones if None.
+        peaks: what this machine can do, to say how far from it we are.
 
     Raises:
         InputError: the model takes none of the batch sizes.
@@ -124,7 +131,9 @@ def bench(
             left_out[f"batch {batch}"] = "the model has a fixed batch size"
             continue
         bound = _bound(opened, feeds, batch, left_out)
-        rows.append(_row(batch, artifact, feeds, bound, seconds))
+        row = _row(batch, artifact, feeds, bound, seconds)
+        least = floor(artifact, feeds, peaks) if peaks else None
+        rows.append(dataclasses.replace(row, floor=least))
     if not rows:
         raise InputError(f"{path}: no batch size can be measured: {'; '.join(left_out.values())}")
     return Benchmark(path.name, tuple(rows), left_out, machine())

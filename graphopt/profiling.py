@@ -99,6 +99,14 @@ def profile(
     return Profile(batch, whole[0], whole[1], cpu_name(), peaks, times)
 
 
+def floor(artifact: Artifact, feeds: Mapping[str, np.ndarray], peaks: Roofline) -> float | None:
+    """The least microseconds for all kernels on `feeds`; None if some costs are not known."""
+    sizes = _sizes(artifact, feeds)
+    bounds = [_kernel_time(entry, 0, sizes, peaks).bound for entry in artifact.manifest["program"]]
+    known = [bound for bound in bounds if bound is not None]
+    return round(sum(known), 2) if known and len(known) == len(bounds) else None
+
+
 def _measured(
     artifact: Artifact, feeds: Mapping[str, np.ndarray], seconds: float
 ) -> tuple[np.ndarray, tuple[float, int]]:

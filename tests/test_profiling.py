@@ -72,6 +72,12 @@ def test_profiled_and_plain_runs_agree(artifact: Path) -> None:
     np.testing.assert_array_equal(loaded.run(feeds)["y"], before)
 
 
+def test_floor(artifact: Path, found: Profile) -> None:
+    loaded = graphopt.load(artifact)
+    feeds = {"user": np.zeros(16, np.int64), "dense": np.ones((16, 8), np.float32)}
+    assert profiling.floor(loaded, feeds, PEAKS) == pytest.approx(found.bound, abs=0.01)
+
+
 def test_inputs_are_checked(artifact: Path) -> None:
     with pytest.raises(InputError, match="missing input"):
         profile(artifact, inputs={"user": np.array([3])}, seconds=0, peaks=PEAKS)

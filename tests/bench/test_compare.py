@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCH))
 import compare  # noqa: E402
 import production  # noqa: E402
 
+from graphopt import roofline  # noqa: E402
 from graphopt.testing import random_inputs, run_onnxruntime  # noqa: E402
 
 
@@ -33,12 +34,14 @@ def test_production_models_run_and_depend_on_their_inputs(name: str) -> None:
 
 
 def test_one_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "roofline", lambda: roofline.Roofline(1e9, (1e9,) * 4))
     made, _ = production.MODELS["two_tower"]
     monkeypatch.setitem(production.MODELS, "two_tower", (made, 2))
     found = compare.measure(tmp_path, "two_tower", [1, 2, 4], "onnxruntime", 0)
     assert found["model"] == "two_tower"
     assert [row["batch"] for row in found["rows"]] == [1, 2]
     assert all(row["differences"]["onnxruntime"] < 1e-5 for row in found["rows"])
+    assert all(row["floor"] > 0 for row in found["rows"])
     compare.show([found], [1, 2])
 
 
