@@ -6,6 +6,7 @@ model.gopt/
   weights.bin     tables and weights, mapped and shared by all processes that load it
   model.onnx      the same model in portable form; its weights are in weights.bin too
   report.json     how it came about
+  model.cu        for GPUs: the CUDA C that the code in model.so was compiled from
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt import gpu_runtime
 from graphopt.errors import ArtifactError, IdError
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
@@ -63,9 +65,7 @@ class Artifact:
         try:
             _check_files(path, manifest["files"])
             weights = _map_weights(path, manifest["weights"])
-            outputs = signature_from_json(manifest).outputs
-            program = load_program(path / LIBRARY, weights, manifest["sizes"], outputs)
-            return cls(path, manifest, program)
+            return cls(path, manifest, _program(path, manifest, weights))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             file = path / MANIFEST
             raise ArtifactError(f"{file}: damaged ({error!r}); compile it again") from None
@@ -163,7 +163,16 @@ def obstacle(manifest: dict[str, Any]) -> str | None:
             f"needs CPU features that this machine lacks ({', '.join(missing)}); compile it again "
             "here, or with --target cpu:x86-64-v3"
         )
-    return None
+    gpu = manifest.get("gpu")
+    return None if gpu is None else gpu_runtime.obstacle(gpu["architectures"])
+
+
+def _program(path: Path, manifest: dict[str, Any], weights: list[np.ndarray]) -> Program:
+    gpu = manifest.get("gpu")
+    if gpu is not None:
+        return gpu_runtime.GpuProgram(path / LIBRARY, weights, gpu["demands"])
+    outputs = signature_from_json(manifest).outputs
+    return load_program(path / LIBRARY, weights, manifest["sizes"], outputs)
 
 
 def _check_files(path: Path, sizes: dict[str, int]) -> None:

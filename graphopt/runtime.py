@@ -32,7 +32,7 @@ _PLANS = 4096  # plans kept, one for each combination of sizes met
 
 
 @lru_cache(maxsize=1)
-def _ffi() -> Any:
+def ffi() -> Any:
     """tvm_ffi with TVM's runtime loaded.
 
     Raises:
@@ -42,24 +42,27 @@ def _ffi() -> Any:
 
     if "tvm" in sys.modules:
         return tvm_ffi
-    spec = importlib.util.find_spec("tvm")
-    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
-    for folder in folders:
-        library = folder / "lib" / "libtvm_runtime.so"
-        if library.exists():
-            # What `import tvm` does where it finds no compiler.
-            tvm_ffi.registry._SKIP_UNKNOWN_OBJECTS = True
-            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
-            _load_sidecar(folder)
-            return tvm_ffi
-    raise ArtifactError("TVM's runtime is missing; install it with: pip install apache-tvm")
-
-
-def _load_sidecar(folder: Path) -> None:
-    """Sorting and the like live in a second library."""
-    extra = folder / "lib" / "libtvm_runtime_extra.so"
+    folder = runtime_folder()
+    # What `import tvm` does where it finds no compiler.
+    tvm_ffi.registry._SKIP_UNKNOWN_OBJECTS = True
+    ctypes.CDLL(str(folder / "libtvm_runtime.so"), ctypes.RTLD_GLOBAL)
+    extra = folder / "libtvm_runtime_extra.so"  # sorting and the like
     if extra.exists():
         ctypes.CDLL(str(extra), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def runtime_folder() -> Path:
+    """Where TVM's runtime libraries are.
+
+    Raises:
+        ArtifactError: the runtime is not installed.
+    """
+    spec = importlib.util.find_spec("tvm")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / "lib" / "libtvm_runtime.so").exists():
+            return Path(folder) / "lib"
+    raise ArtifactError("TVM's runtime is missing; install it with: pip install apache-tvm")
 
 
 Inputs = Sequence[Any]
@@ -82,9 +85,9 @@ def load_program(
     Raises:
         ArtifactError: the library cannot be loaded.
     """
-    ffi = _ffi()
+    load = ffi().load_module
     try:
-        module = ffi.load_module(str(library))
+        module = load(str(library))
         if sizes is None:
             return MachineProgram(module, weights)
         return StraightProgram(module, weights, sizes, outputs)
@@ -115,7 +118,7 @@ class StraightProgram:
         sizes: Sequence[Sequence[int]],
         outputs: Sequence[TensorSpec],
     ) -> None:
-        self._convert = _ffi().from_dlpack
+        self._convert = ffi().from_dlpack
         self._run, self._plan = module["graphopt_run"], module["graphopt_plan"]
         self._module, self._arrays = module, list(weights)  # kept alive
         addresses = [array.ctypes.data for array in weights] or [0]
@@ -186,7 +189,7 @@ class MachineProgram:
     """
 
     def __init__(self, module: Any, weights: Sequence[np.ndarray]) -> None:
-        self._convert = _ffi().from_dlpack
+        self._convert = ffi().from_dlpack
         self._load = module["vm_load_executable"]
         self._module, self._arrays = module, list(weights)  # kept alive
         self._weights = [self._convert(_as_passed(array)) for array in weights]

@@ -21,6 +21,7 @@ OOB_POLICIES: tuple[str, ...] = get_args(Oob)
 
 _TARGETS = {
     "cpu": "graphopt.targets.cpu.target:CpuTarget",
+    "cuda": "graphopt.targets.cuda.target:CudaTarget",
     "onnxruntime": "graphopt.targets.portable:OnnxRuntimeTarget",
     "reference": "graphopt.targets.portable:ReferenceTarget",
 }
@@ -33,12 +34,13 @@ class Compiled:
     Attributes:
         constants: the arrays to call the library with after the inputs, in order.
         facts: entries for the manifest (target, machine, CPU features).
-        kernels: how many functions the library has and how many calls one inference makes.
+        kernels: how many functions the library has, how many calls one inference makes, and what
+            else the report should say of them.
     """
 
     constants: tuple[np.ndarray, ...]
     facts: dict[str, Any]
-    kernels: dict[str, int]
+    kernels: dict[str, Any]
 
 
 class Target(ABC):

@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "latency": set(),
     "peers": set(),
     "runtime": {"signature"},
-    "artifact": {"runtime", "signature"},
+    "gpu_runtime": {"runtime"},
+    "artifact": {"gpu_runtime", "runtime", "signature"},
     "auto_engine": {"artifact", "targets"},
     "loading": {"artifact", "auto_engine", "ir"},
 }

@@ -45,6 +45,11 @@ def function_name(node: Node) -> str:
     return _OPS[node.op_type].function_name(node)
 
 
+def function(node: Node) -> onnx.FunctionProto:
+    """The local function that says in standard ONNX what `node`, of our domain, computes."""
+    return _OPS[node.op_type].function(node)
+
+
 def op_type(name: str) -> str:
     """The op that is called `name` in a model file."""
     return name.split("__", 1)[0]
@@ -53,4 +58,4 @@ def op_type(name: str) -> str:
 def function_protos(graph: Graph) -> list[onnx.FunctionProto]:
     """The local functions that the nodes of our domain in `graph` call, ordered by name."""
     callers = {function_name(node): node for node in graph.walk() if node.domain == DOMAIN}
-    return [_OPS[node.op_type].function(node) for _, node in sorted(callers.items())]
+    return [function(node) for _, node in sorted(callers.items())]

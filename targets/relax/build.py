@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,23 +55,30 @@ def build(
     Raises:
         UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
     """
-    try:
+    with compiling():
         merged, nodes = fuse(module, emitted)
         fused = schedule(merged)
         straight = straighten(fused)
         if straight is None:
-            pipeline = _to_virtual_machine(target)
+            pipeline = to_virtual_machine(target)
             executable = tvm.compile(_unaligned(fused), target=target, relax_pipeline=pipeline)
         else:
             executable = tvm.compile(straight.module, target=target)
+    export(executable, machine, library)
+    if straight is None:
+        return Built(kernels(fused), calls(fused), None)
+    program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
+    return Built(kernels(fused), calls(fused), straight.sizes, straight.embedded, program)
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Turns TVM's complaints about a module into UnsupportedOpError."""
+    try:
+        yield
     except (InternalError, s_tir.ScheduleError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UnsupportedOpError("Graph", f"TVM cannot generate code for it: {reason}") from error
-    _export(executable, machine, library)
-    if straight is None:
-        return Built(_kernels(fused), _calls(fused), None)
-    program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
-    return Built(_kernels(fused), _calls(fused), straight.sizes, straight.embedded, program)
 
 
 def _unaligned(module: tvm.IRModule) -> tvm.IRModule:
@@ -80,8 +89,16 @@ def _unaligned(module: tvm.IRModule) -> tvm.IRModule:
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
-def _export(executable: tvm.runtime.Executable, machine: str, library: Path) -> None:
+def export(
+    executable: tvm.runtime.Executable,
+    machine: str,
+    library: Path,
+    pack: Callable[..., str] | None = None,
+) -> None:
     """Write and link the code.
+
+    Args:
+        pack: packs what is for other devices than the host (TVM's `fpack_imports`).
 
     Raises:
         OutputError: there is no room for it, or no compiler to link it with.
@@ -93,7 +110,9 @@ def _export(executable: tvm.runtime.Executable, machine: str, library: Path) -> 
             os.posix_fallocate(room.fileno(), 0, ROOM)
             room.truncate(0)
         try:
-            executable.export_library(str(library), workspace_dir=workspace, **options)
+            executable.export_library(
+                str(library), workspace_dir=workspace, fpack_imports=pack, **options
+            )
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise OutputError(f"the compiled code cannot be linked: {reason}") from None
@@ -119,7 +138,8 @@ def fuse(module: tvm.IRModule, emitted: Emitted) -> tuple[tvm.IRModule, dict[str
         return tvm.transform.Sequential(merge)(chosen), nodes
 
 
-def _to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:
+def to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:
+    """The pass that turns a fused and scheduled module into code for Relax's virtual machine."""
     passes = [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
@@ -142,17 +162,19 @@ def _to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:
     return lower
 
 
-def _kernels(module: tvm.IRModule) -> int:
+def kernels(module: tvm.IRModule) -> int:
+    """How many kernels a module has."""
     return sum(isinstance(function, tirx.PrimFunc) for function in module.functions.values())
 
 
-def _calls(module: tvm.IRModule) -> int:
-    calls = 0
+def calls(module: tvm.IRModule) -> int:
+    """How many calls of kernels one run of `main` makes where nothing loops."""
+    total = 0
 
     def count(expr: relax.Expr) -> None:
-        nonlocal calls
+        nonlocal total
         if isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.call_tir"):
-            calls += 1
+            total += 1
 
     relax.analysis.post_order_visit(module["main"], count)
-    return calls
+    return total

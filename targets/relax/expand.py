@@ -1,10 +1,11 @@
-"""Ops without a converter, replaced by the function body that their ONNX schema gives."""
+"""Ops without a converter, replaced by the function body that ONNX or `graphopt.ops` gives."""
 
 from __future__ import annotations
 
 import onnx
 import onnx.inliner
 
+from graphopt import ops
 from graphopt.errors import InvalidModelError, UnsupportedOpError
 from graphopt.ir import onnx_io, schema
 from graphopt.ir.dims import Sym
@@ -19,15 +20,18 @@ _MAX_DEPTH = (
 )
 
 
-def expand_functions(graph: Graph) -> bool:
-    """Replace ops that no converter lowers, those of subgraphs included; True if any was.
+def expand_functions(graph: Graph, target: str = "cpu") -> bool:
+    """Replace ops that no converter lowers for a kind of target, those of subgraphs included.
+
+    Returns:
+        True if any was.
 
     Raises:
         UnsupportedOpError: a body cannot be instantiated.
     """
     changed = False
     for _ in range(_MAX_DEPTH):
-        found = [node for node in graph.walk() if is_expandable(node)]
+        found = [node for node in graph.walk() if is_expandable(node, target)]
         if not found:
             break
         for node in found:
@@ -36,10 +40,12 @@ def expand_functions(graph: Graph) -> bool:
     return changed
 
 
-def is_expandable(node: Node) -> bool:
+def is_expandable(node: Node, target: str = "cpu") -> bool:
     """True for an op that no converter lowers and that has a function body."""
-    if node.graph is None or has_converter(node.op_type, node.domain):
+    if node.graph is None or has_converter(node.op_type, node.domain, target):
         return False
+    if node.domain == ops.DOMAIN:
+        return True
     found = schema.find(node.op_type, node.domain, node.graph.opset(node.domain))
     return found is not None and (found.has_function or found.has_context_dependent_function)
 
@@ -85,7 +91,11 @@ def _inlined(node: Node, graph: Graph) -> onnx.ModelProto:
         for name, attr in attributes.items()
         if not isinstance(attr, Graph)
     )
-    body = _body(call, types, graph.opset(node.domain))
+    if node.domain == ops.DOMAIN:
+        body = ops.function(node)
+    else:
+        body = _body(call, types, graph.opset(node.domain))
+    call.op_type = body.name
     call.domain = body.domain = _BODY
     inputs = [onnx.helper.make_value_info(n, t) for n, t in zip(names, types) if n]
     results = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in outputs if name]

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tvm_ffi
@@ -25,6 +25,7 @@ from graphopt.ir.content import as_array
 from graphopt.ir.dims import Atom, Dim, Sym, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
+from graphopt.ops import DOMAIN as FUSED
 from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, from_te, int64, with_root
 from graphopt.targets.relax.scalar import bitcast
 from graphopt.targets.relax.schedule import SCHEDULED
@@ -42,26 +43,42 @@ DTYPES = frozenset(
 )
 EMBEDDED_ELEMENTS = 16
 
-_CONVERTERS: dict[tuple[str, str], Converter] = {}
+_CONVERTERS: dict[tuple[str, str, str], Converter] = {}
 
 
-def lowers(*ops: str, domain: str = "") -> Callable[[Converter], Converter]:
-    """Register the converter of ops. It returns the node's output, or a sequence of them."""
+def lowers(
+    *ops: str, domain: str = "", target: str | None = None
+) -> Callable[[Converter], Converter]:
+    """Register the converter of ops. It returns the node's output, or a sequence of them.
+
+    Args:
+        target: the kind of target that it is for, before one that is for any. Left out, it is for
+            any, except that fused ops have kernels of one target, which is the CPU then.
+    """
+    if target is None:
+        target = "cpu" if domain == FUSED else ""
 
     def register(converter: Converter) -> Converter:
         for op in ops:
-            assert (domain, op) not in _CONVERTERS, f"two converters for {domain}::{op}"
-            _CONVERTERS[(domain, op)] = converter
+            key = target, domain, op
+            assert key not in _CONVERTERS, f"two converters for {domain}::{op}"
+            _CONVERTERS[key] = converter
         return converter
 
     return register
 
 
-def has_converter(op_type: str, domain: str = "") -> bool:
-    """True if some converter lowers this op."""
+def converter_of(op_type: str, domain: str = "", target: str = "cpu") -> Converter | None:
+    """What lowers this op for a kind of target, if anything does."""
     from graphopt.targets.relax import ops  # noqa: F401  (importing registers the converters)
 
-    return (domain, op_type) in _CONVERTERS
+    general = _CONVERTERS.get(("", domain, op_type))
+    return _CONVERTERS.get((target, domain, op_type), general)
+
+
+def has_converter(op_type: str, domain: str = "", target: str = "cpu") -> bool:
+    """True if some converter lowers this op for a kind of target."""
+    return converter_of(op_type, domain, target) is not None
 
 
 @dataclass(frozen=True)
@@ -80,15 +97,16 @@ class Lowered:
     emitted: Mapping[str, tuple[str, Node]]
 
 
-def lower(graph: Graph, oob: Oob = "error") -> Lowered:
+def lower(graph: Graph, oob: Oob = "error", lowering: Lowering | None = None) -> Lowered:
     """Lower a graph (its function-body ops expanded) to a module with symbolic sizes.
+
+    Args:
+        lowering: a new state to do it with; that of the CPU and of `oob` by default.
 
     Raises:
         UnsupportedOpError: names the op and node that cannot be compiled, and why.
     """
-    from graphopt.targets.relax import ops  # noqa: F401  (importing registers the converters)
-
-    lowering = Lowering(oob)
+    lowering = lowering or Lowering(oob)
     inputs = [lowering.parameter(value) for value in graph.inputs]
     with _discarding(lowering.bb), lowering.bb.function("main", inputs, pure=False):
         outputs = lowering.body(graph)
@@ -119,11 +137,14 @@ class Lowering:
     """The state of lowering one graph; what converters build with.
 
     Attributes:
+        target: the kind of target, which chooses among converters.
         bb: the Relax block builder.
         oob: what an id outside its table does.
         constants: the parameters that stand for constants so far, in order of first use.
         emitted: see `Lowered`.
     """
+
+    target: ClassVar[str] = "cpu"
 
     def __init__(self, oob: Oob = "error") -> None:
         self.bb = relax.BlockBuilder()
@@ -357,7 +378,7 @@ class Lowering:
     # ---- inner workings
 
     def _lower(self, node: Node) -> None:
-        converter = _CONVERTERS.get((node.domain, node.op_type))
+        converter = converter_of(node.op_type, node.domain, self.target)
         outer, self._node = self._node, node
         try:
             if converter is None:

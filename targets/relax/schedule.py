@@ -34,7 +34,7 @@ def schedule(module: tvm.IRModule) -> tvm.IRModule:
 
 def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     found = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
-    stages = _put_together(found, found.get_child_blocks(found.get_sblock("root")))
+    stages = put_together(found, found.get_child_blocks(found.get_sblock("root")))
     _gather_rows(found, stages)
     for block in stages:
         _split_reduction(found, block)
@@ -45,7 +45,7 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
 # --------------------------------------------------------------------- elements
 
 
-def _put_together(found: s_tir.Schedule, blocks: list[Any]) -> list[Any]:
+def put_together(found: s_tir.Schedule, blocks: list[Any]) -> list[Any]:
     """Compute stages element by element in the one that needs them; returns those with loops."""
     home: dict[str, Any] = {}
     kept: list[Any] = []

@@ -68,7 +68,7 @@ class Pooling:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The static facts of one kernel."""
 
     rows: int
@@ -224,7 +224,7 @@ def embedding_bag(
     Offsets must not decrease and must lie in [0, n]: under "error" the kernel stops, under the
     other policies they are clamped.  Neither ids nor the table is ever read outside its extent.
     """
-    plan = _Plan(rows, dim, dtype, index_dtype, pooling)
+    plan = Plan(rows, dim, dtype, index_dtype, pooling)
     check_policy(pooling.oob, offset_dtype)
     align, id_align, offset_align = map(element_bytes, (dtype, index_dtype, offset_dtype))
     n, b = tirx.Var("n", "int64"), tirx.Var("b", "int64")
@@ -254,7 +254,7 @@ def fixed_bag(
 
     One bag a row of ids.  `b` is symbolic, and so is a `bag_len` given as None.
     """
-    plan = _Plan(rows, dim, dtype, index_dtype, pooling)
+    plan = Plan(rows, dim, dtype, index_dtype, pooling)
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 
@@ -289,7 +289,7 @@ def embedding_bags(
     `begins` where the ids of each field begin in `ids`, and `n`. Offsets count from there, and are
     to the ids of one field what they are to `embedding_bag`; so are ids to the field's table.
     """
-    plan = _Plan(total, dim, "float32", index_dtype, pooling)
+    plan = Plan(total, dim, "float32", index_dtype, pooling)
     check_policy(pooling.oob, offset_dtype)
     b = tirx.Var("b", "int64")
     width = tirx.Var("b_plus_1", "int64") if include_last_offset else b

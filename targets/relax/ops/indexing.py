@@ -66,9 +66,9 @@ def _gather(lower: Lowering, node: Node) -> relax.Expr:
     data, ids = tensor_input(node, 0), tensor_input(node, 1)
     sizes = data.tensor.dims
     axis = node.attr("axis") % len(sizes)
-    at = _fixed_position(ids, sizes[axis])
+    at = fixed_position(ids, sizes[axis])
     if at is not None:
-        return _column(lower, node, axis, at)
+        return column(lower, node, axis, at)
     outer, length, inner = dims.product(sizes[:axis]), sizes[axis], dims.product(sizes[axis + 1 :])
     count = lower.dim(dims.product(ids.tensor.dims))
     message, dtype = out_of_range(node, length), lower.checked_dtype(data.dtype)
@@ -86,7 +86,7 @@ def _gather(lower: Lowering, node: Node) -> relax.Expr:
     return lower.reshape(found, lower.shape(node.output))
 
 
-def _fixed_position(ids: Value, length: Dim) -> int | None:
+def fixed_position(ids: Value, length: Dim) -> int | None:
     """The one constant position that `ids` names, if it is inside whatever is run."""
     if ids.const is None or ids.const.size != 1 or not isinstance(length, int):
         return None
@@ -94,7 +94,7 @@ def _fixed_position(ids: Value, length: Dim) -> int | None:
     return at % length if -length <= at < length else None
 
 
-def _column(lower: Lowering, node: Node, axis: int, at: int) -> relax.Expr:
+def column(lower: Lowering, node: Node, axis: int, at: int) -> relax.Expr:
     """Gather of one constant position: it needs no check, and fuses with what reads it."""
     data, rank = tensor_input(node, 0), tensor_input(node, 1).rank
     assert rank is not None

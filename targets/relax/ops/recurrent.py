@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import relax, te
@@ -33,7 +33,7 @@ _WITH_ALPHA = {"affine", "elu", "hard_sigmoid", "leaky_relu", "scaled_tanh", "th
 _WITH_BETA = {"affine", "hard_sigmoid", "scaled_tanh"}
 
 
-def _activations(lower: Lowering, node: Node) -> tuple[Activation, ...] | None:
+def activations(lower: Lowering, node: Node) -> tuple[Activation, ...] | None:
     """The activations that the node names; constants are handed out in order, as ONNX says."""
     names = node.attrs.get("activations")
     if not names:
@@ -57,8 +57,11 @@ def _times_transposed(rows: Any, columns: int, x: te.Tensor, w: te.Tensor) -> te
     )
 
 
-class _Layer:
+class Layer:
     """The operands of one recurrent node, in the layout of the kernels."""
+
+    packs: ClassVar[bool] = True
+    """Whether constant weights go through the packed GEMM of the CPU."""
 
     def __init__(self, lower: Lowering, node: Node, gates: int) -> None:
         self.lower, self.node, self.gates = lower, node, gates
@@ -101,7 +104,7 @@ class _Layer:
             x = self.swapped(x, [steps, samples, width])
         rows = lower.dim(product([self.steps, self.samples]))
         flat, columns = lower.reshape(x, [rows, width]), self.directions * wide
-        if weights.const is not None:
+        if self.packs and weights.const is not None:
             result = self._packed(flat, weights.const.reshape(columns, -1), rows)
         else:
             stacked = lower.reshape(lower.expr(weights), [columns, width])
@@ -159,7 +162,7 @@ class _Layer:
         return {
             "hidden": self.hidden,
             "direction": node.attr("direction"),
-            "activations": _activations(self.lower, node),
+            "activations": activations(self.lower, node),
             "limit": node.attrs.get("clip"),
             "sequence_lens": node.input(4) is not None,
             "initial_h": node.input(5) is not None,
@@ -193,35 +196,35 @@ class _Layer:
         return self.lower.te(turn, expr, name="batch_first")
 
 
-@lowers("RNN")
+@lowers("RNN", target="cpu")
 def _rnn(lower: Lowering, node: Node) -> list[relax.Expr]:
-    layer = _Layer(lower, node, gates=1)
+    layer = Layer(lower, node, gates=1)
     return layer.run(recurrent.rnn(**layer.options()), [], [5])
 
 
-@lowers("GRU")
+@lowers("GRU", target="cpu")
 def _gru(lower: Lowering, node: Node) -> list[relax.Expr]:
-    layer = _Layer(lower, node, gates=3)
+    layer = Layer(lower, node, gates=3)
     linear = bool(node.attr("linear_before_reset"))
     kernel = recurrent.gru(**layer.options(), linear_before_reset=linear)
-    return layer.run(kernel, [_hidden_bias(lower, layer)] if linear else [], [5])
+    return layer.run(kernel, [hidden_bias(lower, layer)] if linear else [], [5])
 
 
 @lowers(attentional_gru.OP_TYPE, domain=attentional_gru.DOMAIN)
 def _attentional_gru(lower: Lowering, node: Node) -> relax.Expr:
-    layer = _Layer(lower, node, gates=3)
+    layer = Layer(lower, node, gates=3)
     initial, attention = node.inputs[4:]
     assert initial is not None and attention is not None
     steps, samples = layer.sizes(layer.steps, layer.samples)
     scale = lower.reshape(lower.expr(attention), [steps, samples])
     kernel = recurrent.gru(layer.hidden, linear_before_reset=True, initial_h=True, attention=True)
-    arguments = [layer.projected(True), layer.recurrence(), _hidden_bias(lower, layer)]
+    arguments = [layer.projected(True), layer.recurrence(), hidden_bias(lower, layer)]
     final = [1, samples, layer.hidden]
     outs = [([steps, *final], "float32"), (final, "float32")]
     return lower.kernel(kernel, [*arguments, lower.expr(initial), scale], outs)[1]
 
 
-def _hidden_bias(lower: Lowering, layer: _Layer) -> relax.Expr:
+def hidden_bias(lower: Lowering, layer: Layer) -> relax.Expr:
     """Rb of the hidden gate, [d, h]; zeros where the node has no bias."""
     bias: Value | None = layer.node.input(3)
     shape, start = [layer.directions, layer.hidden], 5 * layer.hidden
@@ -236,9 +239,9 @@ def _hidden_bias(lower: Lowering, layer: _Layer) -> relax.Expr:
     )
 
 
-@lowers("LSTM")
+@lowers("LSTM", target="cpu")
 def _lstm(lower: Lowering, node: Node) -> list[relax.Expr]:
-    layer = _Layer(lower, node, gates=4)
+    layer = Layer(lower, node, gates=4)
     peepholes = node.input(7)
     kernel = recurrent.lstm(
         **layer.options(),

@@ -1,0 +1,1 @@
+"""The CUDA target: code for NVIDIA GPUs, built on any machine."""

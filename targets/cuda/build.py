@@ -1,0 +1,55 @@
+"""Relax module → library whose GPU code is machine code already."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from graphopt.targets.cuda import nvcc, packing
+from graphopt.targets.cuda.kernels import elementary
+from graphopt.targets.cuda.schedule import schedule
+from graphopt.targets.relax.build import (
+    calls,
+    compiling,
+    export,
+    fuse,
+    kernels,
+    to_virtual_machine,
+)
+
+
+def build(
+    module: tvm.IRModule, target: tvm.target.Target, library: Path, architectures: Sequence[str]
+) -> dict[str, Any]:
+    """Compile `module` and write the shared library `library`, and beside it the CUDA C of it.
+
+    Returns:
+        `kernels` and `calls`, as of the CPU; `nvcc_seconds`; and `gpu_kernels`, what each of them
+        takes of a GPU.
+
+    Raises:
+        UnsupportedOpError: TVM cannot compile what the graph was lowered to.
+        OutputError: nvcc or the C++ compiler is missing, or fails.
+    """
+    elementary.register()
+    with compiling(), target:
+        merged, _ = fuse(module, {})
+        fused = schedule(merged, target)
+        pipeline = to_virtual_machine(target)
+        executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
+    report: dict[str, Any] = {"kernels": kernels(fused), "calls": calls(fused)}
+
+    def compile_source(source: str) -> bytes:
+        library.with_suffix(".cu").write_text(source)
+        start = time.perf_counter()
+        binary, report["gpu_kernels"] = nvcc.fatbin(source, architectures)
+        report["nvcc_seconds"] = round(time.perf_counter() - start, 2)
+        return binary
+
+    export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
+    return report

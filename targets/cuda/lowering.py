@@ -1,0 +1,189 @@
+"""Lowering for a GPU, where a kernel cannot stop the program.
+
+What a CPU kernel would assert is gathered here instead: the program has one more output, int32
+numbers that say which demands were broken, and whoever runs it turns them into errors. Until then
+no kernel reads outside its operands: a broken id is clamped, a broken loop is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import tvm_ffi
+from tvm import relax, te, tirx
+from tvm.ir import Range, StringImm
+
+from graphopt.ir.dims import Dim, product
+from graphopt.ir.graph import Node, Value
+from graphopt.targets.cpu.kernels import bounds
+from graphopt.targets.relax.lowering import Converter, Lowering, Oob, compute, int64
+from graphopt.targets.relax.lowering import lowers as lowers_for
+from graphopt.targets.relax.operands import describe
+
+ID_ERROR = "graphopt: id out of range: "
+GpuConverter = Callable[["CudaLowering", Node], "relax.Expr | Sequence[relax.Expr]"]
+
+
+def lowers(*ops: str, domain: str = "") -> Callable[[GpuConverter], GpuConverter]:
+    """Register the converter of ops for a GPU, before one that is for any target."""
+
+    def register(converter: GpuConverter) -> GpuConverter:
+        lowers_for(*ops, domain=domain, target="cuda")(cast(Converter, converter))
+        return converter
+
+    return register
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """`holds(k, *tensors)` must be true for each k below `count`."""
+
+    holds: Callable[..., Any]
+    args: tuple[relax.Expr, ...]
+    count: Any
+    message: str
+
+
+class CudaLowering(Lowering):
+    """Lowering whose kernels report instead of stopping.
+
+    Attributes:
+        demands: what the numbers of the last output stand for, in order.
+    """
+
+    target: ClassVar[str] = "cuda"
+
+    def __init__(self, oob: Oob = "error") -> None:
+        super().__init__(oob)
+        self.demands: list[_Demand] = []
+
+    def demand(
+        self, holds: Callable[..., Any], args: Sequence[relax.Expr], count: Any, message: str
+    ) -> None:
+        """Report `message` if `holds(k, *te_tensors)` is false for some k below `count`."""
+        self.demands.append(_Demand(holds, tuple(args), count, message))
+
+    def demand_ids(self, node: Node, ids: Value, size: Dim) -> None:
+        """Report ids that an axis of `size` does not have, as far as the policy demands it."""
+        extent = int64(self.dim(size))
+        always = self.oob == "zero" or (self.oob == "clamp" and isinstance(size, int) and size > 0)
+        if always:
+            return
+        count = self.dim(product(ids.tensor.dims))
+        message = f"{ID_ERROR}{describe(node)} (axis of size {size})"
+        self.demand(
+            lambda k, i: bounds.is_allowed(i(k).astype("int64"), extent, self.oob),
+            [self.reshape(self.expr(ids), [count])],
+            count,
+            message,
+        )
+
+    def looked_up(self, index: Any, size: Any, load: Callable[[Any], Any]) -> Any:
+        """`load(row)` for the row that `index` reads, never one outside of [0, size).
+
+        Where there is no such row, or the policy says so, it is 0.
+        """
+        wide, extent = index.astype("int64"), int64(size)
+        inside = wide if self.oob == "zero" else tirx.max(tirx.min(wide, extent - 1), -extent)
+        row = tirx.Select(inside < 0, inside + extent, inside)
+        value = load(row)
+        if self.oob != "zero" and isinstance(size, int) and size > 0:
+            return value
+        return tirx.if_then_else(
+            bounds.is_valid(inside, extent), value, tirx.const(0, value.ty.dtype)
+        )
+
+    # ---- emitting
+
+    def kernel(
+        self,
+        function: tirx.PrimFunc,
+        args: Sequence[relax.Expr],
+        out: Sequence[tuple[Sequence[Any], str]],
+    ) -> Sequence[relax.Expr]:
+        """Emit a call of a TIR kernel; one that is bound to no threads runs on a single one."""
+        if _is_bound(function):
+            return super().kernel(function, args, out)
+        serial, messages = _on_one_thread(function)
+        if not messages:
+            return super().kernel(serial, args, out)
+        *results, flag = super().kernel(serial, args, [*out, ([1], "int32")])
+        for number, message in enumerate(messages, 1):
+            self.demand(_differs_from(number), [flag], 1, message)
+        return results
+
+    def results(self, exprs: Sequence[relax.Expr]) -> list[relax.Expr]:
+        """The tensors as `main` returns them, then one that says which demands were broken."""
+        found = super().results(exprs)
+        return [*found, self._broken()] if self.demands else found
+
+    def _broken(self) -> relax.Expr:
+        """int32 per demand: how many times it was broken; one launch checks them all."""
+        flat = [arg for demand in self.demands for arg in demand.args]
+        extents = [int64(demand.count) for demand in self.demands]
+        longest = extents[0]
+        for extent in extents[1:]:
+            longest = tirx.max(longest, extent)
+
+        def check(*tensors: te.Tensor) -> te.Tensor:
+            k = te.reduce_axis((0, longest), "k")
+
+            def broken(which: Any) -> Any:
+                chosen: Any = tirx.const(0, "int32")
+                rest = iter(tensors)
+                for number, (demand, extent) in enumerate(zip(self.demands, extents)):
+                    holds = demand.holds(k.var, *(next(rest) for _ in demand.args))
+                    bad = tirx.Select(holds, tirx.const(0, "int32"), tirx.const(1, "int32"))
+                    mine = tirx.all(which == number, k.var < extent)
+                    chosen = tirx.if_then_else(mine, bad, chosen)
+                return te.sum(chosen, axis=k)
+
+            return compute([len(self.demands)], broken, "broken")
+
+        return self.te(check, *flat, name="check_demands")
+
+
+def _differs_from(number: int) -> Callable[..., Any]:
+    return lambda k, flag: flag(k) != number
+
+
+def _is_bound(function: tirx.PrimFunc) -> bool:
+    bound: list[Any] = []
+
+    def visit(loop: tirx.For) -> None:
+        if loop.kind == tirx.ForKind.THREAD_BINDING:
+            bound.append(loop)
+
+    tvm_ffi.structural_walk(function.body, (tirx.For, visit))
+    return bool(bound)
+
+
+def _on_one_thread(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[str]]:
+    """The kernel on one thread, and its messages.
+
+    With messages it has one more output, int32[1]: 0, or the number of the one to give, from 1.
+    """
+    messages: list[str] = []
+    flag = tirx.decl_buffer([int64(1)], "int32", "flag")
+
+    def report(stmt: tirx.AssertStmt) -> tirx.Stmt:
+        text = "".join(part.value for part in stmt.message_parts if isinstance(part, StringImm))
+        messages.append(text)
+        mark = tirx.BufferStore(flag, tirx.const(len(messages), "int32"), [int64(0)])
+        leave = tirx.Evaluate(tirx.call_intrin("void", "tirx.thread_return"))
+        return tirx.IfThenElse(tirx.Not(stmt.condition), tirx.SeqStmt([mark, leave]), None)
+
+    body = tvm_ffi.structural_map(function.body, (tirx.AssertStmt, report))
+    params = list(function.params)
+    if messages:
+        clear = tirx.BufferStore(flag, tirx.const(0, "int32"), [int64(0)])
+        body = tirx.SeqStmt([clear, body])
+        params.append(flag)
+    for tag in ("threadIdx.x", "blockIdx.x"):
+        variable = tirx.Var(tag.replace(".", "_"), "int64")
+        axis = tirx.IterVar(Range(int64(0), int64(1)), variable, tirx.IterVar.ThreadIndex, tag)
+        kind = tirx.ForKind.THREAD_BINDING
+        body = tirx.For(variable, int64(0), int64(1), kind, body, axis)
+    return tirx.PrimFunc(params, body, function.ret_type, function.attrs), messages

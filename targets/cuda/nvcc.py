@@ -1,0 +1,83 @@
+"""CUDA C → machine code for several GPUs, by NVIDIA's compiler, which needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphopt.errors import OutputError
+
+MISSING = (
+    "target cuda needs NVIDIA's compiler nvcc; install it with: "
+    "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
+)
+
+Resources = dict[str, dict[str, dict[str, int]]]
+"""What each kernel takes, by architecture: `registers`, `shared_bytes`, `spill_bytes`."""
+
+
+def find() -> Path:
+    """The compiler: that of $CUDA_HOME, the one on the PATH, or that of the package from PyPI.
+
+    Raises:
+        OutputError: there is none.
+    """
+    home = os.environ.get("CUDA_HOME")
+    if home and (Path(home) / "bin" / "nvcc").exists():
+        return Path(home) / "bin" / "nvcc"
+    found = shutil.which("nvcc")
+    if found:
+        return Path(found)
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        for nvcc in sorted(Path(folder).glob("cu*/bin/nvcc"), reverse=True):
+            return nvcc
+    raise OutputError(MISSING)
+
+
+def fatbin(source: str, architectures: Sequence[str]) -> tuple[bytes, Resources]:
+    """Machine code for each of `architectures`, and PTX of the first for GPUs that come later.
+
+    Args:
+        architectures: such as "sm_80", oldest first.
+
+    Raises:
+        OutputError: there is no compiler, or it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+        code, binary = Path(folder) / "model.cu", Path(folder) / "model.fatbin"
+        code.write_text(source)
+        command = [str(find()), "--fatbin", "-O3", "-std=c++17", "-w", "--threads", "0"]
+        command += ["--ptxas-options=-v", "-o", str(binary), str(code)]
+        for name in architectures:
+            command.append(f"-gencode=arch={name.replace('sm', 'compute')},code={name}")
+        oldest = architectures[0].replace("sm", "compute")
+        command.append(f"-gencode=arch={oldest},code={oldest}")
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            reason = next((line for line in lines if "error" in line or "fatal" in line), lines[-1])
+            raise OutputError(f"nvcc failed: {reason.strip()[:200]}")
+        return binary.read_bytes(), resources(done.stderr + done.stdout)
+
+
+def resources(log: str) -> Resources:
+    """What `ptxas -v` says of each kernel."""
+    found: Resources = {}
+    kernel: dict[str, int] = {}
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            kernel = {"registers": 0, "shared_bytes": 0, "spill_bytes": 0}
+            found.setdefault(match[2], {})[match[1]] = kernel
+        elif match := re.search(r"(\d+) bytes spill stores", line):
+            kernel["spill_bytes"] = int(match[1])
+        elif match := re.search(r"Used (\d+) registers", line):
+            shared = re.search(r"(\d+) bytes smem", line)
+            kernel |= {"registers": int(match[1]), "shared_bytes": int(shared[1]) if shared else 0}
+    return found

@@ -1,0 +1,6 @@
+"""Converters for a GPU, which come before those for any target."""
+
+
+def register() -> None:
+    """Import the modules in this package, which registers their converters."""
+    from graphopt.targets.cuda.ops import embedding, lookup, recurrent  # noqa: F401

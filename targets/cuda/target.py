@@ -1,0 +1,98 @@
+"""Compiles for NVIDIA GPUs, on any machine: neither a GPU nor its driver is needed."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tvm
+
+from graphopt.errors import SpecError
+from graphopt.ir.graph import Graph
+from graphopt.targets.base import Compiled, Oob, Target
+from graphopt.targets.tuning.options import Tuning
+
+DEFAULT = ("sm_80", "sm_90")
+_OLDEST = 75  # what nvcc 13 still compiles for
+
+
+@dataclass(frozen=True)
+class CudaTarget(Target):
+    """One or more GPU architectures.
+
+    Attributes:
+        architectures: NVIDIA's names of them, oldest first, such as "sm_80" (A100).
+    """
+
+    architectures: tuple[str, ...]
+
+    name: ClassVar[str] = "cuda"
+    portable: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, argument: str) -> CudaTarget:
+        names = [name.strip() for name in argument.split(",")] if argument else DEFAULT
+        for name in names:
+            match = re.fullmatch(r"sm_(\d+)a?", name)
+            if match is None or int(match[1]) < _OLDEST:
+                raise SpecError(f"no GPU architecture is called {name!r}; try cuda:sm_80,sm_90")
+        return cls(tuple(sorted(set(names), key=lambda name: int(name.strip("sm_a")))))
+
+    def legalize(self, graph: Graph) -> Graph:
+        from graphopt.targets.cuda import ops
+        from graphopt.targets.relax import bfloat16, expand
+
+        ops.register()
+        working = graph.clone()
+        expand.expand_functions(working, self.name)
+        bfloat16.widen_bfloat16(working)
+        return working
+
+    def compile(
+        self,
+        graph: Graph,
+        library: Path,
+        oob: Oob,
+        stage: Callable[[str], Any],
+        tuning: Tuning | None = None,
+    ) -> Compiled:
+        from graphopt.targets.cuda import build, nvcc
+        from graphopt.targets.cuda.lowering import CudaLowering
+        from graphopt.targets.relax import lowering
+
+        if tuning is not None:
+            raise SpecError("kernels for GPUs are not tuned yet; compile without --tune")
+        nvcc.find()
+        stage("lower")
+        state = CudaLowering(oob)
+        lowered = lowering.lower(self.legalize(graph), oob, state)
+        stage("build")
+        built = build.build(lowered.module, self._tvm(), library, self.architectures)
+        facts = {
+            "target": f"cuda:{','.join(self.architectures)}",
+            "machine": platform.machine(),
+            "gpu": {
+                "architectures": list(self.architectures),
+                "demands": [demand.message for demand in state.demands],
+            },
+            "tvm": tvm.__version__,
+            "sizes": None,
+        }
+        arrays = tuple(value.const for value in lowered.constants if value.const is not None)
+        return Compiled(arrays, facts, built)
+
+    def _tvm(self) -> tvm.target.Target:
+        """TVM's target; the code is the same for all architectures, so the oldest one's."""
+        return tvm.target.Target(
+            {
+                "kind": "cuda",
+                "arch": self.architectures[0],
+                "max_num_threads": 1024,
+                "max_shared_memory_per_block": 49152,
+                "host": {"kind": "llvm"},
+            }
+        )

@@ -1,0 +1,166 @@
+"""Executes the CUDA C of an artifact on the CPU, by TVM's own CUDA runtime on stand-ins for CUDA.
+
+`compiled_for_emulation` replaces nvcc: what the artifact then holds as its GPU code is the path of
+a library that g++ made of the same source. `run` loads the artifact in a process of its own, where
+the stand-ins are `libcuda.so.1` and `libcudart.so.13`, and runs it as a server would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from graphopt.targets.cuda import nvcc
+
+HERE = Path(__file__).parent
+MAGIC = b"graphopt emulator:"
+_KERNEL = re.compile(
+    r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\([^)]*\) \{'
+)
+_SYNCHRONIZES = re.compile(r"__syncthreads|__shfl|__activemask|__syncwarp")
+
+
+class LaunchError(Exception):
+    """The emulated program failed: a race, a bad barrier, an access out of bounds, an error."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How to execute.
+
+    Attributes:
+        races: look for data races, which is slow.
+        guard: let every allocation end at a page that cannot be touched.
+        order: of threads and blocks: 0 forward, 1 backward, otherwise the seed of a random one.
+    """
+
+    races: bool = False
+    guard: bool = False
+    order: int = 0
+
+
+def translated(source: str) -> str:
+    """CUDA C as C++ for `device.h`, with an entry point for each kernel.
+
+    Raises:
+        NotImplementedError: it holds inline assembly.
+    """
+    dynamic = r"extern __shared__ (?:__align__\(\d+\) |alignas\(\d+\) )?(\w[\w ]*?) (\w+)\[\];"
+    source = re.sub(dynamic, r"\1* \2 = (\1*)emulator::dynamic_shared;", source)
+    aligned = r"__shared__ __attribute__((aligned(\1)))"
+    source = re.sub(r"__shared__ alignas\((\d+)\)", aligned, source)
+    if re.search(r"\basm volatile\s*\(", source):
+        raise NotImplementedError("inline assembly is not emulated")
+    entries = []
+    for match in _KERNEL.finditer(source):
+        waits = _SYNCHRONIZES.search(source, match.end(), source.find("\n}", match.end()))
+        entries.append(f"EMULATOR_KERNEL({match[1]}, {'true' if waits else 'false'})\n")
+    return source + "\n" + "".join(entries)
+
+
+def library_of(source: str, folder: Path, races: bool) -> Path:
+    """The library that g++ makes of CUDA C."""
+    code = translated(source)
+    name = hashlib.sha256(code.encode()).hexdigest()[:16] + ("-races" if races else "")
+    library, file, compiled = (folder / f"{name}{end}" for end in (".so", ".cc", ".o"))
+    if library.exists():
+        return library
+    file.write_text(code)
+    options = ["-std=c++17", "-w", "-fPIC", "-O1", "-fno-strict-aliasing", "-ffp-contract=off"]
+    options += ["-fno-gnu-unique"]  # each library has a state of its own
+    options += ["-I", str(HERE / "include"), "-include", str(HERE / "device.h")]
+    if races:
+        options += ["-fsanitize=thread", "-DEMULATOR_RACES", "-fno-threadsafe-statics"]
+    # The instrumentation is wanted, the library that usually comes with it is not.
+    _execute(["g++", *options, "-c", "-o", str(compiled), str(file)])
+    _execute(["g++", "-shared", "-o", str(library), str(compiled)])
+    return library
+
+
+@contextmanager
+def compiled_for_emulation(
+    folder: Path, *, races: bool = False, edit: Callable[[str], str] = str
+) -> Iterator[None]:
+    """Within, `--target cuda` builds artifacts whose kernels run here.
+
+    Args:
+        folder: gets the libraries; artifacts refer to them.
+        edit: changes the source first.
+    """
+
+    def fatbin(source: str, architectures: Sequence[str]) -> tuple[bytes, nvcc.Resources]:
+        library = library_of(edit(source), folder, races)
+        return MAGIC + str(library).encode() + b"\0", {}
+
+    with (
+        mock.patch.object(nvcc, "fatbin", fatbin),
+        mock.patch.object(nvcc, "find", lambda: Path("nvcc")),
+    ):
+        yield
+
+
+def stand_ins(folder: Path) -> list[Path]:
+    """`libcuda.so.1` and `libcudart.so.13`, compiled into `folder`."""
+    made = []
+    for source, name in (("driver.cc", "libcuda.so.1"), ("runtime.cc", "libcudart.so.13")):
+        library = folder / name
+        if not library.exists():
+            options = ["-std=c++17", "-O1", "-fPIC", "-shared", f"-Wl,-soname,{name}"]
+            versions = folder / "versions"
+            if name.startswith("libcudart"):
+                versions.write_text(f"{name} {{ global: cuda*; local: *; }};")
+                options.append(f"-Wl,--version-script={versions}")
+            _execute(["g++", *options, "-o", str(library), str(HERE / source), "-ldl"])
+        made.append(library)
+    return made
+
+
+def run(
+    artifact: Path,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    folder: Path,
+    mode: Mode = Mode(),
+    architecture: int = 90,
+) -> list[dict[str, np.ndarray]]:
+    """The outputs of an artifact for each of `feeds`.
+
+    Raises:
+        LaunchError: what went wrong, in one line.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as workspace:
+        for k, feed in enumerate(feeds):
+            np.savez(Path(workspace) / f"in{k}.npz", **feed)
+        environment = os.environ | {
+            "EMULATOR_ORDER": str(mode.order),
+            "EMULATOR_GUARD": str(int(mode.guard)),
+            "EMULATOR_ARCHITECTURE": str(architecture),
+            "OMP_NUM_THREADS": "1",
+        }
+        libraries = map(str, stand_ins(folder))
+        command = [sys.executable, str(HERE / "child.py"), str(artifact), workspace, *libraries]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode < 0:
+            raise LaunchError(f"killed by signal {-done.returncode}")
+        if done.returncode:
+            raise LaunchError(done.stderr.strip().splitlines()[-1])
+        results = []
+        for k in range(len(feeds)):
+            with np.load(Path(workspace) / f"out{k}.npz") as arrays:
+                results.append(dict(arrays))
+        return results
+
+
+def _execute(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,44 @@
+"""Every model, its kernels executed thread by thread, gives the answers of its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gpu_emulator
+import numpy as np
+import pytest
+from conftest import EXAMPLE, shared_models
+
+import graphopt
+from graphopt.feeds import random_feeds
+from graphopt.targets.portable import OnnxModel
+
+from .conftest import assert_close
+
+FOLDER = shared_models()
+NAMES = sorted(p.parent.name for p in FOLDER.glob("*/model.onnx")) if FOLDER else []
+
+
+@pytest.mark.parametrize("order", [0, 1, 7])
+def test_example(order: int, emulation: Path, tmp_path: Path) -> None:
+    mode = gpu_emulator.Mode(races=True, guard=True, order=order)
+    with gpu_emulator.compiled_for_emulation(emulation, races=True):
+        graphopt.compile(EXAMPLE, "cuda", output=tmp_path / "ctr.gopt", verify=False)
+    source = OnnxModel(EXAMPLE)
+    feeds, _ = random_feeds(graphopt.load(EXAMPLE), source.run, (1, 3, 40))
+    found = gpu_emulator.run(tmp_path / "ctr.gopt", feeds, emulation, mode)
+    assert_close(found, [source.run(feed) for feed in feeds])
+
+
+@pytest.mark.skipif(FOLDER is None, reason="no real models (set GRAPHOPT_MODELS)")
+@pytest.mark.parametrize("name", NAMES)
+def test_real_model(name: str, models: Path, emulation: Path, tmp_path: Path) -> None:
+    folder = models / name
+    with gpu_emulator.compiled_for_emulation(emulation):
+        graphopt.compile(folder / "model.onnx", "cuda", output=tmp_path / "m.gopt", verify=False)
+    feeds, wanted = (
+        [dict(np.load(file)) for file in sorted(folder.glob(f"{kind}_b*.npz"))]
+        for kind in ("inputs", "expected")
+    )
+    mode = gpu_emulator.Mode(guard=True)
+    assert_close(gpu_emulator.run(tmp_path / "m.gopt", feeds, emulation, mode), wanted)

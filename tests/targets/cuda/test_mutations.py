@@ -1,0 +1,90 @@
+"""What the execution check is worth: broken copies of generated code must be caught."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import gpu_emulator
+import numpy as np
+import onnx
+import pytest
+
+import graphopt
+
+from .conftest import THOROUGH, Feeds, assert_close
+
+MODEL = """<ir_version: 10, opset_import: ["": 21]>
+agraph (float[n, 24] x, int64[n] ids) => (float[n, 1] y, float[n, 40] e) {
+    h = Gemm (x, w)
+    r = Relu (h)
+    e = Gather (table, ids)
+    y = ReduceSum <keepdims = 1> (r, one)
+}"""
+RNG = np.random.default_rng(3)
+WEIGHTS, TABLE = (RNG.standard_normal(s).astype(np.float32) for s in ((24, 48), (9, 40)))
+# Rows that fill no block, and results that end where their memory does (at a multiple of 64 bytes).
+FEED: Feeds = {"x": RNG.standard_normal((36, 24)).astype(np.float32), "ids": np.arange(36) % 9}
+EXPECTED: Feeds = {
+    "y": np.maximum(FEED["x"] @ WEIGHTS, 0).sum(1, keepdims=True),
+    "e": TABLE[FEED["ids"]],
+}
+
+# What is replaced, by what, and in the kernel of which name.
+MUTATIONS = {
+    "no barrier before tiles are read": (
+        "gemm", r"(?s)(__syncthreads\(\);.*?)__syncthreads\(\);", r"\1"
+    ),
+    "no barrier before tiles are replaced": ("gemm", r"__syncthreads\(\);", ";"),
+    "rows beyond the batch": ("gemm", r" < n\)", " <= n)"),
+    "a column further in shared memory": ("gemm", r"_shared_ptr\[\(", "_shared_ptr[1 + ("),
+    "a shuffle too far": ("sum", r"(__shfl_down_sync\([^;]*), 4, 32\)", r"\1, 5, 32)"),
+    "a shuffle left out": ("sum", r"t0_ptr\[0\] = __shfl_down_sync[^;]*, 8, 32\);", ";"),
+    "the row below": ("gather", r"\(condval \* ", "((condval + 1) * "),
+    "one thread too many": ("gather", r"(\+ \(\(int64_t\)threadIdx\.x\)\)) < ", r"\1 <= "),
+    "the next element": ("gather", r"gather_ptr\[", "gather_ptr[1 + "),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def artifact(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = onnx.parser.parse_model(MODEL)
+    for name, array in {"w": WEIGHTS, "table": TABLE, "one": np.array([1])}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    path = tmp_path_factory.mktemp("mutations") / "model.gopt"
+    with gpu_emulator.compiled_for_emulation(emulation, races=True):
+        graphopt.compile(model, "cuda", output=path, passes="O0", verify=False)
+    return path
+
+
+def mutated(source: str, kernel: str, pattern: str, replacement: str) -> str:
+    """`source` with the first match in the definition of a kernel replaced."""
+    definitions = re.split(r'(?=extern "C" __global__)', source)
+    for k, definition in enumerate(definitions):
+        name = re.search(r"\) (\w+)\([^)]*\) \{", definition)
+        if name is None or kernel not in name[1]:
+            continue
+        changed, count = re.subn(pattern, replacement, definition, count=1)
+        assert count == 1, f"nothing to change in {name[1]}"
+        return "".join([*definitions[:k], changed, *definitions[k + 1 :]])
+    raise AssertionError(f"there is no kernel {kernel}")
+
+
+def test_right_code_passes(artifact: Path, emulation: Path) -> None:
+    assert_close(gpu_emulator.run(artifact, [FEED], emulation, THOROUGH), [EXPECTED])
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_broken_code_is_caught(name: str, artifact: Path, emulation: Path) -> None:
+    source = (artifact / "model.cu").read_text()
+    original = gpu_emulator.library_of(source, emulation, races=True)
+    broken = gpu_emulator.library_of(mutated(source, *MUTATIONS[name]), emulation, races=True)
+    kept = original.with_suffix(".kept")
+    shutil.copy(original, kept)
+    shutil.copy(broken, original)
+    try:
+        with pytest.raises((gpu_emulator.LaunchError, AssertionError)):
+            assert_close(gpu_emulator.run(artifact, [FEED], emulation, THOROUGH), [EXPECTED])
+    finally:
+        shutil.copy(kept, original)

@@ -1,0 +1,72 @@
+"""The compiler: machine code for several architectures, and what kernels take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import EXAMPLE
+
+import graphopt
+from graphopt.errors import OutputError
+from graphopt.targets.cuda import nvcc
+
+LOG = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'gather_kernel' for 'sm_80'
+ptxas info    : Function properties for gather_kernel
+    0 bytes stack frame, 16 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 20 registers, used 1 barriers, 264 bytes smem, 400 bytes cmem[0]
+ptxas info    : Compiling entry function 'gather_kernel' for 'sm_90'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 0 barriers
+"""
+
+
+def _missing() -> str:
+    try:
+        nvcc.find()
+    except OutputError as error:
+        return str(error)
+    return ""
+
+
+needs_nvcc = pytest.mark.skipif(bool(_missing()), reason=_missing())
+
+
+def test_resources_are_read_off_the_log() -> None:
+    assert nvcc.resources(LOG) == {
+        "sm_80": {"gather_kernel": {"registers": 20, "shared_bytes": 264, "spill_bytes": 16}},
+        "sm_90": {"gather_kernel": {"registers": 12, "shared_bytes": 0, "spill_bytes": 0}},
+    }
+
+
+@needs_nvcc
+def test_compiled_for_each_architecture() -> None:
+    source = 'extern "C" __global__ void one(float* x) { x[threadIdx.x] = 1; }'
+    binary, resources = nvcc.fatbin(source, ("sm_80", "sm_90"))
+    assert binary[:4] == bytes.fromhex("50ed55ba")  # the magic number of fat binaries
+    assert set(resources) == {"sm_80", "sm_90"}
+    assert resources["sm_90"]["one"]["spill_bytes"] == 0
+
+
+@needs_nvcc
+def test_errors_of_the_compiler_are_one_line() -> None:
+    with pytest.raises(OutputError, match=r"nvcc failed: .*error") as caught:
+        nvcc.fatbin("__global__ void f() { nothing; }", ("sm_80",))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@needs_nvcc
+def test_artifact_holds_machine_code(tmp_path: Path) -> None:
+    graphopt.compile(EXAMPLE, "cuda:sm_80,sm_90", output=tmp_path / "ctr.gopt", verify=False)
+    library = (tmp_path / "ctr.gopt" / "model.so").read_bytes()
+    assert bytes.fromhex("50ed55ba") in library
+    assert b"__global__" not in library
+    facts = json.loads((tmp_path / "ctr.gopt" / "report.json").read_text())["facts"]
+    assert facts["nvcc_seconds"] > 0
+    for kernels in facts["gpu_kernels"].values():
+        # A kernel may have several launches, hence several entry points.
+        assert len(kernels) >= facts["kernels"]
+        assert not any(kernel["spill_bytes"] for kernel in kernels.values())

@@ -1,0 +1,78 @@
+"""The target's text form, and what is said where something is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gpu_emulator
+import numpy as np
+import pytest
+from conftest import EXAMPLE
+
+import graphopt
+from graphopt.errors import ArtifactError, OutputError, SpecError
+from graphopt.targets import base
+from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda.target import CudaTarget
+
+FEEDS = {
+    "ids": np.zeros((3, 10), np.int64),
+    "dense": np.zeros((3, 5), np.float32),
+    "history": np.zeros((3, 10), np.int64),
+}
+
+
+def test_architectures_are_sorted_and_named_once() -> None:
+    assert base.find("cuda:sm_90,sm_80,sm_90") == CudaTarget(("sm_80", "sm_90"))
+    assert base.find("cuda:sm_90a") == CudaTarget(("sm_90a",))
+    assert base.find("cuda") == CudaTarget(("sm_80", "sm_90"))
+
+
+@pytest.mark.parametrize("text", ["cuda:80", "cuda:sm_50", "cuda:h100", "cuda:sm_80,,sm_90"])
+def test_other_architectures_are_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"no GPU architecture is called .*try cuda:sm_80,sm_90"):
+        base.find(text)
+
+
+def test_missing_compiler_names_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    with pytest.raises(OutputError, match="pip install nvidia-cuda-nvcc") as caught:
+        nvcc.find()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def built(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cuda") / "ctr.gopt"
+    with gpu_emulator.compiled_for_emulation(emulation):
+        graphopt.compile(EXAMPLE, "cuda", output=path)
+    return path
+
+
+def test_report_says_that_the_code_was_not_run(built: Path) -> None:
+    report = json.loads((built / "report.json").read_text())
+    assert "no NVIDIA driver" in report["facts"]["obstacle"]
+    assert report["verification"]["agrees"]  # the portable model
+    assert "__global__" in (built / "model.cu").read_text()
+
+
+def test_no_driver(built: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"compiled for a GPU; .*no NVIDIA driver"):
+        graphopt.load(built)
+
+
+def test_wrong_architecture(built: Path, emulation: Path) -> None:
+    with pytest.raises(
+        gpu_emulator.LaunchError, match=r"needs a GPU of sm_80, sm_90 or newer, .*sm_75"
+    ):
+        gpu_emulator.run(built, [FEEDS], emulation, architecture=75)
+
+
+def test_newer_architecture(built: Path, emulation: Path) -> None:
+    (found,) = gpu_emulator.run(built, [FEEDS], emulation, architecture=120)
+    assert found["ctr"].shape == (3, 1)
