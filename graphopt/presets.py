@@ -28,6 +28,7 @@ from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_repeated_columns import HoistRepeatedColumns
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
+from graphopt.passes.keep_reduced_axes import KeepReducedAxes
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
@@ -60,6 +61,7 @@ _CLEAN_UP = (
     Canonicalize(),
     SimplifyCasts(),
     SimplifyReshapes(),
+    KeepReducedAxes(),
     SimplifySlices(),
     SimplifyConcats(),
     BypassConcats(),
