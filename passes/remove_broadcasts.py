@@ -5,8 +5,9 @@ from __future__ import annotations
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import broadcast
+from graphopt.ir.types import TensorType
 from graphopt.passes._broadcasts import BINARY, VARIADIC, broadcast_shape, unexpanded
-from graphopt.passes._shapes import ints_of
+from graphopt.passes._shapes import ints_of, reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -45,6 +46,24 @@ def expand_of_expand(rw: Rewriter, x: Value, outer: Value, node: Node) -> Value 
     if tuple(reached) != node.output.shape:
         return NoMatch("the outer shape alone does not say how far to expand")
     return rw.op.Expand(x, outer)
+
+
+@rule(op.Reshape(op.Expand(x, shape).named("larger"), ...))
+def reshape_then_expand(rw: Rewriter, x: Value, larger: Value, node: Node) -> Value | NoMatch:
+    """Reshape(Expand(x)) -> Expand(Reshape(x)), if only axes of size 1 come and go"""
+    before, after = larger.shape, node.output.shape
+    if before is None or after is None or x.shape is None or len(x.shape) != len(before):
+        return NoMatch("a shape is not known, or the expansion adds axes")
+    kept = [axis for axis, size in enumerate(before) if size != 1]
+    if [before[axis] for axis in kept] != [size for size in after if size != 1]:
+        return NoMatch("the reshape does more than adding or dropping axes of size 1")
+    rest = iter(kept)
+    own: list[Dim] = [1 if size == 1 else x.shape[next(rest)] for size in after]
+    wanted = [1 if size == mine else size for size, mine in zip(after, own)]
+    target = reshape_target(x.tensor, TensorType(x.dtype, tuple(own)))
+    if target is None or not all(isinstance(size, int) for size in wanted):
+        return NoMatch("it grows to a size known only at run time")
+    return rw.op.Expand(rw.op.Reshape(x, rw.ints(*target)), rw.ints(*wanted))
 
 
 @rule(op.Tile(x, repeats))
@@ -105,6 +124,7 @@ class RemoveBroadcasts(RewritePass):
         expand_to_nothing,
         expand_to_constant,
         expand_of_expand,
+        reshape_then_expand,
         tile_to_expand,
         broadcast_twice,
     )

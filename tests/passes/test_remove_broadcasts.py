@@ -110,3 +110,23 @@ def test_repeats_and_unknown_shapes_stay(signature: str, body: str, reason: str)
     text = f"""{signature} => (float[] y) <int64[2] r = {{1, 2}}, int64[3] wide = {{3, 1, 1}}> {{
         {body} y = Neg(u) }}"""
     assert_unchanged(RemoveBroadcasts(), text, reason)
+
+
+MASK = """(float[N,6] m, float[N,6,4] x) => (float[] y)
+    <int64[4] s = {-1, 6, 1, 1}, int64[4] e = {1, 1, 1, 4}, int64[3] r = {-1, 6, 4}> {
+    a = Reshape(m, s) b = Expand(a, e) c = Reshape(b, r) y = Mul(x, c) }"""
+
+
+def test_reshapes_of_unit_axes_come_first() -> None:
+    after = """(float[N,6] m, float[N,6,4] x) => (float[] y)
+        <int64[4] s = {-1, 6, 1, 1}, int64[3] t = {-1, 6, 1}> {
+        a = Reshape(m, s) c = Reshape(a, t) y = Mul(x, c) }"""
+    assert_rewrites(RemoveBroadcasts(), MASK, after)
+    merged = MASK.replace("{-1, 6, 4}", "{-1, 24}").replace("[3] r", "[2] r")
+    merged = merged.replace("float[N,6,4] x", "float[N,24] x")
+    assert_unchanged(RemoveBroadcasts(), merged, "does more than adding or dropping")
+    shared = MASK.replace("(float[] y)", "(float[] y, float[] b)")
+    assert_unchanged(RemoveBroadcasts(), shared, "also read elsewhere")
+    grown = """(float[N,1,1] q, float[N,K] like) => (float[] y) <int64[1] one = {1}> {
+        n = Shape(like) s = Concat<axis=0>(n, one) b = Expand(q, s) y = Squeeze(b) }"""
+    assert_unchanged(RemoveBroadcasts(), grown)
