@@ -6,10 +6,10 @@ FOLDER has one folder per model with `model.onnx` and, where there are any, `inp
 batch sizes run on random valid inputs. Every variant of a model runs in ONNX Runtime, one thread,
 all of its optimizations on, and is first compared with the source. Their calls alternate within one
 process, so that a noisy neighbour hits all alike; a ratio is median over median, and over 1 where
-the variant is faster than the source. `onnxruntime` is what ONNX Runtime's own optimizer writes, with
-ops that only it has (a Gemm and its activation in one, say). So node counts are given twice: as
-each file has them, a call of a local function being one node, and as ONNX Runtime runs the source
-and our file, after inlining functions and after all that it fuses itself.
+the variant is faster than the source. `onnxruntime` is what ONNX Runtime's own optimizer writes,
+with ops that only it has (a Gemm and its activation in one, say). So node counts are given twice:
+as each file has them, a call of a local function being one node, and as ONNX Runtime runs the
+source and our file, after inlining functions and after all that it fuses itself.
 """
 
 from __future__ import annotations
