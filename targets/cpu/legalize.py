@@ -15,7 +15,14 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu import DOMAIN, activations, layer_norm, lookup_concat, pointwise
+from graphopt.targets.cpu import (
+    DOMAIN,
+    activations,
+    layer_norm,
+    lookup_concat,
+    pointwise,
+    quantized_dense,
+)
 from graphopt.targets.cpu.kernels import dot
 from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import (
@@ -46,12 +53,15 @@ dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
-def legalize(graph: Graph, lanes: int) -> None:
+def legalize(graph: Graph, lanes: int, vnni: bool = False) -> None:
     """Turn what the CPU has kernels for into ops of our own, in place.
 
     Args:
         lanes: float32 elements in a vector register of the target.
+        vnni: it multiplies bytes (AVX512-VNNI). Quantized layers are computed in float32 elsewhere.
     """
+    if vnni:
+        rewrite(graph, quantized_dense.RULES, RewriteStats())
     rewrite(graph, _RULES, RewriteStats())
     for node in graph.walk():
         if node.op in _VECTORIZED:

@@ -93,7 +93,7 @@ class CpuTarget(Target):
         working = graph.clone()
         expand.expand_functions(working)
         bfloat16.widen_bfloat16(working)
-        legalize.legalize(working, self.lanes)
+        legalize.legalize(working, self.lanes, vnni="avx512_vnni" in self.features)
         return working
 
     def compile(

@@ -1,0 +1,188 @@
+"""GEMM in 8 bits with AVX512-VNNI: float32 in and out, int32 sums that are exact.
+
+`vpdpbusd` adds four products of an unsigned and a signed byte to each int32 without saturating, so
+the unsigned operand is the data and the signed one the weights. The data's zero point is taken out
+through the value that sums start from: sum((q - zero) * w) = sum(q * w) - zero * sum(w).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.cpu.kernels.gemm import GemmParams, default_params
+from graphopt.targets.cpu.kernels.inlining import inlined
+from graphopt.targets.cpu.kernels.storage import element_bytes
+
+GROUP = 4  # bytes that one instruction multiplies and adds up in each int32
+LANES = 16
+_ROWS = 48  # rows of data quantized at a time: 24 KB of bytes for K = 512
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Of the data: q = clamp(round(x / scale) + zero, 0, 255), ties to even, as ONNX says."""
+
+    scale: float
+    zero: int
+
+
+def int8_params(n: int) -> GemmParams:
+    """Parameters for `n` columns."""
+    return default_params(n, LANES)
+
+
+def pack_int8(weights: np.ndarray, params: GemmParams) -> np.ndarray:
+    """int8[K, N] as int32[panels, ceil(K / 4), width], each of 4 bytes along K; zero beyond."""
+    k, n = weights.shape
+    panels, depth = params.panels(n), -(-k // GROUP)
+    padded = np.zeros((depth * GROUP, panels * params.width), np.int8)
+    padded[:k, :n] = weights
+    split = padded.reshape(depth, GROUP, panels, params.width).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(split).view(np.int32).reshape(panels, depth, params.width)
+
+
+def pack_start(weights: np.ndarray, zero: int, params: GemmParams) -> np.ndarray:
+    """What the sums of int8[K, N] start from, as int32[panels * width]."""
+    n = weights.shape[1]
+    start = np.zeros(params.panels(n) * params.width, np.int32)
+    start[:n] = -zero * weights.astype(np.int64).sum(axis=0)
+    return start
+
+
+def pack_row(row: np.ndarray, params: GemmParams) -> np.ndarray:
+    """float32[N] as float32[panels * width]."""
+    padded = np.zeros(params.panels(len(row)) * params.width, np.float32)
+    padded[: len(row)] = row
+    return padded
+
+
+@cache
+def int8_gemm(
+    k: int,
+    n: int,
+    quantization: Quantization,
+    params: GemmParams,
+    activation: Activation | None = None,
+) -> PrimFunc:
+    """Kernel (x[M, k], weights, start, scale[panels * width], bias[panels * width]) -> y[M, n].
+
+    y = activation(scale * (start + q @ weights) + bias), where q is x, quantized; x, scale, bias
+    and y are float32, M is symbolic; weights and start are packed. A NaN in x becomes some q.
+    For targets with AVX512-VNNI.
+    """
+    width, vectors, panels, blocks = params.width, params.vectors, params.panels(n), params.blocks
+    depth = -(-k // GROUP)
+    whole, align = k - k % LANES, element_bytes("float32")
+    activated = activation or Activation()
+
+    def quantized(x, count):
+        """`count` elements as uint8. (TVM would take a vectorized `T.nearbyint` apart.)"""
+        lanes = f"x{count}" if count > 1 else ""
+        scale, zero, low, high = (
+            T.Broadcast(T.float32(value), count) if count > 1 else T.float32(value)
+            for value in (quantization.scale, quantization.zero, 0, 255)
+        )
+        rounded = T.call_llvm_pure_intrin(f"float32{lanes}", "llvm.nearbyint", x / scale)
+        limited = T.max(T.min(rounded + zero, high), low)
+        return T.Cast(f"uint8{lanes}", T.Cast(f"int32{lanes}", limited))
+
+    def rest(m, level):
+        """Rows left over by the blocks before `level`."""
+        for height in blocks[:level]:
+            m = m % height
+        return m
+
+    def dot(total, data, weights):
+        bytes_ = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
+        return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *bytes_)
+
+    @inlined
+    def quantize(x, q, first, count):
+        for r in range(count):
+            for chunk in range(whole // LANES):
+                q[r, T.ramp(chunk * LANES, 1, LANES)] = quantized(
+                    x[first + r, T.ramp(chunk * LANES, 1, LANES)], LANES
+                )
+            for c in range(k - whole):
+                q[r, whole + c] = quantized(x[first + r, whole + c], 1)
+            for c in range(depth * GROUP - k):
+                q[r, k + c] = T.uint8(0)
+
+    @inlined
+    def store(y, row, column, values, at):
+        if column + LANES <= n:
+            for lane in T.vectorized(LANES):
+                y[row, column + lane] = values[at + lane]
+        else:
+            for lane in range(LANES):
+                if column + lane < n:
+                    y[row, column + lane] = values[at + lane]
+
+    @inlined
+    def block(words, w, start, factor, b, y, row, first, panel, height):
+        acc = T.alloc_buffer((height * width,), "int32", scope="local")
+        out = T.alloc_buffer((height * width,), "float32", scope="local")
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                acc[T.ramp(r * width + v * LANES, 1, LANES)] = start[
+                    T.ramp(panel * width + v * LANES, 1, LANES)
+                ]
+        for kk in range(depth):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
+                        acc[T.ramp(r * width + v * LANES, 1, LANES)],
+                        T.Broadcast(words[row + r, kk], LANES),
+                        w[panel, kk, T.ramp(v * LANES, 1, LANES)],
+                    )
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                for lane in T.vectorized(LANES):
+                    out[r * width + v * LANES + lane] = activated(
+                        T.Cast("float32", acc[r * width + v * LANES + lane])
+                        * factor[panel * width + v * LANES + lane]
+                        + b[panel * width + v * LANES + lane]
+                    )
+                store(y, first + row + r, panel * width + v * LANES, out, r * width + v * LANES)
+
+    @inlined
+    def level(words, w, start, factor, b, y, first, count, panel, depth_of_blocks):
+        if depth_of_blocks < len(blocks):
+            for i in range(rest(count, depth_of_blocks) // blocks[depth_of_blocks]):
+                row = count - rest(count, depth_of_blocks) + i * blocks[depth_of_blocks]
+                block(words, w, start, factor, b, y, row, first, panel, blocks[depth_of_blocks])
+
+    @T.prim_func(private=True, s_tir=True)
+    def int8_gemm(
+        x: T.handle,
+        weights: T.handle,
+        start: T.handle,
+        scale: T.handle,
+        bias: T.handle,
+        y: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        m = T.int64()
+        left = T.match_buffer(x, (m, k), "float32", align=align)
+        right = T.match_buffer(weights, (panels, depth, width), "int32", align=align)
+        begin = T.match_buffer(start, (panels * width,), "int32", align=align)
+        factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
+        b = T.match_buffer(bias, (panels * width,), "float32", align=align)
+        out = T.match_buffer(y, (m, n), "float32", align=align)
+        for batch in range((m + _ROWS - 1) // _ROWS):
+            q = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
+            words = T.decl_buffer((_ROWS, depth), "int32", data=q.data, align=align)
+            count = T.min(T.int64(_ROWS), m - batch * _ROWS)
+            quantize(left, q, batch * _ROWS, count)
+            for panel in range(panels):
+                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 0)
+                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 1)
+                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 2)
+                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 3)
+                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 4)
+
+    return int8_gemm

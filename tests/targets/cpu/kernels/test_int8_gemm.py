@@ -1,0 +1,110 @@
+"""The 8-bit GEMM: exact sums, checked in integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+
+from graphopt.artifact import host_features
+from graphopt.runtime import passed
+from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.cpu.kernels.int8_gemm import (
+    Quantization,
+    int8_gemm,
+    int8_params,
+    pack_int8,
+    pack_row,
+    pack_start,
+)
+
+EXECUTES = pytest.mark.skipif(
+    "avx512_vnni" not in host_features(), reason="this CPU lacks AVX512-VNNI"
+)
+TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "icelake-server"}
+
+
+def compiled(
+    k: int, n: int, rounding: Quantization, activation: Activation | None = None
+) -> object:
+    kernel = int8_gemm(k, n, rounding, int8_params(n), activation).with_attr("global_symbol", "f")
+    return tvm.compile(kernel, target=tvm.target.Target(TARGET))["f"]
+
+
+def call(
+    function: object,
+    x: np.ndarray,
+    w: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    rounding: Quantization,
+) -> np.ndarray:
+    m, n = len(x), w.shape[1]
+    params = int8_params(n)
+    room = np.full(m * n + 64, 7, np.float32)
+    y = room[: m * n].reshape(m, n)
+    packed = [pack_int8(w, params), pack_start(w, rounding.zero, params)]
+    operands = [x, *packed, pack_row(scale, params), pack_row(bias, params), y]
+    function(*map(tvm_ffi.from_dlpack, passed(operands)))  # type: ignore[operator]
+    assert (room[m * n :] == 7).all()
+    return y
+
+
+def expected(
+    x: np.ndarray, w: np.ndarray, scale: np.ndarray, bias: np.ndarray, rounding: Quantization
+) -> np.ndarray:
+    q = np.clip(np.rint(x / np.float32(rounding.scale)) + rounding.zero, 0, 255).astype(np.int64)
+    return ((q - rounding.zero) @ w.astype(np.int64)) * scale.astype(np.float64) + bias
+
+
+def test_the_code_is_made_on_any_machine() -> None:
+    compiled(7, 5, Quantization(0.1, 3))
+
+
+@EXECUTES
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (4, 16), (5, 33), (67, 64), (130, 70), (16, 129)])
+def test_every_row_count(k: int, n: int) -> None:
+    rounding = Quantization(0.05, 117)
+    function = compiled(k, n, rounding)
+    for m in [*range(14), 47, 48, 49, 100]:
+        rng = np.random.default_rng(m * 1000 + k + n)
+        # Some data lies beyond what 8 bits hold, and is cut off.
+        x = rng.normal(scale=5, size=(m, k)).astype(np.float32)
+        w = rng.integers(-128, 128, (k, n)).astype(np.int8)
+        scale, bias = (rng.uniform(0.001, 0.01, n).astype(np.float32) for _ in range(2))
+        found = call(function, x, w, scale, bias, rounding)
+        # The sums are exact: one multiplication and one addition in float32 remain.
+        wanted = expected(x, w, scale, bias, rounding)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-5)
+
+
+@EXECUTES
+def test_sums_neither_saturate_nor_round() -> None:
+    k = 4096
+    x, w = np.full((3, k), 255, np.float32), np.full((k, 2), -128, np.int8)
+    ones, zeros = np.ones(2, np.float32), np.zeros(2, np.float32)
+    rounding = Quantization(1.0, 0)
+    found = call(compiled(k, 2, rounding), x, w, ones, zeros, rounding)
+    assert (found == -128 * 255 * k).all()
+
+
+@EXECUTES
+def test_ties_are_rounded_to_even() -> None:
+    x = np.array([[0.5], [1.5], [2.5], [-0.5], [254.5], [300]], np.float32)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    rounding = Quantization(1.0, 0)
+    found = call(compiled(1, 1, rounding), x, np.ones((1, 1), np.int8), one, zero, rounding)
+    assert found[:, 0].tolist() == [0, 2, 2, 0, 254, 255]
+
+
+@EXECUTES
+def test_activation() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(9, 20)).astype(np.float32), rng.integers(-128, 128, (20, 17))
+    scale, bias = np.full(17, 0.01, np.float32), np.zeros(17, np.float32)
+    rounding = Quantization(0.02, 128)
+    plain = call(compiled(20, 17, rounding), x, w.astype(np.int8), scale, bias, rounding)
+    relu = compiled(20, 17, rounding, Activation("relu"))
+    found = call(relu, x, w.astype(np.int8), scale, bias, rounding)
+    np.testing.assert_array_equal(found, np.maximum(plain, 0))
