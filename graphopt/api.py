@@ -21,6 +21,7 @@ import onnx
 from graphopt import presets
 from graphopt.accuracy.budget import Budget, Spending
 from graphopt.analysis.ids import IdRange, inexact_ids
+from graphopt.analysis.rows import batch_inputs
 from graphopt.artifact import (
     LIBRARY,
     MANIFEST,
@@ -372,6 +373,7 @@ def _write_artifact(
             entries = [writer.place(array) for array in compiled.constants]
         (folder / PORTABLE).write_bytes(portable.SerializeToString())
         manifest = {"oob": oob, **compiled.facts, **signature_to_json(signature_of(graph))}
+        manifest["batch_inputs"] = batch_inputs(graph)
         write_manifest(folder, {**manifest, "weights": entries})
         report.facts |= compiled.facts | compiled.kernels
         report.facts["artifact_bytes"] = sum(f.stat().st_size for f in folder.iterdir())

@@ -14,17 +14,18 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from graphopt import gpu_runtime
-from graphopt.errors import ArtifactError, IdError
+from graphopt.errors import ArtifactError, IdError, InputError
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, LIBRARY, WEIGHTS, PORTABLE, REPORT = (
     "manifest.json",
     "model.so",
@@ -87,10 +88,12 @@ class Artifact:
         found: dict[str, Any] = json.loads((self.path / REPORT).read_text())
         return found
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, Any], threads: int = 1) -> dict[str, np.ndarray]:
         """Compute the outputs for one batch. May be called from several threads at once.
 
         Args:
+            threads: into how many parts the batch may be split, which are run at the same time.
+                Models whose samples may depend on one another are run whole (see `splits`).
             feeds: an array per input name. C-contiguous ones are used in place, others are copied.
 
         Returns:
@@ -100,15 +103,16 @@ class Artifact:
             InputError: the arrays do not fit the signature.
             IdError: an id lies outside its table (if the artifact was compiled with oob="error").
         """
+        program = self._program if threads == 1 else self._split(threads)
         try:
             if len(feeds) != len(self._names):
                 raise KeyError
-            results = self._program([feeds[name] for name in self._names])
+            results = program([feeds[name] for name in self._names])
         except (IdError, ArtifactError):
             raise
         except Exception:
             # Compiled code refused the arrays: find out why, or bring them into the form it takes.
-            results = self._program(passed(self.signature.bind(feeds)))
+            results = program(passed(self.signature.bind(feeds)))
         return {
             name: array if array.dtype is dtype else array.view(dtype)
             for (name, dtype), array in zip(self._results, results)
@@ -125,6 +129,20 @@ class Artifact:
             raise ArtifactError(f"{self.path}: a program with loops cannot be profiled by kernel")
         inputs = self.signature.bind(feeds)
         return self._program.profile(inputs, len(self.manifest["program"]))
+
+    @property
+    def splits(self) -> bool:
+        """Whether `run` can split a batch: samples were proved not to depend on one another."""
+        return self.manifest["batch_inputs"] is not None and self.manifest["sizes"] is not None
+
+    def _split(self, threads: int) -> Program:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, not {threads}")
+        if not self.splits or not isinstance(self._program, StraightProgram):
+            return self._program
+        from graphopt.splitting import run_split
+
+        return partial(run_split, self._program, self.manifest["batch_inputs"], threads=threads)
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"

@@ -13,6 +13,7 @@ import ctypes
 import importlib.util
 import math
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,15 +86,35 @@ def load_program(
     Raises:
         ArtifactError: the library cannot be loaded.
     """
-    load = ffi().load_module
     try:
-        module = load(str(library))
+        module = _module(library)
         if sizes is None:
             return MachineProgram(module, weights)
         return StraightProgram(module, weights, sizes, outputs)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
+
+
+_loaded: dict[str, tuple[int, int]] = {}
+"""Device and inode of each library, by the path that it was loaded from."""
+
+
+def _module(library: Path) -> Any:
+    """The library at this path as it is now.
+
+    The linker gives back what it loaded before under the same name, even if another file has taken
+    its place since, as when a model was compiled again. A new file is loaded by a new name.
+    """
+    load = ffi().load_module
+    status = library.stat()
+    identity = (status.st_dev, status.st_ino)
+    if _loaded.setdefault(str(library), identity) == identity:
+        return load(str(library))
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / library.name
+        link.symlink_to(library.resolve())
+        return load(str(link))
 
 
 @dataclass(frozen=True)
@@ -135,16 +156,29 @@ class StraightProgram:
             IdError: an id lies outside its table.
             Exception: of many kinds, if the arrays do not fit the signature.
         """
+        results, workspace = self._prepared(inputs)
+        self._call(inputs, results, workspace)
+        return results
+
+    def allocate(self, inputs: Inputs) -> list[np.ndarray]:
+        """Arrays for the results of `into`."""
+        return self._prepared(inputs)[0]
+
+    def into(self, inputs: Inputs, results: Sequence[np.ndarray]) -> None:
+        """Run as `__call__` does, with arrays of the right shapes for the results."""
+        self._call(inputs, results, self._prepared(inputs)[1])
+
+    def _prepared(self, inputs: Inputs) -> tuple[list[np.ndarray], int]:
         sizes = tuple([inputs[k].shape[axis] for k, axis in self._sizes])
         plan = self._plans.get(sizes) or self._planned(sizes)
-        results = [np.empty(shape, dtype) for shape, dtype in plan.outputs]
-        workspace = self._workspace(plan.workspace)
+        return [np.empty(shape, dtype) for shape, dtype in plan.outputs], plan.workspace
+
+    def _call(self, inputs: Inputs, results: Sequence[np.ndarray], workspace: int) -> None:
         arguments = map(self._convert, (*inputs, *map(_as_passed, results)))
         try:
-            self._run(*arguments, self._weights, workspace)
+            self._run(*arguments, self._weights, self._workspace(workspace))
         except RuntimeError as error:
             raise _translated(error) from None
-        return results
 
     def profile(self, inputs: Sequence[np.ndarray], calls: int) -> np.ndarray:
         """Nanoseconds of each of the program's kernel calls, during one run.

@@ -209,7 +209,7 @@ def test_graph_without_weights_and_with_constant_output() -> None:
         ("manifest.json", "", "damaged"),
         ("manifest.json", "[]", "not a graphopt manifest"),
         ("manifest.json", '{"format": 999}', "has format 999"),
-        ("manifest.json", '{"format": 2, "machine": "vax"}', "compiled for vax"),
+        ("manifest.json", '{"format": 3, "machine": "vax"}', "compiled for vax"),
         ("model.so", "not a library", "model.so: .*compile"),
         ("weights.bin", "short", "has 5 bytes"),
     ],

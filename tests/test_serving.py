@@ -153,3 +153,14 @@ def test_processes_share_the_weights(artifact: Artifact) -> None:
         assert kinds["Rss"] >= 15_000  # the table: all of it was read
         assert kinds["Private_Dirty"] == 0
         assert kinds["Pss"] <= 0.6 * kinds["Rss"]
+
+
+def test_a_model_compiled_again_under_its_name(tmp_path: Path) -> None:
+    x = np.ones((2, 8), np.float32)
+    found = []
+    for op in ("Neg", "Relu", "Exp"):
+        text = f"g (float[N,8] x) => (float[N,8] y) {{ y = {op}(x) }}"
+        output = tmp_path / "same.gopt"
+        found.append(graphopt.compile(parse(text), output=output, verify=False))
+    values = [float(artifact.run({"x": x})["y"][0, 0]) for artifact in found]
+    assert values == pytest.approx([-1, 1, np.e])

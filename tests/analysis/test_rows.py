@@ -1,0 +1,108 @@
+"""Which models treat samples one by one: by proof, op by op."""
+
+from __future__ import annotations
+
+import pytest
+
+from graphopt.analysis.rows import batch_inputs
+from graphopt.testing import parse
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs"),
+    [
+        (
+            """g (int64[N] ids, float[N,3] x) => (float[N,2] y)
+            <float[9,4] t, float[7,2] w, float[2] b> {
+            rows = Gather(t, ids)
+            both = Concat<axis=1>(rows, x)
+            h = Gemm(both, w, b)
+            y = Softmax<axis=-1>(h)
+            }""",
+            (True, True),
+        ),
+        (
+            """g (float[N,2,3] x, float[3] user) => (float[N,2] y) <int64[1] axis = {2}> {
+            h = Mul(x, user)
+            y = ReduceSum<keepdims=0>(h, axis)
+            }""",
+            (True, False),
+        ),
+        (
+            """g (float[N,2,3] x) => (float[N,2,2] y) {
+            t = Transpose<perm=[0,2,1]>(x)
+            y = MatMul(x, t)
+            }""",
+            (True,),
+        ),
+        (
+            """g (float[N,4] x) => (float[N,2] y) <int64[1] a = {1}, int64[1] b = {3}> {
+            y = Slice(x, a, b, a)
+            }""",
+            (True,),
+        ),
+    ],
+)
+def test_sample_by_sample(text: str, inputs: tuple[bool, ...]) -> None:
+    assert batch_inputs(parse(text)) == inputs
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("g (float[N,3] x) => (float[N,3] y) { y = Softmax<axis=0>(x) }", "softmax over samples"),
+        (
+            """g (float[N,3] x) => (float[N,3] y) <int64[1] a = {0}> {
+            s = ReduceMean(x, a)
+            y = Sub(x, s)
+            }""",
+            "mean of samples",
+        ),
+        (
+            """g (float[N,3] x) => (float[N,N] y) {
+            t = Transpose<perm=[1,0]>(x)
+            y = MatMul(x, t)
+            }""",
+            "products of samples",
+        ),
+        (
+            """g (float[N,3] x) => (float[N,3] y)
+            <int64[1] s = {-1}, int64[1] e = {-9223372036854775807}, int64[1] a = {0}> {
+            y = Slice(x, s, e, a, s)
+            }""",
+            "order reversed",
+        ),
+        (
+            """g (float[N,3] x) => (float[N,3] y) {
+            n = Shape<start=0,end=1>(x)
+            z = ConstantOfShape(n)
+            m = NonZero(z)
+            f = Cast<to=1>(m)
+            s = ReduceSum<keepdims=0>(f)
+            y = Add(x, s)
+            }""",
+            "zeros of the size of the batch",
+        ),
+        ("g (float[N,3] x) => (float[N,3] y) <int64 a = {0}> { y = CumSum(x, a) }", "unknown op"),
+        ("g (float[N,3] x, float[M,3] z) => (float[N,3] y) { y = Relu(x) }", "two sizes"),
+        ("g (float[3,N] x) => (float[3,N] y) { y = Relu(x) }", "batch on another axis"),
+        ("g (float[2,3] x) => (float[2,3] y) { y = Relu(x) }", "no batch"),
+        (
+            """g (float[N,3] x) => (float[N,3] y, float[3] z) <int64[1] a = {0}> {
+            y = Relu(x)
+            z = ReduceSum<keepdims=0>(x, a)
+            }""",
+            "an output that is not of samples",
+        ),
+        (
+            """g (float[N,3] x) => (float[N,3] y) {
+            n = Shape<start=0,end=1>(x)
+            f = Cast<to=1>(n)
+            y = Div(x, f)
+            }""",
+            "the number of samples as a value",
+        ),
+    ],
+)
+def test_no_proof(text: str, why: str) -> None:
+    assert batch_inputs(parse(text)) is None, why
