@@ -86,8 +86,9 @@ def load_program(
     Raises:
         ArtifactError: the library cannot be loaded.
     """
+    load = ffi().load_module
     try:
-        module = _module(library)
+        module = _module(load, library)
         if sizes is None:
             return MachineProgram(module, weights)
         return StraightProgram(module, weights, sizes, outputs)
@@ -100,13 +101,12 @@ _loaded: dict[str, tuple[int, int]] = {}
 """Device and inode of each library, by the path that it was loaded from."""
 
 
-def _module(library: Path) -> Any:
+def _module(load: Callable[[str], Any], library: Path) -> Any:
     """The library at this path as it is now.
 
     The linker gives back what it loaded before under the same name, even if another file has taken
     its place since, as when a model was compiled again. A new file is loaded by a new name.
     """
-    load = ffi().load_module
     status = library.stat()
     identity = (status.st_dev, status.st_ino)
     if _loaded.setdefault(str(library), identity) == identity:

@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "peers": set(),
     "runtime": {"signature"},
     "gpu_runtime": {"runtime"},
-    "artifact": {"gpu_runtime", "runtime", "signature"},
+    "splitting": {"runtime"},
+    "artifact": {"splitting", "gpu_runtime", "runtime", "signature"},
     "auto_engine": {"artifact", "targets"},
     "loading": {"artifact", "auto_engine", "ir"},
 }
