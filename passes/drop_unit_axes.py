@@ -90,6 +90,20 @@ def column_mapped(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     return NoMatch("its shape cannot be written with constants") if result is None else result
 
 
+@rule(op.Concat(x, ...))
+def columns_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """Concat(Reshape(a, [..., 1]), Reshape(b, [..., 1])) -> Reshape(Concat(a, b), [..., 1])"""
+    axis = node.attr("axis") % (x.rank or 1)
+    if not x.rank or axis == x.rank - 1 or x.tensor.dims[-1] != 1:
+        return None
+    bare = [_without_column(rw, value) for value in node.inputs if value is not None]
+    known = [value for value in bare if value is not None and value.rank == x.rank - 1]
+    if len(known) < len(node.inputs):
+        return NoMatch("an operand is not a vector reshaped to a column")
+    result = _reshaped(rw, rw.op.Concat(*known, axis=axis), node.output)
+    return NoMatch("its shape cannot be written with constants") if result is None else result
+
+
 class DropUnitAxes(RewritePass):
     """Multiplies matrices with the rows of a batch at once, not with a column of each sample.
 
@@ -122,4 +136,10 @@ class DropUnitAxes(RewritePass):
 
     name = "drop-unit-axes"
     fidelity = Fidelity.REASSOCIATES
-    rules = (matrix_times_column, column_times_row, columns_combined, column_mapped)
+    rules = (
+        matrix_times_column,
+        column_times_row,
+        columns_combined,
+        column_mapped,
+        columns_joined,
+    )

@@ -10,8 +10,9 @@ from graphopt.testing import assert_rewrites, assert_unchanged
 TEXT = """(float[N,4] x, float[N,4,1] k, float[N,1] d, float[N,3,4] z) => (float[] y) <
     float whole = {{1}}, float[3,4] w, float[4,3] wt, float[4,1] b, float[4] row,
     float[1,1,4] wide, float half = {{0.5}}, float[1] one = {{1}}, int64[3] up = {{-1, 4, 1}},
-    int64[3] up3 = {{-1, 3, 1}}, int64[3] dot = {{-1, 1, 1}}, int64[2] down = {{-1, 4}},
-    int64[3] flat = {{-1, 1, 4}}, float[2,3,4] stack> {{ {} y = Erf(s) }}"""
+    int64[3] up3 = {{-1, 3, 1}}, int64[3] up9 = {{-1, 9, 1}}, int64[3] dot = {{-1, 1, 1}},
+    int64[2] down = {{-1, 4}}, int64[3] flat = {{-1, 1, 4}}, float[2,3,4] stack> {{
+    {} y = Erf(s) }}"""
 C = "c = Reshape(x, up) "
 
 
@@ -26,6 +27,8 @@ C = "c = Reshape(x, up) "
         (C + "s = Div(c, one)", "a = Div(x, whole) s = Reshape(a, up)"),
         (C + "e = Reshape(d, dot) s = MatMul(c, e)", "a = Mul(x, d) s = Reshape(a, up)"),
         (C + "s = Tanh(c)", "a = Tanh(x) s = Reshape(a, up)"),
+        (C + "e = Reshape(d, dot) s = Concat<axis=-2>(c, e, c)",
+         "a = Concat<axis=1>(x, d, x) s = Reshape(a, up9)"),
         (C + "f = Reshape(x, flat) s = MatMul(c, f)",
          C + "f = Reshape(x, flat) s = Mul(c, f)"),
     ],
@@ -42,6 +45,8 @@ def test_columns_become_rows(body: str, after: str) -> None:
         ("s = MatMul(z, wt)", None),
         ("s = Add(k, b)", "not a vector reshaped"),
         (C + "s = Add(c, k)", "not a vector reshaped"),
+        (C + "s = Concat<axis=1>(c, k)", "not a vector reshaped"),
+        (C + "s = Concat<axis=2>(c, c)", None),
         (C + "s = Add(c, wide)", None),
         ("s = Mul(x, d)", None),
         ("s = MatMul(x, b)", None),
