@@ -30,6 +30,7 @@ from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.keep_reduced_axes import KeepReducedAxes
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
+from graphopt.passes.prune_units import PruneUnits
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
@@ -115,12 +116,13 @@ O2 = Pipeline(
 )
 
 # Each takes what the budget still allows. Bags are merged where they are not in few bits by then;
-# factors are made before codes, which have none.
+# units go before factors are made, which have none, and both before codes, which have neither.
 O3 = Pipeline(
     (
         *O2.steps[:-1],
         QuantizeTables(lookups=False),
         *O2.steps[-1:],
+        PruneUnits(),
         FactorizeLowRank(),
         QuantizeTables(),
         QuantizeWeights(),

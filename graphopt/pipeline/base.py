@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -81,14 +81,15 @@ class Proposal:
         what: the change, such as "int8" or "rank 16".
         saves: bytes of constants that the model is smaller by.
         expected_error: how much is lost, in any unit that the pass uses throughout; only an order.
-        apply: makes the change in a copy of the graph, whose values are looked up in the mapping.
+        apply: makes the change in a copy of the graph, whose values are looked up in the mapping;
+            may put there what took the place of a value that other proposals know.
     """
 
     site: str
     what: str
     saves: int
     expected_error: float
-    apply: Callable[[Graph, Mapping[Value, Value]], None]
+    apply: Callable[[Graph, dict[Value, Value]], None]
 
 
 class ErrorBudget(Protocol):
