@@ -36,6 +36,7 @@ from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.raise_layer_normalization import RaiseLayerNormalization
+from graphopt.passes.raise_lookups import RaiseLookups
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
@@ -89,7 +90,7 @@ _FOLD_WEIGHTS = (
     HoistRepeatedColumns(),
     Reassociate(),
 )
-_LOOK_UP = (FuseLookups(), MergeEmbeddingBags())
+_LOOK_UP = (RaiseLookups(), FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
     DropUnitAxes(),
     SinkGathers(),
