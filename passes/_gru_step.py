@@ -94,6 +94,8 @@ class _Reader:
         blend = self._blend(new)
         if blend is None or (kept is not None and not _same_state(kept, blend.old)):
             return None
+        if not new.rank:
+            return None
         found = self._gates(blend, new.tensor.dims[-1])
         if found is None or not _same_state(blend.old, found.h):
             return None
@@ -144,7 +146,8 @@ class _Reader:
     def _gates(self, blend: _Blend, width: object) -> Step | None:
         gate, attention = blend.gate, None
         for factor, sigmoid in _both_ways(self.operands(gate, "Mul")):
-            if _is(sigmoid, "Sigmoid") and factor.tensor.dims[-1] == 1 and not blend.keeps:
+            per_row = bool(factor.rank) and factor.tensor.dims[-1] == 1
+            if _is(sigmoid, "Sigmoid") and per_row and not blend.keeps:
                 gate, attention = sigmoid, factor
         if not isinstance(width, int):
             return None

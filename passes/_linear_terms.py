@@ -99,8 +99,9 @@ def _gemm(node: Node, value: Value, width: int) -> Terms | None:
 
 def _split(node: Node, value: Value, width: int) -> Terms | None:
     whole = node.inputs[0]
+    if whole is None or not whole.rank:
+        return None
     sizes = [output.tensor.dims[-1] for output in node.outputs]
-    assert whole is not None
     total = whole.tensor.dims[-1]
     if node.attr("axis") % len(whole.tensor.dims) != len(whole.tensor.dims) - 1:
         return None
@@ -112,7 +113,8 @@ def _split(node: Node, value: Value, width: int) -> Terms | None:
 
 def _slice(node: Node, value: Value, width: int) -> Terms | None:
     whole, bounds = node.inputs[0], slice_bounds(node)
-    assert whole is not None
+    if whole is None or not whole.rank:
+        return None
     last = len(whole.tensor.dims) - 1
     total = whole.tensor.dims[last]
     if bounds is None or set(bounds) != {last} or not isinstance(total, int):

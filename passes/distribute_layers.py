@@ -57,7 +57,8 @@ def layer_of_sums(rw: Rewriter, joined: Value, w: Value) -> Value | NoMatch:
     parts, rank = operands_of(joined.producer), joined.rank or 0
     if w.const.ndim != 2 or axis_of(joined.producer) != rank - 1 or rank < 3:
         return NoMatch("it is no layer over rows of several axes")
-    found = _added_up(parts, w.const)
+    same_rank = all(part.rank == rank for part in parts)
+    found = _added_up(parts, w.const) if same_rank else None
     if found is None:
         return NoMatch("the widths of its parts are not known")
     groups: tuple[dict[Value, np.ndarray], ...] = ({}, {})
@@ -84,7 +85,9 @@ def bias_to_the_smaller(
     for large, little in ((wide, small), (small, wide)):
         if large.producer is None or large.producer.op != "MatMul" or little.const is not None:
             continue
-        if little.rank == large.rank and little.tensor.dims[-2] == 1 != large.tensor.dims[-2]:
+        if little.rank != large.rank or (large.rank or 0) < 2:
+            continue
+        if little.tensor.dims[-2] == 1 != large.tensor.dims[-2]:
             bias = rw.op.Add(little, c)
             if bias.type == little.type:
                 return rw.op.Add(large, bias)

@@ -7,7 +7,7 @@ import pytest
 from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.testing import assert_rewrites, assert_unchanged
 
-TEXT = """(float[N,1,4] q, float[N,5,4] h, float[N,5,2] z, float[N,4] f, float[N,5,M] m)
+TEXT = """(float[N,1,4] q, float[N,5,4] h, float[N,5,2] z, float[N,4] f, float[N,5,M] m, float[4] v)
     => (float[] y)
     <float[16,8] w, float[12,8] w3, float[8,8] w2, float[4,8] w1, float[4,8] other, float[2,8] wz,
      float[6,8] wm,
@@ -59,6 +59,7 @@ def test_weights_are_added_up(body: str, after: str) -> None:
             "read elsewhere",
         ),
         ("o = MatMul(h, w1) s = MatMul(q, w1) t = Add(o, s) y = Add(t, rows)", "smaller"),
+        ("o = MatMul(v, w1) p = Relu(o) t = Add(o, p) y = Add(t, b)", "smaller"),
         ("o = MatMul(h, w1) p = Relu(o) t = Add(o, p) y = Add(t, b)", "smaller"),
     ],
 )

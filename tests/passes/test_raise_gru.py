@@ -168,3 +168,8 @@ def test_states_read_on_the_way_stay() -> None:
         "=> (float[] y)", "=> (float[] y, float[] z)"
     )
     assert_unchanged(RaiseGru(), source, "also read elsewhere")
+
+
+def test_values_of_unknown_rank_stay() -> None:
+    source = text(fused).replace("float[N,4] h,", "float[] h,")
+    assert_unchanged(RaiseGru(), source.replace("float[3,N,5] s,", "float[] s,"))
