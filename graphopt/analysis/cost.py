@@ -250,6 +250,14 @@ def _gemm(node: Node) -> Cost:
     return streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
 
 
+@cost_rule("Attention", domain="graphopt")
+def _attention(node: Node) -> Cost:
+    samples, keys, _ = _dims(node, 1)
+    scores = samples * _dims(node, 0)[1] * keys * node.attr("heads")
+    added = 1 if node.input(3) is not None else 0
+    return streaming(node, scores * (4 * node.attr("dim") + 6 + added))  # scale and softmax: 6
+
+
 @cost_rule("DotInteraction", domain="graphopt")
 def _dot_interaction(node: Node) -> Cost:
     samples, _, dim = _dims(node, 0)
@@ -310,11 +318,17 @@ def _einsum(node: Node) -> Cost:
     return streaming(node, terms * (len(node.inputs) - 1 + adds))
 
 
-_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-_COMBINE = {"RNN": 0, "GRU": 5, "LSTM": 5}  # e.g. LSTM: f*c + i*g, tanh, o*tanh(c)
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "AttentionalGRU": 3}
+_COMBINE = {
+    "RNN": 0,
+    "GRU": 5,
+    "LSTM": 5,
+    "AttentionalGRU": 5,
+}  # e.g. LSTM: f*c + i*g, tanh, o*tanh(c)
 
 
-@cost_rule(*_GATES)
+@cost_rule("AttentionalGRU", domain="graphopt")
+@cost_rule("RNN", "GRU", "LSTM")
 def _recurrent(node: Node) -> Cost:
     """All steps of all samples, whatever `sequence_lens` says at run time."""
     steps = dims.product(_dims(node, 0)[:2])

@@ -257,3 +257,21 @@ def test_embedding_bag_reads_the_rows_of_its_ids(mode: str, weighted: bool, flop
     found = cost(f"({inputs}) => (float[N,16] y) {{ y = {call} }}", I=12, N=4)
     read = F32 * 12 * 16 + I64 * (12 + 4) + (F32 * 12 if weighted else 0)
     assert found == Cost(flops, read, F32 * 4 * 16)
+
+
+def test_attention_is_two_products_and_a_softmax() -> None:
+    inputs = "float[N,2,8] q, float[N,5,8] k, float[N,5,8] v, float[5] bias"
+    call = "graphopt.Attention<heads=2, dim=4>(q, k, v, bias)"
+    found = cost(f"({inputs}) => (float[N,2,8] y) {{ y = {call} }}", N=3)
+    scores = 3 * 2 * 2 * 5
+    read = F32 * (3 * 2 * 8 + 2 * 3 * 5 * 8 + 5)
+    assert found == Cost(scores * (2 * 2 * 4 + 7), read, F32 * 3 * 2 * 8)
+
+
+def test_attention_in_a_gru_costs_what_a_gru_costs() -> None:
+    shapes = "float[T,N,4] x, float[1,9,4] w, float[1,9,3] r, float[1,18] b, float[1,N,3] h"
+    call = "y, z = GRU<hidden_size=3>(x, w, r, b, , h)"
+    plain = cost(f"({shapes}) => (float[] y, float[1,N,3] z) {{ {call} }}", T=5, N=2)
+    call = "z = graphopt.AttentionalGRU(x, w, r, b, h, a)"
+    found = cost(f"({shapes}, float[T,N,1] a) => (float[1,N,3] z) {{ {call} }}", T=5, N=2)
+    assert found.flops == plain.flops
