@@ -17,11 +17,10 @@ pairs = Pattern(OP_TYPE, (x,), domain=DOMAIN, name="pairs")
 
 def _reduced_axes(node: Node) -> list[int] | None:
     """The axes that a Reduce op takes, from the front; None if they are not known."""
-    data, given = node.inputs[0], node.input(1)
-    if data is None or data.rank is None:
+    data, axes = node.inputs[0], ints_of(node.input(1))
+    if data is None or data.rank is None or not axes:
         return None
-    axes = ints_of(given) if given is not None else []
-    return sorted(axis % data.rank for axis in axes) if axes else None
+    return sorted(axis % data.rank for axis in axes)
 
 
 def _emit(rw: Rewriter, features: Value, scale: float, pooled: bool) -> Value:
