@@ -85,7 +85,7 @@ def gather_of_concat(rw: Rewriter, whole: Value, index: Value, node: Node) -> Va
 class BypassConcats(RewritePass):
     """Takes parts of a concatenation from its operands, so that it need not be computed for them.
 
-    A part must lie within one operand, or cover whole ones. Fidelity: exact.
+    Needs a part that lies within one operand or covers whole ones. Fidelity: exact.
 
     Before:
         (float[N,2] a, float[N,3] b) => (float[N,5] y, float[N,3] z)

@@ -128,9 +128,10 @@ def _turned(rw: Rewriter, value: Value | None, perm: Sequence[int]) -> Value | N
 class CancelTransposes(RewritePass):
     """Removes transposes that a later one takes back, and everything in between works untransposed.
 
-    In between may be ops that work on each element by itself, their constants being transposed, and
-    products with a matrix where the last axis stays the last. One value in between may be read
-    elsewhere too; it is transposed for that. Fidelity: reassociates.
+    Needs a transpose back on every way to a result. In between may be ops that work on each element
+    by itself, their constants being transposed, and products with a matrix where the last axis
+    stays the last. One value in between may be read elsewhere too; it is transposed for that.
+    Fidelity: reassociates.
 
     Before:
         (float[N,5,4] x) => (float[N,5,4] y) <float[4,1] s, float[4,1] o> {

@@ -17,9 +17,10 @@ _SMALL = 1024  # bytes up to which constants are compared by what they hold
 class Cse(Pass):
     """Computes once what is computed twice: same op, attributes and operands.
 
-    The operands of commutative ops may be swapped. Small constants are equal if they hold the same;
-    large ones must be the same one (see share-initializers). What the graph around a subgraph
-    computes is reused inside of it. Random ops and ops with subgraphs stay. Fidelity: exact.
+    Needs ops that are not random and have no subgraphs. The operands of commutative ops may be
+    swapped. Small constants are equal if they hold the same; large ones must be the same one (see
+    share-initializers). What the graph around a subgraph computes is reused inside of it. Fidelity:
+    exact.
 
     Before:
         (float[N,4] x, float[N,4] z) => (float[N,4] y) {

@@ -10,7 +10,8 @@ from graphopt.rewrite.rewriter import erase_dead
 class Dce(Pass):
     """Erases nodes whose results nobody reads, and then what only they read.
 
-    Works inside of subgraphs too. Graph inputs stay: they are the user's. Fidelity: exact.
+    Needs nothing. Works inside of subgraphs too. Graph inputs stay: they are the user's. Fidelity:
+    exact.
 
     Before:
         (float[N,4] x) => (float[N,4] y) {

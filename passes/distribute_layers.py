@@ -97,9 +97,10 @@ def bias_to_the_smaller(
 class DistributeLayers(RewritePass):
     """Multiplies the weights of a layer out over copies, sums and differences that it reads.
 
-    DIN's first layer over [q, h, q - h, q * h] needs only h and q * h for each item of the history,
-    and q once: the weights of q - h are added to those of q and subtracted from those of h. The new
-    weights are computed in float64 and rounded once. Fidelity: reassociates.
+    Needs parts of known width, of which something is computed twice. DIN's first layer over [q, h,
+    q - h, q * h] needs only h and q * h for each item of the history, and q once: the weights of q
+    - h are added to those of q and subtracted from those of h. The new weights are computed in
+    float64 and rounded once. Fidelity: reassociates.
 
     Before:
         (float[N,1,4] q, float[N,20,4] h) => (float[N,20,8] y)

@@ -107,9 +107,9 @@ def columns_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None
 class DropUnitAxes(RewritePass):
     """Multiplies matrices with the rows of a batch at once, not with a column of each sample.
 
-    Cross layers and mixtures of experts often hold a sample as [n, d, 1] and multiply from the
-    left. The last axis goes where all operands allow it; then a layer is one product of matrices.
-    Fidelity: reassociates.
+    Needs columns that are vectors reshaped to [n, d, 1]. Cross layers and mixtures of experts often
+    hold a sample as [n, d, 1] and multiply from the left. The last axis goes where all operands
+    allow it; then a layer is one product of matrices. Fidelity: reassociates.
 
     Before:
         (float[N,4] x) => (float[N,4] y)

@@ -23,10 +23,11 @@ _RIDGE = 1e-4  # of the mean variance, for directions that calibration data do n
 class FactorizeLowRank(LossyPass):
     """Splits a layer's weight into two thin factors that are smaller and faster together.
 
-    The factors are the best of their rank for the inputs that the layer sees on calibration data,
-    not for the weight alone: a singular value decomposition after whitening the inputs (Wang et
-    al., "SVD-LLM", 2024). Which rank a layer gets, if any, is for the budget to say; it spends half
-    of it at most here. Fidelity: lossy.
+    Needs an error budget, and a product that is smaller in two. The factors are the best of their
+    rank for the inputs that the layer sees on calibration data, not for the weight alone: a
+    singular value decomposition after whitening the inputs (Wang et al., "SVD-LLM", 2024). Which
+    rank a layer gets, if any, is for the budget to say; it spends half of it at most here.
+    Fidelity: lossy.
 
     Attributes:
         min_bytes: smaller weights are left alone.

@@ -77,9 +77,10 @@ def scale_into_previous(
 class FoldAffine(RewritePass):
     """Folds multiplications and additions per column into the weights of the layer next to them.
 
-    What BatchNormalization leaves behind where no layer precedes it, or a scale on embeddings or
-    logits, costs nothing after this. The new weights are computed in float64 and rounded once.
-    Fidelity: reassociates.
+    Needs a constant per column next to a Gemm or MatMul with constant weights. What
+    BatchNormalization leaves behind where no layer precedes it, or a scale on embeddings or logits,
+    costs nothing after this. The new weights are computed in float64 and rounded once. Fidelity:
+    reassociates.
 
     Before:
         (float[N,4] x) => (float[N,8] y) <float[4] f, float[4] o, float[4,8] w, float[8] b> {

@@ -114,8 +114,9 @@ def batch_norm_to_mul_add(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch
 class FoldBatchNorm(RewritePass):
     """Folds BatchNormalization into the weights of the Gemm, MatMul or Conv before it.
 
-    Where there is none, or others read its result too, a Mul and an Add per channel remain. The new
-    weights are computed in float64 and rounded once. Fidelity: reassociates.
+    Needs inference mode and constants per channel. Where there is no such layer, or others read its
+    result too, a Mul and an Add per channel remain. The new weights are computed in float64 and
+    rounded once. Fidelity: reassociates.
 
     Before:
         (float[N,4] x) => (float[N,8] y)

@@ -24,9 +24,10 @@ _VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"])
 class FoldConstants(Pass):
     """Evaluates nodes whose inputs are all constants.
 
-    ONNX Runtime evaluates each node alone, so that the result has the bits that the model would
-    have computed. What fails there (an index out of range) stays in the graph and fails at run
-    time. Random ops stay. Reshaping a constant makes a view and reads nothing. Fidelity: exact.
+    Needs ops that are not random, and results that do not grow the model beyond `max_growth`. ONNX
+    Runtime evaluates each node alone, so that the result has the bits that the model would have
+    computed. What fails there (an index out of range) stays in the graph and fails at run time.
+    Reshaping a constant makes a view and reads nothing. Fidelity: exact.
 
     Attributes:
         max_growth: how many bytes a fold may add, counted after constants that it frees.

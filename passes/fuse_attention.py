@@ -95,10 +95,11 @@ def rows_in_place(rw: Rewriter, node: Node) -> Value | None:
 class FuseAttention(RewritePass):
     """Replaces scaled dot-product attention by `graphopt::Attention`.
 
-    Heads may be split off in any way that leaves each of them columns of rows: they are then read
-    where they are, and the reshapes and transposes around them are not needed. Queries, keys and
-    values may be columns of one product. One bias (a mask, say) may be added to the scores.
-    Fidelity: reassociates.
+    Needs a softmax over the last axis between two products, and a known number of heads. Heads may
+    be split off in any way that leaves each of them columns of rows: they are then read where they
+    are, and the reshapes and transposes around them are not needed. Queries, keys and values may be
+    columns of one product. One bias (a mask, say) may be added to the scores. Fidelity:
+    reassociates.
 
     Before:
         (float[N,5,8] x, float[N,5,8] z, float[N,1,1,5] mask) => (float[N,5,8] y)

@@ -69,9 +69,9 @@ def constant_into_network(rw: Rewriter, network: Value, c: Value) -> Value | NoM
 class FuseCrossNetwork(RewritePass):
     """Computes cross layers with weight vectors (DCN) as one multiple of their input.
 
-    x' = x0 * (x . w) + b + x is a multiple of x0 plus a constant if x is. The multiple takes one
-    product of x0 with the weights of all layers; the constants are computed here.
-    Fidelity: reassociates.
+    Needs float32 rows of known length. x' = x0 * (x . w) + b + x is a multiple of x0 plus a
+    constant if x is. The multiple takes one product of x0 with the weights of all layers; the
+    constants are computed here. Fidelity: reassociates.
 
     Before:
         (float[N,4] x) => (float[N,4] y) <float[4,1] w, float[4] b, float[4,1] v, float[4] c> {

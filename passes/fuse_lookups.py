@@ -25,9 +25,10 @@ class FuseLookups(Pass):
 
     What exporters write per field (take the column, cast it, look it up) and then concatenate
     becomes one lookup in the tables stacked in one, by row numbers that `graphopt::TableRows` makes
-    of the ids. Columns must follow one another in the matrix as their rows do in the concatenation,
-    and rows must have one width. An id outside its own table stays an error. In ONNX Runtime this
-    pays from `min_fields` on (measured for widths 1 to 64, batches 1 to 2048). Fidelity: exact.
+    of the ids. Needs `min_fields` such columns, which follow one another in the matrix as their
+    rows do in the concatenation, and rows of one width. An id outside its own table stays an error.
+    In ONNX Runtime this pays from `min_fields` on (measured for widths 1 to 64, batches 1 to 2048).
+    Fidelity: exact.
 
     Options:
         min_fields: the fewest fields to fuse.

@@ -74,9 +74,10 @@ def repeated_columns_once(rw: Rewriter, whole: Value, w: Value, node: Node) -> V
 class HoistRepeatedColumns(RewritePass):
     """Multiplies columns that are the same for many rows once, apart from the other columns.
 
+    Needs joined columns of known width, some of which repeat one row, and one matrix of weights.
     Where one user is scored against many candidates, exporters repeat what is known of the user for
-    every candidate, and join it with what is known of that. The first layer over both is the sum
-    of a layer over the user, computed once, and one over the candidates. Fidelity: reassociates.
+    every candidate, and join it with what is known of that. The first layer over both is the sum of
+    a layer over the user, computed once, and one over the candidates. Fidelity: reassociates.
 
     Before:
         (float[1,48] user, float[N,4] item) => (float[N,64] y)

@@ -122,10 +122,11 @@ def _at_one_position(rw: Rewriter, node: Node, rebuilt: dict[Value, Value], plac
 class HoistSelections(RewritePass):
     """Computes only the position of a sequence that is read, not all of them.
 
-    A selection moves up through ops that compute a position from the same position of operands;
-    attention keeps all keys and values and gets one query. The last position, or one given per row
-    of the batch. A selection stays where nothing costly would be saved. Fidelity: reassociates
-    (a product of fewer rows may be summed in another order).
+    Needs one position of an axis, taken by a constant or one number per row. A selection moves up
+    through ops that compute a position from the same position of operands; attention keeps all keys
+    and values and gets one query. The last position, or one given per row of the batch. A selection
+    stays where nothing costly would be saved. Fidelity: reassociates (a product of fewer rows may
+    be summed in another order).
 
     Before:
         (float[N,20,4] x) => (float[N,8] y) <float[4,8] w, float[8] b, int64 last = {-1}> {

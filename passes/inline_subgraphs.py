@@ -11,8 +11,8 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 class InlineSubgraphs(Pass):
     """Puts the branch that is taken in the place of an If whose condition is known.
 
-    The condition may be a constant or shape arithmetic whose result is the same for every size.
-    Fidelity: exact.
+    Needs a condition that is a constant or shape arithmetic whose result is the same for every
+    size. Fidelity: exact.
 
     Before:
         (float[N,4] x) => (float[N,4] y) <bool yes = {1}> {

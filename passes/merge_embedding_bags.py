@@ -22,10 +22,10 @@ RULE = "bags_to_embedding_bags"
 class MergeEmbeddingBags(Pass):
     """Pools the bags of several fields at once, straight into their concatenation.
 
-    Neighbours in a concatenation merge if they pool alike (sum or mean; no weights, no padding)
-    rows of one width. Their tables are stacked in one; an id outside its own table stays an error.
-    In ONNX Runtime one `graphopt::EmbeddingBags` of f fields is about f / 4 times as fast as f
-    bags at batch 1, and a tenth slower at batch 512. Fidelity: reassociates (additions).
+    Needs neighbours in a concatenation that pool alike (sum or mean, no weights, no padding) rows
+    of one width. Their tables are stacked in one; an id outside its own table stays an error. In
+    ONNX Runtime one `graphopt::EmbeddingBags` of f fields is about f / 4 times as fast as f bags at
+    batch 1, and a tenth slower at batch 512. Fidelity: reassociates (additions).
 
     Options:
         min_fields: the fewest fields to merge.

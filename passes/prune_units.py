@@ -24,11 +24,11 @@ _RIDGE = 1e-6  # of the mean variance
 class PruneUnits(LossyPass):
     """Removes hidden units, and lets the next layer make up for them by least squares.
 
-    Kept are the units that move the next layer's outputs most on calibration data. What the others
-    would have added is predicted from those that stay, and goes into the next layer's weights and
-    bias (as in He et al., "Channel pruning", 2017). Units that never fire, or that others tell,
-    cost nothing to remove.
-    How many go is for the budget to say, of which a quarter at most is spent. Fidelity: lossy.
+    Needs an error budget, and units that only the next layer reads. Kept are the units that move
+    the next layer's outputs most on calibration data. What the others would have added is predicted
+    from those that stay, and goes into the next layer's weights and bias (as in He et al., "Channel
+    pruning", 2017). Units that never fire, or that others tell, cost nothing to remove. How many go
+    is for the budget to say, of which a quarter at most is spent. Fidelity: lossy.
 
     Attributes:
         min_units: layers with fewer hidden units are left alone.

@@ -18,10 +18,11 @@ _ELEMENTS = 1 << 20  # of calibration data that a range is chosen on
 class QuantizeActivations(LossyPass):
     """Rounds the inputs of layers whose weights have 8 bits to 8 bits too.
 
-    QuantizeLinear and DequantizeLinear around the layer's input say so in standard ONNX; engines
-    with kernels for it, such as ONNX Runtime and TensorRT, multiply the codes. The range of the
-    codes is fixed: the one that loses least on calibration data. So the scores of a row do not
-    depend on the rows beside it. Which layers bear it is for the budget to say. Fidelity: lossy.
+    Needs an error budget, and weights of 8 bits. QuantizeLinear and DequantizeLinear around the
+    layer's input say so in standard ONNX; engines with kernels for it, such as ONNX Runtime and
+    TensorRT, multiply the codes. The range of the codes is fixed: the one that loses least on
+    calibration data. So the scores of a row do not depend on the rows beside it. Which layers bear
+    it is for the budget to say. Fidelity: lossy.
 
     Before:
         (float[N,32] x) => (float[N,16] y) <int8[32,16] c, float[16] s> {

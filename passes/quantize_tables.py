@@ -24,9 +24,10 @@ Change = Callable[[Graph, Mapping[Value, Value]], None]
 class QuantizeTables(LossyPass):
     """Stores tables that are only looked up in 4 bits, 8 bits or float16, as the budget allows.
 
-    Rows of few bits have a scale each, and are multiplied by it as they are looked up: the table is
-    never there in full precision. The scale is the one that loses least; a row of zeros stays one.
-    Which width a table gets is decided table by table. Fidelity: lossy.
+    Needs an error budget, and a table that is only looked up. Rows of few bits have a scale each,
+    and are multiplied by it as they are looked up: the table is never there in full precision. The
+    scale is the one that loses least; a row of zeros stays one. Which width a table gets is decided
+    table by table. Fidelity: lossy.
 
     Attributes:
         min_bytes: smaller tables are not worth an op.

@@ -19,9 +19,9 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 class QuantizeWeights(LossyPass):
     """Stores weights of layers in 8 bits with a scale per output, or in float16.
 
-    The model holds the codes and dequantizes them; it computes in float32 as before, so that the
-    scores of a row depend on nothing but the row. Which weights stay as they are is for the budget
-    to say. Fidelity: lossy.
+    Needs an error budget, and constant weights. The model holds the codes and dequantizes them; it
+    computes in float32 as before, so that the scores of a row depend on nothing but the row. Which
+    weights stay as they are is for the budget to say. Fidelity: lossy.
 
     Attributes:
         min_bytes: smaller weights are not worth an op.

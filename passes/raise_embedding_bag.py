@@ -23,13 +23,14 @@ RULE = "loop_to_embedding_bag"
 class RaiseEmbeddingBag(Pass):
     """Replaces loops over bags of ids by `graphopt::EmbeddingBag`.
 
-    Exporters write an embedding bag as a loop that slices, looks up and reduces the ids of one bag
-    in each iteration; how, depends on the exporter, its version, mode, weights and padding. So the
-    form of the loop only tells what its table, ids, offsets and weights may be. What it computes is
-    found out by running it on edge cases: exactly one kind of bag must give the same results on all
-    of them. Offsets are taken to be those of bags: they do not decrease, and where they hold the
-    end of the last bag, that is the number of ids. Bags of a fixed size lose their offsets, bags of
-    one id become a Gather. Fidelity: reassociates (additions).
+    Needs a loop that gives the answers of one kind of bag on every edge case tried. Exporters write
+    an embedding bag as a loop that slices, looks up and reduces the ids of one bag in each
+    iteration; how, depends on the exporter, its version, mode, weights and padding. So the form of
+    the loop only tells what its table, ids, offsets and weights may be. What it computes is found
+    out by running it on edge cases: exactly one kind of bag must give the same results on all of
+    them. Offsets are taken to be those of bags: they do not decrease, and where they hold the end
+    of the last bag, that is the number of ids. Bags of a fixed size lose their offsets, bags of one
+    id become a Gather. Fidelity: reassociates (additions).
 
     Before:
         (float[9,4] table, int64[n] ids, int64[b] offsets) => (float[b,4] pooled)

@@ -25,11 +25,11 @@ _SATURATED = 1e6
 class RaiseGru(Pass):
     """Replaces a GRU written out step by step by one GRU op.
 
-    Steps are recognised by what they compute, whatever the order of sums and of columns in weights.
-    A mask that holds the state at padded steps becomes one more input column, which saturates the
-    update gate. A GRU with attentional update gate (DIEN's AUGRU) becomes
-    `graphopt::AttentionalGRU`. All steps must share their weights and take positions 0, 1, 2, … of
-    one sequence. Fidelity: reassociates.
+    Needs steps that share their weights and take positions 0, 1, 2, … of one sequence. Steps are
+    recognised by what they compute, whatever the order of sums and of columns in weights. A mask
+    that holds the state at padded steps becomes one more input column, which saturates the update
+    gate. A GRU with attentional update gate (DIEN's AUGRU) becomes `graphopt::AttentionalGRU`.
+    Fidelity: reassociates.
 
     Before:
         (float[2,N,3] s, float[N,4] h) => (float[N,4] y)

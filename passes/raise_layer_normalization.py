@@ -82,8 +82,8 @@ def shift_to_op(rw: Rewriter, n: Value, x: Value, g: Value, scale: Value) -> Val
 class RaiseLayerNormalization(RewritePass):
     """Replaces layer normalization written out in elementary ops by LayerNormalization.
 
-    Exports of opset 16 and before have no other way. Only over the last axis.
-    Fidelity: reassociates.
+    Needs float32, normalized over a last axis of known size. Exports of opset 16 and before have no
+    other way. Fidelity: reassociates.
 
     Before:
         (float[N,8] x) => (float[N,8] y) <int64[1] axis = {-1}, float two = {2}, float e = {0.001},

@@ -61,7 +61,8 @@ def one_hot_product_to_gather(
 class RaiseLookups(RewritePass):
     """Replaces products of one-hot rows and a constant matrix by lookups.
 
-    An id outside, which OneHot turns into zeros, still gives zeros (and the bias, if there is one).
+    Needs integer ids, as many classes as the finite constant matrix has rows, and marks 0 and 1. An
+    id outside, which OneHot turns into zeros, still gives zeros (and the bias, if there is one).
     For that the table holds the rows twice, with a row of zeros between. In ONNX Runtime it is
     faster at any number of classes and any batch size. Fidelity: reassociates.
 

@@ -46,8 +46,9 @@ def two_constants_to_one(
 class Reassociate(RewritePass):
     """Adds up the constants of chained additions, multiplies those of chained multiplications.
 
-    Additions of 0.0 go altogether. Integers are left to exact passes. A constant is not made
-    larger, nor infinite or subnormal. Fidelity: reassociates.
+    Needs float constants, which together stay normal numbers and are no larger. Additions of 0.0 go
+    altogether. Integers are left to exact passes. A constant is not made larger, nor infinite or
+    subnormal. Fidelity: reassociates.
 
     Before:
         (float[N,4] x) => (float[N,4] y) <float[4] b, float half = {0.5}, float[4] w> {

@@ -18,9 +18,9 @@ Known = dict[Value, list[Value]]
 class ResolveSequences(Pass):
     """Replaces reads of a sequence by the tensors in it, where its whole construction is known.
 
-    Exporters collect results in sequences: `SequenceEmpty → SequenceInsert → … →
-    ConcatFromSequence`. Once loops are unrolled every element is a value of the graph. Fidelity:
-    exact.
+    Needs positions that are known. Exporters collect results in sequences: `SequenceEmpty →
+    SequenceInsert → … → ConcatFromSequence`. Once loops are unrolled every element is a value of
+    the graph. Fidelity: exact.
 
     Before:
         (float[N,2] x) => (float[N,4] y) {

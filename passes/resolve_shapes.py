@@ -12,10 +12,10 @@ from graphopt.rewrite.rewriter import Rewriter, erase_dead
 class ResolveShapes(Pass):
     """Follows sizes through shape arithmetic and keeps only what is needed of them.
 
-    Exporters compute each shape with `Shape → Gather → Mul → Concat`. Where every element is known
-    it becomes a constant. Where elements are symbolic, it becomes `Shape(x)`, concatenated with
-    constants, x being the nearest graph input it depends on that has these sizes, else the first
-    value that does. Fidelity: exact.
+    Needs sizes that follow from those of the inputs. Exporters compute each shape with `Shape →
+    Gather → Mul → Concat`. Where every element is known it becomes a constant. Where elements are
+    symbolic, it becomes `Shape(x)`, concatenated with constants, x being the nearest graph input it
+    depends on that has these sizes, else the first value that does. Fidelity: exact.
 
     Before:
         (float[N,4] x) => (float[N,2] y, int64[1] k)

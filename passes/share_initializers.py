@@ -16,8 +16,9 @@ _CHUNK = 1 << 24  # bytes compared at a time, so that tables do not pile up in m
 class ShareInitializers(Pass):
     """Makes equal constants (same dtype, shape and bits) one value, which is then stored once.
 
-    Constants are told apart by dtype, shape and a few elements first, so that tables are read only
-    where another one looks the same. Constants inside of subgraphs take part. Fidelity: exact.
+    Needs nothing. Constants are told apart by dtype, shape and a few elements first, so that tables
+    are read only where another one looks the same. Constants inside of subgraphs take part.
+    Fidelity: exact.
 
     Before:
         (float[N,4] x) => (float[N,4] y) <float[4] a = {1, 2, 3, 4}, float[4] b = {1, 2, 3, 4}> {

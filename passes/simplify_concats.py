@@ -127,7 +127,7 @@ def stacked_twin(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
 class SimplifyConcats(RewritePass):
     """Flattens concatenations, joins neighbouring slices in them, and undoes splits and stacks.
 
-    Values that are read elsewhere too are not taken apart. Fidelity: exact.
+    Needs values that nobody else reads, unless nothing is computed for them alone. Fidelity: exact.
 
     Before:
         (float[N,9] x, float[N,3] z) => (float[N,8] y)

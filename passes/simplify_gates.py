@@ -37,10 +37,10 @@ def dice_to_product(rw: Rewriter, x: Value, p: Value, slope: Value, one: Value) 
 class SimplifyGates(RewritePass):
     """Computes activations that choose between a value and a scaled copy of it with fewer ops.
 
-    So DIN's Dice: `p` is the sigmoid of the normalized value, and says how much of it passes.
-    (Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", 2018.) The last factor
-    often goes into the weights of the next layer.
-    Fidelity: reassociates.
+    Needs shares of the value and of its copy that add up to 1. So DIN's Dice: `p` is the sigmoid of
+    the normalized value, and says how much of it passes. (Zhou et al., "Deep Interest Network for
+    Click-Through Rate Prediction", 2018.) The last factor often goes into the weights of the next
+    layer. Fidelity: reassociates.
 
     Before:
         (float[N,8] x, float[N,8] p) => (float[N,8] y) <float[8] slope, float one = {1}> {

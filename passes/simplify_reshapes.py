@@ -114,10 +114,11 @@ def transpose_of_transpose(rw: Rewriter, x: Value, inner: Value, node: Node) -> 
 class SimplifyReshapes(RewritePass):
     """Turns chains of ops that keep the order of elements into one Reshape to a constant shape.
 
-    Reshape is the one form because later passes then need to know only that: Flatten, Squeeze and
-    Unsqueeze stay only where several unknown sizes make a constant shape impossible. A batch of any
-    size passes as -1, several unknown sizes as 0 (copied from the same axis). Transposes merge, and
-    become a Reshape where they move only axes of size 1. Fidelity: exact.
+    Needs a result whose shape can be written with constants. Reshape is the one form because later
+    passes then need to know only that: Flatten, Squeeze and Unsqueeze stay only where several
+    unknown sizes make a constant shape impossible. A batch of any size passes as -1, several
+    unknown sizes as 0 (copied from the same axis). Transposes merge, and become a Reshape where
+    they move only axes of size 1. Fidelity: exact.
 
     Before:
         (float[N,2,4] x) => (float[N,8] y) <int64[2] s = {-1, 8}, int64[1] axis = {1}> {

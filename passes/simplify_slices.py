@@ -103,9 +103,10 @@ def pad_to_nothing(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
 class SimplifySlices(RewritePass):
     """Merges slices, drops idle ones, and turns gathers of constant positions into them.
 
-    A Slice with constant bounds gets one form: axes in order, counted from the front where the size
-    is known, without the axes it takes whole. One column without its axis is a Gather of a scalar.
-    Bounds that are computed but known count as constants. Fidelity: exact.
+    Needs bounds and positions that are known. A Slice with constant bounds gets one form: axes in
+    order, counted from the front where the size is known, without the axes it takes whole. One
+    column without its axis is a Gather of a scalar. Bounds that are computed but known count as
+    constants. Fidelity: exact.
 
     Before:
         (float[N,8] x) => (float[N,2] y)

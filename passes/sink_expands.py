@@ -69,8 +69,9 @@ def expanded_scalar_to_filled(rw: Rewriter, x: Value, shape: Value) -> Value | N
 class SinkExpands(RewritePass):
     """Computes first and expands the result, where each element depends on one element only.
 
-    Only ops whose result is exact or correctly rounded take part: kernels of others (Exp, Tanh, …)
-    may give other bits at other places of a vector. A number expanded to a shape becomes
+    Needs ops that are exact or correctly rounded, and expanded values that nobody else reads. Only
+    ops whose result is exact or correctly rounded take part: kernels of others (Exp, Tanh, …) may
+    give other bits at other places of a vector. A number expanded to a shape becomes
     ConstantOfShape. Expanded values that are read elsewhere too stay. Fidelity: exact.
 
     Before:

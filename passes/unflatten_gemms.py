@@ -44,8 +44,8 @@ def gemm_between_reshapes(
 class UnflattenGemms(RewritePass):
     """Lets a layer work on rows of several axes, instead of merging and parting these.
 
-    What is done to one axis (a selection, a transpose) can then be followed through the layer.
-    Fidelity: reassociates.
+    Needs a result that is reshaped to rows of more axes. What is done to one axis (a selection, a
+    transpose) can then be followed through the layer. Fidelity: reassociates.
 
     Before:
         (float[N,5,4] x) => (float[N,5,8] y)

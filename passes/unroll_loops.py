@@ -17,9 +17,10 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 class UnrollLoops(Pass):
     """Writes out the iterations of a Loop that runs a known, small number of times.
 
-    The trip count may be given, or follow from a condition that counts: iterations are written out
-    one by one, as long as the condition of the next one is known. Results collected per iteration
-    are concatenated. Fidelity: exact.
+    Needs a number of iterations that is known and at most `max_unroll`. The trip count may be
+    given, or follow from a condition that counts: iterations are written out one by one, as long as
+    the condition of the next one is known. Results collected per iteration are concatenated.
+    Fidelity: exact.
 
     Attributes:
         max_unroll: how many iterations are written out at most.

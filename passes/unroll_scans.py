@@ -15,8 +15,8 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 class UnrollScans(Pass):
     """Writes out the iterations of a Scan over an axis of known, small size.
 
-    Each iteration takes its element of the scanned values with a Gather; results collected per
-    iteration are concatenated. Fidelity: exact.
+    Needs an axis of known size, at most `max_unroll`. Each iteration takes its element of the
+    scanned values with a Gather; results collected per iteration are concatenated. Fidelity: exact.
 
     Attributes:
         max_unroll: how many iterations are written out at most.

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from graphopt.pipeline.base import Pass
+from graphopt.pipeline.base import Pass, needs
 from graphopt.pipeline.registry import passes
 from graphopt.testing import assert_rewrites
 
@@ -35,6 +35,11 @@ def test_the_docstring_says_what_the_pass_may_do_to_answers(name: str) -> None:
     cls = passes()[name]
     words = " ".join((inspect.getdoc(cls) or "").split())
     assert f"Fidelity: {cls.fidelity.value}" in words
+
+
+@pytest.mark.parametrize("name", passes())
+def test_the_docstring_says_what_the_pass_needs(name: str) -> None:
+    assert needs(passes()[name]), f"the docstring of {name} lacks a sentence 'Needs ….'"
 
 
 @pytest.mark.parametrize("name", passes())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from graphopt.pipeline import registry
+from graphopt.pipeline.base import needs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,10 +48,10 @@ def test_python(folder: Path) -> None:
 
 
 def pass_table() -> str:
-    rows = ["| pass | fidelity | what it does |", "|---|---|---|"]
+    rows = ["| pass | fidelity | what it does | needs |", "|---|---|---|---|"]
     for name, cls in registry.passes().items():
-        summary = (cls.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
-        rows.append(f"| `{name}` | {cls.fidelity.value} | {re.sub(' +', ' ', summary)} |")
+        summary = re.sub(r"\s+", " ", (cls.__doc__ or "").strip().split("\n\n")[0])
+        rows.append(f"| `{name}` | {cls.fidelity.value} | {summary} | {needs(cls)} |")
     return "\n".join(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,8 @@ class Pass(ABC):
     """A graph-to-graph transformation: stateless, its options are its dataclass fields.
 
     A subclass sets `name` (kebab-case, the name of its module) and `fidelity`. Its docstring is its
-    documentation, with a Before/After that is run as a test. Running it twice changes nothing more.
+    documentation: what it changes, a sentence "Needs …." on its conditions, and a Before/After that
+    is run as a test. Running it twice changes nothing more.
     """
 
     name: ClassVar[str]
@@ -60,6 +62,13 @@ class Pass(ABC):
     @abstractmethod
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         """Transform `graph` in place; True if anything changed."""
+
+
+def needs(pass_: type[Pass]) -> str:
+    """What a pass needs, as its docstring says; "" if it does not say."""
+    words = " ".join((pass_.__doc__ or "").split())
+    found = re.search(r"(?<=\bNeeds )[^.:;]*", words)
+    return found.group() if found else ""
 
 
 @dataclass(frozen=True)
