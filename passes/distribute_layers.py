@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Value
 from graphopt.passes._concats import axis_of, operands_of
 from graphopt.pipeline.base import Fidelity, RewritePass
@@ -61,14 +62,16 @@ def layer_of_sums(rw: Rewriter, joined: Value, w: Value) -> Value | NoMatch:
     found = _added_up(parts, w.const) if same_rank else None
     if found is None:
         return NoMatch("the widths of its parts are not known")
-    groups: tuple[dict[Value, np.ndarray], ...] = ({}, {})
+    groups: dict[tuple[Dim, ...], dict[Value, np.ndarray]] = {}
     for value, weights in found.items():
-        groups[value.tensor.dims[-2] == 1 != joined.tensor.dims[-2]][value] = weights
-    all_rows, one_row = groups
+        groups.setdefault(value.tensor.dims[:-1], {})[value] = weights
+    all_rows = groups.pop(joined.tensor.dims[:-1], {})
     if not all_rows or sum(map(len, all_rows.values())) >= len(w.const):
         return NoMatch("nothing is computed twice")
     result = _layer(rw, all_rows, w.const.dtype)
-    return rw.op.Add(result, _layer(rw, one_row, w.const.dtype)) if one_row else result
+    for fewer_rows in groups.values():
+        result = rw.op.Add(result, _layer(rw, fewer_rows, w.const.dtype))
+    return result
 
 
 def _layer(rw: Rewriter, weights: dict[Value, np.ndarray], dtype: np.dtype) -> Value:  # type: ignore

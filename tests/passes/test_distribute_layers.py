@@ -46,6 +46,18 @@ def test_weights_are_added_up(body: str, after: str) -> None:
     assert_rewrites(DistributeLayers(), TEXT.replace("BODY", body), TEXT.replace("BODY", after))
 
 
+def test_parts_that_repeat_over_different_axes() -> None:
+    """Many candidates, each against every item of one history."""
+    text = """(float[N,3,1,4] q, float[N,1,5,4] h) => (float[] y)
+        <float[16,8] w, float[4,8] w1, float[4,8] w2, float[4,8] w3, int64[4] grid = {1, 3, 5, 1}>
+        { BODY }"""
+    before = """e = Expand(q, grid) f = Expand(h, grid) d = Sub(e, f) p = Mul(e, f)
+        c = Concat<axis=3>(e, f, d, p) y = MatMul(c, w)"""
+    after = """e = Expand(q, grid) f = Expand(h, grid) p = Mul(e, f) o = MatMul(p, w1)
+        s = MatMul(q, w2) a = Add(o, s) t = MatMul(h, w3) y = Add(a, t)"""
+    assert_rewrites(DistributeLayers(), text.replace("BODY", before), text.replace("BODY", after))
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
