@@ -11,7 +11,13 @@ from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.datasets import in_batches
 from graphopt.ir.onnx_io import to_proto
 from graphopt.passes.quantize_activations import CodeRange, QuantizeActivations
-from graphopt.testing import assert_rewrites, assert_unchanged, parse
+from graphopt.testing import (
+    assert_rewrites,
+    assert_unchanged,
+    parse,
+    run_compiled,
+    run_onnxruntime,
+)
 
 LAYERS = """(float[N,32] x) => (float[N,8] y) <float[32,64] w, float[64,8] v, float[64] b> {
     a = Gemm(x, w, b)
@@ -86,6 +92,16 @@ def test_scores_do_not_depend_on_the_batch() -> None:
     together = run(None, {"x": rows[:16]})[0]
     for k in range(16):
         np.testing.assert_array_equal(run(None, {"x": rows[k : k + 1]})[0][0], together[k])
+
+
+def test_compiled_it_gives_what_the_portable_model_gives() -> None:
+    rows = np.random.default_rng(1).normal(size=(800, 32)).astype(np.float32)
+    budget = Budget(in_batches({"x": rows}), 0.2)
+    found = graphopt.optimize(parse(LAYERS), passes=PASSES, budget=budget)
+    feeds = {"x": rows[:64]}
+    compiled, portable = run_compiled(found, feeds)["y"], run_onnxruntime(found, feeds)["y"]
+    # Sums in another order may round an input of the second layer to the code next to it.
+    assert np.abs(compiled - portable).max() < 0.01 * np.abs(portable).max()
 
 
 def test_a_budget_that_is_too_small_keeps_floats() -> None:
