@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.analysis.cost import Cost, cost_rule, streaming
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import type_rule
@@ -22,6 +23,11 @@ x, scale = var("x"), const("scale")
 def _layer_norm_type(node: Node) -> list[Type | None]:
     assert node.inputs[0] is not None
     return [node.inputs[0].type]
+
+
+@cost_rule("LayerNorm", domain=DOMAIN)
+def _layer_norm_cost(node: Node) -> Cost:
+    return streaming(node, 7 * product(node.output.tensor.dims))
 
 
 @rule(op.LayerNormalization(x, scale), op.LayerNormalization(x, scale, const("shift")))

@@ -9,6 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.analysis.cost import Cost, cost_rule, dtype_bits
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
@@ -51,6 +52,15 @@ def _lookup_concat_type(node: Node) -> list[Type | None]:
     axis, shapes = node.attrs["axis"], [part.dims for part in _parts(node)]
     joined = sum((shape[axis] for shape in shapes[1:]), shapes[0][axis])
     return [tensor_type("float32", [*shapes[0][:axis], joined, *shapes[0][axis + 1 :]])]
+
+
+@cost_rule("LookupConcat", domain=DOMAIN)
+def _lookup_concat_cost(node: Node) -> Cost:
+    """Float32 is read and written once; ids are read, of 4 or 8 bytes."""
+    written = 4 * product(node.output.tensor.dims)
+    looked_up = [part.value for part in _parts(node) if part.table is not None]
+    ids = (product(v.tensor.dims) * (dtype_bits(v.dtype) // 8) for v in looked_up)
+    return Cost(0, sum(ids, written), written)
 
 
 def _looked_up(value: Value) -> Node | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.analysis.cost import Cost, cost_rule, streaming
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
@@ -35,6 +36,15 @@ def _quantized_dense_type(node: Node) -> list[Type | None]:
     data, weights = node.inputs[0], node.inputs[1]
     assert data is not None and weights is not None
     return [tensor_type(data.dtype, [*data.tensor.dims[:-1], weights.tensor.dims[1]])]
+
+
+@cost_rule("QuantizedDense", domain=DOMAIN)
+def _quantized_dense_cost(node: Node) -> Cost:
+    """An operation on 8-bit integers counts as one, though a core does more of them a second."""
+    weights = node.inputs[1]
+    assert weights is not None
+    k = product(weights.tensor.dims[:1])
+    return streaming(node, (2 * k + 4) * product(node.output.tensor.dims))
 
 
 @dataclass(frozen=True)
