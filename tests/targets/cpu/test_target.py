@@ -33,7 +33,7 @@ def test_vector_width_follows_the_cpu(name: str, lanes: int) -> None:
     [
         ("cpu:pentium9", "knows no .* CPU called 'pentium9'"),
         ("cqu", "did you mean 'cpu'"),
-        ("tpu9000x", "there are: cpu, onnxruntime, reference"),
+        ("tpu9000x", "there are: cpu, cuda, onnxruntime, reference"),
         ("onnxruntime:x", "takes no argument"),
         ("reference:x", "takes no argument"),
     ],
