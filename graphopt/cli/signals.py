@@ -13,9 +13,18 @@ from graphopt import console
 GRACE = 3.0  # seconds to unwind in; native code may run for minutes before Python gets a turn
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended the work.
+
+    A class of its own, because CPython remembers a plain KeyboardInterrupt that passed through
+    the `exec` of a string, as in the making of a dataclass, and then lets `python -m graphopt`
+    die by SIGINT, whatever exit status was asked for.
+    """
+
+
 @contextmanager
 def ending(received: list[int]) -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGINT and SIGTERM, and note the signal in `received`.
+    """Raise Stopped on SIGINT and SIGTERM, and note the signal in `received`.
 
     Native code may turn the exception into one of its own, or not return for long: then the
     process ends without it.
@@ -23,7 +32,7 @@ def ending(received: list[int]) -> Iterator[None]:
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
-        raise KeyboardInterrupt
+        raise Stopped
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -30,6 +30,20 @@ sys.exit(main(["run", "model.onnx", "--random"]))
 """
 
 
+# A verb that a signal meets in the `exec` of a string, where dataclasses are made.
+STOPPED_IN_EXEC = """
+import sys
+from graphopt import api
+from graphopt.cli import main
+
+def stopped(*args, **kwargs):
+    exec("import os; os.kill(os.getpid(), int(sys.argv[1]))", globals())
+
+api.runnable = stopped
+sys.exit(main(["run", "model.onnx", "--random"]))
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
 )
@@ -49,6 +63,15 @@ def test_native_code_does_not_delay_the_end(
     assert child.returncode == 128 + number
     assert err == f"graphopt: {said}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_class_is_made_gives_the_same_status(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED_IN_EXEC)
+    child = [sys.executable, "-m", "stopped", str(int(number))]
+    assert subprocess.run(child, cwd=tmp_path, env=environment()).returncode == 128 + number
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:
