@@ -24,7 +24,6 @@ from graphopt.targets.cpu import (
     quantized_dense,
 )
 from graphopt.targets.cpu.kernels import dot
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import (
     MAX_STEPS,
     default_params,
@@ -33,6 +32,7 @@ from graphopt.targets.cpu.kernels.gemm import (
     pack_weights,
 )
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")

@@ -16,8 +16,8 @@ from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels import bounds
 from graphopt.targets.cpu.kernels.rows import CACHE_LINE, PREFETCH_BYTES, PREFETCH_DISTANCE
+from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops, require, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 from graphopt.targets.relax.ops.indexing import load, out_of_range

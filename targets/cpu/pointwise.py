@@ -12,9 +12,9 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
 from graphopt.targets.cpu.kernels.pointwise import pointwise, pointwise_params
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 x, w, b = var("x"), const("w"), const("b")

@@ -15,7 +15,6 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.int8_gemm import (
     Quantization,
     int8_gemm,
@@ -24,6 +23,7 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
     pack_row,
     pack_start,
 )
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 x, w, c, y = var("x"), var("w"), const("c"), var("y")

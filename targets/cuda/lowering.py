@@ -17,7 +17,7 @@ from tvm.ir import Range, StringImm
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
-from graphopt.targets.cpu.kernels import bounds
+from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.lowering import Converter, Lowering, Oob, compute, int64
 from graphopt.targets.relax.lowering import lowers as lowers_for
 from graphopt.targets.relax.operands import describe

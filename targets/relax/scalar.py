@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm import tirx
 
-from graphopt.targets.cpu.kernels import elementary
+from graphopt.targets.kernels import elementary
 
 Scalar = Any
 

@@ -31,7 +31,7 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst, Op, PointerType, PrimType, StringImm
 from tvm_ffi import StructuralKey
 
-from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.primfunc import int64, with_root
 from graphopt.targets.relax.workspace import Slot, Workspace
 

@@ -10,11 +10,11 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.elementary import fast_exp
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.parameters import without_parameters
-from graphopt.targets.cpu.kernels.storage import element_bytes
 from graphopt.targets.cpu.kernels.tiles import Tiles
+from graphopt.targets.kernels.elementary import fast_exp
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 4  # queries that share each load of a key
 

@@ -5,8 +5,8 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.storage import element_bytes, extent
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.storage import element_bytes, extent
 
 
 @cache

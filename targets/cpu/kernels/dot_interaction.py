@@ -12,10 +12,10 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.parameters import without_parameters
 from graphopt.targets.cpu.kernels.rows import copy_row
-from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.storage import element_bytes
 
 _UNROLLED = 8  # vectors of one feature; the code of longer ones is a loop
 

@@ -5,15 +5,15 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bounds import (
+from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, copy_row, prefetch_row, zero_row
+from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
     is_allowed,
     is_valid,
     row_of,
 )
-from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, copy_row, prefetch_row, zero_row
-from graphopt.targets.cpu.kernels.storage import bits_dtype, element_bytes, extent, vector_lanes
+from graphopt.targets.kernels.storage import bits_dtype, element_bytes, extent, vector_lanes
 
 OUT_OF_RANGE = "Gather: an index lies outside the table"
 

@@ -16,10 +16,10 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.activation import Activation
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.parameters import without_parameters
-from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.storage import element_bytes
 
 Step = Literal["mul", "add"]
 """What an operand does to the result: multiply it, or add to it, element by element."""

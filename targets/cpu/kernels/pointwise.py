@@ -9,10 +9,10 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import GemmParams
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.storage import element_bytes
 
 
 def pointwise_params(n: int, length: int, lanes: int) -> GemmParams:

@@ -7,15 +7,15 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bounds import (
+from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
     is_allowed,
     is_valid,
     row_of,
 )
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.storage import element_bytes, extent
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.storage import element_bytes, extent
 
 OUT_OF_RANGE = "QuantizedEmbeddingBag: an index lies outside the table"
 BAD_OFFSETS = "QuantizedEmbeddingBag: offsets must not decrease and must lie in [0, number of ids]"

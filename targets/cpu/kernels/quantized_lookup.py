@@ -5,16 +5,16 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bounds import (
+from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, prefetch_row, zero_row
+from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
     is_allowed,
     is_valid,
     row_of,
 )
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, prefetch_row, zero_row
-from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.storage import element_bytes
 
 OUT_OF_RANGE = "QuantizedLookup: an index lies outside the table"
 _LANES = 16  # elements converted at once

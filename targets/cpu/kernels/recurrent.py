@@ -23,18 +23,17 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.activation import Activation
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.parameters import without_parameters
 from graphopt.targets.cpu.kernels.recurrent_step import (
-    Buffers,
-    Cell,
-    Direction,
+    BlockedCell,
     State,
     gru_step,
     lstm_step,
     rnn_step,
 )
+from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.recurrent_cell import Buffers, Cell, Direction
 
 _SIGMOID, _TANH = Activation("sigmoid"), Activation("tanh")
 
@@ -165,7 +164,7 @@ def rnn(
     both = 2 if direction == "bidirectional" else 1
     given = _given(sequence_lens=sequence_lens, initial_h=initial_h)
     chosen = activations or (_TANH,) * both
-    return _layer(Cell("rnn", 1, hidden, direction, chosen, limit, lanes, False, given))
+    return _layer(BlockedCell("rnn", 1, hidden, direction, chosen, limit, False, given, lanes))
 
 
 @cache
@@ -194,7 +193,9 @@ def gru(
         attention=attention,
     )
     chosen = activations or (_SIGMOID, _TANH) * both
-    cell = Cell("gru", 3, hidden, direction, chosen, limit, lanes, linear_before_reset, given)
+    cell = BlockedCell(
+        "gru", 3, hidden, direction, chosen, limit, linear_before_reset, given, lanes
+    )
     return _layer(cell)
 
 
@@ -221,4 +222,6 @@ def lstm(
         extra=peepholes, sequence_lens=sequence_lens, initial_h=initial_h, initial_c=initial_c
     )
     chosen = activations or (_SIGMOID, _TANH, _TANH) * both
-    return _layer(Cell("lstm", 4, hidden, direction, chosen, limit, lanes, input_forget, given))
+    return _layer(
+        BlockedCell("lstm", 4, hidden, direction, chosen, limit, input_forget, given, lanes)
+    )

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.ordering import is_nonzero, precedes
-from graphopt.targets.cpu.kernels.storage import element_bytes, extent
+from graphopt.targets.kernels.storage import element_bytes, extent
 
 _INDEX_ALIGN = element_bytes("int64")
 

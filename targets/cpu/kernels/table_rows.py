@@ -5,8 +5,8 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bounds import OutOfBounds, check_policy, is_valid, row_of
-from graphopt.targets.cpu.kernels.storage import element_bytes
+from graphopt.targets.kernels.bounds import OutOfBounds, check_policy, is_valid, row_of
+from graphopt.targets.kernels.storage import element_bytes
 
 OUT_OF_RANGE = "TableRows: an index lies outside its table"
 

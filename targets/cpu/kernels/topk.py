@@ -7,9 +7,9 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.inlining import inlined
 from graphopt.targets.cpu.kernels.ordering import precedes
-from graphopt.targets.cpu.kernels.storage import element_bytes, extent
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.storage import element_bytes, extent
 
 TOO_MANY = "TopK: k is larger than the axis"
 

@@ -1,4 +1,4 @@
-"""The elementary functions of `targets.cpu.kernels.elementary` as CUDA's own."""
+"""The elementary functions of `targets.kernels.elementary` as CUDA's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.op import register_intrin_lowering
 
-from graphopt.targets.cpu.kernels import elementary  # noqa: F401  (declares the operators)
+from graphopt.targets.kernels import elementary  # noqa: F401  (declares the operators)
 
 
 def _native(function: str) -> Callable[[Any], Any]:

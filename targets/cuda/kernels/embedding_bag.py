@@ -11,11 +11,11 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bounds import row_of
-from graphopt.targets.cpu.kernels.embedding_bag import Plan
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.parameters import without_parameters
-from graphopt.targets.cpu.kernels.storage import extent
+from graphopt.targets.kernels.bounds import row_of
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.pooling import Plan
+from graphopt.targets.kernels.storage import extent
 
 THREADS = 256
 

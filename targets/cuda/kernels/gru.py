@@ -10,9 +10,9 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.inlining import inlined
-from graphopt.targets.cpu.kernels.parameters import without_parameters
-from graphopt.targets.cpu.kernels.recurrent_step import Buffers, Cell
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.recurrent_cell import Buffers, Cell
 
 MAX_HIDDEN = 1024  # threads of a block
 

@@ -8,9 +8,9 @@ from tvm import relax, te, tirx
 
 from graphopt.ir.graph import Node
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
-from graphopt.targets.cpu.kernels.embedding_bag import Plan, Pooling
 from graphopt.targets.cuda.kernels.embedding_bag import embedding_bag, fixed_bag
 from graphopt.targets.cuda.lowering import ID_ERROR, CudaLowering, lowers
+from graphopt.targets.kernels.pooling import Plan, Pooling
 from graphopt.targets.relax.operands import describe, tensor_input
 
 

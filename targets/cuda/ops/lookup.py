@@ -10,8 +10,8 @@ from tvm import relax, te, tirx
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node
 from graphopt.ops import table_rows
-from graphopt.targets.cpu.kernels import bounds
 from graphopt.targets.cuda.lowering import ID_ERROR, CudaLowering, lowers
+from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.lowering import compute, int64
 from graphopt.targets.relax.operands import describe, same_sizes, tensor_input
 from graphopt.targets.relax.ops.indexing import column, fitting, fixed_position, tuple_size

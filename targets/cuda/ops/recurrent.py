@@ -8,10 +8,10 @@ from tvm import relax, tirx
 
 from graphopt.ir.graph import Node
 from graphopt.ops import attentional_gru
-from graphopt.targets.cpu.kernels.activation import Activation
-from graphopt.targets.cpu.kernels.recurrent_step import Cell
 from graphopt.targets.cuda.kernels.gru import gru
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
+from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.recurrent_cell import Cell
 from graphopt.targets.relax.ops.recurrent import Layer, hidden_bias
 
 
@@ -26,7 +26,7 @@ class _Layer(Layer):
         named = frozenset(given | ({"extra"} if linear else set()))
         direction, limit = options["direction"], options["limit"]
         try:
-            return gru(Cell("gru", 3, self.hidden, direction, chosen, limit, 1, linear, named))
+            return gru(Cell("gru", 3, self.hidden, direction, chosen, limit, linear, named))
         except ValueError as error:  # how kernels refuse what they have no code for
             raise self.lower.unsupported(str(error)) from None
 
@@ -49,7 +49,7 @@ def _attentional_gru(lower: CudaLowering, node: Node) -> relax.Expr:
     scale = lower.reshape(lower.expr(attention), [steps, samples])
     chosen = (Activation("sigmoid"), Activation("tanh"))
     given = frozenset(["extra", "initial_h", "attention"])
-    kernel = gru(Cell("gru", 3, layer.hidden, "forward", chosen, None, 1, True, given))
+    kernel = gru(Cell("gru", 3, layer.hidden, "forward", chosen, None, True, given))
     arguments = [layer.projected(True), layer.recurrence(), hidden_bias(lower, layer)]
     final = [1, samples, layer.hidden]
     outs = [([steps, *final], "float32"), (final, "float32")]

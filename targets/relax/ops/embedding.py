@@ -9,13 +9,14 @@ from graphopt.ir.graph import Node, Value
 from graphopt.ops import quantized_embedding_bag as bag_op
 from graphopt.ops import quantized_lookup as lookup_op
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
-from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
+from graphopt.targets.cpu.kernels.embedding_bag import embedding_bag, fixed_bag
 from graphopt.targets.cpu.kernels.quantized_bag import (
     QuantizedPooling,
     quantized_bag,
     quantized_fixed_bag,
 )
 from graphopt.targets.cpu.kernels.quantized_lookup import quantized_lookup
+from graphopt.targets.kernels.pooling import Pooling
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 

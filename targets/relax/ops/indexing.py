@@ -15,8 +15,8 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.targets.cpu.kernels import bounds
 from graphopt.targets.cpu.kernels.gather import gather_axis, gather_rows
+from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops, require, row_major, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 from graphopt.targets.relax.operands import describe, is_static, same_sizes, tensor_input

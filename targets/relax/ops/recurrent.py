@@ -13,7 +13,7 @@ from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.ops import attentional_gru
 from graphopt.targets.cpu.kernels import gemm, recurrent
-from graphopt.targets.cpu.kernels.activation import Activation
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 
 _ACTIVATIONS = {

@@ -11,8 +11,9 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.embedding_bags import DOMAIN, EmbeddingBags
-from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bags
+from graphopt.targets.cpu.kernels.embedding_bag import embedding_bags
 from graphopt.targets.cpu.kernels.table_rows import table_rows
+from graphopt.targets.kernels.pooling import Pooling
 from graphopt.targets.relax.loops import loops, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 

@@ -8,8 +8,8 @@ import tvm
 import tvm_ffi
 
 from graphopt.runtime import passed
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.dot import dot, pack_columns, suits
+from graphopt.targets.kernels.activation import Activation
 
 
 def compiled(k: int, n: int, lanes: int, *more: object) -> object:

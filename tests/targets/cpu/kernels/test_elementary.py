@@ -5,8 +5,8 @@ import pytest
 import tvm
 from tvm.script import tirx as T
 
-from graphopt.targets.cpu.kernels.activation import KINDS, Activation
-from graphopt.targets.cpu.kernels.elementary import clip, erf, fast_exp, sigmoid, tanh
+from graphopt.targets.kernels.activation import KINDS, Activation
+from graphopt.targets.kernels.elementary import clip, erf, fast_exp, sigmoid, tanh
 
 WIDTH = 64
 FUNCTIONS = {"exp": fast_exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf}

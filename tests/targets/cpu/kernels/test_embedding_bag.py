@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from graphopt.targets.cpu.kernels.embedding_bag import Pooling, embedding_bag, fixed_bag
+from graphopt.targets.cpu.kernels.embedding_bag import embedding_bag, fixed_bag
+from graphopt.targets.kernels.pooling import Pooling
 
 INT64 = np.iinfo(np.int64)
 STRAY = [11, -12, INT64.max, INT64.min, 2**32]

@@ -7,7 +7,7 @@ import tvm
 from tvm import relax
 
 from graphopt.targets.cpu.kernels.gather import gather_axis, gather_rows
-from graphopt.targets.cpu.kernels.storage import DTYPES
+from graphopt.targets.kernels.storage import DTYPES
 
 INT64 = np.iinfo(np.int64)
 INT32 = np.iinfo(np.int32)

@@ -9,7 +9,6 @@ import tvm_ffi
 
 from graphopt.artifact import host_features
 from graphopt.runtime import passed
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.int8_gemm import (
     Quantization,
     int8_gemm,
@@ -18,6 +17,7 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
     pack_row,
     pack_start,
 )
+from graphopt.targets.kernels.activation import Activation
 
 EXECUTES = pytest.mark.skipif(
     "avx512_vnni" not in host_features(), reason="this CPU lacks AVX512-VNNI"

@@ -7,9 +7,9 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
 from graphopt.targets.cpu.kernels.pointwise import pointwise, pointwise_params
+from graphopt.targets.kernels.activation import Activation
 
 
 def run(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, lanes: int, kind: str) -> np.ndarray:

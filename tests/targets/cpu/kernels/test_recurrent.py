@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from tvm import relax
 
-from graphopt.targets.cpu.kernels.activation import Activation
 from graphopt.targets.cpu.kernels.recurrent import gru, lstm, rnn, transpose_recurrence
+from graphopt.targets.kernels.activation import Activation
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 FACTORY = {"RNN": rnn, "GRU": gru, "LSTM": lstm}

@@ -32,7 +32,7 @@ DTYPES = tuple(_BYTES)
 def element_bytes(dtype: str) -> int:
     """Size of one element of `dtype` in bytes; ValueError for a dtype without a fixed size."""
     if dtype not in _BYTES:
-        raise ValueError(f"no CPU kernel for {dtype!r} elements; known: {', '.join(DTYPES)}")
+        raise ValueError(f"no kernel for {dtype!r} elements; known: {', '.join(DTYPES)}")
     return _BYTES[dtype]
 
 

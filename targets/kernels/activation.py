@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from graphopt.targets.cpu.kernels.elementary import clip, erf, fast_exp, sigmoid, tanh
+from graphopt.targets.kernels.elementary import clip, erf, fast_exp, sigmoid, tanh
 
 _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of the ONNX operators
     "none": (0.0, 0.0),

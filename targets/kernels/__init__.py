@@ -1,0 +1,1 @@
+"""What kernels of every kind of target share: what they compute, and how they are written."""
