@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-from graphopt.accuracy.budget import Budget, Spending, running
+from graphopt.accuracy.budget import Budget, Spending
 from graphopt.accuracy.judge import Judge, Runnable, Verdict
+from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import BudgetExceededError, SpecError
 from graphopt.ir.graph import Graph
 from graphopt.pipeline.base import Fidelity
@@ -46,18 +48,18 @@ class Compression:
             BudgetExceededError: nothing that was proposed stays within the budget.
         """
         verdict: Verdict | None = None
-        for share, caution in ATTEMPTS:
-            graph = source.clone()
-            report.passes.clear()
-            spending = Spending(self.chooser, self.limit * share, caution)
-            passes(graph, spending)
-            if spending.proposed and not spending.taken:
-                break
-            with running(graph) as model:
-                verdict = self.judge.verdict(model)
-            if verdict.drop <= self.limit:
-                self._note(report, spending, verdict)
-                return graph
+        with closing(Workbench()) as bench:
+            for share, caution in ATTEMPTS:
+                graph = source.clone()
+                report.passes.clear()
+                spending = Spending(self.chooser, self.limit * share, caution, bench=bench)
+                passes(graph, spending)
+                if spending.proposed and not spending.taken:
+                    break
+                verdict = self.judge.verdict(bench.load(graph))
+                if verdict.drop <= self.limit:
+                    self._note(report, spending, verdict)
+                    return graph
         raise BudgetExceededError(self._complaint(verdict))
 
     def verify(self, results: Sequence[Runnable], report: Report) -> None:

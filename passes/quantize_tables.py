@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _NARROWEST = 4  # elements of a row that are worth a scale of their own
+_HALF_STEP = 2.0**-12.5  # about what float16 loses of an element
 
 Change = Callable[[Graph, Mapping[Value, Value]], None]
 
@@ -89,11 +91,10 @@ def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
             saves = array.nbytes - codes.nbytes - rounded.scales.nbytes
             change = _into(table, _InCodes(codes, rounded.scales, bits))
             yield Proposal(table.name, f"int{bits}", saves, rounded.error, change)
-    if np.abs(array).max(initial=0) < np.finfo(np.float16).max:
-        half = array.astype(np.float16)
-        error = float(np.sqrt(np.square(half - array, dtype=np.float64).mean()))
-        change = _into(table, _InHalves(half))
-        yield Proposal(table.name, "float16", array.nbytes - half.nbytes, error, change)
+    if max(array.max(initial=0), -array.min(initial=0)) < np.finfo(np.float16).max:
+        error = _HALF_STEP * float(np.linalg.norm(array)) / array.size**0.5
+        change = _into(table, _InHalves(array))
+        yield Proposal(table.name, "float16", array.nbytes // 2, error, change)
 
 
 def _into(table: Value, form: _InCodes | _InHalves) -> Change:
@@ -132,8 +133,13 @@ class _InCodes:
 class _InHalves:
     table: np.ndarray
 
+    @cached_property
+    def half(self) -> np.ndarray:
+        """The table in float16, made where few bits were too few."""
+        return self.table.astype(np.float16)
+
     def constants(self, graph: Graph, name: str) -> list[Value]:
-        return [graph.constant(self.table, f"{name}.half")]
+        return [graph.constant(self.half, f"{name}.half")]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
         inputs = [*constants, *node.inputs[1:]]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +12,11 @@ from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.judge import Judge, Runnable
 from graphopt.accuracy.metrics import Metric
+from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import SpecError
-from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline.base import Proposal
 from graphopt.signature import Signature
-from graphopt.targets.portable import OnnxModel
 
 OFFENDERS = 3  # so many sites in a row that do not fit, and the rest is not tried at that step
 
@@ -73,6 +70,7 @@ class Spending:
             these rows by luck is taken for a good one.
         proposed, taken: how many proposals there were and how many were chosen.
         trials: models measured.
+        bench: where they run.
     """
 
     judge: Judge
@@ -81,6 +79,7 @@ class Spending:
     proposed: int = 0
     taken: int = 0
     trials: int = 0
+    bench: Workbench = field(default_factory=Workbench, repr=False)
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
@@ -134,8 +133,7 @@ class Spending:
         copy = graph.clone(values)
         for proposal in proposals:
             proposal.apply(copy, values)
-        with running(copy) as model:
-            return self.judge.drop(model, self.caution) <= limit
+        return self.judge.drop(self.bench.load(copy), self.caution) <= limit
 
     def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
         """Some values on the judge's rows; see `ErrorBudget`."""
@@ -147,27 +145,11 @@ class Spending:
         copy.set_outputs(
             [*copy.outputs, *(copies[v] for v in values)], [*copy.output_names, *names]
         )
-        with running(copy) as model:
-            found = [model.run(batch) for batch in self.judge.data.batches]
+        model = self.bench.load(copy)
+        found = [model.run(batch) for batch in self.judge.data.batches]
         return [[outputs[name] for outputs in found] for name in names]
 
 
 def _price(proposal: Proposal) -> float:
     """What is lost for each byte that is saved."""
     return proposal.expected_error / max(1, proposal.saves)
-
-
-class running:
-    """A graph in ONNX Runtime, for as long as the block lasts."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-
-    def __enter__(self) -> OnnxModel:
-        self.folder = tempfile.TemporaryDirectory(prefix="graphopt-trial-")
-        path = Path(self.folder.name) / "model.onnx"
-        onnx_io.save(self.graph, path)
-        return OnnxModel(path)
-
-    def __exit__(self, *_: Any) -> None:
-        self.folder.cleanup()

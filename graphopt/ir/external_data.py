@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -111,19 +112,28 @@ class TensorWriter:
 
     Call it with `(name, array)`: it returns the `TensorProto` that refers to the file, or None for
     a tensor below `threshold` bytes, which then stays in the model. `location` is the file's final
-    name, as the model will refer to it. An array that was placed before is not written again.
+    name, as the model will refer to it. An array that was placed before is not written again for
+    as long as it lives.
     """
 
     def __init__(self, path: Path, location: str = "", threshold: int = 1024) -> None:
         self.location, self.threshold = location or path.name, threshold
         self._file = path.open("wb")
-        self._placed: dict[int, tuple[np.ndarray, int]] = {}
+        self._placed: dict[int, tuple[weakref.ref[np.ndarray], int]] = {}
 
     def __enter__(self) -> TensorWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish the file."""
         self._file.close()
+
+    def flush(self) -> None:
+        """Let readers of the file see what was placed."""
+        self._file.flush()
 
     def __call__(self, name: str, array: np.ndarray) -> TensorProto | None:
         if array.nbytes < self.threshold or array.dtype.kind == "O" or _is_subbyte(array):
@@ -141,13 +151,13 @@ class TensorWriter:
 
     def place(self, array: np.ndarray) -> dict[str, Any]:
         """Write an array if it is not in the file yet; says where it lies and what it is."""
-        if id(array) not in self._placed:
+        known, offset = self._placed.get(id(array), (None, 0))
+        if known is None or known() is not array:  # ids are used again
             alignment = PAGE if array.nbytes >= PAGE else CACHE_LINE
             offset = -(-self._file.tell() // alignment) * alignment
             self._file.write(b"\0" * (offset - self._file.tell()))
             _stream(array, self._file)
-            self._placed[id(array)] = (array, offset)  # the array is kept, so that ids stay unique
-        offset = self._placed[id(array)][1]
+            self._placed[id(array)] = (weakref.ref(array), offset)
         return {
             "dtype": dtype_of(array),
             "shape": list(array.shape),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
 
 import graphopt
-from graphopt.accuracy.budget import Budget, Spending, running
+from graphopt.accuracy.budget import Budget, Spending
 from graphopt.accuracy.datasets import Dataset, in_batches
 from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import find
+from graphopt.accuracy.workbench import Workbench
 from graphopt.compression import Compression
 from graphopt.errors import BudgetExceededError, InputError, SpecError
 from graphopt.ir.graph import Graph, Value
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.pipeline.base import PassContext, Proposal
 from graphopt.pipeline.report import Report
+from graphopt.targets.portable import OnnxModel
 from graphopt.testing import parse
 
 SITES = 8
@@ -34,6 +37,10 @@ TABLES = """(int64[N] user, int64[N] item) => (float[N,1] y)
     z = MatMul(p, w)
     y = Sigmoid(z)
 }"""
+
+
+def running(graph: Graph) -> AbstractContextManager[OnnxModel]:
+    return nullcontext(Workbench().load(graph))
 
 
 def ones(rows: int = 64) -> Dataset:
