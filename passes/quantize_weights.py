@@ -11,7 +11,7 @@ from graphopt.ir.graph import Attr, Graph, Node, Use, Value
 from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
-_RECURRENT = frozenset(["GRU", "LSTM", "RNN", "graphopt::AttentionalGRU"])
+_RECURRENT = frozenset(["GRU", "LSTM", "RNN", "graphopt::AttentionalGRU", "graphopt::GRU"])
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import dtype_to_onnx
-from graphopt.ops import attentional_gru
+from graphopt.ops import attentional_gru, gru
 from graphopt.passes._gru_chain import Positions, chains
 from graphopt.passes._gru_step import Step, is_zero
 from graphopt.passes._shapes import reshape_target
@@ -23,7 +23,7 @@ _SATURATED = 1e6
 
 @dataclass(frozen=True)
 class RaiseGru(Pass):
-    """Replaces a GRU written out step by step by one GRU op.
+    """Replaces a GRU written out step by step by `graphopt::GRU`.
 
     Needs steps that share their weights and take positions 0, 1, 2, … of one sequence. Steps are
     recognised by what they compute, whatever the order of sums and of columns in weights. A mask
@@ -76,7 +76,7 @@ class RaiseGru(Pass):
         <float[1,12,3] w, float[1,12,4] r, float[1,24] b, int64[1] first = {0},
          int64[2] shape = {-1, 4}> {
             h0 = Unsqueeze(h, first)
-            all, last = GRU<hidden_size=4, linear_before_reset=1>(s, w, r, b, , h0)
+            last = graphopt.GRU<hidden_size=4, linear_before_reset=1>(s, w, r, b, h0)
             y = Reshape(last, shape)
         }
     """
@@ -140,7 +140,7 @@ def _emit(rw: Rewriter, step: Step, x: Value, mask: Value | None, gate: Value | 
     if gate is not None:
         given = [x, *weights, rw.op.Unsqueeze(step.h, rw.ints(0)), gate]
         return rw.insert(attentional_gru.OP_TYPE, given, domain=attentional_gru.DOMAIN).output
-    inputs: list[Value | None] = [x, *weights]
+    inputs = [x, *weights]
     if not is_zero(step.h):
-        inputs += [None, rw.op.Unsqueeze(step.h, rw.ints(0))]
-    return rw.insert("GRU", inputs, attrs, outputs=2).outputs[1]
+        inputs.append(rw.op.Unsqueeze(step.h, rw.ints(0)))
+    return rw.insert(gru.OP_TYPE, inputs, attrs, domain=gru.DOMAIN).output

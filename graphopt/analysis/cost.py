@@ -327,7 +327,7 @@ _COMBINE = {
 }  # e.g. LSTM: f*c + i*g, tanh, o*tanh(c)
 
 
-@cost_rule("AttentionalGRU", domain="graphopt")
+@cost_rule("AttentionalGRU", "GRU", domain="graphopt")
 @cost_rule("RNN", "GRU", "LSTM")
 def _recurrent(node: Node) -> Cost:
     """All steps of all samples, whatever `sequence_lens` says at run time."""

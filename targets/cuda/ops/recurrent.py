@@ -8,11 +8,14 @@ from tvm import relax, tirx
 
 from graphopt.ir.graph import Node
 from graphopt.ops import attentional_gru
+from graphopt.ops import gru as one_way
 from graphopt.targets.cuda.kernels.gru import gru
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.recurrent_cell import Cell
+from graphopt.targets.kernels.recurrent_cell import Cell, Direction
 from graphopt.targets.relax.ops.recurrent import Layer, hidden_bias
+
+_ACTIVATIONS = (Activation("sigmoid"), Activation("tanh"))
 
 
 class _Layer(Layer):
@@ -22,9 +25,22 @@ class _Layer(Layer):
         """The kernel for this layer, whose optional buffers `given` are there."""
         options = self.options()
         both = 2 if options["direction"] == "bidirectional" else 1
-        chosen = options["activations"] or (Activation("sigmoid"), Activation("tanh")) * both
+        chosen = options["activations"] or _ACTIVATIONS * both
+        return self._kernel(options["direction"], chosen, options["limit"], linear, given)
+
+    def one_way(self, linear: bool, given: set[str]) -> tirx.PrimFunc:
+        """The kernel for an op of ours: forward, with the usual activations."""
+        return self._kernel("forward", _ACTIVATIONS, None, linear, given)
+
+    def _kernel(
+        self,
+        direction: Direction,
+        chosen: tuple[Activation, ...],
+        limit: float | None,
+        linear: bool,
+        given: set[str],
+    ) -> tirx.PrimFunc:
         named = frozenset(given | ({"extra"} if linear else set()))
-        direction, limit = options["direction"], options["limit"]
         try:
             return gru(Cell("gru", 3, self.hidden, direction, chosen, limit, linear, named))
         except ValueError as error:  # how kernels refuse what they have no code for
@@ -40,17 +56,15 @@ def _gru(lower: CudaLowering, node: Node) -> list[relax.Expr]:
     return layer.run(kernel, [hidden_bias(lower, layer)] if linear else [], [5])
 
 
+@lowers(one_way.OP_TYPE, domain=one_way.DOMAIN)
+def _last_state(lower: CudaLowering, node: Node) -> relax.Expr:
+    layer, linear = _Layer(lower, node, gates=3), one_way.is_linear(node)
+    given = {"initial_h"} if node.input(4) is not None else set()
+    return layer.last_state(layer.one_way(linear, given), linear, node.inputs[4:])
+
+
 @lowers(attentional_gru.OP_TYPE, domain=attentional_gru.DOMAIN)
 def _attentional_gru(lower: CudaLowering, node: Node) -> relax.Expr:
     layer = _Layer(lower, node, gates=3)
-    initial, attention = node.inputs[4:]
-    assert initial is not None and attention is not None
-    steps, samples = layer.sizes(layer.steps, layer.samples)
-    scale = lower.reshape(lower.expr(attention), [steps, samples])
-    chosen = (Activation("sigmoid"), Activation("tanh"))
-    given = frozenset(["extra", "initial_h", "attention"])
-    kernel = gru(Cell("gru", 3, layer.hidden, "forward", chosen, None, True, given))
-    arguments = [layer.projected(True), layer.recurrence(), hidden_bias(lower, layer)]
-    final = [1, samples, layer.hidden]
-    outs = [([steps, *final], "float32"), (final, "float32")]
-    return lower.kernel(kernel, [*arguments, lower.expr(initial), scale], outs)[1]
+    kernel = layer.one_way(True, {"initial_h", "attention"})
+    return layer.last_state(kernel, True, node.inputs[4:5], layer.attention(node.inputs[5]))

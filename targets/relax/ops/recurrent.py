@@ -11,7 +11,7 @@ from tvm import relax, te
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
-from graphopt.ops import attentional_gru
+from graphopt.ops import attentional_gru, gru
 from graphopt.targets.cpu.kernels import gemm, recurrent
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
@@ -184,6 +184,22 @@ class Layer:
             results = [self._batch_first(r, k == 0) for k, r in enumerate(results)]
         return results[: len(node.outputs)]
 
+    def last_state(
+        self, kernel: Any, linear: bool, initial: Sequence[Value | None], *more: relax.Expr
+    ) -> relax.Expr:
+        """Call the kernel of a GRU in one direction; its state after the last step."""
+        lower, final = self.lower, [1, self.lower.dim(self.samples), self.hidden]
+        arguments = [self.projected(linear), self.recurrence()]
+        arguments += [hidden_bias(lower, self)] if linear else []
+        arguments += [lower.expr(state) for state in initial if state is not None]
+        outs = [([lower.dim(self.steps), *final], "float32"), (final, "float32")]
+        return lower.kernel(kernel, [*arguments, *more], outs)[1]
+
+    def attention(self, value: Value | None) -> relax.Expr:
+        """What scales the update gate, [t, b, 1], as [t, b]."""
+        assert value is not None
+        return self.lower.reshape(self.lower.expr(value), self.sizes(self.steps, self.samples))
+
     def _batch_first(self, expr: relax.Expr, all_steps: bool) -> relax.Expr:
         steps, samples = self.sizes(self.steps, self.samples)
         if not all_steps:
@@ -210,18 +226,19 @@ def _gru(lower: Lowering, node: Node) -> list[relax.Expr]:
     return layer.run(kernel, [hidden_bias(lower, layer)] if linear else [], [5])
 
 
+@lowers(gru.OP_TYPE, domain=gru.DOMAIN)
+def _last_state(lower: Lowering, node: Node) -> relax.Expr:
+    layer, linear = Layer(lower, node, gates=3), gru.is_linear(node)
+    initial = node.input(4) is not None
+    kernel = recurrent.gru(layer.hidden, linear_before_reset=linear, initial_h=initial)
+    return layer.last_state(kernel, linear, node.inputs[4:])
+
+
 @lowers(attentional_gru.OP_TYPE, domain=attentional_gru.DOMAIN)
 def _attentional_gru(lower: Lowering, node: Node) -> relax.Expr:
     layer = Layer(lower, node, gates=3)
-    initial, attention = node.inputs[4:]
-    assert initial is not None and attention is not None
-    steps, samples = layer.sizes(layer.steps, layer.samples)
-    scale = lower.reshape(lower.expr(attention), [steps, samples])
     kernel = recurrent.gru(layer.hidden, linear_before_reset=True, initial_h=True, attention=True)
-    arguments = [layer.projected(True), layer.recurrence(), hidden_bias(lower, layer)]
-    final = [1, samples, layer.hidden]
-    outs = [([steps, *final], "float32"), (final, "float32")]
-    return lower.kernel(kernel, [*arguments, lower.expr(initial), scale], outs)[1]
+    return layer.last_state(kernel, True, node.inputs[4:5], layer.attention(node.inputs[5]))
 
 
 def hidden_bias(lower: Lowering, layer: Layer) -> relax.Expr:

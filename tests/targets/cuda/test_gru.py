@@ -7,6 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ops import gru
+from graphopt.testing import run_onnxruntime
+
 from .conftest import Runner
 
 HIDDEN, WIDTH = 20, 6
@@ -47,3 +52,19 @@ def test_against_onnxruntime(linear: int, direction: str, run_model: Runner) -> 
     for name, expected in zip(("y", "last"), session.run(["y", "last"], feed)):
         # float32 sums of 20 products, four steps
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("linear", "initial"), [(0, True), (1, False)])
+def test_last_state(linear: int, initial: bool, run_model: Runner) -> None:
+    rng, graph = np.random.default_rng(3), Graph(opsets={"": 18, gru.DOMAIN: 1})
+    shapes = {"x": (4, 3, WIDTH), "w": (1, 3 * HIDDEN, WIDTH), "r": (1, 3 * HIDDEN, HIDDEN)}
+    shapes |= {"b": (1, 6 * HIDDEN)} | ({"start": (1, 3, HIDDEN)} if initial else {})
+    values = [graph.add_input(name, TensorType("float32", dims)) for name, dims in shapes.items()]
+    attrs = {"hidden_size": HIDDEN, "linear_before_reset": linear}
+    graph.set_outputs([graph.insert(gru.OP_TYPE, values, attrs, domain=gru.DOMAIN).output], ["y"])
+    feed = {
+        name: (rng.standard_normal(dims) * 0.3).astype(np.float32) for name, dims in shapes.items()
+    }
+    (found,) = run_model(graph, feed)
+    # float32 sums of 20 products, four steps
+    np.testing.assert_allclose(found["y"], run_onnxruntime(graph, feed)["y"], rtol=1e-4, atol=1e-5)
