@@ -31,7 +31,7 @@ from graphopt.targets.cpu.kernels.gemm import (
     pack_bias,
     pack_weights,
 )
-from graphopt.targets.cpu.packed_weights import dequantize_to_weights
+from graphopt.targets.cpu.packed_weights import dequantize_to_weights, dequantized_to_dense
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, lowers
 
@@ -48,7 +48,8 @@ _VECTORIZED = (
     "graphopt::DotInteraction",
 )
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
-# and `steps`, which say how the others, of the shape of the result, then change it.
+# and `steps`, which say how the others, of the shape of the result, then change it. Weights are
+# float32, or int8 with a `scale` per column.
 dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
@@ -62,6 +63,7 @@ def legalize(graph: Graph, lanes: int, vnni: bool = False) -> None:
     """
     if vnni:
         rewrite(graph, quantized_dense.RULES, RewriteStats())
+    rewrite(graph, (dequantized_to_dense,), RewriteStats())
     rewrite(graph, _RULES, RewriteStats())
     for node in graph.walk():
         if node.op in _VECTORIZED:
@@ -136,7 +138,7 @@ def add_to_bias(rw: Rewriter, x: Value, w: Value, b: Value, y: Value) -> Value |
         return NoMatch("the sum follows an activation")
     if b.const.shape != (columns,) and b.const.shape != (1,) * ((y.rank or 0) - 1) + (columns,):
         return NoMatch("it does not add one number per column")
-    return _emit(rw, x, w, rw.const(b.const.reshape(-1)))
+    return _emit(rw, x, w, rw.const(b.const.reshape(-1)), **y.producer.attrs)
 
 
 @rule(op.Mul(layer, t), op.Add(layer, t))
@@ -189,17 +191,19 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
 def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.ndarray]]:
     """The kernel of a dense layer, and its weights and bias as that takes them."""
     k, n = weights.shape
-    lanes, bias = node.attrs["lanes"], node.const(2)
+    lanes, bias, scale = node.attrs["lanes"], node.const(2), node.attrs.get("scale")
     steps = tuple(node.attrs.get("steps", ()))
     activation = Activation(
         node.attrs.get("activation", "none"), node.attrs.get("alpha"), node.attrs.get("beta")
     )
-    if dot.suits(k, n, lanes):
+    if scale is None and dot.suits(k, n, lanes):
         row = np.zeros(n, np.float32) if bias is None else bias
         return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]
     params = node.attrs.get("params") or default_params(n, lanes)
     packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
-    return gemm(k, n, params, activation, steps=steps), packed
+    if scale is not None:
+        packed.append(pack_bias(scale, n, params))
+    return gemm(k, n, params, activation, steps=steps, codes=scale is not None), packed
 
 
 def _reshaped(lower: Lowering, expr: Any, shape: list[Any], is_matrix: bool) -> Any:

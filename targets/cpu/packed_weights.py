@@ -1,16 +1,83 @@
-"""Weights that a model stores in few bits, in full precision for kernels that want them so."""
+"""Weights that a model stores in few bits: dense layers read them so, other ops in full."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.rewrite import NoMatch, Rewriter, const, op, rule
+from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
+from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.kernels.dot import MOST_COLUMNS
 
-w = const("w")
+x, w, c = var("x"), const("w"), const("c")
+restored = op.DequantizeLinear(w, ...)
+shared = restored.shared()
 
 
-@rule(op.DequantizeLinear(w, ...), op.Cast(w))
+@dataclass(frozen=True)
+class ColumnCodes:
+    """A matrix int8[K, N], and a float32 scale for each of its columns."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+
+    @staticmethod
+    def of(value: Value, *, transposed: bool) -> ColumnCodes | None:
+        """Of a matrix that a DequantizeLinear restores; None if its codes are not of this form."""
+        restore = value.producer
+        if restore is None or restore.op != "DequantizeLinear" or value.dtype != "float32":
+            return None
+        stored, scale = restore.const(0), restore.const(1)
+        if stored is None or scale is None or stored.ndim != 2 or stored.dtype.itemsize != 1:
+            return None
+        column_axis = 0 if transposed else 1
+        if scale.size > 1 and (scale.ndim != 1 or restore.attr("axis") % 2 != column_axis):
+            return None
+        zero = restore.const(2) if restore.input(2) is not None else np.zeros((), np.int32)
+        if zero is None or zero.size not in (1, scale.size):
+            return None
+        codes = stored.astype(np.int32).T if transposed else stored.astype(np.int32)
+        codes = codes - zero.reshape(-1).astype(np.int32)
+        if codes.size and (codes.min() < -128 or codes.max() > 127):
+            return None
+        row = np.broadcast_to(scale.reshape(-1), (codes.shape[1],))
+        return ColumnCodes(codes.astype(np.int8), row.astype(np.float32))
+
+
+def bias_row(bias: np.ndarray | None, columns: int) -> np.ndarray | None:
+    """A bias as float32[columns]; None if it is not one number per column."""
+    if bias is None or bias.size not in (1, columns):
+        return None
+    if bias.size > 1 and bias.shape[-1] != columns:
+        return None
+    return np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float32)
+
+
+@rule(op.MatMul(x, shared), op.Gemm(x, shared), op.Gemm(x, shared, c))
+def dequantized_to_dense(rw: Rewriter, node: Node, x: Value) -> Value | NoMatch:
+    """Gemm(x, DequantizeLinear(w, s), c) -> Dense(x, w, c; scale=s)"""
+    value = node.inputs[1]
+    assert value is not None
+    found = ColumnCodes.of(value, transposed=bool(node.attr("transB", 0)))
+    if x.dtype != "float32" or (x.rank or 0) < 2 or found is None:
+        return NoMatch("not float32 times 8 bits with a scale per column")
+    if node.attr("transA", 0):
+        return NoMatch("its first operand is transposed")
+    if len(found.scale) <= MOST_COLUMNS:
+        return NoMatch("weights of so few columns are as fast in full")
+    inputs = [x, rw.const(found.codes)]
+    if node.input(2) is not None:
+        row = bias_row(node.const(2), len(found.scale))
+        if row is None:
+            return NoMatch("its bias differs from row to row")
+        inputs.append(rw.const(row * np.float32(node.attr("beta"))))
+    scale = found.scale * np.float32(node.attr("alpha", 1.0))
+    return rw.insert("Dense", inputs, {"scale": scale}, domain=DOMAIN).output
+
+
+@rule(restored, op.Cast(w))
 def dequantize_to_weights(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
     """DequantizeLinear(w, scale) -> the weights in full"""
     if w.const is None or w.const.size < 2 or node.output.dtype != "float32":

@@ -23,6 +23,7 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
     pack_row,
     pack_start,
 )
+from graphopt.targets.cpu.packed_weights import ColumnCodes, bias_row
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, lowers
 
@@ -55,18 +56,10 @@ class _Data:
     quantization: Quantization
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """int8[K, N], and a scale per column."""
-
-    codes: np.ndarray
-    scale: np.ndarray
-
-
 @rule(op.MatMul(x, w))
 def matmul_to_quantized(rw: Rewriter, x: Value, w: Value) -> Value | NoMatch:
     """MatMul(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(w)) -> QuantizedDense(x, w)"""
-    data, weights = _data(x), _weights(w, transposed=False)
+    data, weights = _data(x), ColumnCodes.of(w, transposed=False)
     if data is None or weights is None or (x.rank or 0) < 2:
         return NoMatch("its operands are not quantized in a way that the kernel knows")
     return _emit(rw, data, weights, np.zeros(len(weights.scale), np.float32))
@@ -75,32 +68,23 @@ def matmul_to_quantized(rw: Rewriter, x: Value, w: Value) -> Value | NoMatch:
 @rule(op.Gemm(x, w), op.Gemm(x, w, c))
 def gemm_to_quantized(rw: Rewriter, node: Node, x: Value, w: Value) -> Value | NoMatch:
     """Gemm(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(w), c) -> QuantizedDense(x, w)"""
-    data, weights = _data(x), _weights(w, transposed=bool(node.attr("transB")))
+    data, weights = _data(x), ColumnCodes.of(w, transposed=bool(node.attr("transB")))
     if data is None or weights is None or node.attr("transA"):
         return NoMatch("its operands are not quantized in a way that the kernel knows")
     if (node.attr("alpha"), node.attr("beta")) != (1.0, 1.0):
         return NoMatch("it scales its operands")
     bias = node.const(2) if node.input(2) is not None else np.zeros(1, np.float32)
-    row = _row(bias, len(weights.scale))
+    row = bias_row(bias, len(weights.scale))
     if row is None:
         return NoMatch("its bias differs from row to row")
     return _emit(rw, data, weights, row)
 
 
-def _emit(rw: Rewriter, data: _Data, weights: _Weights, bias: np.ndarray) -> Value:
+def _emit(rw: Rewriter, data: _Data, weights: ColumnCodes, bias: np.ndarray) -> Value:
     rounding = data.quantization
     constants = [rw.const(array) for array in (weights.codes, weights.scale, bias)]
     attrs = {"scale": rounding.scale, "zero": rounding.zero}
     return rw.insert("QuantizedDense", [data.value, *constants], attrs, domain=DOMAIN).output
-
-
-def _row(bias: np.ndarray | None, columns: int) -> np.ndarray | None:
-    """A bias as float32[columns]; None if it is not one number per column."""
-    if bias is None or bias.size not in (1, columns):
-        return None
-    if bias.size > 1 and bias.shape[-1] != columns:
-        return None
-    return np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float32)
 
 
 def _data(value: Value) -> _Data | None:
@@ -128,27 +112,6 @@ def _zero(node: Node) -> int | None:
     return int(found.reshape(())) if found is not None and found.size == 1 else None
 
 
-def _weights(value: Value, *, transposed: bool) -> _Weights | None:
-    restore = value.producer
-    if restore is None or restore.op != "DequantizeLinear" or value.dtype != "float32":
-        return None
-    stored, scale = restore.const(0), restore.const(1)
-    if stored is None or scale is None or stored.ndim != 2 or stored.dtype.itemsize != 1:
-        return None
-    column_axis = 0 if transposed else 1
-    if scale.size > 1 and (scale.ndim != 1 or restore.attr("axis") % 2 != column_axis):
-        return None
-    zero = restore.const(2) if restore.input(2) is not None else np.zeros((), np.int32)
-    if zero is None or zero.size not in (1, scale.size):
-        return None
-    codes = stored.astype(np.int32).T if transposed else stored.astype(np.int32)
-    codes = codes - zero.reshape(-1).astype(np.int32)
-    if codes.size and (codes.min() < -128 or codes.max() > 127):
-        return None
-    row = np.broadcast_to(scale.reshape(-1), (codes.shape[1],))
-    return _Weights(codes.astype(np.int8), row.astype(np.float32))
-
-
 layer = Pattern("QuantizedDense", (x, ...), domain=DOMAIN, name="y")
 
 
@@ -158,7 +121,7 @@ def add_to_bias(rw: Rewriter, y: Value, c: Value) -> Value | NoMatch:
     before = y.producer
     assert before is not None
     bias = before.const(3)
-    row = _row(c.const, y.tensor.dims[-1]) if (c.rank or 0) <= (y.rank or 0) else None  # type: ignore[arg-type]
+    row = bias_row(c.const, y.tensor.dims[-1]) if (c.rank or 0) <= (y.rank or 0) else None  # type: ignore[arg-type]
     if row is None or bias is None or before.attrs.get("activation"):
         return NoMatch("it does not add one number per column, or follows an activation")
     inputs = [*before.inputs[:3], rw.const(bias + row)]

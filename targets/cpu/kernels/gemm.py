@@ -5,6 +5,9 @@ The weights of a model are known when it is compiled, so they are packed once in
 results in registers for the whole of K; the bias is what they start from.  (The scheme of BLIS:
 Van Zee and van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", 2015,
 without its packing of the left operand, which the batches of a recommender are too small to repay.)
+
+Weights may have 8 bits and a scale per column.  They become float32 in registers, each vector once
+for all rows of a block, and the scale is left for the store; so a fourth of the bytes is read.
 """
 
 from collections.abc import Sequence
@@ -78,10 +81,11 @@ def default_params(n: int, lanes: int) -> GemmParams:
 
 
 def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:
-    """float32[K, N] as float32[panels, K, width]; columns beyond N are zero."""
+    """float32 or int8 [K, N] as [panels, K, width]; columns beyond N are zero."""
     k, n = weights.shape
     panels = params.panels(n)
-    padded = np.zeros((k, panels * params.width), np.float32)
+    dtype = np.int8 if weights.dtype == np.int8 else np.float32
+    padded = np.zeros((k, panels * params.width), dtype)
     padded[:, :n] = weights
     return np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
 
@@ -118,13 +122,17 @@ def gemm(
     activation: Activation | str = "none",
     alpha: float | None = None,
     steps: tuple[Step, ...] = (),
+    codes: bool = False,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], *others[M, n]) -> y[M, n].
 
     y = activation(x @ weights + bias), all float32 and M symbolic, after which each of `steps`
     combines it with the operand of its place among `others`.  Sums run over k in order, in fused
-    multiply-adds where the target has them.  An activation given by name has the constant `alpha`,
-    or its default one.  NaN stays NaN.
+    multiply-adds where the target has them, whatever M is.  An activation given by name has the
+    constant `alpha`, or its default one.  NaN stays NaN.
+
+    With `codes` the weights are int8 and scale[panels * width] comes after the bias:
+    y = activation((x @ weights) * scale + bias).
 
     Raises:
         ValueError: there are more steps than MAX_STEPS, or one that does not exist.
@@ -132,6 +140,7 @@ def gemm(
     checked_steps(steps)
     lanes, vectors, width = params.lanes, params.vectors, params.width
     panels, blocks, align = params.panels(n), params.blocks, element_bytes("float32")
+    stored = "int8" if codes else "float32"
 
     activated = activation if isinstance(activation, Activation) else Activation(activation, alpha)
 
@@ -141,8 +150,14 @@ def gemm(
             m = m % height
         return m
 
+    def as_float(vector):
+        return T.Cast(f"float32x{lanes}", vector) if codes else vector
+
     @inlined
-    def store(y, row, column, acc, at, operands):
+    def store(b, s, y, row, column, acc, at, operands):
+        if codes:
+            for lane in T.vectorized(lanes):
+                acc[at + lane] = acc[at + lane] * s[column + lane] + b[column + lane]
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
                 y[row, column + lane] = combined(
@@ -158,47 +173,63 @@ def gemm(
                     )
 
     @inlined
-    def block(x, w, b, y, operands, first, panel, height):
+    def block(x, w, b, s, y, operands, first, panel, height):
         acc = T.alloc_buffer((height * width,), "float32", scope="local")
         for r in T.unroll(height):
             for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * lanes, 1, lanes)] = b[
-                    T.ramp(panel * width + v * lanes, 1, lanes)
-                ]
+                acc[T.ramp(r * width + v * lanes, 1, lanes)] = (
+                    T.Broadcast(T.float32(0), lanes)
+                    if codes
+                    else b[T.ramp(panel * width + v * lanes, 1, lanes)]
+                )
         for kk in range(k):
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = (
-                        acc[T.ramp(r * width + v * lanes, 1, lanes)]
-                        + T.Broadcast(x[first + r, kk], lanes)
-                        * w[panel, kk, T.ramp(v * lanes, 1, lanes)]
+                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = acc[
+                        T.ramp(r * width + v * lanes, 1, lanes)
+                    ] + T.Broadcast(x[first + r, kk], lanes) * as_float(
+                        w[panel, kk, T.ramp(v * lanes, 1, lanes)]
                     )
         for r in T.unroll(height):
             for v in T.unroll(vectors):
-                store(y, first + r, panel * width + v * lanes, acc, r * width + v * lanes, operands)
+                column, at = (
+                    T.meta_var(panel * width + v * lanes),
+                    T.meta_var(r * width + v * lanes),
+                )
+                store(b, s, y, first + r, column, acc, at, operands)
 
     @inlined
-    def level(x, w, b, y, operands, m, panel, depth):
+    def level(x, w, b, s, y, operands, m, panel, depth):
         if depth < len(blocks):
             for i in range(rest(m, depth) // blocks[depth]):
                 row = m - rest(m, depth) + i * blocks[depth]
-                block(x, w, b, y, operands, row, panel, blocks[depth])
+                block(x, w, b, s, y, operands, row, panel, blocks[depth])
 
     @T.prim_func(private=True, s_tir=True)
-    def gemm(x: T.handle, weights: T.handle, bias: T.handle, p: T.handle, q: T.handle, y: T.handle):
+    def gemm(
+        x: T.handle,
+        weights: T.handle,
+        bias: T.handle,
+        scale: T.handle,
+        p: T.handle,
+        q: T.handle,
+        y: T.handle,
+    ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m = T.int64()
         left = T.match_buffer(x, (m, k), "float32", align=align)
-        right = T.match_buffer(weights, (panels, k, width), "float32", align=align)
+        right = T.match_buffer(weights, (panels, k, width), stored, align=element_bytes(stored))
         start = T.match_buffer(bias, (panels * width,), "float32", align=align)
+        factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
         first = T.match_buffer(p, (m, n), "float32", align=align)
         second = T.match_buffer(q, (m, n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
         for panel in range(panels):
-            level(left, right, start, out, (first, second), m, panel, 0)
-            level(left, right, start, out, (first, second), m, panel, 1)
-            level(left, right, start, out, (first, second), m, panel, 2)
-            level(left, right, start, out, (first, second), m, panel, 3)
-            level(left, right, start, out, (first, second), m, panel, 4)
+            level(left, right, start, factor, out, (first, second), m, panel, 0)
+            level(left, right, start, factor, out, (first, second), m, panel, 1)
+            level(left, right, start, factor, out, (first, second), m, panel, 2)
+            level(left, right, start, factor, out, (first, second), m, panel, 3)
+            level(left, right, start, factor, out, (first, second), m, panel, 4)
 
-    return without_parameters(gemm, *("first", "second")[len(steps) :])
+    unused = ("first", "second")[len(steps) :]
+    return without_parameters(gemm, *unused if codes else ("factor", *unused))

@@ -1,12 +1,14 @@
-"""Weights stored in few bits reach the kernels of layers in full."""
+"""Weights stored in few bits: layers read 8 bits as they are, other ops read them in full."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+import graphopt
 from graphopt.ir.graph import Graph
 from graphopt.rewrite import RewriteStats, rewrite
+from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights
 from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
 
@@ -21,6 +23,26 @@ STORED = {
     "one scale": ("int8[6,4] c, float s", "DequantizeLinear(c, s)"),
     "half": ("float16[6,4] c", "Cast<to=1>(c)"),
 }
+
+
+GEMM = """(float[N,6] x) => (float[N,7] y) <int8[7,6] c, float[7] s, float[7] b> {
+    w = DequantizeLinear<axis=0>(c, s)
+    z = Gemm<transB=1>(x, w, b)
+    y = Relu(z)
+}"""
+MATMUL = """(float[2,N,6] x) => (float[2,N,7] y)
+    <uint8[6,7] c, float s = {0.02}, uint8 z = {128}, float[7] b> {
+    w = DequantizeLinear(c, s, z)
+    m = MatMul(x, w)
+    a = Add(m, b)
+    y = Sigmoid(a)
+}"""
+
+
+def layers(text: str) -> list[tuple[str, str]]:
+    graph = parse(text)
+    legalize(graph, lanes=16)
+    return [(node.op_type, node.inputs[1].dtype) for node in graph.nodes]  # type: ignore[union-attr]
 
 
 def rewritten(graph: Graph) -> bool:
@@ -56,3 +78,47 @@ def test_the_same_answers(form: str) -> None:
 )
 def test_left_alone(text: str) -> None:
     assert not rewritten(parse(text))
+
+
+@pytest.mark.parametrize(
+    "text", [GEMM, GEMM.replace("transB=1", "transB=1, alpha=0.5, beta=2.0"), MATMUL]
+)
+def test_layers_read_8_bits(text: str) -> None:
+    assert layers(text) == [("Dense", "int8")]
+    graph = parse(text)
+    for rows in (1, 5, 33):
+        feeds = random_inputs(graph, {"N": rows}, seed=rows)
+        wanted = run_onnxruntime(graph, feeds)["y"]
+        # Sums of 6 terms, of codes here and of their products with scales there.
+        np.testing.assert_allclose(run_compiled(graph, feeds)["y"], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (GEMM.replace("[7,6] c, float[7] s", "[7,6] c, float[6] s").replace("axis=0", "axis=1"),
+         "a scale per row"),
+        (MATMUL.replace("{128}", "{200}"), "codes that need 9 bits, less their zero point"),
+        (GEMM.replace("7", "3"), "so few columns that vectors go along rows"),
+    ],
+)  # fmt: skip
+def test_layers_read_weights_in_full(text: str, why: str) -> None:
+    assert layers(text) == [("Dense", "float32")], why
+
+
+def test_the_artifact_holds_8_bits() -> None:
+    artifact = graphopt.compile(parse(GEMM.replace("7", "64").replace(",6]", ",40]")), passes="O0")
+    dtypes = {tuple(entry["shape"]): entry["dtype"] for entry in artifact.manifest["weights"]}  # type: ignore[union-attr]
+    assert dtypes.pop((1, 40, 64)) == "int8"
+    assert all(np.prod(shape) <= 64 for shape in dtypes)
+
+
+def test_a_layer_and_a_lookup_share_a_table() -> None:
+    graph = parse("""(int64[N] ids) => (float[N,9] y) <int8[9,8] c, float s> {
+        w = DequantizeLinear(c, s)
+        r = Gather(w, ids)
+        y = Gemm<transB=1>(r, w)
+    }""")
+    feeds = {"ids": np.array([0, 8, 3])}
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(run_compiled(graph, feeds)["y"], wanted, rtol=1e-5)

@@ -51,6 +51,27 @@ def test_every_row_count(lanes: int, n: int) -> None:
         np.testing.assert_allclose(y, x.astype(np.float64) @ w + b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("n", [5, 33])
+def test_weights_in_8_bits(lanes: int, n: int) -> None:
+    params, k = default_params(n, lanes), 13
+    kernel = gemm(k, n, params, "relu", steps=("add",), codes=True)
+    kernel = kernel.with_attr("global_symbol", "gemm")
+    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    codes = np.random.default_rng(n).integers(-128, 128, (k, n)).astype(np.int8)
+    for m in [*range(1, params.rows + 2), 64]:
+        x, scale, bias = sample(m, k, n)
+        scale = scale[0] / 100
+        other, y = x[:, :1] + bias, np.full((m, n), np.nan, np.float32)
+        packed = pack_weights(codes, params)
+        assert packed.dtype == np.int8
+        rows = pack_bias(bias, n, params), pack_bias(scale, n, params)
+        compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in (x, packed, *rows, other, y)))
+        expected = np.maximum(x.astype(np.float64) @ codes * scale + bias, 0) + other
+        # Sums of 13 products of numbers near 100, scaled to near 1.
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_rows_of_the_output_beyond_n_are_not_touched() -> None:
     x, w, _ = sample(5, 3, 2)
     params = GemmParams(lanes=4, vectors=2, rows=3)
