@@ -49,15 +49,18 @@ class Budget:
             raise SpecError(f"a drop of {self.max_drop} cannot be allowed; give 0 or more")
         metrics.find(self.metric)
 
+    def dataset(self, signature: Signature) -> Dataset:
+        """The data, read for a model that takes `signature`."""
+        if isinstance(self.data, Dataset):
+            return self.data
+        return datasets.read(
+            self.data, signature, labels=self.labels, groups=self.groups, columns=self.columns
+        )
+
     def judges(self, original: Runnable, signature: Signature) -> tuple[Judge, Judge]:
         """Who chooses, and who has the last word: they see different rows."""
-        data = self.data
-        if not isinstance(data, Dataset):
-            data = datasets.read(
-                data, signature, labels=self.labels, groups=self.groups, columns=self.columns
-            )
-        metric = metrics.find(self.metric)
-        first, second = (Judge(original, half, metric, self.score) for half in data.split())
+        halves, metric = self.dataset(signature).split(), metrics.find(self.metric)
+        first, second = (Judge(original, half, metric, self.score) for half in halves)
         return first, second
 
 

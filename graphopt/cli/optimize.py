@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graphopt import console
 from graphopt.cli import options
@@ -28,6 +28,8 @@ def optimize(
     data: options.Data = None,
     metric: options.MetricName = None,
     max_drop: options.MaxDrop = None,
+    sweep: options.Sweep = None,
+    plot: options.Plot = None,
     labels: options.Labels = "label",
     group: options.Group = "group",
     score: options.Score = None,
@@ -51,13 +53,27 @@ def optimize(
 
     The answers are compared with the source model's before anything is kept. What went on is
     shown on stderr; the graph, where it was asked for, goes to stdout. With --data and --max-drop
-    the model is also compressed, as far as the metric allows.
+    the model is also compressed, as far as the metric allows; --sweep compares several budgets.
     """
     from graphopt import Tuning, api, arrays
-    from graphopt.cli import budgets, summary
+    from graphopt.cli import budgets, summary, sweeps
     from graphopt.pipeline.report import Report
 
     pipeline = options.pipeline(level, passes)
+    if sweep is not None or plot is not None:
+        unfit: dict[str, Any] = {"--output": output, "--max-drop": max_drop, "--inputs": inputs}
+        unfit |= {
+            "--tune": tune,
+            "--trials": trials,
+            "--tuning-cache": tuning_cache,
+            "--dump-ir": dump_ir,
+        }
+        unfit |= {"--verify-latency": verify_latency, "--print-ir-after": print_ir_after}
+        common: dict[str, Any] = {"": model, "--target": target, "-O": level, "--passes": passes}
+        common |= {"--oob": oob.value, "--data": data, "--metric": metric, "--labels": labels}
+        common |= {"--group": group, "--score": score, "--columns": columns}
+        sweeps.run(sweep, common, unfit, report_file, plot, quiet, verbose)
+        return
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     tuning = None

@@ -66,6 +66,13 @@ MetricName = Annotated[
 MaxDrop = Annotated[
     float | None, Option(min=0, help="How much worse the metric may get; allows compression.")
 ]
+Sweep = Annotated[
+    str | None,
+    Option(metavar="X,X,…", help="Try these budgets side by side instead; writes no model."),
+]
+Plot = Annotated[
+    Path | None, Option(metavar="FILE", help="Plot the sweep there: .png, .svg or .pdf.")
+]
 Labels = Annotated[str, Option(metavar="NAME", help="The labels in the data.")]
 Group = Annotated[str, Option(metavar="NAME", help="The groups (users, queries) in the data.")]
 Score = Annotated[
