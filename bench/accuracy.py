@@ -1,12 +1,16 @@
-"""Compression inside an error budget, next to ONNX Runtime's quantization of the same models.
+"""Compression inside an error budget, next to other tools' quantization of the same models.
 
     python bench/accuracy.py FOLDER [--max-drop 0.001,0.0001] [--only NAME] [--json FILE]
 
 FOLDER is as for `models.py`; its trained models take part. A budget is spent on one half of the
-rows of `eval.npz`; every figure is from the other half, for ONNX Runtime's models too, whose static
-quantization is calibrated on the first half. Sizes are those of the model files with their data.
-Latencies are medians of alternating calls with 512 rows (or the first batch, where rows have no
-fixed length), one thread, in units of the compiled or the ONNX Runtime model in float32.
+rows of `eval.npz`; every figure is from the other half. The other tools (`quantizers.py`)
+calibrate, and NNCF controls accuracy, on the first half too. Sizes are those of the files of a
+model. Latencies are medians of alternating calls with 512 rows (or the first batch, where rows have
+no fixed length), one thread, in units of the compiled model in float32, whatever the engine.
+
+The last column says, of another tool's result, whether one of ours is as small, as fast and as
+accurate; of ours, whether no other tool's is. Times within 3 % are equal, and so are drops below
+the smallest budget: these rows cannot tell such models apart.
 """
 
 from __future__ import annotations
@@ -16,27 +20,19 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from models import metric_of
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from quantizers import QUANTIZERS, call, openvino_full
 from rich.console import Console
 from rich.table import Table
 
 import graphopt
 from graphopt.accuracy.budget import Budget
-from graphopt.accuracy.datasets import Dataset
 from graphopt.errors import BudgetExceededError
 from graphopt.ir import onnx_io
 from graphopt.latency import interleaved
@@ -45,34 +41,14 @@ from graphopt.targets.portable import OnnxModel
 
 BATCH = 512
 SECONDS = 0.5  # of calls per variant
-
-
-class Batches(CalibrationDataReader):  # type: ignore[misc]
-    """What ONNX Runtime calibrates on."""
-
-    def __init__(self, data: Dataset) -> None:
-        self.batches: Iterator[Mapping[str, np.ndarray]] = iter(data.batches)
-
-    def get_next(self) -> Mapping[str, np.ndarray] | None:
-        return next(self.batches, None)
-
-
-def onnxruntime_dynamic(source: Path, target: Path, data: Dataset) -> None:
-    quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-
-
-def onnxruntime_static(source: Path, target: Path, data: Dataset) -> None:
-    prepared = target.with_suffix(".prepared.onnx")
-    with contextlib.chdir(target.parent):  # where it leaves its temporary files
-        quant_pre_process(source.resolve(), prepared)
-    quantize_static(prepared, target, Batches(data), per_channel=True, weight_type=QuantType.QInt8)
-
-
-PEERS = {"ORT dynamic": onnxruntime_dynamic, "ORT static": onnxruntime_static}
+NOISE = 0.03  # of a latency
+OURS = "graphopt "
 
 
 def file_bytes(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*"))
+    """Of a model with its data; of a network of OpenVINO where there is one by that name."""
+    files = [*path.parent.glob(f"{path.name}*"), *path.parent.glob(f"{path.stem}.[xb][mi][ln]")]
+    return sum(p.stat().st_size for p in files)
 
 
 def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[str, Any]:
@@ -82,15 +58,15 @@ def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[s
     original = OnnxModel(source)
     metric, score = metric_of(spec, original.signature)
     data = folder / "eval.npz"
-    budgets = {f"graphopt {drop:g}": Budget(data, drop, metric, score) for drop in drops}
+    budgets = {f"{OURS}{drop:g}": Budget(data, drop, metric, score) for drop in drops}
     chooser, judge = next(iter(budgets.values())).judges(original, original.signature)
     batch = judge.data.batches[0]
     feeds = batch if judge.data.whole else {n: a[:BATCH] for n, a in batch.items()}
     rows: dict[str, Any] = {}
     # ONNX Runtime's preparation leaves files in the current folder.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        full = graphopt.compile(source, verify=False)
-        calls = {"float32": lambda: full.run(feeds), "ORT float32": lambda: original.run(feeds)}
+        models: dict[str, Any] = {"float32": graphopt.compile(source, verify=False)}
+        models |= {"ORT float32": original, "OpenVINO float32": openvino_full(source)}
         for name, budget in budgets.items():
             try:
                 report = Report()
@@ -101,51 +77,73 @@ def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[s
             path = Path(scratch) / f"{name}.onnx"
             onnx_io.save(graph, path)
             rows[name] = {"bytes": file_bytes(path), "proof": report.facts["compression"]}
-            small = graphopt.compile(graph, passes="O0", verify=False)
-            rows[name]["drop"] = judge.verdict(small).to_json()
-            calls[name] = lambda small=small: small.run(feeds)  # type: ignore[misc]
-        for name, quantize in PEERS.items():
+            models[name] = graphopt.compile(graph, passes="O0", verify=False)
+        for name, quantize in QUANTIZERS.items():
             path = Path(scratch) / f"{name}.onnx"
             try:
-                quantize(source, path, chooser.data)
-                model = OnnxModel(path)
-                rows[name] = {"bytes": file_bytes(path), "drop": judge.verdict(model).to_json()}
-                calls[name] = lambda model=model: model.run(feeds)  # type: ignore[misc]
-            except Exception as error:  # whatever ONNX Runtime raises
+                models[name] = quantize(source, path, chooser)
+                rows[name] = {"bytes": file_bytes(path)}
+            except Exception as error:  # whatever they raise
                 rows[name] = {"failure": f"{type(error).__name__} {error}".splitlines()[0]}
+        for name in rows.keys() & models.keys():
+            rows[name]["drop"] = judge.verdict(models[name]).to_json()
+        calls = {n: call(model, feeds) for n, model in models.items() if model is not None}
         for name, latency in interleaved(calls, SECONDS).items():
             rows.setdefault(name, {})["us"] = latency.median
+    compare(rows, min(drops))
     return {"model": folder.name, "bytes": file_bytes(source), "variants": rows}
+
+
+def compare(rows: dict[str, Any], least_drop: float) -> None:
+    """Note for each variant which others are as good in everything and better in something."""
+    known = {name: row for name, row in rows.items() if "bytes" in row}
+
+    def measures(name: str) -> tuple[float, float, float]:
+        row = known[name]
+        return row["bytes"], row["us"], max(least_drop, row["drop"]["drop"])
+
+    def beats(one: str, other: str) -> bool:
+        allowed = (1.0, 1 + NOISE, 1.0)
+        pairs = [*zip(measures(one), measures(other), allowed)]
+        no_worse = all(a <= b * noise for a, b, noise in pairs)
+        return no_worse and any(a * noise < b for a, b, noise in pairs)
+
+    for name, row in known.items():
+        rivals = [n for n in known if n.startswith(OURS) != name.startswith(OURS)]
+        row["beaten_by"] = [rival for rival in rivals if beats(rival, name)]
 
 
 def show(results: list[dict[str, Any]]) -> None:
     """A line for each model and variant, and the means of all models."""
-    table = Table(title="size: of the source file; time: of the float32 model in the same engine")
-    for column in ("model", "variant", "size", "drop", "95 % between", "time"):
-        table.add_column(column, justify="left" if column in ("model", "variant") else "right")
+    table = Table(title="size: of the source file; time: of the compiled float32 model")
+    for column in ("model", "variant", "size", "drop", "95 % between", "time", "front"):
+        left = column in ("model", "variant", "front")
+        table.add_column(column, justify="left" if left else "right")
     sizes: dict[str, list[float]] = {}
     times: dict[str, list[float]] = {}
     for result in results:
         for name, row in result.get("variants", {}).items():
             if "failure" in row:
-                table.add_row(result["model"], name, "", row["failure"][:60], "", "")
-            if "bytes" not in row:
+                table.add_row(result["model"], name, "", row["failure"][:60], "", "", "")
                 continue
-            base = "ORT float32" if name.startswith("ORT") else "float32"
-            size = row["bytes"] / result["bytes"]
-            time = row["us"] / result["variants"][base]["us"]
-            sizes.setdefault(name, []).append(size)
+            time = row["us"] / result["variants"]["float32"]["us"]
             times.setdefault(name, []).append(time)
+            if "bytes" not in row:
+                table.add_row(result["model"], name, "1", "0", "", f"{time:.2f}", "")
+                continue
+            size = row["bytes"] / result["bytes"]
+            sizes.setdefault(name, []).append(size)
             drop, (low, high) = row["drop"]["drop"], row["drop"]["interval"]
             interval = f"{low:.5f} and {high:.5f}"
+            beaten = f"behind {', '.join(row['beaten_by'])}" if row["beaten_by"] else "on it"
             table.add_row(
-                result["model"], name, f"{size:.3f}", f"{drop:.5f}", interval, f"{time:.2f}"
+                result["model"], name, f"{size:.3f}", f"{drop:.5f}", interval, f"{time:.2f}", beaten
             )
-    for name, found in sizes.items():
+    for name, found in times.items():
         label = f"geometric mean of {len(found)}"
-        size_text, time_text = (f"{geometric_mean(x):.3f}" for x in (found, times[name]))
-        table.add_row(label, name, size_text, "", "", time_text, style="bold")
-    Console(width=120).print(table)
+        size_text = f"{geometric_mean(sizes[name]):.3f}" if name in sizes else "1"
+        table.add_row(label, name, size_text, "", "", f"{geometric_mean(found):.2f}", style="bold")
+    Console(width=150).print(table)
 
 
 def main(
