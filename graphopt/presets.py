@@ -23,6 +23,7 @@ from graphopt.passes.fuse_bi_interaction import FuseBiInteraction
 from graphopt.passes.fuse_compressed_interaction import FuseCompressedInteraction
 from graphopt.passes.fuse_cross_network import FuseCrossNetwork
 from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
+from graphopt.passes.fuse_gemm import FuseGemm
 from graphopt.passes.fuse_inner_products import FuseInnerProducts
 from graphopt.passes.fuse_lookups import FuseLookups
 from graphopt.passes.hoist_repeated_columns import HoistRepeatedColumns
@@ -89,6 +90,7 @@ _FOLD_WEIGHTS = (
     FoldConstantColumns(),
     HoistRepeatedColumns(),
     Reassociate(),
+    FuseGemm(),
 )
 _LOOK_UP = (RaiseLookups(), FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (

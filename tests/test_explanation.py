@@ -40,8 +40,8 @@ def test_portable() -> None:
     assert {name: node.fate for name, node in found.items()} == {
         "same": Fate.REMOVED,
         "kb": Fate.FOLDED,
-        "m": Fate.KEPT,
-        "z": Fate.KEPT,
+        "m": Fate.FUSED,
+        "z": Fate.FUSED,
         "y": Fate.KEPT,
         "p": Fate.KEPT,
         "r": Fate.KEPT,
@@ -49,7 +49,8 @@ def test_portable() -> None:
     }
     assert found["same"].by == ("canonicalize",)
     assert found["kb"].by == ("fold-constants",)
-    assert found["m"].by == ()
+    assert (found["m"].into, found["m"].by) == (("Gemm",), ("fuse-gemm",))
+    assert found["y"].by == ()
     assert (found["t"].into, found["t"].by) == (("Reshape",), ("simplify-reshapes",))
 
 
@@ -58,7 +59,7 @@ def test_compiled() -> None:
     for name in ("m", "z", "y"):
         node = found[name]
         assert (node.fate, node.into, node.others) == (Fate.FUSED, ("graphopt.cpu::Dense",), 2)
-        assert node.by == ("cpu",)
+        assert node.by == (("cpu",) if name == "y" else ("fuse-gemm", "cpu"))
     assert found["p"].fate is Fate.KEPT
 
 
