@@ -1,12 +1,15 @@
 """graphopt against the other engines: real models of a folder, and production shapes made here.
 
-    python bench/compare.py FOLDER [--only NAME,…] [--batch 1,8,64,512,2048] [--json FILE]
+    python bench/compare.py FOLDER [--only NAME,…] [--batch 1,8,64,512,2048] [--precision bf16]
+                            [--json FILE]
 
 FOLDER has one folder per model with `model.onnx`; "-" for none. Each model is compiled and measured
 in a process of its own, by `graphopt.benchmark`: one thread, all engines on the same inputs, taking
-turns. A ratio is the fastest fp32 peer's median over ours: over 1 we are faster. The floor is what
-our kernels' operations and bytes take at least, by peaks that are measured first. Models whose
-batch is fixed have one row, and din_candidates200 (20,000 pairs a sample) has those up to 8.
+turns. A ratio is the median of the fastest peer of the same precision over ours: over 1 we are
+faster. The floor is what our kernels' operations and bytes take at least, by peaks that are
+measured first. In bf16 the error is the largest difference from ONNX Runtime's outputs in fp32,
+over the largest of these. Models whose batch is fixed have one row, and din_candidates200 (20,000
+pairs a sample) has those up to 8.
 """
 
 from __future__ import annotations
@@ -19,18 +22,28 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import production
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from graphopt.cli.options import PrecisionName
+
+if TYPE_CHECKING:
+    from graphopt.targets.base import Precision
+
 TIMEOUT = 1800  # seconds for one model
 
 
 def measure(
-    folder: Path, name: str, batches: Sequence[int], peers: str, seconds: float
+    folder: Path,
+    name: str,
+    batches: Sequence[int],
+    peers: str,
+    seconds: float,
+    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """Compile and measure one model in this process."""
     from graphopt.benchmark import bench
@@ -43,7 +56,8 @@ def measure(
             make, most = production.MODELS[name]
             model, batches = Path(scratch) / "model.onnx", [b for b in batches if b <= most]
             onnx_io.save(make(), model)
-        found = bench(model, batches=batches, peers=peers, seconds=seconds, peaks=roofline())
+        settings = {"peers": peers, "seconds": seconds, "precision": precision}
+        found = bench(model, batches=batches, peaks=roofline(), **settings)
     return found.to_json() | {"model": name}
 
 
@@ -63,12 +77,12 @@ def in_a_process(name: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def best_ratio(row: dict[str, Any]) -> float | None:
-    """The fastest fp32 peer over ours."""
+    """The fastest peer of the same precision over ours."""
     return row["ratios"][row["best"]] if row["best"] else None
 
 
 def ratios_at(results: Iterable[dict[str, Any]], batch: int) -> dict[str, float]:
-    """The ratio to the best fp32 peer of each model that was measured at this batch size."""
+    """The ratio to the best peer of each model that was measured at this batch size."""
     found = {}
     for result in results:
         for row in result.get("rows", ()):
@@ -78,8 +92,18 @@ def ratios_at(results: Iterable[dict[str, Any]], batch: int) -> dict[str, float]
     return found
 
 
+def errors_at(results: Iterable[dict[str, Any]], batch: int) -> dict[str, Any]:
+    """The largest error at this batch size of each engine that does not compute in fp32."""
+    worst: dict[str, float] = {}
+    for row in (row for result in results for row in result.get("rows", ())):
+        for name, error in row.get("errors", {}).items():
+            if row["batch"] == batch and row["precisions"][name] != "fp32":
+                worst[name] = max(worst.get(name, 0.0), error)
+    return {"largest_error": worst} if "graphopt" in worst else {}
+
+
 def summary(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> dict[str, Any]:
-    """Per batch size: the geometric mean of the ratios, the smallest, and how many are below 1."""
+    """Per batch size: the ratios' geometric mean, the smallest, how many are below 1, errors."""
     found = {}
     for batch in batches:
         ratios = ratios_at(results, batch)
@@ -90,13 +114,14 @@ def summary(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> dict[s
                 "smallest": {"model": worst, "ratio": ratios[worst]},
                 "slower": sum(ratio < 1 for ratio in ratios.values()),
                 "models": len(ratios),
+                **errors_at(results, batch),
             }
     return found
 
 
 def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
     """Print the ratios and medians of all models."""
-    table = Table(title="best fp32 peer's median over ours (our µs, and our time over the floor)")
+    table = Table(title="best peer's median over ours (our µs, and our time over the floor)")
     table.add_column("model")
     for batch in batches:
         table.add_column(f"batch {batch}", justify="right")
@@ -111,7 +136,11 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
     for key in ("geometric_mean", "slower"):
         cells_of = (str(means[str(b)][key]) if str(b) in means else "" for b in batches)
         table.add_row(key.replace("_", " "), *cells_of)
-    Console(width=140).print(table)
+    console = Console(width=140)
+    console.print(table)
+    for batch, found in means.items():
+        for name, error in found.get("largest_error", {}).items():
+            console.print(f"batch {batch}: largest error of {name}: {error:.1e}")
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -126,17 +155,21 @@ def main(
     batch: Annotated[str, typer.Option(help="batch sizes")] = "1,8,64,512,2048",
     peers: Annotated[str, typer.Option(help="engines")] = "onnxruntime,openvino",
     seconds: Annotated[float, typer.Option(help="per engine and batch size")] = 1.0,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="of ours, and of the peers that count")
+    ] = PrecisionName.FP32,
     json_file: Annotated[Path | None, typer.Option("--json", help="write it all here")] = None,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Measure models and compare."""
     batches = [int(size) for size in batch.split(",")]
     if child:
-        print(json.dumps(measure(folder, only, batches, peers, seconds)))
+        print(json.dumps(measure(folder, only, batches, peers, seconds, precision.value)))
         return
     real = sorted(path.parent.name for path in folder.glob("*/model.onnx"))
     names = only.split(",") if only else [*real, *production.MODELS]
     shared = [str(folder), "--batch", batch, "--peers", peers, "--seconds", str(seconds)]
+    shared += ["--precision", precision.value]
     results = []
     for name in names:
         print(name, file=sys.stderr, flush=True)

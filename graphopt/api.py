@@ -132,6 +132,7 @@ def compile(
     budget: Budget | None = None,
     output: str | Path | None = None,
     oob: base.Oob = "error",
+    precision: base.Precision = "fp32",
     verify: bool = True,
     inputs: Mapping[str, np.ndarray] | None = None,
     latency_batches: Sequence[int] = (),
@@ -146,6 +147,8 @@ def compile(
         output: the artifact folder, or the `.onnx` file of a portable target; replaced only when
             all is well. None for a temporary place that lives as long as the result.
         oob: what an id outside its table does: "error", "clamp" to the nearest row, or "zero".
+        precision: what dense layers multiply; "bf16" rounds their operands to 8 significant bits,
+            adds up in float32, and is verified with the tolerance of a model in bfloat16.
         budget: how much worse the answers may be, and on which data; what is kept has been measured
             on rows that had no part in choosing what to change.
         verify: compare with the source model, in ONNX Runtime, before anything is kept; under a
@@ -164,9 +167,11 @@ def compile(
     """
     if oob not in base.OOB_POLICIES:
         raise SpecError(f"oob is one of {', '.join(base.OOB_POLICIES)}, not {oob!r}")
+    if precision not in base.PRECISIONS:
+        raise SpecError(f"precision is one of {', '.join(base.PRECISIONS)}, not {precision!r}")
     report = report if report is not None else Report()
     tell = progress or (lambda stage: None)
-    found = base.find(target)
+    found = base.find(target).computing(precision)
     if latency_batches and (found.portable or oob != "error"):
         raise SpecError("engines are compared for a compiling target and oob=error only")
     pipeline = _pipeline(passes, budget)

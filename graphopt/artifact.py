@@ -131,6 +131,11 @@ class Artifact:
         return self._program.profile(inputs, len(self.manifest["program"]))
 
     @property
+    def precision(self) -> str:
+        """What dense layers multiply: "fp32" or "bf16"."""
+        return str(self.manifest.get("precision", "fp32"))
+
+    @property
     def splits(self) -> bool:
         """Whether `run` can split a batch: samples were proved not to depend on one another."""
         return self.manifest["batch_inputs"] is not None and self.manifest["sizes"] is not None

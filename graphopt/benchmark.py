@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from graphopt.machine import cpu_name
 from graphopt.peers import Bound, Feeds, Peer, Unavailable, bind, find, open_peer
 from graphopt.profiling import floor
 from graphopt.roofline import Roofline
+from graphopt.targets.base import Precision
 
 OURS = "graphopt"
 
@@ -33,6 +34,8 @@ class Row:
         latencies: of each engine that ran, ours first.
         precisions: what each of them computes in.
         differences: the largest absolute difference of each peer's outputs from ours.
+        errors: the largest absolute difference of each engine's outputs from those of the first
+            fp32 peer, in units of the largest of these outputs.
         floor: microseconds that our kernels need at least on this machine (see `profiling`); None
             if not asked for or not known.
     """
@@ -41,6 +44,7 @@ class Row:
     latencies: dict[str, Latency]
     precisions: dict[str, str]
     differences: dict[str, float]
+    errors: dict[str, float] = field(default_factory=dict)
     floor: float | None = None
 
     def ratio(self, name: str) -> float:
@@ -72,7 +76,7 @@ class Benchmark:
         found = dataclasses.asdict(self)
         for entry, row in zip(found["rows"], self.rows):
             entry["ratios"] = {n: round(row.ratio(n), 3) for n in row.latencies if n != OURS}
-            entry["best"] = row.best()
+            entry["best"] = row.best(row.precisions[OURS])
         return found
 
 
@@ -83,6 +87,7 @@ def bench(
     batches: Sequence[int] = (1, 64, 512),
     peers: str = "onnxruntime,openvino",
     seconds: float = 1.0,
+    precision: Precision = "fp32",
     inputs: Sequence[Feeds] | None = None,
     seed: int = 0,
     peaks: Roofline | None = None,
@@ -97,6 +102,7 @@ def bench(
             artifact, which has been optimized already.
         peers: engine names separated by commas.
         seconds: how long to measure each engine at each batch size.
+        precision: what a model file is compiled for; an artifact has one already.
         inputs: a set of inputs per batch size; random valid ones if None.
         peaks: what this machine can do, to say how far from it we are.
 
@@ -108,7 +114,7 @@ def bench(
         raise SpecError(f"{len(inputs)} sets of inputs for {len(batches)} batch sizes")
     tell = progress or (lambda step: None)
     path, left_out = Path(model), dict[str, str]()
-    artifact = Artifact.load(path) if path.is_dir() else _compiled(path, tell)
+    artifact = Artifact.load(path) if path.is_dir() else _compiled(path, precision, tell)
     peer_model = Path(source) if source else path / PORTABLE if path.is_dir() else path
     opened = []
     for peer in chosen:
@@ -149,8 +155,8 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu_name(), "threads": 1, "versions": versions, "date": date}
 
 
-def _compiled(model: Path, tell: Callable[[str], None]) -> Artifact:
-    compiled = api.compile(model, "cpu", verify=False, progress=tell)
+def _compiled(model: Path, precision: Precision, tell: Callable[[str], None]) -> Artifact:
+    compiled = api.compile(model, "cpu", precision=precision, verify=False, progress=tell)
     assert isinstance(compiled, Artifact)
     return compiled
 
@@ -178,14 +184,27 @@ def _row(
     bound: Sequence[tuple[Peer, Bound]],
     seconds: float,
 ) -> Row:
-    expected = list(artifact.run(feeds).values())
-    differences = {peer.name: _difference(run(), expected) for peer, run in bound}
+    answers = {OURS: list(artifact.run(feeds).values())}
+    answers |= {peer.name: [array.copy() for array in run()] for peer, run in bound}
+    differences = {
+        name: _difference(found, answers[OURS]) for name, found in answers.items() if name != OURS
+    }
     calls: Mapping[str, Callable[[], object]] = {
         OURS: lambda: artifact.run(feeds),
         **{peer.name: run for peer, run in bound},
     }
-    precisions = {OURS: "fp32", **{peer.name: peer.precision for peer, _ in bound}}
-    return Row(batch, interleaved(calls, seconds), precisions, differences)
+    precisions = {OURS: artifact.precision, **{peer.name: peer.precision for peer, _ in bound}}
+    errors = _errors(answers, [peer.name for peer, _ in bound if peer.precision == "fp32"])
+    return Row(batch, interleaved(calls, seconds), precisions, differences, errors)
+
+
+def _errors(answers: Mapping[str, Sequence[np.ndarray]], exact: Sequence[str]) -> dict[str, float]:
+    """How far each engine is from the first of those that are exact; nothing if there is none."""
+    if not exact:
+        return {}
+    expected = answers[exact[0]]
+    largest = _difference(expected, [np.zeros_like(array) for array in expected]) or 1.0
+    return {name: _difference(found, expected) / largest for name, found in answers.items()}
 
 
 def _difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

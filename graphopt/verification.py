@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from graphopt.analysis.ids import SAME_ELEMENTS
+from graphopt.artifact import Artifact
 from graphopt.comparison import Runnable, compare
 from graphopt.errors import InputError, VerificationError
 from graphopt.feeds import random_feeds
@@ -42,15 +43,18 @@ def signature_of(graph: Graph) -> Signature:
     )
 
 
-def tolerances(graph: Graph) -> tuple[float, float]:
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "bf16": 2.0**-7}
+
+
+def tolerances(graph: Graph, precision: str = "fp32") -> tuple[float, float]:
     """(rtol, atol) for the answers of `graph` with its float operations in another order.
 
     Where it computes in half precision, eight units in the last place: results are rounded after
-    every op, or only at the end of several that an engine fuses, and both is right.
+    every op, or only at the end of several that an engine fuses, and both is right. So it is where
+    dense layers multiply in `precision` bf16.
     """
-    epsilon = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-    found = [epsilon.get(value.dtype, 0.0) for value in _computed(graph)]
-    half = 8 * max(found, default=0.0)
+    found = [_EPSILON.get(value.dtype, 0.0) for value in _computed(graph)]
+    half = 8 * max([*found, _EPSILON.get(precision, 0.0)])
     return max(1e-4, half), max(1e-5, half)
 
 
@@ -69,6 +73,10 @@ def original_model(graph: Graph, file: Path | None) -> Iterator[OnnxModel]:
         if file is None:
             onnx_io.save(graph, source)
         yield OnnxModel(source, signature=signature_of(graph))
+
+
+def _precision(result: Runnable) -> str:
+    return result.precision if isinstance(result, Artifact) else "fp32"
 
 
 class Original:
@@ -103,8 +111,10 @@ class Original:
             if not feeds:
                 report.verification = {"agrees": None, "reason": "no inputs to verify on"}
                 return
-            allowed = tolerances(self.graph)
-            outcomes = [compare(original, result, feeds, *allowed) for result in results]
+            outcomes = [
+                compare(original, result, feeds, *tolerances(self.graph, _precision(result)))
+                for result in results
+            ]
         report.verification = outcomes[0].to_json()
         for outcome in outcomes:
             if not outcome.agrees:

@@ -18,6 +18,9 @@ from graphopt.targets.tuning.options import Tuning
 
 Oob = Literal["error", "clamp", "zero"]
 OOB_POLICIES: tuple[str, ...] = get_args(Oob)
+Precision = Literal["fp32", "bf16"]
+"""What dense layers multiply: float32, or operands rounded to bfloat16, which add up in float32."""
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 _TARGETS = {
     "cpu": "graphopt.targets.cpu.target:CpuTarget",
@@ -62,6 +65,16 @@ class Target(ABC):
         Raises:
             SpecError: it is not understood.
         """
+
+    def computing(self, precision: Precision) -> Target:
+        """This target with dense layers that multiply in `precision`.
+
+        Raises:
+            SpecError: it has no way to.
+        """
+        if precision != "fp32":
+            raise SpecError(f"target {self.name} has no kernels for --precision {precision}")
+        return self
 
     def legalize(self, graph: Graph) -> Graph:
         """`graph` (not changed) in the ops that this target has kernels for."""

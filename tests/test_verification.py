@@ -28,6 +28,11 @@ def test_tolerances(body: str, expected: tuple[float, float]) -> None:
     assert tolerances(parse(f"(float[N] x) => (float[M] y) {{ {body} }}")) == expected
 
 
+def test_tolerance_of_layers_in_bfloat16() -> None:
+    graph = parse("(float[N] x) => (float[N] y) { y = Neg(x) }")
+    assert tolerances(graph, "bf16") == (2**-4, 2**-4)
+
+
 def test_a_model_in_half_precision_passes_verification() -> None:
     graph = parse(
         """(float16[N,64] x) => (float16[N,8] y)

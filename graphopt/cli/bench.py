@@ -19,6 +19,7 @@ def bench(
     batch: options.Batches = "1,64,512",
     peers: options.Peers = "onnxruntime,openvino",
     seconds: options.Seconds = 1.0,
+    precision: options.Precision = options.PrecisionName.FP32,
     seed: options.Seed = 0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -38,6 +39,7 @@ def bench(
             batches=batches,
             peers=peers,
             seconds=seconds,
+            precision=precision.value,
             seed=seed,
             progress=tell,
         )

@@ -19,6 +19,13 @@ class Oob(enum.StrEnum):
     ZERO = "zero"
 
 
+class PrecisionName(enum.StrEnum):
+    """What dense layers multiply."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
 class EngineName(enum.StrEnum):
     """What runs an artifact."""
 
@@ -48,6 +55,10 @@ Passes = Annotated[
     str | None, Option(metavar="SPEC", help="Run these instead, such as 'canonicalize,dce'.")
 ]
 OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
+Precision = Annotated[
+    PrecisionName,
+    Option(help="What dense layers multiply; bf16 is faster, with 3 significant digits."),
+]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
 
 # How much worse it may answer.

@@ -1,4 +1,4 @@
-"""The packed GEMM as a family of kernels that can be tuned."""
+"""The packed GEMMs as families of kernels that can be tuned."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
+from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import (
     MAX_ROWS,
     GemmParams,
@@ -65,10 +67,14 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
         return gemm(problem.k, problem.n, params)
 
+    def packed(self, weights: np.ndarray, params: GemmParams) -> np.ndarray:
+        """float32[k, n] as the kernel reads it."""
+        return pack_weights(weights, params)
+
     def trials(self, problem: GemmProblem, params: GemmParams) -> list[Trial]:
         rng = np.random.default_rng(0)
         weights = rng.standard_normal((problem.k, problem.n), np.float32)
-        packed, bias = pack_weights(weights, params), pack_bias(None, problem.n, params)
+        packed, bias = self.packed(weights, params), pack_bias(None, problem.n, params)
         sizes = sorted({min(rows, MOST_ROWS) for rows in problem.rows})
         left = rng.standard_normal((max(sizes), problem.k), np.float32)
         return [Trial([left[:m], packed, bias], ((m, problem.n), "float32")) for m in sizes]
@@ -76,3 +82,25 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
     @staticmethod
     def kernel_source() -> Any:
         return gemm
+
+
+class Bf16GemmFamily(GemmFamily):
+    """The same for operands in bfloat16."""
+
+    name: ClassVar[str] = "gemm-bfloat16"
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+
+    def default(self, problem: GemmProblem) -> GemmParams:
+        return bf16_params(problem.n, problem.lanes)
+
+    def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
+        return bf16_gemm(problem.k, problem.n, params, self.words)
+
+    def packed(self, weights: np.ndarray, params: GemmParams) -> np.ndarray:
+        return pack_bf16(weights, params)
+
+    @staticmethod
+    def kernel_source() -> Any:
+        return bf16_gemm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from graphopt.targets.cpu import (
     pointwise,
     quantized_dense,
 )
-from graphopt.targets.cpu.kernels import dot
+from graphopt.targets.cpu.kernels import bf16_gemm, dot
+from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import (
     MAX_STEPS,
     default_params,
@@ -54,12 +56,13 @@ dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
-def legalize(graph: Graph, lanes: int, vnni: bool = False) -> None:
+def legalize(graph: Graph, lanes: int, vnni: bool = False, words: Words | None = None) -> None:
     """Turn what the CPU has kernels for into ops of our own, in place.
 
     Args:
         lanes: float32 elements in a vector register of the target.
         vnni: it multiplies bytes (AVX512-VNNI). Quantized layers are computed in float32 elsewhere.
+        words: how dense layers multiply bfloat16; None for those that are to multiply float32.
     """
     if vnni:
         rewrite(graph, quantized_dense.RULES, RewriteStats())
@@ -68,6 +71,9 @@ def legalize(graph: Graph, lanes: int, vnni: bool = False) -> None:
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
+        weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
+        if words is not None and weights is not None and bf16_gemm.suits(weights.shape, lanes):
+            node.attrs["words"] = words
 
 
 @type_rule("Dense", domain=DOMAIN)
@@ -83,7 +89,11 @@ def _dense_cost(node: Node) -> Cost:
     assert weights is not None
     k = product(weights.tensor.dims[:1])
     extra = sum(other is not None for other in others) + ("activation" in node.attrs)
-    return streaming(node, (2 * k + extra) * product(node.output.tensor.dims))
+    if "words" not in node.attrs:
+        return streaming(node, (2 * k + extra) * product(node.output.tensor.dims))
+    # In units of a float32 operation, the one that roofs are measured in.
+    cost = streaming(node, (k + extra) * product(node.output.tensor.dims))
+    return replace(cost, read=cost.read - 2 * product(weights.tensor.dims))
 
 
 def _emit(rw: Rewriter, x: Value, w: Value, bias: Value | None, **attrs: Any) -> Value:
@@ -199,7 +209,12 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     if scale is None and dot.suits(k, n, lanes):
         row = np.zeros(n, np.float32) if bias is None else bias
         return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]
-    params = node.attrs.get("params") or default_params(n, lanes)
+    params, words = node.attrs.get("params"), node.attrs.get("words")
+    if words is not None:
+        params = params or bf16_gemm.bf16_params(n, lanes)
+        packed = [bf16_gemm.pack_bf16(weights, params), pack_bias(bias, n, params)]
+        return bf16_gemm.bf16_gemm(k, n, params, words, activation, steps), packed
+    params = params or default_params(n, lanes)
     packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
     if scale is not None:
         packed.append(pack_bias(scale, n, params))

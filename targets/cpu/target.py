@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from graphopt.analysis.program import describe
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
 from graphopt.machine import cpu_name
-from graphopt.targets.base import Compiled, Oob, Target
+from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.tuning.options import Tuning
 from graphopt.targets.tuning.tuner import Summary, Tuner
 
@@ -49,10 +49,12 @@ class CpuTarget(Target):
     Attributes:
         mcpu: LLVM's name of it, such as "sapphirerapids", "x86-64-v3" or "neoverse-v1".
         machine: its architecture, as Linux names it.
+        precision: what dense layers multiply.
     """
 
     mcpu: str
     machine: str = platform.machine()
+    precision: Precision = "fp32"
 
     name: ClassVar[str] = "cpu"
     portable: ClassVar[bool] = False
@@ -86,14 +88,27 @@ class CpuTarget(Target):
         widths = {"avx512f": 16, "avx2": 8}
         return next((lanes for name, lanes in widths.items() if name in self.features), 4)
 
+    def computing(self, precision: Precision) -> CpuTarget:
+        from graphopt.targets.cpu.kernels.bfloat16 import words_for
+
+        if precision == "bf16" and words_for(self.features, self.lanes) is None:
+            raise SpecError(
+                f"{self.mcpu} has no instruction that multiplies bfloat16 (AVX512-BF16, or BF16 of "
+                "Armv8.6), so --precision bf16 would gain nothing"
+            )
+        return replace(self, precision=precision)
+
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.targets.cpu import legalize
+        from graphopt.targets.cpu.kernels.bfloat16 import words_for
         from graphopt.targets.relax import bfloat16, expand
 
         working = graph.clone()
         expand.expand_functions(working)
         bfloat16.widen_bfloat16(working)
-        legalize.legalize(working, self.lanes, vnni="avx512_vnni" in self.features)
+        words = words_for(self.features, self.lanes) if self.precision == "bf16" else None
+        vnni = "avx512_vnni" in self.features
+        legalize.legalize(working, self.lanes, vnni=vnni, words=words)
         return working
 
     def compile(
@@ -120,6 +135,7 @@ class CpuTarget(Target):
             "target": f"cpu:{self.mcpu}",
             "machine": self.machine,
             "cpu_features": list(self.features),
+            "precision": self.precision,
             "tvm": tvm.__version__,
             "sizes": built.sizes,
             "program": describe(built.program),

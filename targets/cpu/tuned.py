@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graphopt.ir.dims import product, substitute, symbols
 from graphopt.ir.graph import Graph, Node
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.gemm_family import GemmFamily, GemmProblem
+from graphopt.targets.cpu.gemm_family import Bf16GemmFamily, GemmFamily, GemmProblem
 from graphopt.targets.cpu.kernels import dot
 from graphopt.targets.tuning.tuner import Tuner
 
@@ -18,12 +18,15 @@ def choose_params(graph: Graph, tuner: Tuner) -> None:
     Raises:
         TuningMissError: the cache had to know them all and does not.
     """
-    family, batches = GemmFamily(), tuner.tuning.batches
+    batches = tuner.tuning.batches
     layers = [node for node in graph.walk() if node.op == f"{DOMAIN}::Dense" and _is_gemm(node)]
-    problems = {layer: _problem(layer, batches) for layer in layers}
-    tuner.tune(family, problems.values())
-    for layer, problem in problems.items():
-        layer.attrs["params"] = tuner.params(family, problem)
+    for words in dict.fromkeys(layer.attrs.get("words") for layer in layers):
+        family = GemmFamily() if words is None else Bf16GemmFamily(words)
+        alike = [layer for layer in layers if layer.attrs.get("words") == words]
+        problems = {layer: _problem(layer, batches) for layer in alike}
+        tuner.tune(family, problems.values())
+        for layer, problem in problems.items():
+            layer.attrs["params"] = tuner.params(family, problem)
 
 
 def _is_gemm(layer: Node) -> bool:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import graphopt
+from graphopt.analysis.cost import node_cost
+from graphopt.artifact import host_features
 from graphopt.ir.graph import Graph, Node
 from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.kernels.bfloat16 import words_for
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
@@ -180,3 +184,29 @@ def test_what_a_gemm_adds_may_be_computed() -> None:
     feeds = random_inputs(source, {"N": 9})
     wanted = run_onnxruntime(source, feeds)["y"]  # sums of five terms in another order
     np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+WIDE = """g (float[N,40] x) => (float[N,1] y, float[N,40] z) <float[40,64] w, float[64,1] v> {
+    h = MatMul(x, w) r = Relu(h) y = MatMul(r, v) n = Neg(x) z = Relu(n) }"""
+
+
+def test_wide_layers_multiply_bfloat16() -> None:
+    graph = parse(WIDE)
+    legalize(graph, lanes=16, words=words_for({"avx512_bf16"}, 16))
+    layers = [node for node in graph.nodes if node.op == f"{DOMAIN}::Dense"]
+    assert ["words" in layer.attrs for layer in layers] == [True, False]
+    read = [node_cost(layer).at({"N": 1}).read for layer in layers]  # type: ignore[union-attr]
+    assert read == [4 * 40 + 2 * 40 * 64, 4 * 64 + 4 * 64]
+
+
+@pytest.mark.skipif("avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16")
+def test_bfloat16_is_close_and_not_equal() -> None:
+    graph = parse(WIDE)
+    feeds = random_inputs(graph, {"N": 7})
+    expected = run_onnxruntime(graph, feeds)
+    artifact = graphopt.compile(graph, precision="bf16", inputs=feeds)
+    assert artifact.precision == "bf16"
+    found = artifact.run(feeds)
+    error = np.abs(found["y"] - expected["y"]).max() / np.abs(expected["y"]).max()
+    assert 1e-6 < error < 0.02  # operands have 8 significant bits
+    np.testing.assert_array_equal(found["z"], expected["z"])

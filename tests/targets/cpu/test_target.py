@@ -41,3 +41,12 @@ def test_vector_width_follows_the_cpu(name: str, lanes: int) -> None:
 def test_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         find(text)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 CPUs")
+def test_bfloat16_where_there_is_an_instruction_for_it() -> None:
+    assert find("cpu:cooperlake").computing("bf16") == CpuTarget("cooperlake", precision="bf16")
+    with pytest.raises(SpecError, match="x86-64-v3 has no instruction that multiplies bfloat16"):
+        find("cpu:x86-64-v3").computing("bf16")
+    with pytest.raises(SpecError, match="onnxruntime has no kernels for --precision bf16"):
+        find("onnxruntime").computing("bf16")

@@ -10,7 +10,8 @@ import pytest
 
 from graphopt.errors import SpecError, TuningMissError
 from graphopt.latency import Latency
-from graphopt.targets.cpu.gemm_family import GemmFamily, GemmProblem
+from graphopt.targets.cpu.gemm_family import Bf16GemmFamily, GemmFamily, GemmProblem
+from graphopt.targets.cpu.kernels.bfloat16 import words_for
 from graphopt.targets.cpu.kernels.gemm import MAX_ROWS, GemmParams
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.tuning import tuner as tuning_module
@@ -42,13 +43,18 @@ def tuner(tuning: Tuning) -> Tuner:
     return Tuner(tuning, HOST.llvm, "this machine")
 
 
-def test_every_candidate_computes_the_same() -> None:
-    default, candidates = FAMILY.default(SMALL), list(FAMILY.candidates(SMALL))
+WORDS = words_for(HOST.features, HOST.lanes)
+FAMILIES = [FAMILY, *([Bf16GemmFamily(WORDS)] if WORDS else [])]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_candidate_computes_the_same(family: GemmFamily) -> None:
+    default, candidates = family.default(SMALL), list(family.candidates(SMALL))
     assert len(set(candidates)) >= 3
     target = HOST.llvm
     for params in (candidates[0], candidates[-1]):
         for (base, expected), (call, output) in zip(
-            calls_of(FAMILY, SMALL, default, target), calls_of(FAMILY, SMALL, params, target)
+            calls_of(family, SMALL, default, target), calls_of(family, SMALL, params, target)
         ):
             base()
             call()

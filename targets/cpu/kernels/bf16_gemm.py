@@ -1,0 +1,146 @@
+"""Packed GEMM of float32 data and bfloat16 weights: data are rounded on the way, sums are float32.
+
+Twice as many products an instruction as in float32, and half the bytes of weights, for operands
+with 8 bits of significand. Some rows of the data are rounded at a time, so that what is multiplied
+again and again, once for each panel of columns, is in cache.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
+from graphopt.targets.cpu.kernels.gemm import GemmParams, Step, checked_steps, registers
+from graphopt.targets.cpu.kernels.panels import by_blocks, storing
+from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.storage import element_bytes
+
+_TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}
+"""What a vector of a panel costs by how many the panel has: alone, it waits for the data."""
+CHUNK_BYTES = 192 << 10  # of rounded data, which share the second-level cache with a panel
+
+
+def suits(weights: Sequence[int], lanes: int) -> bool:
+    """True if `bf16_gemm` is faster than kernels that multiply float32, for this shape [K, N]."""
+    return min(weights) >= PAIR * lanes
+
+
+def bf16_params(n: int, lanes: int) -> GemmParams:
+    """Parameters for `n` columns."""
+    available, widest = registers(lanes)
+
+    def time(vectors: int) -> float:
+        return -(-n // (lanes * vectors)) * vectors * _TIME[vectors]
+
+    vectors = min(range(1, widest + 1), key=lambda v: (time(v), -v))
+    return GemmParams(lanes, vectors, rows=min(12, (available - vectors - 1) // vectors))
+
+
+def pack_bf16(weights: np.ndarray, params: GemmParams) -> np.ndarray:
+    """float32[K, N] as int32[panels, ceil(K / 2), width]: words; columns beyond N are zero."""
+    words = pair_rows(weights)
+    panels = params.panels(words.shape[1])
+    padded = np.zeros((len(words), panels * params.width), np.int32)
+    padded[:, : words.shape[1]] = words
+    return np.ascontiguousarray(padded.reshape(len(words), panels, -1).transpose(1, 0, 2))
+
+
+@cache
+def bf16_gemm(
+    k: int,
+    n: int,
+    params: GemmParams,
+    words: Words,
+    activation: Activation | None = None,
+    steps: tuple[Step, ...] = (),
+) -> PrimFunc:
+    """Kernel (x[M, k], weights, bias[panels * width], *others[M, n]) -> y[M, n], M symbolic.
+
+    As `gemm`, with weights packed by `pack_bf16` and x rounded to bfloat16: all else is float32.
+    The CPU's instruction flushes subnormal numbers to zero.  NaN stays NaN.
+
+    Raises:
+        ValueError: the steps are not ones that `gemm` takes.
+    """
+    checked_steps(steps)
+    lanes, vectors, width, depth = params.lanes, params.vectors, params.width, -(-k // PAIR)
+    rows = max(1, CHUNK_BYTES // (4 * depth) // params.rows) * params.rows
+    align, panels = element_bytes("float32"), params.panels(n)
+    rounded = _rounding(k, words)
+    store = storing(n, lanes, activation or Activation(), steps)
+
+    @inlined
+    def block(tensors, first, panel, height):
+        data, start, weights, bias, operands, y = T.meta_var(tensors)
+        acc = T.alloc_buffer((height * width,), "float32", scope="local")
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                acc[T.ramp(r * width + v * lanes, 1, lanes)] = bias[
+                    T.ramp(panel * width + v * lanes, 1, lanes)
+                ]
+        for kk in range(depth):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = words.dot(
+                        acc[T.ramp(r * width + v * lanes, 1, lanes)],
+                        T.Broadcast(data[first + r, kk], lanes),
+                        weights[panel, kk, T.ramp(v * lanes, 1, lanes)],
+                    )
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                column, at = (
+                    T.meta_var(panel * width + v * lanes),
+                    T.meta_var(r * width + v * lanes),
+                )
+                store(y, start + first + r, column, acc, at, operands)
+
+    visit = by_blocks(params.blocks, block)
+
+    @T.prim_func(private=True, s_tir=True)
+    def bf16_gemm(x: T.handle, w: T.handle, b: T.handle, p: T.handle, q: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        m = T.int64()
+        left = T.match_buffer(x, (m, k), "float32", align=align)
+        weights = T.match_buffer(w, (panels, depth, width), "int32", align=align)
+        bias = T.match_buffer(b, (panels * width,), "float32", align=align)
+        one = T.match_buffer(p, (m, n), "float32", align=align)
+        two = T.match_buffer(q, (m, n), "float32", align=align)
+        out = T.match_buffer(y, (m, n), "float32", align=align)
+        with T.attr(0, "pragma_import_llvm", words.llvm):
+            for chunk in range((m + rows - 1) // rows):
+                data = T.alloc_buffer((rows, depth), "int32")
+                count = T.min(T.int64(rows), m - chunk * rows)
+                rounded(left, data, chunk * rows, count)
+                for panel in range(panels):
+                    visit((data, chunk * rows, weights, bias, (one, two), out), count, panel)
+
+    return without_parameters(bf16_gemm, *("one", "two")[len(steps) :])
+
+
+def _rounding(k, words):
+    """For use in a kernel: `rounded(x, data, first, count)` turns rows of x into words."""
+    step, even = PAIR * words.lanes, k - k % PAIR
+
+    @inlined
+    def vector(x, data, row, r, at):
+        data[r, T.ramp(at // PAIR, 1, words.lanes)] = words.rounded(x[row, T.ramp(at, 1, step)])
+
+    @inlined
+    def rounded(x, data, first, count):
+        for r in range(count):
+            for chunk in range(even // step):
+                vector(x, data, first + r, r, chunk * step)
+            if even >= step and even % step > 0:  # the last vector overlaps the one before
+                vector(x, data, first + r, r, even - step)
+            for pair in range((even if even < step else 0) // PAIR):
+                at = T.meta_var(PAIR * pair)
+                data[r, pair] = word(x[first + r, at], x[first + r, at + 1])
+            if even < k:
+                data[r, even // PAIR] = word(x[first + r, even], T.float32(0))
+
+    return rounded

@@ -1,0 +1,101 @@
+"""Pairs of bfloat16 in 32-bit words: how they are rounded, and multiplied and added up.
+
+A word holds two neighbours along K, the first one in its low half. An instruction multiplies both
+with those of another word and adds the products to a float32. TVM's passes would turn bfloat16
+operands into float32 before LLVM sees them; so words are int32, and the instructions come as LLVM
+functions of their own, which are inlined.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm.script import tirx as T
+
+PAIR = 2
+_DOT, _ROUND = "graphopt_bf16_dot", "graphopt_bf16_round"
+_LLVM = f"""
+define <{{n}} x float> @{_DOT}(<{{n}} x float> %sum, <{{n}} x i32> %a, <{{n}} x i32> %b) {{{{
+  %x = bitcast <{{n}} x i32> %a to <{{m}} x bfloat>
+  %y = bitcast <{{n}} x i32> %b to <{{m}} x bfloat>
+  %r = call <{{n}} x float> @{{dot}}(<{{n}} x float> %sum, <{{m}} x bfloat> %x, <{{m}} x bfloat> %y)
+  ret <{{n}} x float> %r
+}}}}
+declare <{{n}} x float> @{{dot}}(<{{n}} x float>, <{{m}} x bfloat>, <{{m}} x bfloat>)
+define <{{n}} x i32> @{_ROUND}(<{{m}} x float> %x) {{{{
+  %narrow = fptrunc <{{m}} x float> %x to <{{m}} x bfloat>
+  %words = bitcast <{{m}} x bfloat> %narrow to <{{n}} x i32>
+  ret <{{n}} x i32> %words
+}}}}
+"""
+
+
+@dataclass(frozen=True)
+class Words:
+    """Vectors of words on CPUs that have an instruction for them.
+
+    Attributes:
+        lanes: words in a vector.
+        instruction: LLVM's name of the one that multiplies and adds.
+    """
+
+    lanes: int
+    instruction: str
+
+    @property
+    def llvm(self) -> str:
+        """The functions that kernels import (`T.attr(0, "pragma_import_llvm", …)`)."""
+        return _LLVM.format(n=self.lanes, m=PAIR * self.lanes, dot=self.instruction)
+
+    def dot(self, total: Any, data: Any, weights: Any) -> Any:
+        """A float32 vector plus the products of two vectors of words."""
+        return T.call_pure_extern(f"float32x{self.lanes}", _DOT, total, data, weights)
+
+    def rounded(self, floats: Any) -> Any:
+        """The words of a vector of twice as many floats; ties to even, NaN stays NaN."""
+        return T.call_pure_extern(f"int32x{self.lanes}", _ROUND, floats)
+
+
+def words_for(features: Collection[str], lanes: int) -> Words | None:
+    """How a CPU with these instruction sets (Linux's names) does it; None if it has no way.
+
+    Args:
+        lanes: float32 elements in one of its vectors.
+    """
+    if lanes == 16 and "avx512_bf16" in features:
+        return Words(lanes, "llvm.x86.avx512bf16.dpbf16ps.512")
+    if lanes == 4 and "bf16" in features:
+        return Words(lanes, "llvm.aarch64.neon.bfdot.v4f32.v8bf16")
+    return None
+
+
+def word(low: Any, high: Any) -> Any:
+    """Two floats rounded, ties to even; NaN stays NaN."""
+    upper = _rounded_bits(high) << T.uint32(16)
+    return T.reinterpret("int32", upper | _rounded_bits(low))
+
+
+def _rounded_bits(value: Any) -> Any:
+    bits = T.reinterpret("uint32", value)
+    odd = (bits >> T.uint32(16)) & T.uint32(1)
+    rounded = (bits + T.uint32(0x7FFF) + odd) >> T.uint32(16)
+    is_nan = (bits & T.uint32(0x7FFFFFFF)) > T.uint32(0x7F800000)
+    return T.Select(is_nan, T.uint32(0x7FC0), rounded)
+
+
+def pair_rows(matrix: np.ndarray) -> np.ndarray:
+    """float32[K, N] as int32[ceil(K / 2), N]: rows 2k and 2k + 1 in word k; zero beyond K."""
+    k, n = matrix.shape
+    padded = np.zeros((-(-k // PAIR) * PAIR, n), np.float32)
+    padded[:k] = matrix
+    bits = round_bits(padded).astype(np.uint32)
+    return (bits[0::2] | bits[1::2] << np.uint32(16)).view(np.int32)
+
+
+def round_bits(array: np.ndarray) -> np.ndarray:
+    """float32 as the bits of bfloat16 (uint16): ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)

@@ -1,0 +1,132 @@
+"""The bfloat16 GEMM against products of rounded operands in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+
+from graphopt.artifact import host_features
+from graphopt.runtime import passed
+from graphopt.targets.cpu.kernels import bf16_gemm as kernels
+from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16, suits
+from graphopt.targets.cpu.kernels.bfloat16 import pair_rows, round_bits, words_for
+from graphopt.targets.cpu.kernels.gemm import Step, pack_bias
+from graphopt.targets.kernels.activation import Activation
+
+EXECUTES = pytest.mark.skipif(
+    "avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16"
+)
+TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "cooperlake"}
+WORDS = words_for({"avx512_bf16"}, 16)
+
+
+def compiled(
+    k: int, n: int, activation: Activation | None = None, steps: tuple[Step, ...] = ()
+) -> Any:
+    assert WORDS is not None
+    kernel = bf16_gemm(k, n, bf16_params(n, 16), WORDS, activation, steps)
+    return tvm.compile(kernel.with_attr("global_symbol", "f"), target=tvm.target.Target(TARGET))
+
+
+def call(
+    library: Any, x: np.ndarray, w: np.ndarray, bias: np.ndarray, *others: np.ndarray
+) -> np.ndarray:
+    m, n = len(x), w.shape[1]
+    params = bf16_params(n, 16)
+    room = np.full(m * n + 64, 7, np.float32)
+    y = room[: m * n].reshape(m, n)
+    operands = [x, pack_bf16(w, params), pack_bias(bias, n, params), *others, y]
+    library["f"](*map(tvm_ffi.from_dlpack, passed(operands)))
+    assert (room[m * n :] == 7).all()
+    return y
+
+
+def rounded(array: np.ndarray) -> np.ndarray:
+    bits = round_bits(array).astype(np.uint32) << np.uint32(16)
+    return bits.view(np.float32).astype(np.float64)
+
+
+def sample(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(m * 1000 + k + n)
+    shapes = ((m, k), (k, n), (n,))
+    x, w, b = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    return x, w, b
+
+
+def test_the_instruction_is_there_on_any_machine() -> None:
+    for mcpu in ("cooperlake", "sapphirerapids", "znver4"):
+        kernel = bf16_gemm(64, 64, bf16_params(64, 16), WORDS).with_attr("global_symbol", "f")
+        target = tvm.target.Target({**TARGET, "mcpu": mcpu})
+        assembly = tvm.compile(kernel, target=target).mod.inspect_source("asm")
+        assert {"vdpbf16ps", "vcvtneps2bf16"} <= set(assembly.split())
+
+
+@EXECUTES
+@pytest.mark.parametrize(
+    ("k", "n"), [(1, 1), (2, 16), (5, 33), (31, 20), (32, 64), (65, 70), (130, 96), (46, 129)]
+)
+def test_every_row_count(k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16_gemm.cache_clear()
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * -(-k // 2) * 24)  # 24 rows at a time
+    library = compiled(k, n)
+    bf16_gemm.cache_clear()
+    for m in [*range(14), 23, 24, 25, 60]:
+        x, w, bias = sample(m, k, n)
+        expected = rounded(x) @ rounded(w) + bias
+        # Sums of up to 130 products near 1, each rounded to float32.
+        np.testing.assert_allclose(call(library, x, w, bias), expected, rtol=1e-5, atol=3e-5)
+
+
+@EXECUTES
+def test_activation_and_steps() -> None:
+    x, w, bias = sample(9, 40, 37)
+    scale, shift = (np.full((9, 37), value, np.float32) for value in (2, 3))
+    library = compiled(40, 37, Activation("relu"), ("mul", "add"))
+    found = call(library, x, w, bias, scale, shift)
+    expected = np.maximum(rounded(x) @ rounded(w) + bias, 0) * 2 + 3
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-5)
+
+
+@EXECUTES
+@pytest.mark.parametrize("k", [31, 32, 67])
+def test_rounding_is_that_of_numpy(k: int) -> None:
+    """Sums of one product by 1: the data come out as they were rounded."""
+    rng = np.random.default_rng(k)
+    ties = np.array([0x3F808000, 0x3F818000, 0xBF808001, 0x7F7FFFFF, 0x00800000], np.uint32)
+    x = rng.normal(scale=1e3, size=(3, k)).astype(np.float32)
+    x[0, :5] = ties.view(np.float32)
+    x[1, :2] = np.inf, -0.0
+    found = call(compiled(k, k), x, np.eye(k, dtype=np.float32), np.zeros(k, np.float32))
+    finite = np.isfinite(rounded(x)).all(axis=1)  # infinity times 0 is no number
+    np.testing.assert_array_equal(found[finite], rounded(x)[finite])
+
+
+@EXECUTES
+@pytest.mark.parametrize("k", [3, 33])
+def test_nan_stays_nan(k: int) -> None:
+    x, w, bias = sample(4, k, 8)
+    x[2, k - 1] = np.nan
+    x[1, 0] = np.uint32(0x7F800001).view(np.float32)  # its payload would be rounded away
+    found = call(compiled(k, 8), x, w, bias)
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, True, False]
+
+
+def test_rounding_of_weights() -> None:
+    values = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F800001], np.uint32).view(np.float32)
+    assert round_bits(values).tolist() == [0x3F80, 0x3F82, 0x3F81, 0x7FC0]
+    words = pair_rows(np.array([[1, 2], [3, 4], [5, 6]], np.float32)).view(np.uint16)
+    one, three, five = (round_bits(np.float32([v]))[0] for v in (1, 3, 5))
+    assert words[:, :2].tolist() == [[one, three], [five, 0]]
+
+
+def test_which_layers_and_cpus() -> None:
+    assert suits((32, 32), 16)
+    assert not suits((31, 64), 16)
+    assert not suits((64, 31), 16)
+    assert words_for({"avx512f"}, 16) is None
+    assert words_for({"avx512_bf16"}, 8) is None
+    assert words_for({"bf16"}, 4) is not None
