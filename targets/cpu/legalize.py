@@ -51,7 +51,8 @@ _VECTORIZED = (
 )
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
 # and `steps`, which say how the others, of the shape of the result, then change it. Weights are
-# float32, or int8 with a `scale` per column.
+# float32, or int8 with a `scale` per column. With `data` x is rounded to 8 bits, or was so by the
+# layer before it, whose `result` says how.
 dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
@@ -65,9 +66,10 @@ def legalize(graph: Graph, lanes: int, vnni: bool = False, words: Words | None =
         words: how dense layers multiply bfloat16; None for those that are to multiply float32.
     """
     if vnni:
-        rewrite(graph, quantized_dense.RULES, RewriteStats())
+        rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     rewrite(graph, (dequantized_to_dense,), RewriteStats())
     rewrite(graph, _RULES, RewriteStats())
+    rewrite(graph, (quantized_dense.floats_to_codes,), RewriteStats())
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
@@ -80,7 +82,8 @@ def legalize(graph: Graph, lanes: int, vnni: bool = False, words: Words | None =
 def _dense_type(node: Node) -> list[Type | None]:
     data, weights = node.inputs[0], node.inputs[1]
     assert data is not None and weights is not None
-    return [tensor_type(data.dtype, [*data.tensor.dims[:-1], weights.tensor.dims[1]])]
+    dtype = "uint8" if "result" in node.attrs else "float32"
+    return [tensor_type(dtype, [*data.tensor.dims[:-1], weights.tensor.dims[1]])]
 
 
 @cost_rule("Dense", domain=DOMAIN)
@@ -194,7 +197,7 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
         if value is not None
     ]
     arguments = [flat, *map(lower.constant, constants), *operands]
-    (result,) = lower.kernel(kernel, arguments, [([rows, n], "float32")])
+    (result,) = lower.kernel(kernel, arguments, [([rows, n], node.output.dtype)])
     return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
 
 
@@ -206,6 +209,8 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     activation = Activation(
         node.attrs.get("activation", "none"), node.attrs.get("alpha"), node.attrs.get("beta")
     )
+    if "data" in node.attrs:
+        return quantized_dense.int8_kernel(node, weights, activation, steps)
     if scale is None and dot.suits(k, n, lanes):
         row = np.zeros(n, np.float32) if bias is None else bias
         return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]

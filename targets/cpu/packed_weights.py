@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.ir.graph import Node, Value
+from graphopt.ir.graph import Attr, Node, Value
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.dot import MOST_COLUMNS
@@ -58,23 +58,29 @@ def bias_row(bias: np.ndarray | None, columns: int) -> np.ndarray | None:
 @rule(op.MatMul(x, shared), op.Gemm(x, shared), op.Gemm(x, shared, c))
 def dequantized_to_dense(rw: Rewriter, node: Node, x: Value) -> Value | NoMatch:
     """Gemm(x, DequantizeLinear(w, s), c) -> Dense(x, w, c; scale=s)"""
-    value = node.inputs[1]
-    assert value is not None
-    found = ColumnCodes.of(value, transposed=bool(node.attr("transB", 0)))
-    if x.dtype != "float32" or (x.rank or 0) < 2 or found is None:
-        return NoMatch("not float32 times 8 bits with a scale per column")
-    if node.attr("transA", 0):
-        return NoMatch("its first operand is transposed")
-    if len(found.scale) <= MOST_COLUMNS:
+    columns = node.output.tensor.dims[-1]
+    if isinstance(columns, int) and columns <= MOST_COLUMNS:
         return NoMatch("weights of so few columns are as fast in full")
-    inputs = [x, rw.const(found.codes)]
-    if node.input(2) is not None:
-        row = bias_row(node.const(2), len(found.scale))
+    return dense_of(rw, node, x, {})
+
+
+def dense_of(rw: Rewriter, layer: Node, data: Value, attrs: dict[str, Attr]) -> Value | NoMatch:
+    """A Gemm or MatMul of 8-bit weights as a Dense of `data`, with further attributes."""
+    weights = layer.inputs[1]
+    assert weights is not None
+    found = ColumnCodes.of(weights, transposed=bool(layer.attr("transB", 0)))
+    if data.dtype != "float32" or (data.rank or 0) < 2 or found is None:
+        return NoMatch("not float32 times 8 bits with a scale per column")
+    if layer.attr("transA", 0):
+        return NoMatch("its first operand is transposed")
+    inputs = [data, rw.const(found.codes)]
+    if layer.input(2) is not None:
+        row = bias_row(layer.const(2), len(found.scale))
         if row is None:
             return NoMatch("its bias differs from row to row")
-        inputs.append(rw.const(row * np.float32(node.attr("beta"))))
-    scale = found.scale * np.float32(node.attr("alpha", 1.0))
-    return rw.insert("Dense", inputs, {"scale": scale}, domain=DOMAIN).output
+        inputs.append(rw.const(row * np.float32(layer.attr("beta"))))
+    scale = found.scale * np.float32(layer.attr("alpha", 1.0))
+    return rw.insert("Dense", inputs, {**attrs, "scale": scale}, domain=DOMAIN).output
 
 
 @rule(restored, op.Cast(w))

@@ -1,4 +1,4 @@
-"""GEMM in 8 bits with AVX512-VNNI: float32 in and out, int32 sums that are exact.
+"""GEMM in 8 bits with AVX512-VNNI: float32 or 8 bits in and out, int32 sums that are exact.
 
 `vpdpbusd` adds four products of an unsigned and a signed byte to each int32 without saturating, so
 the unsigned operand is the data and the signed one the weights. The data's zero point is taken out
@@ -12,9 +12,16 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.gemm import GemmParams, default_params
+from graphopt.targets.cpu.kernels.gemm import (
+    GemmParams,
+    Step,
+    checked_steps,
+    combined,
+    default_params,
+)
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.storage import element_bytes
 
 GROUP = 4  # bytes that one instruction multiplies and adds up in each int32
@@ -67,26 +74,42 @@ def int8_gemm(
     quantization: Quantization,
     params: GemmParams,
     activation: Activation | None = None,
+    steps: tuple[Step, ...] = (),
+    takes_codes: bool = False,
+    result: Quantization | None = None,
 ) -> PrimFunc:
-    """Kernel (x[M, k], weights, start, scale[panels * width], bias[panels * width]) -> y[M, n].
+    """Kernel (x[M, k], weights, start, scale[panels * width], bias[panels * width], *others[M, n])
+    -> y[M, n].
 
-    y = activation(scale * (start + q @ weights) + bias), where q is x, quantized; x, scale, bias
-    and y are float32, M is symbolic; weights and start are packed. A NaN in x becomes some q.
-    For targets with AVX512-VNNI.
+    y = activation(scale * (start + q @ weights) + bias), where q is x, quantized, and then `steps`
+    as for `gemm`; x, scale, bias and y are float32, M is symbolic; weights and start are packed. A
+    NaN in x becomes some q. For targets with AVX512-VNNI.
+
+    Args:
+        takes_codes: x is q itself, uint8; k is a multiple of GROUP.
+        result: y is uint8, quantized so.
+
+    Raises:
+        ValueError: the steps are not ones that `gemm` takes, or `k` does not suit codes.
     """
+    checked_steps(steps)
+    if takes_codes and k % GROUP:
+        raise ValueError(f"rows of {k} codes are not of whole groups of {GROUP}")
     width, vectors, panels, blocks = params.width, params.vectors, params.panels(n), params.blocks
     depth = -(-k // GROUP)
     whole, align = k - k % LANES, element_bytes("float32")
+    taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
     activated = activation or Activation()
 
-    def quantized(x, count):
+    def quantized(x, to, count):
         """`count` elements as uint8. (TVM would take a vectorized `T.nearbyint` apart.)"""
         lanes = f"x{count}" if count > 1 else ""
+        # A product may round to the neighbour of what the quotient rounds to, but takes a tenth.
         scale, zero, low, high = (
             T.Broadcast(T.float32(value), count) if count > 1 else T.float32(value)
-            for value in (quantization.scale, quantization.zero, 0, 255)
+            for value in (1 / np.float32(to.scale), to.zero, 0, 255)
         )
-        rounded = T.call_llvm_pure_intrin(f"float32{lanes}", "llvm.nearbyint", x / scale)
+        rounded = T.call_llvm_pure_intrin(f"float32{lanes}", "llvm.nearbyint", x * scale)
         limited = T.max(T.min(rounded + zero, high), low)
         return T.Cast(f"uint8{lanes}", T.Cast(f"int32{lanes}", limited))
 
@@ -95,6 +118,10 @@ def int8_gemm(
         for height in blocks[:level]:
             m = m % height
         return m
+
+    def place(first, row):
+        """Where the codes of a row are: rounded ones are kept for some rows at a time."""
+        return first + row if takes_codes else row
 
     def dot(total, data, weights):
         bytes_ = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
@@ -105,25 +132,38 @@ def int8_gemm(
         for r in range(count):
             for chunk in range(whole // LANES):
                 q[r, T.ramp(chunk * LANES, 1, LANES)] = quantized(
-                    x[first + r, T.ramp(chunk * LANES, 1, LANES)], LANES
+                    x[first + r, T.ramp(chunk * LANES, 1, LANES)], quantization, LANES
                 )
             for c in range(k - whole):
-                q[r, whole + c] = quantized(x[first + r, whole + c], 1)
+                q[r, whole + c] = quantized(x[first + r, whole + c], quantization, 1)
             for c in range(depth * GROUP - k):
                 q[r, k + c] = T.uint8(0)
 
     @inlined
-    def store(y, row, column, values, at):
+    def store(y, row, column, values, at, operands):
         if column + LANES <= n:
             for lane in T.vectorized(LANES):
-                y[row, column + lane] = values[at + lane]
+                values[at + lane] = combined(steps, values[at + lane], operands, row, column + lane)
+            if result is not None:
+                y[row, T.ramp(column, 1, LANES)] = quantized(
+                    values[T.ramp(at, 1, LANES)], result, LANES
+                )
+            else:
+                for lane in T.vectorized(LANES):
+                    y[row, column + lane] = values[at + lane]
         else:
             for lane in range(LANES):
                 if column + lane < n:
-                    y[row, column + lane] = values[at + lane]
+                    values[at + lane] = combined(
+                        steps, values[at + lane], operands, row, column + lane
+                    )
+                    if result is not None:
+                        y[row, column + lane] = quantized(values[at + lane], result, 1)
+                    else:
+                        y[row, column + lane] = values[at + lane]
 
     @inlined
-    def block(words, w, start, factor, b, y, row, first, panel, height):
+    def block(words, w, start, factor, b, y, operands, row, first, panel, height):
         acc = T.alloc_buffer((height * width,), "int32", scope="local")
         out = T.alloc_buffer((height * width,), "float32", scope="local")
         for r in T.unroll(height):
@@ -136,7 +176,7 @@ def int8_gemm(
                 for v in T.unroll(vectors):
                     acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
                         acc[T.ramp(r * width + v * LANES, 1, LANES)],
-                        T.Broadcast(words[row + r, kk], LANES),
+                        T.Broadcast(words[place(first, row + r), kk], LANES),
                         w[panel, kk, T.ramp(v * LANES, 1, LANES)],
                     )
         for r in T.unroll(height):
@@ -147,14 +187,25 @@ def int8_gemm(
                         * factor[panel * width + v * LANES + lane]
                         + b[panel * width + v * LANES + lane]
                     )
-                store(y, first + row + r, panel * width + v * LANES, out, r * width + v * LANES)
+                column = T.meta_var(panel * width + v * LANES)
+                store(y, first + row + r, column, out, r * width + v * LANES, operands)
 
     @inlined
-    def level(words, w, start, factor, b, y, first, count, panel, depth_of_blocks):
+    def level(words, w, start, factor, b, y, operands, first, count, panel, depth_of_blocks):
         if depth_of_blocks < len(blocks):
             for i in range(rest(count, depth_of_blocks) // blocks[depth_of_blocks]):
                 row = count - rest(count, depth_of_blocks) + i * blocks[depth_of_blocks]
-                block(words, w, start, factor, b, y, row, first, panel, blocks[depth_of_blocks])
+                height = T.meta_var(blocks[depth_of_blocks])
+                block(words, w, start, factor, b, y, operands, row, first, panel, height)
+
+    @inlined
+    def panels_of(words, w, start, factor, b, y, operands, first, count):
+        for panel in range(panels):
+            level(words, w, start, factor, b, y, operands, first, count, panel, 0)
+            level(words, w, start, factor, b, y, operands, first, count, panel, 1)
+            level(words, w, start, factor, b, y, operands, first, count, panel, 2)
+            level(words, w, start, factor, b, y, operands, first, count, panel, 3)
+            level(words, w, start, factor, b, y, operands, first, count, panel, 4)
 
     @T.prim_func(private=True, s_tir=True)
     def int8_gemm(
@@ -163,26 +214,31 @@ def int8_gemm(
         start: T.handle,
         scale: T.handle,
         bias: T.handle,
+        one: T.handle,
+        two: T.handle,
         y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m = T.int64()
-        left = T.match_buffer(x, (m, k), "float32", align=align)
+        left = T.match_buffer(x, (m, k), taken, align=element_bytes(taken))
         right = T.match_buffer(weights, (panels, depth, width), "int32", align=align)
         begin = T.match_buffer(start, (panels * width,), "int32", align=align)
         factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
         b = T.match_buffer(bias, (panels * width,), "float32", align=align)
-        out = T.match_buffer(y, (m, n), "float32", align=align)
+        first = T.match_buffer(one, (m, n), "float32", align=align)
+        second = T.match_buffer(two, (m, n), "float32", align=align)
+        out = T.match_buffer(y, (m, n), given, align=element_bytes(given))
         for batch in range((m + _ROWS - 1) // _ROWS):
-            q = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
-            words = T.decl_buffer((_ROWS, depth), "int32", data=q.data, align=align)
             count = T.min(T.int64(_ROWS), m - batch * _ROWS)
-            quantize(left, q, batch * _ROWS, count)
-            for panel in range(panels):
-                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 0)
-                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 1)
-                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 2)
-                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 3)
-                level(words, right, begin, factor, b, out, batch * _ROWS, count, panel, 4)
+            start_row = T.meta_var(batch * _ROWS)
+            others = T.meta_var((first, second))
+            if takes_codes:
+                codes = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
+                panels_of(codes, right, begin, factor, b, out, others, start_row, count)
+            else:
+                q = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
+                words = T.decl_buffer((_ROWS, depth), "int32", data=q.data, align=align)
+                quantize(left, q, start_row, count)
+                panels_of(words, right, begin, factor, b, out, others, start_row, count)
 
-    return int8_gemm
+    return without_parameters(int8_gemm, *("first", "second")[len(steps) :])

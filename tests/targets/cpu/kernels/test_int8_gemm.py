@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import tvm
@@ -26,9 +29,14 @@ TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "icelake-server"}
 
 
 def compiled(
-    k: int, n: int, rounding: Quantization, activation: Activation | None = None
+    k: int,
+    n: int,
+    rounding: Quantization,
+    activation: Activation | None = None,
+    **options: Any,
 ) -> object:
-    kernel = int8_gemm(k, n, rounding, int8_params(n), activation).with_attr("global_symbol", "f")
+    kernel = int8_gemm(k, n, rounding, int8_params(n), activation, **options)
+    kernel = kernel.with_attr("global_symbol", "f")
     return tvm.compile(kernel, target=tvm.target.Target(TARGET))["f"]
 
 
@@ -39,13 +47,15 @@ def call(
     scale: np.ndarray,
     bias: np.ndarray,
     rounding: Quantization,
+    others: Sequence[np.ndarray] = (),
+    dtype: type = np.float32,
 ) -> np.ndarray:
     m, n = len(x), w.shape[1]
     params = int8_params(n)
-    room = np.full(m * n + 64, 7, np.float32)
+    room = np.full(m * n + 64, 7, dtype)
     y = room[: m * n].reshape(m, n)
     packed = [pack_int8(w, params), pack_start(w, rounding.zero, params)]
-    operands = [x, *packed, pack_row(scale, params), pack_row(bias, params), y]
+    operands = [x, *packed, pack_row(scale, params), pack_row(bias, params), *others, y]
     function(*map(tvm_ffi.from_dlpack, passed(operands)))  # type: ignore[operator]
     assert (room[m * n :] == 7).all()
     return y
@@ -108,3 +118,41 @@ def test_activation() -> None:
     relu = compiled(20, 17, rounding, Activation("relu"))
     found = call(relu, x, w.astype(np.int8), scale, bias, rounding)
     np.testing.assert_array_equal(found, np.maximum(plain, 0))
+
+
+@EXECUTES
+@pytest.mark.parametrize(("k", "n"), [(20, 17), (64, 48)])
+def test_codes_in_and_out(k: int, n: int) -> None:
+    first, second = Quantization(0.05, 117), Quantization(0.03, 12)
+    relu, rng = Activation("relu"), np.random.default_rng(k)
+    w = rng.integers(-128, 128, (k, n)).astype(np.int8)
+    scale, bias = np.full(n, 0.0003, np.float32), rng.normal(size=n).astype(np.float32)
+    floats = compiled(k, n, first, relu)
+    reader = compiled(k, n, first, relu, takes_codes=True)
+    writer = compiled(k, n, first, relu, takes_codes=True, result=second)
+    for m in (0, 1, 7, 48, 50, 101):
+        x = rng.normal(scale=4, size=(m, k)).astype(np.float32)
+        inverse = np.float32(1) / np.float32(first.scale)
+        q = np.clip(np.rint(x * inverse) + first.zero, 0, 255).astype(np.uint8)
+        wanted = call(floats, x, w, scale, bias, first)
+        np.testing.assert_array_equal(call(reader, q, w, scale, bias, first), wanted)
+        codes = np.clip(np.rint(wanted * (1 / np.float32(second.scale))) + second.zero, 0, 255)
+        found = call(writer, q, w, scale, bias, first, dtype=np.uint8)
+        np.testing.assert_array_equal(found, codes.astype(np.uint8))
+
+
+@EXECUTES
+def test_operands_at_the_store() -> None:
+    rounding, rng = Quantization(0.02, 128), np.random.default_rng(0)
+    x, w = rng.normal(size=(9, 20)).astype(np.float32), rng.integers(-128, 128, (20, 17))
+    scale, bias = np.full(17, 0.01, np.float32), np.zeros(17, np.float32)
+    others = [rng.normal(size=(9, 17)).astype(np.float32) for _ in range(2)]
+    plain = call(compiled(20, 17, rounding), x, w.astype(np.int8), scale, bias, rounding)
+    cross = compiled(20, 17, rounding, steps=("mul", "add"))
+    found = call(cross, x, w.astype(np.int8), scale, bias, rounding, others)
+    np.testing.assert_allclose(found, plain * others[0] + others[1], rtol=1e-5, atol=1e-6)
+
+
+def test_codes_come_in_whole_groups() -> None:
+    with pytest.raises(ValueError, match="groups of 4"):
+        int8_gemm(6, 5, Quantization(0.1, 3), int8_params(5), takes_codes=True)
