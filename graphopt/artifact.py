@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from graphopt import gpu_runtime
-from graphopt.errors import ArtifactError, IdError, InputError
+from graphopt.errors import ArtifactError, InputError
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
 
 FORMAT = 3
+GPU_MEMORY_SHARE = 0.8
+"""How much of a GPU's free memory weights may take: the rest is for batches."""
 MANIFEST, LIBRARY, WEIGHTS, PORTABLE, REPORT = (
     "manifest.json",
     "model.so",
@@ -52,8 +54,12 @@ class Artifact:
         self._program = program
 
     @classmethod
-    def load(cls, path: str | Path) -> Artifact:
+    def load(cls, path: str | Path, gpu_memory_share: float = GPU_MEMORY_SHARE) -> Artifact:
         """Load the artifact in folder `path`; weights are mapped, not read.
+
+        Args:
+            gpu_memory_share: for a GPU, how much of its free memory weights may take; larger tables
+                stay in the host's.
 
         Raises:
             ArtifactError: it is missing, damaged, of another version, or for another machine.
@@ -66,7 +72,7 @@ class Artifact:
         try:
             _check_files(path, manifest["files"])
             weights = _map_weights(path, manifest["weights"])
-            return cls(path, manifest, _program(path, manifest, weights))
+            return cls(path, manifest, _program(path, manifest, weights, gpu_memory_share))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             file = path / MANIFEST
             raise ArtifactError(f"{file}: damaged ({error!r}); compile it again") from None
@@ -108,7 +114,7 @@ class Artifact:
             if len(feeds) != len(self._names):
                 raise KeyError
             results = program([feeds[name] for name in self._names])
-        except (IdError, ArtifactError):
+        except (InputError, ArtifactError):
             raise
         except Exception:
             # Compiled code refused the arrays: find out why, or bring them into the form it takes.
@@ -117,6 +123,62 @@ class Artifact:
             name: array if array.dtype is dtype else array.view(dtype)
             for (name, dtype), array in zip(self._results, results)
         }
+
+    def run_device(self, feeds: Mapping[str, Any], stream: int | None = None) -> dict[str, Any]:
+        """As `run`, on a GPU, with outputs that stay there.
+
+        Args:
+            feeds: an array per input name: NumPy's, or anything that speaks DLPack, on the host or
+                on the GPU. What lies on the GPU is read there, when its producer's stream is done.
+            stream: handle of the CUDA stream to work on. The outputs are then ready for what that
+                stream is given later; else they are ready at once.
+
+        Returns:
+            a tensor per output name, for `torch.from_dlpack` and the like.
+
+        Raises:
+            InputError: the arrays do not fit the signature, or the batch does not fit the GPU.
+            IdError: an id lies outside its table (if the artifact was compiled with oob="error").
+            ArtifactError: it was not compiled for a GPU, or the GPU failed.
+        """
+        inputs = self.signature.ordered(feeds)
+        results = self._on_gpu().on_device(inputs, stream)
+        return dict(zip([name for name, _ in self._results], results))
+
+    def device_times(self, feeds: Mapping[str, Any], calls: int = 100) -> np.ndarray:
+        """Microseconds that the GPU takes for each of `calls` runs on the same inputs.
+
+        They are measured by CUDA events, after a warm-up, with inputs and outputs on the GPU.
+
+        Raises:
+            InputError, ArtifactError: as `run_device`.
+        """
+        return self._on_gpu().device_times(self.signature.ordered(feeds), calls)
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """How a GPU runs the artifact, as far as only loading it can tell.
+
+        `device_bytes` and `host_bytes` of weights, `host_tables` (the shapes of those that stay in
+        the host's memory), and `no_graphs`: why calls are not captured as CUDA graphs, or None.
+
+        Raises:
+            ArtifactError: it was not compiled for a GPU.
+        """
+        program = self._on_gpu()
+        weights, entries = program.weights, self.manifest["weights"]
+        return {
+            "device_bytes": weights.device_bytes,
+            "host_bytes": weights.host_bytes,
+            "host_tables": [entries[k]["shape"] for k in weights.host],
+            "no_graphs": program.refusal,
+        }
+
+    def _on_gpu(self) -> gpu_runtime.StraightProgram | gpu_runtime.MachineProgram:
+        program = self._program
+        if isinstance(program, (gpu_runtime.StraightProgram, gpu_runtime.MachineProgram)):
+            return program
+        raise ArtifactError(f"{self.path}: not loaded on a GPU; compile it with --target cuda")
 
     def profile(self, feeds: Mapping[str, Any]) -> np.ndarray:
         """Run once; nanoseconds of each call in `manifest["program"]`.
@@ -190,12 +252,13 @@ def obstacle(manifest: dict[str, Any]) -> str | None:
     return None if gpu is None else gpu_runtime.obstacle(gpu["architectures"])
 
 
-def _program(path: Path, manifest: dict[str, Any], weights: list[np.ndarray]) -> Program:
-    gpu = manifest.get("gpu")
+def _program(
+    path: Path, manifest: dict[str, Any], weights: list[np.ndarray], gpu_memory_share: float
+) -> Program:
+    gpu, signature = manifest.get("gpu"), signature_from_json(manifest)
     if gpu is not None:
-        return gpu_runtime.GpuProgram(path / LIBRARY, weights, gpu["demands"])
-    outputs = signature_from_json(manifest).outputs
-    return load_program(path / LIBRARY, weights, manifest["sizes"], outputs)
+        return gpu_runtime.load_program(path / LIBRARY, weights, signature, gpu, gpu_memory_share)
+    return load_program(path / LIBRARY, weights, manifest["sizes"], signature.outputs)
 
 
 def _check_files(path: Path, sizes: dict[str, int]) -> None:

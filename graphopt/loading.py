@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from graphopt.artifact import Artifact
+from graphopt.artifact import GPU_MEMORY_SHARE, Artifact
 from graphopt.auto_engine import AutoEngine
 from graphopt.errors import SpecError
 
@@ -14,19 +14,27 @@ if TYPE_CHECKING:
 
 
 @overload
-def load(path: str | Path, engine: Literal["compiled"] = ...) -> Graph | Artifact: ...
+def load(
+    path: str | Path, engine: Literal["compiled"] = ..., *, gpu_memory_share: float = ...
+) -> Graph | Artifact: ...
 
 
 @overload
-def load(path: str | Path, engine: Literal["auto"]) -> AutoEngine: ...
+def load(
+    path: str | Path, engine: Literal["auto"], *, gpu_memory_share: float = ...
+) -> AutoEngine: ...
 
 
-def load(path: str | Path, engine: str = "compiled") -> Graph | Artifact | AutoEngine:
+def load(
+    path: str | Path, engine: str = "compiled", *, gpu_memory_share: float = GPU_MEMORY_SHARE
+) -> Graph | Artifact | AutoEngine:
     """A compiled artifact ready to run, or a model file as a graph.
 
     Args:
         engine: "compiled", or "auto" for the one that was measured to be faster at each batch size
             when the artifact was made.
+        gpu_memory_share: for a GPU, how much of its free memory weights may take; larger tables
+            stay in the host's memory, and kernels read them there.
 
     Raises:
         ArtifactError: the folder is not a usable artifact, or engines were not measured.
@@ -36,7 +44,9 @@ def load(path: str | Path, engine: str = "compiled") -> Graph | Artifact | AutoE
     if engine not in ("compiled", "auto"):
         raise SpecError(f"engine is compiled or auto, not {engine!r}")
     if Path(path).is_dir():
-        artifact = Artifact.load(path)
+        if not 0 <= gpu_memory_share <= 1:
+            raise SpecError(f"gpu_memory_share is between 0 and 1, not {gpu_memory_share}")
+        artifact = Artifact.load(path, gpu_memory_share)
         return AutoEngine(artifact) if engine == "auto" else artifact
     if engine == "auto":
         raise SpecError(f"{path}: only an artifact has engines to choose from")

@@ -12,6 +12,8 @@ import numpy as np
 from graphopt.errors import InputError
 
 ALIGNMENT = 64  # bytes: a cache line
+HOST_DEVICES = (1, 3)
+"""DLPack's numbers of devices whose memory the CPU reads: its own, and what CUDA has pinned."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,30 @@ class Signature:
         Raises:
             InputError: a name, dtype, rank or size does not fit; says which and what would.
         """
+        given = self.ordered(feeds)
+        arrays = [_on_host(spec, array) for spec, array in zip(self.inputs, given)]
+        self.check(arrays)
+        return [aligned_copy(array) for array in arrays]
+
+    def ordered(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """What `feeds` holds, in input order.
+
+        Raises:
+            InputError: a name is missing or unknown.
+        """
         if len(feeds) != len(self.inputs) or any(spec.name not in feeds for spec in self.inputs):
             self._complain_of_names(feeds)
+        return [feeds[spec.name] for spec in self.inputs]
+
+    def check(self, arrays: Sequence[Any]) -> None:
+        """See that arrays, in input order, fit; they need no more than a shape and a dtype.
+
+        Raises:
+            InputError: a dtype, rank or size does not fit; says which and what would.
+        """
         sizes: dict[str, tuple[int, str]] = {}
-        return [self._checked(spec, feeds[spec.name], sizes) for spec in self.inputs]
+        for spec, array in zip(self.inputs, arrays):
+            _check(spec, array, sizes)
 
     def _complain_of_names(self, feeds: Mapping[str, Any]) -> None:
         wanted = [spec.name for spec in self.inputs]
@@ -67,21 +89,29 @@ class Signature:
             parts.append(f"unknown input{_s(extra)} {', '.join(map(repr, extra))}")
         raise InputError(f"{'; '.join(parts)}; the model takes {', '.join(map(repr, wanted))}")
 
-    def _checked(
-        self, spec: TensorSpec, given: Any, sizes: dict[str, tuple[int, str]]
-    ) -> np.ndarray:
-        array = given if isinstance(given, np.ndarray) else np.asarray(given)
-        if array.dtype != spec.numpy_dtype:
-            raise InputError(
-                f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; "
-                f"convert it with .astype({spec.dtype!r})"
-            )
-        if spec.shape is not None:
-            if array.ndim != len(spec.shape):
-                raise InputError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
-            for axis, (size, declared) in enumerate(zip(array.shape, spec.shape)):
-                _check_size(spec, axis, size, declared, sizes)
-        return aligned_copy(array)
+
+def _on_host(spec: TensorSpec, given: Any) -> np.ndarray:
+    if isinstance(given, np.ndarray):
+        return given
+    if hasattr(given, "__dlpack_device__") and given.__dlpack_device__()[0] not in HOST_DEVICES:
+        raise InputError(
+            f"input {spec.name!r} is on a GPU, the model runs on the CPU; copy it there first"
+        )
+    return np.asarray(given)
+
+
+def _check(spec: TensorSpec, array: Any, sizes: dict[str, tuple[int, str]]) -> None:
+    if array.dtype != spec.numpy_dtype:
+        raise InputError(
+            f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; "
+            f"convert it with .astype({spec.dtype!r})"
+        )
+    if spec.shape is None:
+        return
+    if len(array.shape) != len(spec.shape):
+        raise InputError(f"input {spec.name!r} has shape {array.shape}, expected {spec}")
+    for axis, (size, declared) in enumerate(zip(array.shape, spec.shape)):
+        _check_size(spec, axis, size, declared, sizes)
 
 
 def _check_size(

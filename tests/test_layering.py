@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "latency": set(),
     "peers": set(),
     "runtime": {"signature"},
-    "gpu_runtime": {"runtime"},
+    "gpu_runtime": {"runtime", "signature"},
     "splitting": {"runtime"},
     "artifact": {"splitting", "gpu_runtime", "runtime", "signature"},
     "auto_engine": {"artifact", "targets"},

@@ -5,14 +5,17 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm
 
 from graphopt.targets.cuda import nvcc, packing
 from graphopt.targets.cuda.kernels import elementary
 from graphopt.targets.cuda.schedule import schedule
+from graphopt.targets.cuda.straight import straighten
 from graphopt.targets.relax.build import (
     calls,
     compiling,
@@ -23,14 +26,25 @@ from graphopt.targets.relax.build import (
 )
 
 
+@dataclass(frozen=True)
+class Built:
+    """What a library was made of.
+
+    Attributes:
+        report: `kernels` and `calls`, as of the CPU; `nvcc_seconds`; and `gpu_kernels`, what each
+            of them takes of a GPU.
+        embedded: for a straight program, the constants that follow the parameters; None where the
+            library holds code for the virtual machine.
+    """
+
+    report: dict[str, Any]
+    embedded: tuple[np.ndarray, ...] | None
+
+
 def build(
     module: tvm.IRModule, target: tvm.target.Target, library: Path, architectures: Sequence[str]
-) -> dict[str, Any]:
+) -> Built:
     """Compile `module` and write the shared library `library`, and beside it the CUDA C of it.
-
-    Returns:
-        `kernels` and `calls`, as of the CPU; `nvcc_seconds`; and `gpu_kernels`, what each of them
-        takes of a GPU.
 
     Raises:
         UnsupportedOpError: TVM cannot compile what the graph was lowered to.
@@ -40,8 +54,12 @@ def build(
     with compiling(), target:
         merged, _ = fuse(module, {})
         fused = schedule(merged, target)
-        pipeline = to_virtual_machine(target)
-        executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
+        straight = straighten(fused)
+        if straight is None:
+            pipeline = to_virtual_machine(target)
+            executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
+        else:
+            executable = tvm.compile(straight.module, target=target)
     report: dict[str, Any] = {"kernels": kernels(fused), "calls": calls(fused)}
 
     def compile_source(source: str) -> bytes:
@@ -52,4 +70,5 @@ def build(
         return binary
 
     export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
-    return report
+    embedded = None if straight is None else straight.embedded
+    return Built(report, embedded)

@@ -78,12 +78,13 @@ class CudaTarget(Target):
             "gpu": {
                 "architectures": list(self.architectures),
                 "demands": [demand.message for demand in state.demands],
+                "straight": built.embedded is not None,
             },
             "tvm": tvm.__version__,
             "sizes": None,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)
-        return Compiled(arrays, facts, built)
+        return Compiled((*arrays, *(built.embedded or ())), facts, built.report)
 
     def _tvm(self) -> tvm.target.Target:
         """TVM's target; the code is the same for all architectures, so the oldest one's."""

@@ -57,7 +57,7 @@ class Straight:
 
 
 @dataclass(eq=False)
-class _Root:
+class Root:
     """Memory that holds values: an input, an output, constant number `weight`, or a slot."""
 
     buffer: Any = None
@@ -67,38 +67,48 @@ class _Root:
 
 
 @dataclass(frozen=True)
-class _Tensor:
-    root: _Root
+class Tensor:
+    """A value: memory, and the Relax type that it is read with."""
+
+    root: Root
     type: Any
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
+    """A call of kernel `symbol`, which computes `variable` of `main`."""
+
     symbol: str
     variable: str
     operands: list[Any]  # tensors and sizes
-    results: list[_Tensor]
+    results: list[Tensor]
 
 
 def straighten(module: tvm.IRModule) -> Straight | None:
     """The program of `module` (fused and scheduled) as one function; None if it is not straight."""
-    main = module["main"]
-    inputs = main.params[: int(main.attrs["num_input"])]
-    reader = _Reader(inputs, main.params[len(inputs) :])
-    if not reader.read(main.body):
+    reader = read(module)
+    if reader is None:
         return None
     kernels = {
         name.name_hint: unaligned(kernel).with_attr("global_symbol", name.name_hint)
         for name, kernel in module.functions.items()
         if isinstance(kernel, tirx.PrimFunc)
     }
-    functions = _Writer(reader).functions()
+    functions = _HostWriter(reader).functions()
     return Straight(
         tvm.IRModule({**kernels, **functions}),
         tuple(reader.sizes.values()),
         tuple(constant.value.numpy() for constant in reader.embedded),
         tuple((call.symbol, call.variable) for call in reader.calls),
     )
+
+
+def read(module: tvm.IRModule) -> Reader | None:
+    """`main` of a fused and scheduled module, taken apart; None if it is not straight."""
+    main = module["main"]
+    inputs = main.params[: int(main.attrs["num_input"])]
+    reader = Reader(inputs, main.params[len(inputs) :])
+    return reader if reader.read(main.body) else None
 
 
 def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -111,7 +121,7 @@ def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
         if isinstance(parameter.ty, tirx.BufferType):
             dtype = str(parameter.ty.dtype)
             if int(parameter.ty.data_alignment) > element_bytes(dtype):
-                given = _buffer(parameter.ty.shape, dtype, parameter.name)
+                given = buffer_of(parameter.ty.shape, dtype, parameter.name)
                 declarations.append(_at(parameter, tirx.address_of(given)))
                 parameter = given
         params.append(parameter)
@@ -121,7 +131,8 @@ def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
     return with_root(tirx.PrimFunc(params, body, kernel.ret_type, kernel.attrs))
 
 
-def _buffer(shape: Sequence[Any], dtype: str, name: str) -> Any:
+def buffer_of(shape: Sequence[Any], dtype: str, name: str) -> Any:
+    """A buffer that may start anywhere an element may."""
     return tirx.decl_buffer(shape, dtype, name, data_alignment=element_bytes(dtype))
 
 
@@ -131,7 +142,7 @@ def _at(buffer: Any, address: Any) -> tirx.DeclBuffer:
     return tirx.DeclBuffer(buffer, data=tirx.reinterpret(pointer, address))
 
 
-class _Reader:
+class Reader:
     """`main`, checked and taken apart.
 
     Attributes:
@@ -142,17 +153,17 @@ class _Reader:
     """
 
     def __init__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> None:
-        self.inputs = [_Tensor(_Root(), parameter.ty) for parameter in inputs]
-        self.outputs: list[_Tensor] = []
+        self.inputs = [Tensor(Root(), parameter.ty) for parameter in inputs]
+        self.outputs: list[Tensor] = []
         self.sizes: dict[Any, tuple[int, int]] = {}
-        self.calls: list[_Call] = []
+        self.calls: list[Call] = []
         self.embedded: list[Any] = []
         self.weights = len(weights)
-        self._values: dict[Any, list[_Tensor]] = {
+        self._values: dict[Any, list[Tensor]] = {
             parameter: [tensor] for parameter, tensor in zip(inputs, self.inputs)
         }
         for k, parameter in enumerate(weights):
-            self._values[parameter] = [_Tensor(_Root(weight=k), parameter.ty)]
+            self._values[parameter] = [Tensor(Root(weight=k), parameter.ty)]
         for k, parameter in enumerate(inputs):
             for axis, dim in enumerate(parameter.ty.shape.values):
                 if isinstance(dim, tirx.Var):
@@ -175,7 +186,7 @@ class _Reader:
         computed = {tensor.root for call in self.calls for tensor in call.results}
         return len(set(roots)) == len(roots) and computed.issuperset(roots)
 
-    def _bound(self, value: Any, name: str) -> list[_Tensor] | None:
+    def _bound(self, value: Any, name: str) -> list[Tensor] | None:
         if isinstance(value, relax.Var):
             return self._values.get(value)
         if isinstance(value, relax.TupleGetItem):
@@ -183,33 +194,33 @@ class _Reader:
         if not isinstance(value, relax.Call):
             return None
         if value.op == Op.get("relax.reshape"):
-            return [_Tensor(self._tensor(value.args[0]).root, value.ty)]
+            return [Tensor(self._tensor(value.args[0]).root, value.ty)]
         if value.op != Op.get("relax.call_tir") or len(value.args) != 2:
             return None
         return self._called(value, name)
 
-    def _called(self, call: relax.Call, name: str) -> list[_Tensor]:
+    def _called(self, call: relax.Call, name: str) -> list[Tensor]:
         operands = [
             self._tensor(a) if isinstance(a.ty, relax.TensorType) else a for a in call.args[1]
         ]
         type_ = call.ty_args[0]
         types = list(type_.fields) if isinstance(type_, relax.TupleType) else [type_]
-        results = [_Tensor(_Root(), each) for each in types]
+        results = [Tensor(Root(), each) for each in types]
         for operand in (*operands, *results):
-            if isinstance(operand, _Tensor):
+            if isinstance(operand, Tensor):
                 operand.root.last_use = len(self.calls)
-        self.calls.append(_Call(call.args[0].name_hint, name, operands, results))
+        self.calls.append(Call(call.args[0].name_hint, name, operands, results))
         return results
 
-    def _tensor(self, expr: Any) -> _Tensor:
+    def _tensor(self, expr: Any) -> Tensor:
         if isinstance(expr, GenericConst):
             self.embedded.append(expr)
             weight = self.weights + len(self.embedded) - 1
-            return _Tensor(_Root(weight=weight), expr.ty)
+            return Tensor(Root(weight=weight), expr.ty)
         (tensor,) = self._values[expr]
         return tensor
 
-    def _are_known(self, tensors: Sequence[_Tensor]) -> bool:
+    def _are_known(self, tensors: Sequence[Tensor]) -> bool:
         """True if the dims of the tensors depend on the sizes of the inputs alone.
 
         bfloat16 is not passed from function to function: TVM makes it uint16 on one side only.
@@ -221,102 +232,131 @@ class _Reader:
         return self.sizes.keys() >= used
 
 
-class _Writer:
-    """The functions that take the place of `main`."""
+class Writer:
+    """Statements that call the kernels of a program, its values in memory that a caller gives.
 
-    def __init__(self, program: _Reader) -> None:
+    Attributes:
+        offsets: where in the workspace each slot lies, in bytes.
+        needed: bytes of workspace.
+    """
+
+    def __init__(self, program: Reader) -> None:
         self.program = program
-        self.inputs = _given("in", program.inputs)
-        self.outputs = _given("out", program.outputs)
-        count = max(1, program.weights + len(program.embedded))
-        self.weights = _buffer((int64(count),), "int64", "weights")
-        self.room = tirx.Var("room", "int64")
-        self.workspace = _buffer((self.room,), "uint8", "workspace")
         self._scalars: dict[Any, tirx.Bind] = {}
         self.offsets, self.needed = self._assign_slots()
 
-    def functions(self) -> dict[str, tirx.PrimFunc]:
-        """`graphopt_run`, `graphopt_plan` and `graphopt_profile`."""
-        return {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
+    def address(self, root: Root) -> Any:
+        """Where memory lies."""
+        raise NotImplementedError
 
-    def _assign_slots(self) -> tuple[dict[Slot, Any], Any]:
-        workspace = Workspace(self.program.sizes)
-        for step, call in enumerate(self.program.calls):
-            roots = [tensor.root for tensor in call.results]
-            for tensor in call.results:
-                if tensor.root.buffer is None:
-                    tensor.root.slot = workspace.take(_bytes(tensor.type))
-            roots += [operand.root for operand in call.operands if isinstance(operand, _Tensor)]
-            for root in dict.fromkeys(roots):
-                if root.slot is not None and root.last_use == step:
-                    workspace.give_back(root.slot)
-        return workspace.layout()
-
-    def _run(self) -> tirx.PrimFunc:
-        body = [statement for call in self.program.calls for statement in self._called(call)]
-        return self._running(RUN, [], body)
-
-    def _profile(self) -> tirx.PrimFunc:
-        clock = _buffer((int64(2 + 2 * len(self.program.calls)),), "int64", "clock")
-        body = [_read_clock(clock, 0)]
-        for k, call in enumerate(self.program.calls):
-            body += [*self._called(call), _read_clock(clock, k + 1)]
-        return self._running(PROFILE, [clock], body)
-
-    def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
-        """A function that takes what `graphopt_run` takes and `more`."""
-        checked = _require(self.room >= self.needed, "the workspace is too small")
-        params = [*self.inputs, *self.outputs, self.weights, self.workspace, *more]
-        return _function(name, params, [*self._scalars.values(), checked, *body])
-
-    def _called(self, call: _Call) -> list[Any]:
+    def called(self, call: Call) -> list[Any]:
         """The statements of one kernel call."""
         statements: list[Any] = []
         args = []
         for operand in (*call.operands, *call.results):
-            if isinstance(operand, _Tensor):
+            if isinstance(operand, Tensor):
                 statements.append(self._declared(operand))
                 operand = statements[-1].buffer
             args.append(operand)
         return [*statements, tirx.Evaluate(tirx.call_cpacked(call.symbol, *args))]
 
-    def _declared(self, tensor: _Tensor) -> tirx.DeclBuffer:
-        shape = [self._scalar(dim) for dim in tensor.type.shape.values]
-        buffer = _buffer(shape, str(tensor.type.dtype), "value")
-        root = tensor.root
-        if root.buffer is not None:
-            return _at(buffer, tirx.address_of(root.buffer))
-        if root.weight is not None:
-            return _at(buffer, self.weights[int64(root.weight)])
-        assert root.slot is not None
-        return _at(buffer, tirx.address_of(self.workspace[self._scalar(self.offsets[root.slot])]))
-
-    def _scalar(self, value: Any) -> Any:
+    def scalar(self, value: Any) -> Any:
         """`value`, computed once. TVM's own search for common subexpressions fails on this code."""
         if isinstance(value, (tirx.Var, tirx.IntImm)):
             return value
         bind = tirx.Bind(tirx.Var(f"size{len(self._scalars)}", "int64"), value)
         return self._scalars.setdefault(StructuralKey(value), bind).var
 
+    @property
+    def scalars(self) -> list[Any]:
+        """The statements that compute what `scalar` gave."""
+        return list(self._scalars.values())
+
+    def output_dims(self) -> list[Any]:
+        """The dims of all outputs, one after another."""
+        return [dim for tensor in self.program.outputs for dim in tensor.type.shape.values]
+
+    def _assign_slots(self) -> tuple[dict[Slot, Any], Any]:
+        workspace = Workspace(self.program.sizes)
+        given = {tensor.root for tensor in self.program.outputs}
+        for step, call in enumerate(self.program.calls):
+            roots = [tensor.root for tensor in call.results]
+            for tensor in call.results:
+                if tensor.root not in given:
+                    tensor.root.slot = workspace.take(bytes_of(tensor.type))
+            roots += [operand.root for operand in call.operands if isinstance(operand, Tensor)]
+            for root in dict.fromkeys(roots):
+                if root.slot is not None and root.last_use == step:
+                    workspace.give_back(root.slot)
+        return workspace.layout()
+
+    def _declared(self, tensor: Tensor) -> tirx.DeclBuffer:
+        shape = [self.scalar(dim) for dim in tensor.type.shape.values]
+        buffer = buffer_of(shape, str(tensor.type.dtype), "value")
+        return _at(buffer, self.address(tensor.root))
+
+
+class _HostWriter(Writer):
+    """The functions that take the place of `main` on a CPU."""
+
+    def __init__(self, program: Reader) -> None:
+        super().__init__(program)
+        self.inputs = _given("in", program.inputs)
+        self.outputs = _given("out", program.outputs)
+        count = max(1, program.weights + len(program.embedded))
+        self.weights = buffer_of((int64(count),), "int64", "weights")
+        self.room = tirx.Var("room", "int64")
+        self.workspace = buffer_of((self.room,), "uint8", "workspace")
+
+    def address(self, root: Root) -> Any:
+        if root.buffer is not None:
+            return tirx.address_of(root.buffer)
+        if root.weight is not None:
+            return self.weights[int64(root.weight)]
+        assert root.slot is not None
+        return tirx.address_of(self.workspace[self.scalar(self.offsets[root.slot])])
+
+    def functions(self) -> dict[str, tirx.PrimFunc]:
+        """`graphopt_run`, `graphopt_plan` and `graphopt_profile`."""
+        return {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
+
+    def _run(self) -> tirx.PrimFunc:
+        body = [statement for call in self.program.calls for statement in self.called(call)]
+        return self._running(RUN, [], body)
+
+    def _profile(self) -> tirx.PrimFunc:
+        clock = buffer_of((int64(2 + 2 * len(self.program.calls)),), "int64", "clock")
+        body = [_read_clock(clock, 0)]
+        for k, call in enumerate(self.program.calls):
+            body += [*self.called(call), _read_clock(clock, k + 1)]
+        return self._running(PROFILE, [clock], body)
+
+    def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
+        """A function that takes what `graphopt_run` takes and `more`."""
+        checked = require(self.room >= self.needed, "the workspace is too small")
+        params = [*self.inputs, *self.outputs, self.weights, self.workspace, *more]
+        return function_of(name, params, [*self.scalars, checked, *body])
+
     def _plan(self) -> tirx.PrimFunc:
-        dims = [dim for tensor in self.program.outputs for dim in tensor.type.shape.values]
-        plan = _buffer((int64(1 + len(dims)),), "int64", "plan")
+        dims = self.output_dims()
+        plan = buffer_of((int64(1 + len(dims)),), "int64", "plan")
         body = [
             tirx.BufferStore(plan, int64(value), [int64(k)])
             for k, value in enumerate([self.needed, *dims])
         ]
-        return _function(PLAN, [*self.program.sizes, plan], body)
+        return function_of(PLAN, [*self.program.sizes, plan], body)
 
 
-def _given(name: str, tensors: Sequence[_Tensor]) -> list[Any]:
+def _given(name: str, tensors: Sequence[Tensor]) -> list[Any]:
     """Buffers that a caller gives, for the roots of `tensors`."""
     for k, tensor in enumerate(tensors):
         shape, dtype = tensor.type.shape.values, str(tensor.type.dtype)
-        tensor.root.buffer = _buffer(shape, dtype, f"{name}{k}")
+        tensor.root.buffer = buffer_of(shape, dtype, f"{name}{k}")
     return [tensor.root.buffer for tensor in tensors]
 
 
-def _function(name: str, params: list[Any], body: list[Any]) -> tirx.PrimFunc:
+def function_of(name: str, params: list[Any], body: list[Any]) -> tirx.PrimFunc:
+    """A function that others find by `name`."""
     function = tirx.PrimFunc(params, tirx.SeqStmt(body) if len(body) > 1 else body[0])
     return function.with_attr({"global_symbol": name, "s_tir": True, "tirx.noalias": True})
 
@@ -326,10 +366,12 @@ def _read_clock(clock: Any, place: int) -> Any:
     return tirx.Evaluate(tirx.call_extern("int32", "clock_gettime", _CLOCK_MONOTONIC, at))
 
 
-def _require(condition: Any, message: str) -> Any:
+def require(condition: Any, message: str) -> Any:
+    """The statement that stops a program unless `condition` is true."""
     return tirx.AssertStmt(condition, StringImm("RuntimeError"), [StringImm(message)])
 
 
-def _bytes(type_: Any) -> Any:
+def bytes_of(type_: Any) -> Any:
+    """Bytes of a tensor of this type, an expression."""
     sizes = [int64(dim) for dim in type_.shape.values]
     return functools.reduce(operator.mul, sizes, int64(element_bytes(str(type_.dtype))))

@@ -14,14 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda import build, nvcc
 
 HERE = Path(__file__).parent
 MAGIC = b"graphopt emulator:"
@@ -90,12 +90,14 @@ def library_of(source: str, folder: Path, races: bool) -> Path:
 
 @contextmanager
 def compiled_for_emulation(
-    folder: Path, *, races: bool = False, edit: Callable[[str], str] = str
+    folder: Path, *, races: bool = False, machine: bool = False, edit: Callable[[str], str] = str
 ) -> Iterator[None]:
     """Within, `--target cuda` builds artifacts whose kernels run here.
 
     Args:
         folder: gets the libraries; artifacts refer to them.
+        machine: make all programs ones for the virtual machine, which gives each tensor memory of
+            its own. Guard pages stand at every tensor then.
         edit: changes the source first.
     """
 
@@ -106,6 +108,7 @@ def compiled_for_emulation(
     with (
         mock.patch.object(nvcc, "fatbin", fatbin),
         mock.patch.object(nvcc, "find", lambda: Path("nvcc")),
+        mock.patch.object(build, "straighten", lambda module: None) if machine else nullcontext(),
     ):
         yield
 
@@ -141,24 +144,43 @@ def run(
     with tempfile.TemporaryDirectory(dir=folder) as workspace:
         for k, feed in enumerate(feeds):
             np.savez(Path(workspace) / f"in{k}.npz", **feed)
-        environment = os.environ | {
-            "EMULATOR_ORDER": str(mode.order),
-            "EMULATOR_GUARD": str(int(mode.guard)),
-            "EMULATOR_ARCHITECTURE": str(architecture),
-            "OMP_NUM_THREADS": "1",
+        settings = {
+            "EMULATOR_ORDER": mode.order,
+            "EMULATOR_GUARD": int(mode.guard),
+            "EMULATOR_ARCHITECTURE": architecture,
         }
-        libraries = map(str, stand_ins(folder))
-        command = [sys.executable, str(HERE / "child.py"), str(artifact), workspace, *libraries]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode < 0:
-            raise LaunchError(f"killed by signal {-done.returncode}")
-        if done.returncode:
-            raise LaunchError(done.stderr.strip().splitlines()[-1])
+        _on_stand_ins("child.py", [artifact, workspace], folder, settings)
         results = []
         for k in range(len(feeds)):
             with np.load(Path(workspace) / f"out{k}.npz") as arrays:
                 results.append(dict(arrays))
         return results
+
+
+def serve(case: str, artifact: Path, folder: Path, settings: Mapping[str, int]) -> None:
+    """Run a case of `serving.py`.
+
+    Args:
+        settings: of the stand-ins, such as EMULATOR_MEMORY.
+
+    Raises:
+        LaunchError: it failed; in one line.
+    """
+    _on_stand_ins("serving.py", [case, artifact], folder, settings)
+
+
+def _on_stand_ins(
+    script: str, arguments: Sequence[object], folder: Path, settings: Mapping[str, int]
+) -> None:
+    libraries = ":".join(map(str, stand_ins(folder)))
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
+    environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode < 0:
+        raise LaunchError(f"killed by signal {-done.returncode}")
+    if done.returncode:
+        raise LaunchError(done.stderr.strip().splitlines()[-1])
 
 
 def _execute(command: list[str]) -> None:

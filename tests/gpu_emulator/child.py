@@ -1,22 +1,19 @@
-"""The process that runs an artifact on the stand-ins: child.py ARTIFACT WORKSPACE LIBRARY…"""
+"""The process that runs an artifact on the stand-ins: child.py ARTIFACT WORKSPACE"""
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from pathlib import Path
 
 import numpy as np
 
 import graphopt
-from graphopt import gpu_runtime
 from graphopt.errors import GraphoptError
+from graphopt.gpu_runtime import machine
 
 
-def main(artifact: str, workspace: str, *libraries: str) -> None:
-    for library in libraries:
-        ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
-    gpu_runtime._ALLOCATOR = 1  # no pool, so that guard pages stand at every tensor
+def main(artifact: str, workspace: str) -> None:
+    machine._ALLOCATOR = 1  # no pool, so that guard pages stand at every tensor
     loaded = graphopt.load(artifact)
     assert "tvm" not in sys.modules
     for file in sorted(Path(workspace).glob("in*.npz")):

@@ -75,6 +75,11 @@ void apply(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
 template <class... A> void call(void (*kernel)(A...), void** arguments) {
   apply(kernel, arguments, std::index_sequence_for<A...>{});
 }
+template <class... A> size_t sizes(void (*)(A...), size_t* found) {
+  size_t all[] = {sizeof(A)..., 0};
+  memcpy(found, all, sizeof...(A) * sizeof(size_t));
+  return sizeof...(A);
+}
 
 }  // namespace emulator
 
@@ -83,6 +88,9 @@ template <class... A> void call(void (*kernel)(A...), void** arguments) {
       const unsigned* grid, const unsigned* block, unsigned bytes, void** arguments) {          \
     return emulator::launch([](void* p) { emulator::call(name, (void**)p); }, arguments, grid,  \
                             block, bytes, synchronizes);                                        \
+  }                                                                                             \
+  extern "C" __attribute__((visibility("default"))) size_t emulator_sizes_##name(size_t* s) {   \
+    return emulator::sizes(name, s);                                                            \
   }
 extern "C" __attribute__((visibility("default"), used)) inline const char* emulator_error() {
   return emulator::error;

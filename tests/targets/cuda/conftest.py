@@ -38,7 +38,9 @@ def run_model(emulation: Path, tmp_path: Path) -> Runner:
         edit: Callable[[str], str] = str,
     ) -> list[dict[str, np.ndarray]]:
         path = tmp_path / "model.gopt"
-        with gpu_emulator.compiled_for_emulation(emulation, races=mode.races, edit=edit):
+        with gpu_emulator.compiled_for_emulation(
+            emulation, races=mode.races, machine=mode.guard, edit=edit
+        ):
             graphopt.compile(model, "cuda", output=path, oob=oob, passes="O0", verify=False)
         return gpu_emulator.run(path, feeds, emulation, mode)
 

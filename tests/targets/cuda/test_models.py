@@ -22,7 +22,7 @@ NAMES = sorted(p.parent.name for p in FOLDER.glob("*/model.onnx")) if FOLDER els
 @pytest.mark.parametrize("order", [0, 1, 7])
 def test_example(order: int, emulation: Path, tmp_path: Path) -> None:
     mode = gpu_emulator.Mode(races=True, guard=True, order=order)
-    with gpu_emulator.compiled_for_emulation(emulation, races=True):
+    with gpu_emulator.compiled_for_emulation(emulation, races=True, machine=True):
         graphopt.compile(EXAMPLE, "cuda", output=tmp_path / "ctr.gopt", verify=False)
     source = OnnxModel(EXAMPLE)
     feeds, _ = random_feeds(graphopt.load(EXAMPLE), source.run, (1, 3, 40))
@@ -34,7 +34,7 @@ def test_example(order: int, emulation: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_real_model(name: str, models: Path, emulation: Path, tmp_path: Path) -> None:
     folder = models / name
-    with gpu_emulator.compiled_for_emulation(emulation):
+    with gpu_emulator.compiled_for_emulation(emulation, machine=True):
         graphopt.compile(folder / "model.onnx", "cuda", output=tmp_path / "m.gopt", verify=False)
     feeds, wanted = (
         [dict(np.load(file)) for file in sorted(folder.glob(f"{kind}_b*.npz"))]

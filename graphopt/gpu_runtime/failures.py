@@ -1,0 +1,41 @@
+"""What goes wrong on a GPU, as errors of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError
+from graphopt.runtime import ID_ERROR
+
+
+def check(messages: Sequence[str], counts: Iterable[int]) -> None:
+    """Raise what kernels reported: they cannot stop a program, so they count what was wrong.
+
+    Args:
+        messages: what each number stands for (`manifest["gpu"]["demands"]`).
+        counts: how often each demand was broken.
+
+    Raises:
+        IdError: an id lies outside its table.
+        InputError: sizes of inputs disagree in another way.
+    """
+    for message, count in zip(messages, counts):
+        if not count:
+            continue
+        _, found, rest = message.partition(ID_ERROR)
+        if found:
+            raise IdError(f"an id is out of range: {rest}")
+        raise InputError(message)
+
+
+def translated(error: RuntimeError) -> GraphoptError:
+    """An error of CUDA or of TVM's runtime as the user is to see it."""
+    if is_out_of_memory(error):
+        return InputError("the GPU has no room for this batch; run smaller ones")
+    reason = str(error).strip().splitlines()[-1]
+    return ArtifactError(f"the GPU failed: {reason}")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of CUDA or of TVM's runtime says that there is no memory left."""
+    return "out of memory" in str(error).lower()

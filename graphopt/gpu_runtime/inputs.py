@@ -1,0 +1,58 @@
+"""What callers give: NumPy arrays and anything that speaks DLPack, on the host or on the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import InputError
+from graphopt.gpu_runtime.connection import CUDA
+from graphopt.runtime import ffi
+from graphopt.signature import HOST_DEVICES, TensorSpec
+
+_MANAGED = 13  # DLPack's number
+_LEGACY_STREAM = 1  # DLPack's name of the default stream, whose handle is 0
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """An array on the GPU; `owner` keeps it there."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: Any
+    nbytes: int
+    owner: Any
+
+
+def taken(spec: TensorSpec, given: Any, stream: int) -> np.ndarray | DeviceArray:
+    """An input where it lies. One on the GPU is ready when `stream` comes to it.
+
+    Raises:
+        InputError: it is on another device, or is not contiguous there.
+    """
+    if isinstance(given, np.ndarray):
+        return given
+    if not hasattr(given, "__dlpack_device__"):
+        return np.asarray(given)
+    kind, index = given.__dlpack_device__()
+    if kind in HOST_DEVICES:
+        try:
+            return np.from_dlpack(given)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise InputError(
+                f"input {spec.name!r} cannot be read through DLPack ({error})"
+            ) from None
+    if kind not in (CUDA, _MANAGED) or index:
+        place = f"GPU {index}" if kind == CUDA else f"a device of DLPack type {int(kind)}"
+        raise InputError(
+            f"input {spec.name!r} is on {place}, the model on GPU 0; move it there or to the host"
+        )
+    tensor = ffi().from_dlpack(given.__dlpack__(stream=stream or _LEGACY_STREAM))
+    if not tensor.is_contiguous():
+        raise InputError(f"input {spec.name!r} is not contiguous on the GPU; make it so")
+    dtype = TensorSpec(spec.name, str(tensor.dtype), None).numpy_dtype
+    nbytes = tensor.numel() * tensor.dtype.itemsize
+    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, nbytes, tensor)

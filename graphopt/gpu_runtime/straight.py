@@ -1,0 +1,188 @@
+"""Straight-line programs on a GPU: their library launches all kernels in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from graphopt.errors import GraphoptError, InputError
+from graphopt.gpu_runtime import cuda, tensors
+from graphopt.gpu_runtime.failures import check, translated
+from graphopt.gpu_runtime.inputs import DeviceArray, taken
+from graphopt.gpu_runtime.lane import Lane, Plan, Region
+from graphopt.gpu_runtime.weights import Weights, aligned, place
+from graphopt.runtime import Inputs, ffi
+from graphopt.signature import Signature, TensorSpec
+
+_PLANS = 4096  # plans kept, one for each combination of shapes met
+_WARM_UP = 2  # calls, after which there is a graph
+
+
+class StraightProgram:
+    """Callable from any thread; each call has a lane for itself.
+
+    Attributes:
+        weights: where they lie.
+        refusal: why CUDA would not make a graph of a call; None if it did or was not asked yet.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        arrays: Sequence[np.ndarray],
+        signature: Signature,
+        messages: Sequence[str],
+        share: float,
+    ) -> None:
+        """Copy the weights to the GPU.
+
+        Args:
+            messages: what the numbers of the last output stand for.
+            share: of the GPU's free memory, how much weights may take.
+
+        Raises:
+            ArtifactError: there is no room for them.
+        """
+        self._module = module  # kept alive
+        self._run, self._plan = module["graphopt_run"], module["graphopt_plan"]
+        self._signature, self._messages = signature, list(messages)
+        self._outputs = list(signature.outputs)
+        if messages:
+            self._outputs.append(TensorSpec("broken demands", "int32", (len(messages),)))
+        self.weights: Weights = place(arrays, share)
+        self.refusal: str | None = None
+        self._plans: dict[Any, Plan] = {}
+        self._lanes: list[Lane] = []  # the ones at rest
+
+    def __call__(self, inputs: Inputs) -> list[np.ndarray]:
+        """Run on arrays in signature order, which may lie on the GPU.
+
+        Raises:
+            IdError: an id lies outside its table.
+            InputError: the arrays do not fit, or the GPU has no room for this batch.
+            ArtifactError: the GPU failed.
+        """
+        with self._lane() as lane:
+            stream = lane.stream.handle
+            plan = self._load(lane, inputs, stream)
+            lane.fetch(plan, stream)
+            cuda.synchronize(stream)
+            results = lane.results(plan)
+        if self._messages:
+            check(self._messages, results.pop().tolist())
+        return results
+
+    def on_device(self, inputs: Inputs, stream: int | None = None) -> list[Any]:
+        """As `__call__`, with results that stay on the GPU: tensors that speak DLPack.
+
+        Args:
+            stream: handle of the stream to work on. Then the results are ready for what is given
+                to it later; else they are ready at once. The host waits for a program that has to
+                report broken demands, and where there is no stream.
+        """
+        waits = bool(self._messages) or stream is None
+        reported: list[int] = []
+        with self._lane() as lane:
+            on = lane.stream.handle if stream is None else stream
+            plan = self._load(lane, inputs, on)
+            specs = self._signature.outputs
+            sources = [
+                (lane.address(region), region.shape, spec.dtype, region.nbytes)
+                for region, spec in zip(plan.outputs, specs)
+            ]
+            results = tensors.copies(sources, on)
+            if self._messages:
+                lane.fetch(plan, on, first=len(specs))
+            if waits:
+                cuda.synchronize(on)
+            else:
+                lane.leave(on)
+            if self._messages:
+                reported = lane.results(plan)[-1].tolist()
+        check(self._messages, reported)
+        return results
+
+    def device_times(self, inputs: Inputs, calls: int) -> np.ndarray:
+        """Microseconds of the kernels in each of `calls` runs, inputs and outputs on the GPU."""
+        with self._lane() as lane:
+            stream = lane.stream.handle
+            for _ in range(_WARM_UP):
+                plan = self._load(lane, inputs, stream)
+            events = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
+            for start, end in events:
+                start.record(stream)
+                lane.compute(plan, stream)
+                end.record(stream)
+            cuda.synchronize(stream)
+            return np.array([end.microseconds_since(start) for start, end in events])
+
+    # ----
+
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane that nobody else has; it comes back unless CUDA failed."""
+        lane = None
+        try:
+            try:
+                lane = self._lanes.pop()
+            except IndexError:
+                lane = Lane(self._run, self.weights.addresses)
+            yield lane
+        except GraphoptError:
+            raise
+        except RuntimeError as error:
+            lane = None
+            raise translated(error) from None
+        finally:
+            if lane is not None:
+                self.refusal = lane.refusal
+                self._lanes.append(lane)
+
+    def _load(self, lane: Lane, inputs: Inputs, stream: int) -> Plan:
+        """Run on `inputs`, with `stream`, up to outputs in the arena of the lane."""
+        given = [taken(spec, x, stream) for spec, x in zip(self._signature.inputs, inputs)]
+        key = tuple([(array.shape, array.dtype) for array in given])
+        plan = self._plans.get(key) or self._planned(key, given)
+        lane.enter(stream)
+        lane.load(plan, given, stream)
+        lane.compute(plan, stream)
+        return plan
+
+    def _planned(self, key: Any, given: Sequence[np.ndarray | DeviceArray]) -> Plan:
+        self._signature.check(given)
+        dims = np.array([size for array in given for size in array.shape] or [0], np.int64)
+        ranks = [len(spec.shape or ()) for spec in self._outputs]
+        found = np.empty(1 + sum(ranks), np.int64)
+        passed = ffi().from_dlpack(dims)
+        try:
+            self._plan(passed, ffi().from_dlpack(found))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"sizes of inputs do not fit together: {reason}") from None
+        workspace, *flat = found.tolist()
+        sizes = iter(flat)
+        inputs, end = _regions([array.shape for array in given], self._signature.inputs, 0)
+        shapes = [tuple(islice(sizes, rank)) for rank in ranks]
+        outputs, total = _regions(shapes, self._outputs, end)
+        plan = Plan(passed, inputs, outputs, end, total - end, total, total + workspace)
+        if len(self._plans) >= _PLANS:
+            self._plans.clear()
+        self._plans[key] = plan
+        return plan
+
+
+def _regions(
+    shapes: Sequence[tuple[int, ...]], specs: Sequence[TensorSpec], start: int
+) -> tuple[tuple[Region, ...], int]:
+    """Places for tensors one after another from `start`, and where they end."""
+    regions = []
+    for shape, spec in zip(shapes, specs):
+        nbytes = math.prod(shape) * spec.numpy_dtype.itemsize
+        regions.append(Region(start, tuple(shape), spec.numpy_dtype, nbytes))
+        start += aligned(nbytes)
+    return tuple(regions), start

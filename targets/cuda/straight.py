@@ -1,0 +1,125 @@
+"""Straight-line programs for a GPU: one host function that launches the kernels.
+
+As on a CPU (see `relax/straight.py`) two functions take the place of `main`, but everything that
+lies on the device is given by its address, so that a call costs no tensor objects and allocates
+nothing:
+
+    graphopt_run(dims, addresses)
+    graphopt_plan(dims, plan)
+
+`dims` (int64) holds the dims of all inputs, one after another. `addresses` (int64) holds those of
+the weights, the inputs, the outputs and the workspace; both arrays are the host's. `graphopt_plan`
+checks the dims, which `graphopt_run` does not do again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import tirx
+from tvm.ir import StringImm
+
+from graphopt.targets.relax.primfunc import int64
+from graphopt.targets.relax.straight import (
+    PLAN,
+    RUN,
+    Reader,
+    Root,
+    Writer,
+    buffer_of,
+    function_of,
+    read,
+    require,
+)
+
+_CUDA = 2  # DLPack's number
+
+
+@dataclass(frozen=True)
+class Straight:
+    """A program without control flow.
+
+    Attributes:
+        module: the kernels, `graphopt_run` and `graphopt_plan`.
+        embedded: small constants, whose addresses follow those of the other weights.
+    """
+
+    module: tvm.IRModule
+    embedded: tuple[np.ndarray, ...]
+
+
+def straighten(module: tvm.IRModule) -> Straight | None:
+    """The program of `module` (fused and scheduled) as one function; None if it is not straight."""
+    reader = read(module)
+    if reader is None:
+        return None
+    kernels = {
+        name.name_hint: kernel.with_attr("global_symbol", name.name_hint)
+        for name, kernel in module.functions.items()
+        if isinstance(kernel, tirx.PrimFunc)
+    }
+    embedded = tuple(constant.value.numpy() for constant in reader.embedded)
+    return Straight(tvm.IRModule({**kernels, **_DeviceWriter(reader).functions()}), embedded)
+
+
+class _DeviceWriter(Writer):
+    """The functions that take the place of `main` on a GPU."""
+
+    def __init__(self, program: Reader) -> None:
+        super().__init__(program)
+        weights = program.weights + len(program.embedded)
+        given = [tensor.root for tensor in (*program.inputs, *program.outputs)]
+        self._places = {root: weights + k for k, root in enumerate(given)}
+        self._room = weights + len(given)
+        self._addresses = buffer_of((int64(self._room + 1),), "int64", "addresses")
+        self._given_dims = [
+            (k, axis, dim)
+            for k, tensor in enumerate(program.inputs)
+            for axis, dim in enumerate(tensor.type.shape.values)
+        ]
+        self._dims = buffer_of((int64(max(1, len(self._given_dims))),), "int64", "dims")
+
+    def address(self, root: Root) -> Any:
+        if root.slot is not None:
+            return self._addresses[int64(self._room)] + self.scalar(self.offsets[root.slot])
+        place = root.weight if root.weight is not None else self._places[root]
+        return self._addresses[int64(place)]
+
+    def functions(self) -> dict[str, tirx.PrimFunc]:
+        """`graphopt_run` and `graphopt_plan`."""
+        return {name: _on_host(function) for name, function in self._written().items()}
+
+    def _written(self) -> dict[str, tirx.PrimFunc]:
+        launches = [statement for call in self.program.calls for statement in self.called(call)]
+        body = tirx.SeqStmt([*self.scalars, *launches])
+        for key, number in (("device_id", 0), ("device_type", _CUDA)):
+            body = tirx.AttrStmt(StringImm("default"), key, number, body)
+        run = function_of(RUN, [self._dims, self._addresses], [*self._sizes(), body])
+        return {RUN: run, PLAN: self._plan()}
+
+    def _sizes(self) -> list[Any]:
+        """The statements that read the sizes of a call from `dims`."""
+        positions = {(k, axis): at for at, (k, axis, _) in enumerate(self._given_dims)}
+        return [
+            tirx.Bind(size, self._dims[int64(positions[place])])
+            for size, place in self.program.sizes.items()
+        ]
+
+    def _plan(self) -> tirx.PrimFunc:
+        values = [self.needed, *self.output_dims()]
+        plan = buffer_of((int64(len(values)),), "int64", "plan")
+        checks = [
+            require(self._dims[int64(at)] == int64(dim), f"input {k}: axis {axis} does not fit")
+            for at, (k, axis, dim) in enumerate(self._given_dims)
+        ]
+        stores = [
+            tirx.BufferStore(plan, int64(value), [int64(k)]) for k, value in enumerate(values)
+        ]
+        return function_of(PLAN, [self._dims, plan], [*self._sizes(), *checks, *stores])
+
+
+def _on_host(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    return function.with_attr("tirx.is_host_func", True)

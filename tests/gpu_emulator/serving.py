@@ -1,0 +1,291 @@
+"""Cases of serving, each run in a process of its own on the stand-ins: serving.py CASE ARTIFACT.
+
+An assertion that fails ends the process with its message, as in any test.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnxruntime
+
+import graphopt
+from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError
+from graphopt.gpu_runtime import cuda, lane
+from graphopt.runtime import ffi
+
+Feeds = Mapping[str, Any]
+CASES: dict[str, Callable[[Path], None]] = {}
+
+
+def case(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Register a case under its name."""
+    CASES[function.__name__] = function
+    return function
+
+
+# ---------------------------------------------------------------------- what cases are made of
+
+
+def feeds(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs of the example model."""
+    rng = np.random.default_rng(seed)
+    return {
+        "ids": rng.integers(0, 7, (batch, 10)),
+        "dense": rng.standard_normal((batch, 5), np.float32),
+        "history": rng.integers(0, 7, (batch, 10)),
+    }
+
+
+def check(path: Path, found: Feeds, given: Feeds) -> None:
+    """Outputs are those of the portable model."""
+    session = onnxruntime.InferenceSession(path / "model.onnx")
+    (wanted,) = session.run(None, given)
+    np.testing.assert_allclose(on_host(found["ctr"]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def on_host(given: Any) -> np.ndarray:
+    """The contents of an array, wherever it is."""
+    if isinstance(given, np.ndarray):
+        return given
+    assert given.__dlpack_device__() == (2, 0)
+    result = np.empty(given.shape, str(given.dtype))
+    cuda.copy(result.ctypes.data, given.data_ptr(), result.nbytes, 0)
+    cuda.synchronize(0)
+    return result
+
+
+class OnGpu:
+    """An array on the GPU as another framework has it: written by work on a stream of its own."""
+
+    def __init__(self, array: np.ndarray, device: tuple[int, int] = (2, 0)) -> None:
+        self.device, self.asked = device, list[int]()
+        self._stream, self._array = cuda.Stream(), array
+        allocate = ffi().get_global_func("runtime.TVMTensorAllocWithScope")
+        place = ffi().device("cuda", 0)
+        self._tensor = allocate(
+            ffi().Shape(array.shape), ffi().dtype(str(array.dtype)), place, None
+        )
+        cuda.copy(self._tensor.data_ptr(), array.ctypes.data, array.nbytes, self._stream.handle)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __dlpack__(self, *, stream: int, **_: Any) -> Any:
+        assert stream != 0  # means nothing
+        self.asked.append(stream)
+        written = cuda.Event()
+        written.record(self._stream.handle)
+        cuda.wait(0 if stream == 1 else stream, written)
+        return self._tensor.__dlpack__()
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often each function of CUDA's runtime is called within."""
+    counts: Counter[str] = Counter()
+    real = cuda.call
+
+    def call(name: str, *arguments: Any) -> None:
+        counts[name] += 1
+        real(name, *arguments)
+
+    with mock.patch.object(cuda, "call", call):
+        yield counts
+
+
+@contextmanager
+def refused(kind: type[GraphoptError], text: str) -> Iterator[None]:
+    """Within, this is raised, in one line."""
+    try:
+        yield
+    except kind as error:
+        assert text in str(error) and "\n" not in str(error), str(error)
+        return
+    raise AssertionError(f"nothing was raised, {text!r} was expected")
+
+
+# ---------------------------------------------------------------------- the cases
+
+
+@case
+def batches_in_any_order(path: Path) -> None:
+    artifact = graphopt.load(path)
+    for seed, batch in enumerate([1, 3, 1, 1, 70, 1, 3, 3, 0, 0, 0, 200, 1, 70, 70]):
+        given = feeds(batch, seed)
+        check(path, artifact.run(given), given)
+
+
+@case
+def a_call_is_one_launch_and_a_copy_each_way(path: Path) -> None:
+    artifact = graphopt.load(path)
+    for seed in range(3):
+        given = feeds(7, seed)
+        with counted() as counts:
+            found = artifact.run(given)
+        check(path, found, given)
+    assert counts == {"MemcpyAsync": 2, "GraphLaunch": 1, "StreamSynchronize": 1}, counts
+    assert artifact.placement["no_graphs"] is None
+
+
+@case
+def graphs_are_bounded(path: Path) -> None:
+    artifact = graphopt.load(path)
+    with mock.patch.object(lane, "SHAPES", 2), counted() as counts:
+        for batch in [9, 9, 1, 1, 2, 2, 3, 3, 3, 1, 1]:
+            given = feeds(batch)
+            check(path, artifact.run(given), given)
+    assert counts["GraphInstantiate"] == 5
+    assert counts["GraphExecDestroy"] >= 3
+
+
+@case
+def large_batches_make_no_graphs(path: Path) -> None:
+    artifact = graphopt.load(path)
+    with mock.patch.object(lane, "GRAPH_BYTES", 4096), counted() as counts:
+        for _ in range(3):
+            check(path, artifact.run(feeds(40)), feeds(40))
+    assert counts["StreamBeginCapture"] == 0
+
+
+@case
+def without_graphs(path: Path) -> None:  # run with EMULATOR_CAPTURE=0
+    artifact = graphopt.load(path)
+    for seed in range(4):
+        given = feeds(5, seed)
+        check(path, artifact.run(given), given)
+    assert "capturing" in artifact.placement["no_graphs"]
+
+
+@case
+def several_threads(path: Path) -> None:
+    artifact = graphopt.load(path)
+
+    def serve(seed: int) -> None:
+        given = feeds(1 + seed % 5, seed)
+        check(path, artifact.run(given), given)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(serve, range(40)))
+
+
+@case
+def inputs_on_the_gpu(path: Path) -> None:
+    artifact = graphopt.load(path)
+    for seed in range(3):
+        given = feeds(6, seed)
+        device = {name: OnGpu(array) for name, array in given.items()}
+        check(path, artifact.run(device), given)
+        assert all(len(array.asked) == 1 for array in device.values())
+        check(path, artifact.run({**given, "ids": OnGpu(given["ids"])}), given)
+
+
+@case
+def outputs_on_the_gpu(path: Path) -> None:
+    artifact = graphopt.load(path)
+    kept = [(feeds(6, seed), artifact.run_device(feeds(6, seed))) for seed in range(4)]
+    for given, found in kept:  # later calls leave them alone
+        check(path, found, given)
+
+
+@case
+def streams_of_the_caller(path: Path) -> None:  # a model that has nothing to report
+    artifact, stream = graphopt.load(path), cuda.Stream()
+    with counted() as counts:
+        kept = []
+        for seed in range(5):
+            given = feeds(6, seed)
+            device = {name: OnGpu(array) for name, array in given.items()}
+            kept.append((given, artifact.run_device(device, stream=stream.handle)))
+            assert all(array.asked == [stream.handle] for array in device.values())
+    assert counts["StreamSynchronize"] == counts["EventSynchronize"] == 0
+    # From the host, the staging buffer has to be free first.
+    kept += [
+        (feeds(6, seed), artifact.run_device(feeds(6, seed), stream.handle)) for seed in (7, 8)
+    ]
+    check(path, artifact.run(feeds(4)), feeds(4))
+    cuda.synchronize(stream.handle)
+    for given, found in kept:
+        check(path, found, given)
+    check(path, artifact.run_device(feeds(4), stream=0), feeds(4))
+
+
+@case
+def tables_in_host_memory(path: Path) -> None:
+    everywhere = graphopt.load(path).placement
+    assert everywhere["host_bytes"] == 0 and not everywhere["host_tables"]
+    artifact = graphopt.load(path, gpu_memory_share=0.0)
+    assert artifact.placement["device_bytes"] == 0
+    for share in (0.0, 500_000 / cuda.free_bytes()):
+        artifact = graphopt.load(path, gpu_memory_share=share)
+        for _ in range(3):
+            check(path, artifact.run(feeds(6)), feeds(6))
+    placement = artifact.placement
+    assert placement["device_bytes"] and placement["host_bytes"]
+    assert placement["host_tables"] == [[32623, 8]], placement
+
+
+@case
+def no_room(path: Path) -> None:  # run with EMULATOR_MEMORY=8000000
+    artifact = graphopt.load(path)
+    with refused(InputError, "the GPU has no room for this batch"):
+        artifact.run(feeds(50_000))
+    with refused(InputError, "the GPU has no room for this batch"):
+        artifact.run_device(feeds(50_000))
+    check(path, artifact.run(feeds(6)), feeds(6))
+
+
+@case
+def no_room_for_weights(path: Path) -> None:  # run with EMULATOR_MEMORY=100000
+    with refused(ArtifactError, "no room for"):
+        graphopt.load(path)
+
+
+@case
+def unfit_inputs(path: Path) -> None:
+    artifact, good = graphopt.load(path), feeds(3)
+    for name, bad, text in [
+        ("ids", OnGpu(good["ids"], (2, 1)), "input 'ids' is on GPU 1, the model on GPU 0"),
+        ("ids", OnGpu(good["ids"], (10, 0)), "a device of DLPack type 10"),
+        ("ids", OnGpu(good["ids"].astype(np.int32)), "is int32, the model takes int64"),
+        ("ids", good["ids"].astype(np.int32), "is int32, the model takes int64"),
+        ("ids", good["ids"][:, :9], "has 9 on axis 1, expected 10"),
+        ("ids", good["ids"][:2], "must agree"),
+        ("ids", good["ids"][0], "expected ids: int64"),
+    ]:
+        for run in (artifact.run, artifact.run_device, artifact.device_times):
+            with refused(InputError, text):
+                run({**good, name: bad})
+    with refused(InputError, "unknown input 'more'"):
+        artifact.run_device({**good, "more": 1})
+    check(path, artifact.run({**good, "ids": good["ids"].tolist()}), good)
+    check(path, artifact.run({**good, "ids": np.asfortranarray(good["ids"])}), good)
+
+
+@case
+def ids_out_of_range(path: Path) -> None:
+    artifact, good = graphopt.load(path), feeds(3)
+    bad = {**good, "ids": np.full((3, 10), 10**12)}
+    for run in (artifact.run, artifact.run_device) * 3:
+        with refused(IdError, "an id is out of range"):
+            run(bad)
+        check(path, run(good), good)
+
+
+@case
+def times(path: Path) -> None:
+    artifact = graphopt.load(path)
+    found = artifact.device_times(feeds(3), calls=5)
+    assert found.shape == (5,) and (found == 1000).all()  # the stand-in's only time
+
+
+if __name__ == "__main__":
+    CASES[sys.argv[1]](Path(sys.argv[2]))
