@@ -187,7 +187,7 @@ class Artifact:
             InputError: the arrays do not fit the signature.
             ArtifactError: the program is not a straight line of kernel calls.
         """
-        if not isinstance(self._program, StraightProgram):
+        if not isinstance(self._program, (StraightProgram, gpu_runtime.StraightProgram)):
             raise ArtifactError(f"{self.path}: a program with loops cannot be profiled by kernel")
         inputs = self.signature.bind(feeds)
         return self._program.profile(inputs, len(self.manifest["program"]))

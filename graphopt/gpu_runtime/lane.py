@@ -26,8 +26,8 @@ GRAPH_BYTES = 64 << 20
 """Calls that need more memory are not captured: launching is no part of their time to speak of."""
 _STEP = 64 << 20  # buffers grow to powers of 2 up to here, and then by this
 
-Launch = Callable[[Any, Any], None]
-"""`graphopt_run` of the library: launches the kernels on the current stream."""
+Launch = Callable[..., None]
+"""`graphopt_run` and the like: launches the kernels on the current stream."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,6 @@ class _Bound:
         warm: whether they were made once without a graph, so that all code is on the GPU.
     """
 
-    plan: Plan
     addresses: Any
     inputs: list[np.ndarray]
     outputs: list[np.ndarray]
@@ -131,16 +130,21 @@ class Lane:
         """Launch the kernels, which read the inputs in the arena and write the outputs there."""
         bound = self._bind(plan)
         if plan.nbytes > GRAPH_BYTES or self.refusal is not None:
-            self._enqueue(bound, stream)
+            self.enqueue(plan, stream, self._launch)
         elif not bound.warm:
-            self._enqueue(bound, stream)
+            self.enqueue(plan, stream, self._launch)
             bound.warm = True
         else:
-            graph = bound.graph or self._capture(bound)
+            graph = bound.graph or self._capture(plan, bound)
             if graph is None:
-                self._enqueue(bound, stream)
+                self.enqueue(plan, stream, self._launch)
             else:
                 graph.launch(stream)
+
+    def enqueue(self, plan: Plan, stream: int, launch: Launch, *more: Any) -> None:
+        """Call `graphopt_run`, or another function that takes its arguments and `more`."""
+        with ffi().use_raw_stream(self._gpu, stream):
+            launch(plan.dims, self._bind(plan).addresses, *more)
 
     def fetch(self, plan: Plan, stream: int, first: int = 0) -> None:
         """Copy the outputs from number `first` on to the staging buffer, in one copy."""
@@ -173,7 +177,7 @@ class Lane:
         addresses = ffi().from_dlpack(np.array([*self._weights, *places], np.int64))
         views = [self._view(region) for region in regions]
         count = len(plan.inputs)
-        self._bound[plan] = bound = _Bound(plan, addresses, views[:count], views[count:])
+        self._bound[plan] = bound = _Bound(addresses, views[:count], views[count:])
         return bound
 
     def _view(self, region: Region) -> np.ndarray:
@@ -198,15 +202,11 @@ class Lane:
             self._done.synchronize()
             self._left = False
 
-    def _enqueue(self, bound: _Bound, stream: int) -> None:
-        with ffi().use_raw_stream(self._gpu, stream):
-            self._launch(bound.plan.dims, bound.addresses)
-
-    def _capture(self, bound: _Bound) -> cuda.Graph | None:
+    def _capture(self, plan: Plan, bound: _Bound) -> cuda.Graph | None:
         stream = self.stream.handle
         try:
             with cuda.capturing(stream) as graphs:
-                self._enqueue(bound, stream)
+                self.enqueue(plan, stream, self._launch)
         except RuntimeError as error:
             self.refusal = str(error).strip().splitlines()[-1]
             return None

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import tvm
 
+from graphopt.ir.graph import Node
 from graphopt.targets.cuda import nvcc, packing
 from graphopt.targets.cuda.kernels import elementary
 from graphopt.targets.cuda.schedule import schedule
 from graphopt.targets.cuda.straight import straighten
+from graphopt.targets.relax.attribution import Emitted
 from graphopt.targets.relax.build import (
     calls,
     compiling,
@@ -35,16 +37,25 @@ class Built:
             of them takes of a GPU.
         embedded: for a straight program, the constants that follow the parameters; None where the
             library holds code for the virtual machine.
+        program: for a straight program, the kernel of each call and the nodes that it computes.
     """
 
     report: dict[str, Any]
     embedded: tuple[np.ndarray, ...] | None
+    program: tuple[tuple[str, list[Node]], ...] = ()
 
 
 def build(
-    module: tvm.IRModule, target: tvm.target.Target, library: Path, architectures: Sequence[str]
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    library: Path,
+    architectures: Sequence[str],
+    emitted: Emitted,
 ) -> Built:
     """Compile `module` and write the shared library `library`, and beside it the CUDA C of it.
+
+    Args:
+        emitted: which node each variable of `main` comes from.
 
     Raises:
         UnsupportedOpError: TVM cannot compile what the graph was lowered to.
@@ -52,7 +63,7 @@ def build(
     """
     elementary.register()
     with compiling(), target:
-        merged, _ = fuse(module, {})
+        merged, nodes = fuse(module, emitted)
         fused = schedule(merged, target)
         straight = straighten(fused)
         if straight is None:
@@ -70,5 +81,7 @@ def build(
         return binary
 
     export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
-    embedded = None if straight is None else straight.embedded
-    return Built(report, embedded)
+    if straight is None:
+        return Built(report, None)
+    program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
+    return Built(report, straight.embedded, program)

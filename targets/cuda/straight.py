@@ -10,6 +10,11 @@ nothing:
 `dims` (int64) holds the dims of all inputs, one after another. `addresses` (int64) holds those of
 the weights, the inputs, the outputs and the workspace; both arrays are the host's. `graphopt_plan`
 checks the dims, which `graphopt_run` does not do again.
+
+    graphopt_profile(dims, addresses, events)
+
+does what `graphopt_run` does, and records CUDA events before the first kernel and after each.
+`events` (int64) holds the handle of the stream, then those of the events.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from tvm.ir import StringImm
 from graphopt.targets.relax.primfunc import int64
 from graphopt.targets.relax.straight import (
     PLAN,
+    PROFILE,
     RUN,
     Reader,
     Root,
@@ -45,10 +51,12 @@ class Straight:
     Attributes:
         module: the kernels, `graphopt_run` and `graphopt_plan`.
         embedded: small constants, whose addresses follow those of the other weights.
+        calls: for each kernel call its symbol and the variable of `main` that it computes.
     """
 
     module: tvm.IRModule
     embedded: tuple[np.ndarray, ...]
+    calls: tuple[tuple[str, str], ...]
 
 
 def straighten(module: tvm.IRModule) -> Straight | None:
@@ -62,7 +70,9 @@ def straighten(module: tvm.IRModule) -> Straight | None:
         if isinstance(kernel, tirx.PrimFunc)
     }
     embedded = tuple(constant.value.numpy() for constant in reader.embedded)
-    return Straight(tvm.IRModule({**kernels, **_DeviceWriter(reader).functions()}), embedded)
+    calls = tuple((call.symbol, call.variable) for call in reader.calls)
+    functions = _DeviceWriter(reader).functions()
+    return Straight(tvm.IRModule({**kernels, **functions}), embedded, calls)
 
 
 class _DeviceWriter(Writer):
@@ -89,16 +99,33 @@ class _DeviceWriter(Writer):
         return self._addresses[int64(place)]
 
     def functions(self) -> dict[str, tirx.PrimFunc]:
-        """`graphopt_run` and `graphopt_plan`."""
-        return {name: _on_host(function) for name, function in self._written().items()}
+        """`graphopt_run`, `graphopt_plan` and `graphopt_profile`."""
+        functions = {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
+        return {
+            name: function.with_attr("tirx.is_host_func", True)
+            for name, function in functions.items()
+        }
 
-    def _written(self) -> dict[str, tirx.PrimFunc]:
-        launches = [statement for call in self.program.calls for statement in self.called(call)]
+    def _run(self) -> tirx.PrimFunc:
+        return self._running(
+            RUN, [], [statement for call in self.program.calls for statement in self.called(call)]
+        )
+
+    def _profile(self) -> tirx.PrimFunc:
+        count = 2 + len(self.program.calls)
+        events = buffer_of((int64(count),), "int64", "events")
+        body = [_record(events, 1)]
+        for k, call in enumerate(self.program.calls):
+            body += [*self.called(call), _record(events, k + 2)]
+        return self._running(PROFILE, [events], body)
+
+    def _running(self, name: str, more: list[Any], launches: list[Any]) -> tirx.PrimFunc:
+        """A function that takes what `graphopt_run` takes and `more`."""
         body = tirx.SeqStmt([*self.scalars, *launches])
         for key, number in (("device_id", 0), ("device_type", _CUDA)):
             body = tirx.AttrStmt(StringImm("default"), key, number, body)
-        run = function_of(RUN, [self._dims, self._addresses], [*self._sizes(), body])
-        return {RUN: run, PLAN: self._plan()}
+        params = [self._dims, self._addresses, *more]
+        return function_of(name, params, [*self._sizes(), body])
 
     def _sizes(self) -> list[Any]:
         """The statements that read the sizes of a call from `dims`."""
@@ -121,5 +148,6 @@ class _DeviceWriter(Writer):
         return function_of(PLAN, [self._dims, plan], [*self._sizes(), *checks, *stores])
 
 
-def _on_host(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    return function.with_attr("tirx.is_host_func", True)
+def _record(events: Any, place: int) -> Any:
+    record = tirx.call_extern("int32", "cudaEventRecord", events[int64(place)], events[int64(0)])
+    return tirx.Evaluate(record)

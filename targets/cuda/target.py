@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import tvm
 
+from graphopt.analysis.program import describe
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
 from graphopt.targets.base import Compiled, Oob, Target
@@ -71,7 +72,9 @@ class CudaTarget(Target):
         state = CudaLowering(oob)
         lowered = lowering.lower(self.legalize(graph), oob, state)
         stage("build")
-        built = build.build(lowered.module, self._tvm(), library, self.architectures)
+        built = build.build(
+            lowered.module, self._tvm(), library, self.architectures, lowered.emitted
+        )
         facts = {
             "target": f"cuda:{','.join(self.architectures)}",
             "machine": platform.machine(),
@@ -82,6 +85,7 @@ class CudaTarget(Target):
             },
             "tvm": tvm.__version__,
             "sizes": None,
+            "program": describe(built.program),
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)
         return Compiled((*arrays, *(built.embedded or ())), facts, built.report)

@@ -287,5 +287,16 @@ def times(path: Path) -> None:
     assert found.shape == (5,) and (found == 1000).all()  # the stand-in's only time
 
 
+@case
+def kernels_one_by_one(path: Path) -> None:
+    artifact = graphopt.load(path)
+    calls = artifact.manifest["program"]
+    assert any("Gemm" in entry["ops"] for entry in calls)
+    with counted() as counts:
+        found = artifact.profile(feeds(3))
+    assert found.shape == (len(calls),) and (found == 1e6).all()
+    assert counts["EventCreate"] == len(calls) + 1 + 1  # one is the lane's
+
+
 if __name__ == "__main__":
     CASES[sys.argv[1]](Path(sys.argv[2]))
