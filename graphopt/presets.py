@@ -32,6 +32,7 @@ from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.keep_reduced_axes import KeepReducedAxes
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
 from graphopt.passes.prune_units import PruneUnits
+from graphopt.passes.quantize_activations import QuantizeActivations
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
@@ -129,6 +130,7 @@ O3 = Pipeline(
         FactorizeLowRank(),
         QuantizeTables(),
         QuantizeWeights(),
+        QuantizeActivations(),
         Fixpoint((ShareInitializers(), Cse(), Dce())),
     )
 )

@@ -314,10 +314,10 @@ class Lavish:
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
     ) -> list[Proposal]:
-        """The most saving proposal of every site."""
+        """The most saving proposal of every site, the first of equal ones."""
         best: dict[str, Proposal] = {}
-        for proposal in sorted(proposals, key=lambda p: p.saves):
-            best[proposal.site] = proposal
+        for proposal in sorted(proposals, key=lambda p: -p.saves):
+            best.setdefault(proposal.site, proposal)
         return list(best.values())
 
     def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
