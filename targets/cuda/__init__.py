@@ -1,1 +1,4 @@
 """The CUDA target: code for NVIDIA GPUs, built on any machine."""
+
+DOMAIN = "graphopt.cuda"
+"""Ops that exist only between legalization and lowering; no file ever holds them."""

@@ -58,6 +58,7 @@ class CudaLowering(Lowering):
     def __init__(self, oob: Oob = "error") -> None:
         super().__init__(oob)
         self.demands: list[_Demand] = []
+        self._demanded: set[tuple[Value, str]] = set()
 
     def demand(
         self, holds: Callable[..., Any], args: Sequence[relax.Expr], count: Any, message: str
@@ -67,18 +68,27 @@ class CudaLowering(Lowering):
 
     def demand_ids(self, node: Node, ids: Value, size: Dim) -> None:
         """Report ids that an axis of `size` does not have, as far as the policy demands it."""
+        self.demand_rows(ids, size, f"{describe(node)} (axis of size {size})")
+
+    def demand_rows(self, ids: Value, size: Dim, what: str) -> None:
+        """The same, `what` being what the error says of them."""
         extent = int64(self.dim(size))
         always = self.oob == "zero" or (self.oob == "clamp" and isinstance(size, int) and size > 0)
-        if always:
+        if always or not self.first_demand(ids, what):
             return
         count = self.dim(product(ids.tensor.dims))
-        message = f"{ID_ERROR}{describe(node)} (axis of size {size})"
         self.demand(
             lambda k, i: bounds.is_allowed(i(k).astype("int64"), extent, self.oob),
             [self.reshape(self.expr(ids), [count])],
             count,
-            message,
+            f"{ID_ERROR}{what}",
         )
+
+    def first_demand(self, ids: Value, what: str) -> bool:
+        """True unless these ids are demanded to be in the same tables already."""
+        first = (ids, what) not in self._demanded
+        self._demanded.add((ids, what))
+        return first
 
     def looked_up(self, index: Any, size: Any, load: Callable[[Any], Any]) -> Any:
         """`load(row)` for the row that `index` reads, never one outside of [0, size).
@@ -96,6 +106,11 @@ class CudaLowering(Lowering):
         )
 
     # ---- emitting
+
+    def is_given(self, expr: relax.Expr) -> bool:
+        """True for what comes from outside, whose memory may begin at any element."""
+        memory = self._viewed(expr)
+        return isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is None
 
     def kernel(
         self,

@@ -44,13 +44,15 @@ class CudaTarget(Target):
         return cls(tuple(sorted(set(names), key=lambda name: int(name.strip("sm_a")))))
 
     def legalize(self, graph: Graph) -> Graph:
-        from graphopt.targets.cuda import ops
+        from graphopt.targets.cuda import legalize, ops
         from graphopt.targets.relax import bfloat16, expand
 
         ops.register()
         working = graph.clone()
-        expand.expand_functions(working, self.name)
+        legalize.legalize(working)
+        expand.expand_functions(working, self.name)  # what of them no kernel has taken
         bfloat16.widen_bfloat16(working)
+        legalize.legalize(working)
         return working
 
     def compile(

@@ -60,7 +60,8 @@ def translated(source: str) -> str:
     source = re.sub(dynamic, r"\1* \2 = (\1*)emulator::dynamic_shared;", source)
     aligned = r"__shared__ __attribute__((aligned(\1)))"
     source = re.sub(r"__shared__ alignas\((\d+)\)", aligned, source)
-    if re.search(r"\basm volatile\s*\(", source):
+    kernels = source[max(source.find('extern "C" __global__'), 0) :]  # what precedes is TVM's own
+    if re.search(r"\basm volatile\s*\(", kernels):
         raise NotImplementedError("inline assembly is not emulated")
     entries = []
     for match in _KERNEL.finditer(source):

@@ -176,7 +176,7 @@ def _concat(lower: Lowering, node: Node) -> relax.Expr:
     parts = [part for part in parts if part.tensor.dims[axis] != 0]
     if len(parts) == 1:
         return lower.expr(parts[0])
-    shape, checks = lower.shape(output), _disagreements(lower, node, parts, axis)
+    shape, checks = lower.shape(output), disagreements(lower, node, parts, axis)
     rows, width = product(shape[:axis]), product(shape[axis:])
     own = [lower.shape(part) for part in parts]
     widths = [product(sizes[axis:]) for sizes in own]
@@ -201,7 +201,7 @@ def _concat(lower: Lowering, node: Node) -> relax.Expr:
     return lower.reshape(joined, shape)
 
 
-def _disagreements(lower: Lowering, node: Node, parts: list[Value], axis: int) -> list[Check]:
+def disagreements(lower: Lowering, node: Node, parts: list[Value], axis: int) -> list[Check]:
     """What must hold of the sizes of parts beside the axis they are joined on."""
     target, checks = node.output.tensor.dims, []
     for part in parts:
