@@ -1,0 +1,141 @@
+"""Measurements of GPUs as text: what was found of each model, and how it compares with peers.
+
+python bench/gpu_report.py bench/results/gpu.json     # the tables of the README
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+MISSING = "not measured"
+TIMES = ("device", "call", "end_to_end")
+
+
+def heading(found: dict[str, Any]) -> str:
+    """The device, and what it was measured to be able to do."""
+    device, limits = found["device"], found["ceilings"]
+    parts = [f"copies at {limits['bytes_per_s'] / 1e9:.0f} GB/s"]
+    for name in ("fp32", "tf32"):
+        if f"{name}_flop_per_s" in limits:
+            parts.append(f"{name} products at {limits[f'{name}_flop_per_s'] / 1e12:.0f} TFLOP/s")
+    return f"{device['name']} (compute capability {device['capability']}): {', '.join(parts)}"
+
+
+def lines(name: str, model: dict[str, Any]) -> str:
+    """What was measured of one model."""
+    if "failure" in model:
+        return f"{name}: {model['failure']}"
+    text = [line(name, row, engine) for row in model["rows"] for engine in row["engines"]]
+    for precision, kernels in model.get("kernels", {}).items():
+        for kernel, count, microseconds in kernels[:6]:
+            text.append(f"{precision:>29} {microseconds:9.1f} us in {count} of {kernel}")
+    return "\n".join(text)
+
+
+def line(name: str, row: dict[str, Any], engine: str) -> str:
+    """What was measured of one engine at one batch size."""
+    times = row["engines"][engine]
+    if "failure" in times:
+        figures = [times["failure"]]
+    else:
+        figures = [f"error {times['error']:.3f}"]
+        figures += [f"{key} {times[key]:.1f}" for key in TIMES if key in times]
+        figures += achieved(row, times)
+    return f"{name:23}{row['batch']:>6} {engine:14} {'  '.join(figures)}"
+
+
+def achieved(row: dict[str, Any], times: dict[str, float]) -> list[str]:
+    """Bytes and operations a second, as far as both the work and the time are known."""
+    if "device" not in times:
+        return []
+    seconds, found = times["device"] / 1e6, []
+    if "bytes" in row:
+        found.append(f"{row['bytes'] / seconds / 1e9:.0f} GB/s")
+    if "flops" in row:
+        found.append(f"{row['flops'] / seconds / 1e12:.2f} TFLOP/s")
+    return found
+
+
+def ratios(found: dict[str, Any], peer: str, ours: str, time: str) -> dict[int, dict[str, float]]:
+    """By batch size and model, the peer's time over ours: above 1 we are faster."""
+    result: dict[int, dict[str, float]] = {}
+    for name, model in found["models"].items():
+        for row in model.get("rows", ()):
+            both = [row["engines"].get(engine, {}).get(time) for engine in (peer, ours)]
+            if None not in both:
+                result.setdefault(row["batch"], {})[name] = both[0] / both[1]
+    return result
+
+
+def _pairs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Peers, and what of ours computes in the same precision."""
+    engines: dict[str, None] = {}
+    for model in found["models"].values():
+        for row in model.get("rows", ()):
+            engines.update(dict.fromkeys(row["engines"]))
+    for engine in engines:
+        ours = f"graphopt {engine.rpartition(' ')[2]}"
+        if not engine.startswith("graphopt") and ours in engines:
+            yield engine, ours
+
+
+def comparison(found: dict[str, Any]) -> str:
+    """Geometric means of the ratios to each peer."""
+    text = []
+    for peer, ours in _pairs(found):
+        for time in TIMES:
+            for batch, by_model in sorted(ratios(found, peer, ours, time).items()):
+                worst = min(by_model, key=lambda name: by_model[name])
+                text.append(
+                    f"{peer} over {ours}, {time}, batch {batch}: "
+                    f"{geometric_mean(by_model.values()):.2f} over {len(by_model)} models, "
+                    f"smallest {by_model[worst]:.2f} ({worst})"
+                )
+    return "\n".join(text) or MISSING
+
+
+# ------------------------------------------------------------------ for the README
+
+
+def markdown(file: Path) -> str:
+    """What the README says of a file of measurements, which need not be there."""
+    if not file.exists():
+        return f"Speed on a GPU: {MISSING}."
+    found = json.loads(file.read_text())
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    parts = [f"{heading(found)}; {found['date']}, {versions}."]
+    for peer, ours in _pairs(found):
+        parts.append(_table(found, peer, ours))
+    return "\n\n".join(parts)
+
+
+def _table(found: dict[str, Any], peer: str, ours: str) -> str:
+    """Microseconds of ours on the GPU's clock by model and batch size, and the peer's over them."""
+    by_batch = ratios(found, peer, ours, "device") or ratios(found, peer, ours, "call")
+    batches = sorted(by_batch)
+    rows = [_line([f"{ours}, µs ({peer} over it)", *(f"batch {batch}" for batch in batches)])]
+    rows.append("|---|" + "---:|" * len(batches))
+    for name, model in found["models"].items():
+        times = {row["batch"]: row["engines"].get(ours, {}) for row in model.get("rows", ())}
+        cells = []
+        for batch in batches:
+            time, ratio = times.get(batch, {}).get("device"), by_batch[batch].get(name)
+            shown = MISSING if time is None else f"{time:.3g}"
+            cells.append(shown if ratio is None else f"{shown} ({ratio:.2f})")
+        rows.append(_line([name, *cells]))
+    means = [f"{geometric_mean(by_batch[batch].values()):.2f}" for batch in batches]
+    rows.append(_line(["geometric mean", *means]))
+    return "\n".join(rows)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print(markdown(Path(sys.argv[1])))
