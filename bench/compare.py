@@ -1,7 +1,7 @@
 """graphopt against the other engines: real models of a folder, and production shapes made here.
 
     python bench/compare.py FOLDER [--only NAME,…] [--batch 1,8,64,512,2048] [--precision bf16]
-                            [--json FILE]
+                            [--peers onnxruntime,openvino,torch,tvm] [--json FILE]
 
 FOLDER has one folder per model with `model.onnx`; "-" for none. Each model is compiled and measured
 in a process of its own, by `graphopt.benchmark`: one thread, all engines on the same inputs, taking
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import production
 import typer
+from other_peers import PEERS
 from rich.console import Console
 from rich.table import Table
 
@@ -57,7 +58,7 @@ def measure(
             model, batches = Path(scratch) / "model.onnx", [b for b in batches if b <= most]
             onnx_io.save(make(), model)
         settings = {"peers": peers, "seconds": seconds, "precision": precision}
-        found = bench(model, batches=batches, peaks=roofline(), **settings)
+        found = bench(model, batches=batches, peaks=roofline(), others=PEERS, **settings)
     return found.to_json() | {"model": name}
 
 
@@ -138,6 +139,9 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
         table.add_row(key.replace("_", " "), *cells_of)
     console = Console(width=140)
     console.print(table)
+    for result in results:
+        for name, reason in result.get("left_out", {}).items():
+            console.print(f"{result['model']}: left out: {name}: {reason}")
     for batch, found in means.items():
         for name, error in found.get("largest_error", {}).items():
             console.print(f"batch {batch}: largest error of {name}: {error:.1e}")

@@ -86,6 +86,7 @@ def bench(
     source: str | Path | None = None,
     batches: Sequence[int] = (1, 64, 512),
     peers: str = "onnxruntime,openvino",
+    others: Mapping[str, tuple[Peer, ...]] | None = None,
     seconds: float = 1.0,
     precision: Precision = "fp32",
     inputs: Sequence[Feeds] | None = None,
@@ -101,6 +102,7 @@ def bench(
         source: the model file that peers run; by default `model`, or the portable model of an
             artifact, which has been optimized already.
         peers: engine names separated by commas.
+        others: engines of the caller's own that `peers` may name.
         seconds: how long to measure each engine at each batch size.
         precision: what a model file is compiled for; an artifact has one already.
         inputs: a set of inputs per batch size; random valid ones if None.
@@ -109,7 +111,7 @@ def bench(
     Raises:
         InputError: the model takes none of the batch sizes.
     """
-    chosen = find(peers)
+    chosen = find(peers, others)
     if inputs is not None and len(inputs) != len(batches):
         raise SpecError(f"{len(inputs)} sets of inputs for {len(batches)} batch sizes")
     tell = progress or (lambda step: None)
@@ -148,7 +150,7 @@ def bench(
 def machine() -> dict[str, Any]:
     """What figures depend on: this CPU, the versions of the engines, and the date."""
     versions = {}
-    for name in ("graphopt", "apache-tvm", "onnxruntime", "openvino", "numpy"):
+    for name in ("graphopt", "apache-tvm", "onnxruntime", "openvino", "torch", "numpy"):
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     date = datetime.now(UTC).strftime("%Y-%m-%d")

@@ -7,6 +7,7 @@ done before the call that is measured is done then: shapes are fixed, tensors bo
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import SpecError
+
+PATIENCE = 2.0  # seconds
 
 Feeds = Mapping[str, np.ndarray]
 Bound = Callable[[], "list[np.ndarray]"]
@@ -42,17 +45,21 @@ class Peer:
     open: Callable[[Path], Callable[[Feeds], Bound]]
 
 
-def find(engines: str) -> list[Peer]:
+def find(engines: str, others: Mapping[str, tuple[Peer, ...]] | None = None) -> list[Peer]:
     """The peers for engine names separated by commas; each engine may stand for several settings.
+
+    Args:
+        others: engines of the caller's own.
 
     Raises:
         SpecError: an engine is not known.
     """
+    known = {**ENGINES, **(others or {})}
     names = [name.strip() for name in engines.split(",") if name.strip()]
     for name in names:
-        if name not in ENGINES:
-            raise SpecError(f"no peer is called {name!r}; there are: {', '.join(ENGINES)}")
-    return [peer for name in dict.fromkeys(names) for peer in ENGINES[name]]
+        if name not in known:
+            raise SpecError(f"no peer is called {name!r}; there are: {', '.join(known)}")
+    return [peer for name in dict.fromkeys(names) for peer in known[name]]
 
 
 def open_peer(peer: Peer, model: Path) -> Callable[[Feeds], Bound]:
@@ -67,13 +74,18 @@ def open_peer(peer: Peer, model: Path) -> Callable[[Feeds], Bound]:
 
 
 def bind(peer: Peer, opened: Callable[[Feeds], Bound], feeds: Feeds) -> Bound:
-    """One inference of an opened peer on `feeds`, tried once.
+    """One inference of an opened peer on `feeds`, tried twice.
 
     Raises:
-        Unavailable: it cannot run on them.
+        Unavailable: it cannot run on them, or takes more than `PATIENCE`.
     """
     bound = _explained(peer, lambda: opened(feeds))
+    _explained(peer, bound)  # some compile during the first call
+    start = time.perf_counter()
     _explained(peer, bound)
+    taken = time.perf_counter() - start
+    if taken > PATIENCE:
+        raise Unavailable(f"{peer.name} takes {taken:.1f} s a call")
     return bound
 
 

@@ -15,7 +15,8 @@ import math
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -39,7 +40,8 @@ def ffi() -> Any:
     Raises:
         ArtifactError: the runtime is not installed.
     """
-    import tvm_ffi
+    with _absent("torch"):
+        import tvm_ffi
 
     if "tvm" in sys.modules:
         return tvm_ffi
@@ -51,6 +53,27 @@ def ffi() -> Any:
     if extra.exists():
         ctypes.CDLL(str(extra), ctypes.RTLD_GLOBAL)
     return tvm_ffi
+
+
+@contextmanager
+def _absent(package: str) -> Iterator[None]:
+    """Lets nothing that this thread imports find `package`, if it has not been imported yet.
+
+    tvm_ffi imports PyTorch wherever it is installed: seconds and 150 MB, of no use to us.
+    """
+    thread = threading.get_ident()
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name == package and threading.get_ident() == thread:
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, Finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(Finder)
 
 
 def runtime_folder() -> Path:

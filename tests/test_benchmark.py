@@ -104,6 +104,25 @@ def test_a_peer_that_refuses(monkeypatch: pytest.MonkeyPatch, artifact: Path) ->
     }
 
 
+def test_a_peer_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
+    monkeypatch.setattr(peers, "PATIENCE", -1.0)
+    slow = Peer("slow", "numpy", "fp32", lambda path: lambda feeds: lambda: [np.zeros(2)])
+    found = bench(artifact, batches=(1,), peers="slow", others={"slow": (slow,)}, seconds=0)
+    assert found.left_out == {"slow at batch 1": "slow takes 0.0 s a call"}
+
+
+def test_errors_are_relative_to_the_first_exact_peer(
+    monkeypatch: pytest.MonkeyPatch, artifact: Path
+) -> None:
+    wide = np.full((1, 2), 4, np.float32)
+    exact = Peer("exact", "numpy", "fp32", lambda path: lambda feeds: lambda: [wide])
+    rough = Peer("rough", "numpy", "bf16", lambda path: lambda feeds: lambda: [wide + 1])
+    others = {"two": (rough, exact)}
+    row = bench(artifact, batches=(1,), peers="two", others=others, seconds=0).rows[0]
+    assert (row.errors["exact"], row.errors["rough"]) == (0, 0.25)
+    assert row.errors[OURS] > 0
+
+
 def test_a_peer_with_another_answer(monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
     flat = Peer("flat", "numpy", "fp32", lambda path: lambda feeds: lambda: [np.zeros(2)])
     found = _bench_with(monkeypatch, artifact, flat)
