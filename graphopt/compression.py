@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from graphopt.accuracy.budget import Budget, Spending
 from graphopt.accuracy.judge import Judge, Runnable, Verdict
+from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import BudgetExceededError, SpecError
 from graphopt.ir.graph import Graph
@@ -30,16 +31,18 @@ class Compression:
     Attributes:
         limit: the drop that is allowed.
         chooser, judge: the two halves of the data.
+        trace: a log of requests, if there is one.
     """
 
     limit: float
     chooser: Judge
     judge: Judge
+    trace: Trace | None = None
 
     @staticmethod
     def of(original: Runnable, signature: Signature, budget: Budget) -> Compression:
         """Read the data and measure the original on it."""
-        return Compression(budget.max_drop, *budget.judges(original, signature))
+        return Compression(budget.max_drop, *budget.judges(original, signature), budget.requests())
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
         """A copy of `source` after `passes`, compressed as far as the budget allows.
@@ -52,7 +55,9 @@ class Compression:
             for share, caution in ATTEMPTS:
                 graph = source.clone()
                 report.passes.clear()
-                spending = Spending(self.chooser, self.limit * share, caution, bench=bench)
+                spending = Spending(
+                    self.chooser, self.limit * share, caution, trace=self.trace, bench=bench
+                )
                 passes(graph, spending)
                 if spending.proposed and not spending.taken:
                     break

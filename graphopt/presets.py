@@ -11,6 +11,7 @@ from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.deduplicate_rows import DeduplicateRows
 from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.passes.drop_unit_axes import DropUnitAxes
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
@@ -31,6 +32,7 @@ from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.keep_reduced_axes import KeepReducedAxes
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
+from graphopt.passes.prune_rows import PruneRows
 from graphopt.passes.prune_units import PruneUnits
 from graphopt.passes.quantize_activations import QuantizeActivations
 from graphopt.passes.quantize_tables import QuantizeTables
@@ -119,13 +121,18 @@ O2 = Pipeline(
     )
 )
 
-# Each takes what the budget still allows. Bags are merged where they are not in few bits by then;
-# units go before factors are made, which have none, and both before codes, which have neither.
+# Each takes what the budget still allows. Rows go first, if a trace tells which. Bags are merged
+# where they are not in few bits by then; units go before factors are made, which have none, and
+# both before codes, which have neither.
 O3 = Pipeline(
     (
         *O2.steps[:-1],
+        PruneRows(lookups=False),
+        DeduplicateRows(lookups=False),
         QuantizeTables(lookups=False),
         *O2.steps[-1:],
+        PruneRows(),
+        DeduplicateRows(),
         PruneUnits(),
         FactorizeLowRank(),
         QuantizeTables(),

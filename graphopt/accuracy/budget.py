@@ -12,6 +12,7 @@ from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.judge import Judge, Runnable
 from graphopt.accuracy.metrics import Metric
+from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph, Value
@@ -34,6 +35,8 @@ class Budget:
             labels.
         score: the output that is judged; see `Judge`.
         labels, groups, columns: where they are in a file; see `datasets.read`.
+        trace: a log of requests, as `data` but without labels, and with the inputs that ids come
+            from at least. It allows passes to act on which rows of tables are read, and how often.
     """
 
     data: str | Path | Dataset
@@ -43,6 +46,7 @@ class Budget:
     labels: str = "label"
     groups: str = "group"
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    trace: str | Path | Dataset | None = None
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
@@ -56,6 +60,10 @@ class Budget:
         return datasets.read(
             self.data, signature, labels=self.labels, groups=self.groups, columns=self.columns
         )
+
+    def requests(self) -> Trace | None:
+        """The trace, if there is one."""
+        return None if self.trace is None else Trace(self.trace, self.columns)
 
     def judges(self, original: Runnable, signature: Signature) -> tuple[Judge, Judge]:
         """Who chooses, and who has the last word: they see different rows."""
@@ -73,7 +81,8 @@ class Spending:
             these rows by luck is taken for a good one.
         proposed, taken: how many proposals there were and how many were chosen.
         trials: models measured.
-        bench: where they run.
+        trace: what passes may know of the requests to come.
+        bench: where models run.
     """
 
     judge: Judge
@@ -82,6 +91,7 @@ class Spending:
     proposed: int = 0
     taken: int = 0
     trials: int = 0
+    trace: Trace | None = None
     bench: Workbench = field(default_factory=Workbench, repr=False)
 
     def choose(
@@ -151,6 +161,12 @@ class Spending:
         model = self.bench.load(copy)
         found = [model.run(batch) for batch in self.judge.data.batches]
         return [[outputs[name] for outputs in found] for name in names]
+
+    def traced(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]] | None:
+        """Some values on the trace; see `ErrorBudget`."""
+        if self.trace is None:
+            return None
+        return self.trace.values(graph, values, self.bench) if values else []
 
 
 def _price(proposal: Proposal) -> float:

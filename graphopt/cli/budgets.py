@@ -20,6 +20,7 @@ def read(
     group: str,
     score: str | None,
     columns: Sequence[str],
+    trace: Path | None,
 ) -> Budget | None:
     """The budget that options describe, None if they ask for none.
 
@@ -27,7 +28,7 @@ def read(
         SpecError: they do not make sense together.
     """
     if data is None or max_drop is None:
-        if any(option is not None for option in (data, metric, max_drop, score)) or columns:
+        if any(option is not None for option in (data, metric, max_drop, score, trace)) or columns:
             raise SpecError("an error budget takes both --data and --max-drop")
         return None
     from graphopt.accuracy.budget import Budget
@@ -44,4 +45,5 @@ def read(
         labels,
         group,
         {name: parts.split(",") for name, _, parts in made},
+        trace,
     )

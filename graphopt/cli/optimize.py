@@ -35,6 +35,7 @@ def optimize(
     group: options.Group = "group",
     score: options.Score = None,
     columns: options.Columns = [],  # noqa: B006  # typer copies it
+    trace: options.Trace = None,
     verify_latency: options.VerifyLatency = None,
     tune: options.Tune = None,
     trials: options.Trials = None,
@@ -72,10 +73,10 @@ def optimize(
         unfit |= {"--verify-latency": verify_latency, "--print-ir-after": print_ir_after}
         common: dict[str, Any] = {"": model, "--target": target, "-O": level, "--passes": passes}
         common |= {"--oob": oob.value, "--data": data, "--metric": metric, "--labels": labels}
-        common |= {"--group": group, "--score": score, "--columns": columns}
+        common |= {"--group": group, "--score": score, "--columns": columns, "--trace": trace}
         sweeps.run(sweep, common, unfit, report_file, plot, quiet, verbose)
         return
-    budget = budgets.read(data, metric, max_drop, labels, group, score, columns)
+    budget = budgets.read(data, metric, max_drop, labels, group, score, columns, trace)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     tuning = None
     if (tune, trials, tuning_cache) != (None, None, None) or error_on_cache_miss:

@@ -92,6 +92,10 @@ Score = Annotated[
 Columns = Annotated[
     list[str], Option(metavar="INPUT=NAME,…", help="Columns that make up an input; repeatable.")
 ]
+Trace = Annotated[
+    Path | None,
+    Option(metavar="FILE", help="Logged requests: rows of tables that none reads may go."),
+]
 
 VerifyLatency = Annotated[
     str | None,

@@ -73,7 +73,7 @@ def run(
 
 
 def _budget(common: dict[str, Any]) -> Budget:
-    names = ("--labels", "--group", "--score", "--columns")
+    names = ("--labels", "--group", "--score", "--columns", "--trace")
     budget = budgets.read(common["--data"], common["--metric"], 0.0, *(common[n] for n in names))
     assert budget is not None
     return budget

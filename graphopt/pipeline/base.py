@@ -112,6 +112,9 @@ class ErrorBudget(Protocol):
     def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
         """For each value what it is on calibration data, batch by batch."""
 
+    def traced(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]] | None:
+        """For each value what it is on a log of requests, batch by batch; None without a log."""
+
 
 @dataclass(frozen=True)
 class LossyPass(Pass):

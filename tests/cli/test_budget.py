@@ -10,6 +10,9 @@ import onnx
 import pytest
 from command import Outcome, graphopt
 
+from graphopt.ir import onnx_io
+from graphopt.testing import parse
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -47,6 +50,27 @@ def test_without_a_metric_the_scores_are_compared(model: Path, data: Path) -> No
     assert "mean-error" in found.err
 
 
+def test_rows_that_no_logged_request_reads(tmp_path: Path) -> None:
+    model, data, log = tmp_path / "m.onnx", tmp_path / "data.npz", tmp_path / "log.npz"
+    text = """(int64[N] ids, float[N,8] x) => (float[N,8] y) <float[1000,8] users> {
+        e = Gather(users, ids)
+        y = Add(e, x)
+    }"""
+    onnx_io.save(parse(text), model)
+    ids = np.arange(400) % 50
+    np.savez(data, ids=ids, x=np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32))
+    options = ["--data", data, "--max-drop", "0", "--passes", "prune-rows"]
+    np.savez(log, ids=ids)
+    found = compressed(model, *options, "--trace", log)
+    assert found.status == 0, found.err
+    assert "prune-rows" in found.err
+    assert "prune-rows" not in compressed(model, *options).err
+    np.savez(log, other=ids)
+    refused = compressed(model, *options, "--trace", log)
+    assert refused.status == 1
+    assert "nothing for input 'ids'" in refused.err
+
+
 def test_a_budget_that_cannot_be_met(model: Path, data: Path) -> None:
     found = compressed(model, "--data", data, "--metric", "max-error", "--max-drop", "0")
     assert found.status == 4
@@ -59,6 +83,7 @@ def test_a_budget_that_cannot_be_met(model: Path, data: Path) -> None:
     [
         (["--max-drop", "0.1"], 2, "both --data and --max-drop"),
         (["--metric", "auc"], 2, "both --data and --max-drop"),
+        (["--trace", "DATA"], 2, "both --data and --max-drop"),
         (["--data", "DATA", "--max-drop", "0.1", "--metric", "auk"], 2, "no metric is called"),
         (["--data", "DATA", "--max-drop", "-1"], 2, "--max-drop"),
         (["--data", "DATA", "--max-drop", "0.1", "-O2"], 2, "lossy passes only"),
