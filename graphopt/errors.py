@@ -7,7 +7,8 @@
     ├── SpecError              a pass or target specification does not parse
     ├── PassError              a pass failed; carries the path of a reproducer
     ├── InputError             `run` was given arrays that do not fit the signature
-    │   └── IdError            an id lies outside its table
+    │   ├── IdError            an id lies outside its table
+    │   └── TraceError         a log of requests does not fit the model
     ├── ArtifactError          an artifact is missing, damaged or for another machine
     ├── VerificationError      two models do not give the same answers
     ├── BudgetExceededError    no result meets the accuracy budget
@@ -82,6 +83,10 @@ class InputError(GraphoptError):
 
 class IdError(InputError):
     """An id lies outside the table it indexes."""
+
+
+class TraceError(InputError):
+    """A log of requests does not fit the model."""
 
 
 class ArtifactError(GraphoptError):

@@ -53,8 +53,9 @@ class PruneRows(LossyPass):
             return
         seen = {table: np.zeros(len(array), bool) for table, array in tables.items()}
         for (table, _), batches in zip(reads, traced):
+            rows = len(seen[table])
             for ids in batches:
-                seen[table][ids] = True
+                seen[table][ids[(ids >= -rows) & (ids < rows)]] = True
         for table, array in tables.items():
             if array.dtype.kind != "f":
                 continue

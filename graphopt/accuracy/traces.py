@@ -11,6 +11,7 @@ import numpy as np
 from graphopt.accuracy import datasets
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.workbench import Workbench
+from graphopt.errors import InputError, TraceError
 from graphopt.ir.graph import Graph, Value
 from graphopt.signature import Signature, TensorSpec
 
@@ -32,19 +33,24 @@ class Trace:
         """What each of `wanted` is, batch by batch.
 
         Raises:
-            InputError: the requests lack an input that these depend on.
+            TraceError: the requests lack an input that these depend on, or do not fit it.
         """
         copy = _only(graph, wanted)
         specs = (TensorSpec(v.name, v.dtype, _shape(v)) for v in copy.inputs)
-        data = self._read(Signature(tuple(specs), ()))
-        names = [value.name for value in copy.inputs]
-        model = bench.load(copy)
-        found = [model.run({name: batch[name] for name in names}) for batch in data.batches]
+        names, model = [value.name for value in copy.inputs], bench.load(copy)
+        try:
+            data = self._read(Signature(tuple(specs), ()))
+            found = [model.run({name: batch[name] for name in names}) for batch in data.batches]
+        except InputError as error:
+            raise TraceError(f"the trace does not fit the model: {error}") from None
         return [[outputs[name] for outputs in found] for name in copy.output_names]
 
     def _read(self, signature: Signature) -> Dataset:
         """The requests; passes ask for the same inputs again and again."""
         if isinstance(self.source, Dataset):
+            missing = {s.name for s in signature.inputs} - self.source.batches[0].keys()
+            if missing:
+                raise InputError(f"it has no {', '.join(sorted(missing))}")
             return self.source
         if signature not in self._known:
             known = {spec.name for spec in signature.inputs}

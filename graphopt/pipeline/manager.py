@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import GraphoptError, PassError, TraceError
 from graphopt.ir.graph import Graph
 from graphopt.ir.verifier import verify
 from graphopt.pipeline.base import ErrorBudget, Pass, PassContext
@@ -66,6 +66,8 @@ class PassManager:
             changed = step.run(graph, ctx)
             seconds = time.perf_counter() - start
             verify(graph)
+        except TraceError:  # what the user gave is wrong, not the pass
+            raise
         except Exception as error:
             raise self._failure(snapshot, step, error) from error
         state.note(step, changed)

@@ -14,7 +14,7 @@ from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import find
 from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
-from graphopt.errors import InputError
+from graphopt.errors import TraceError
 from graphopt.ir.graph import Graph, Value
 from graphopt.passes.prune_rows import PruneRows
 from graphopt.pipeline.base import PassContext
@@ -103,8 +103,19 @@ def test_tables_that_are_read_almost_everywhere(rows: np.ndarray, says: str) -> 
 
 def test_a_trace_without_the_ids(tmp_path: Path) -> None:
     np.savez(tmp_path / "log.npz", other=SEEN)
-    with pytest.raises(InputError, match="nothing for input 'ids'"):
+    with pytest.raises(TraceError, match="nothing for input 'ids'"):
         pruned(parse(MODEL), tmp_path / "log.npz")
+
+
+def test_requests_that_a_table_has_no_rows_for() -> None:
+    graph = parse(MODEL)
+    pruned(graph, in_batches({"ids": np.append(SEEN, [5000, -5000])}))
+    assert table_of(graph).shape == (len(SEEN) + 2, 16)
+
+
+def test_requests_of_another_shape() -> None:
+    with pytest.raises(TraceError, match="does not fit the model"):
+        pruned(parse(MODEL), in_batches({"ids": SEEN[:, None]}))
 
 
 def test_with_everything_else() -> None:
