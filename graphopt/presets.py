@@ -15,6 +15,7 @@ from graphopt.passes.deduplicate_rows import DeduplicateRows
 from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.passes.drop_unit_axes import DropUnitAxes
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
+from graphopt.passes.factorize_tables import FactorizeTables
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constant_columns import FoldConstantColumns
@@ -135,6 +136,7 @@ O3 = Pipeline(
         DeduplicateRows(),
         PruneUnits(),
         FactorizeLowRank(),
+        FactorizeTables(),
         QuantizeTables(),
         QuantizeWeights(),
         QuantizeActivations(),
