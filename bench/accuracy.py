@@ -27,7 +27,7 @@ from typing import Annotated, Any
 
 import typer
 from models import metric_of
-from quantizers import QUANTIZERS, call, openvino_full
+from quantizers import QUANTIZERS, call, openvino_full, quantized
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +65,15 @@ def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[s
     rows: dict[str, Any] = {}
     # ONNX Runtime's preparation leaves files in the current folder.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        models: dict[str, Any] = {"float32": graphopt.compile(source, verify=False)}
+        models: dict[str, Any] = {}
+        for name in QUANTIZERS:
+            path = Path(scratch) / f"{name}.onnx"
+            try:
+                models[name] = quantized(name, source, path, chooser)
+                rows[name] = {"bytes": file_bytes(path)}
+            except Exception as error:  # whatever they, or engines that load the result, raise
+                rows[name] = {"failure": str(error).splitlines()[0]}
+        models |= {"float32": graphopt.compile(source, verify=False)}
         models |= {"ORT float32": original, "OpenVINO float32": openvino_full(source)}
         for name, budget in budgets.items():
             try:
@@ -78,13 +86,6 @@ def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[s
             onnx_io.save(graph, path)
             rows[name] = {"bytes": file_bytes(path), "proof": report.facts["compression"]}
             models[name] = graphopt.compile(graph, passes="O0", verify=False)
-        for name, quantize in QUANTIZERS.items():
-            path = Path(scratch) / f"{name}.onnx"
-            try:
-                models[name] = quantize(source, path, chooser)
-                rows[name] = {"bytes": file_bytes(path)}
-            except Exception as error:  # whatever they raise
-                rows[name] = {"failure": f"{type(error).__name__} {error}".splitlines()[0]}
         for name in rows.keys() & models.keys():
             rows[name]["drop"] = judge.verdict(models[name]).to_json()
         calls = {n: call(model, feeds) for n, model in models.items() if model is not None}
@@ -165,7 +166,8 @@ def main(
         command = [sys.executable, __file__, str(folder), "--only", name, "--child"]
         done = subprocess.run([*command, "--max-drop", max_drop], capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{name}: {done.stderr.strip()[-2000:]}")
+            print(f"{name}: {done.stderr.strip()[-2000:]}", file=sys.stderr)
+            continue
         results.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(f"{name}: done", file=sys.stderr)
     show(results)

@@ -1,13 +1,14 @@
 """Other tools that quantize a model after training, each at its documented best.
 
-Each takes the source file, a place for its result and the rows that may be used for choosing; and
-gives the result, ready to run on one thread. Nothing of them is imported before it is used: one
-that is missing, or that cannot take the model, raises, and the table says why.
+Each takes the source file, a place for its result and the rows that may be used for choosing. It
+runs in a process of its own, because on some models one of them crashes; that it is missing, or
+cannot take the model, is said in the table.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from graphopt.targets.portable import OnnxModel
 MAX_DROP = 0.001  # that NNCF's accuracy control may spend
 CALIBRATION = 300  # batches at most
 
-Quantizer = Callable[[Path, Path, Judge], Runnable]
+Quantizer = Callable[[Path, Path, Judge], None]
 
 
 class Batches(CalibrationDataReader):  # type: ignore[misc]
@@ -45,12 +46,11 @@ class Batches(CalibrationDataReader):  # type: ignore[misc]
         return next(self.left, None)
 
 
-def onnxruntime_dynamic(source: Path, target: Path, chooser: Judge) -> Runnable:
+def onnxruntime_dynamic(source: Path, target: Path, chooser: Judge) -> None:
     quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-    return OnnxModel(target)
 
 
-def onnxruntime_static(source: Path, target: Path, chooser: Judge) -> Runnable:
+def onnxruntime_static(source: Path, target: Path, chooser: Judge) -> None:
     quantize_static(
         prepared(source, target),
         target,
@@ -58,7 +58,6 @@ def onnxruntime_static(source: Path, target: Path, chooser: Judge) -> Runnable:
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
-    return OnnxModel(target)
 
 
 def prepared(source: Path, target: Path) -> Path:
@@ -72,17 +71,15 @@ def prepared(source: Path, target: Path) -> Path:
 # ------------------------------------------------------------------ Intel Neural Compressor
 
 
-def neural_compressor_dynamic(source: Path, target: Path, chooser: Judge) -> Runnable:
+def neural_compressor_dynamic(source: Path, target: Path, chooser: Judge) -> None:
     quantize, config = _neural_compressor()
     quantize(str(source), str(target), config.DynamicQuantConfig(per_channel=True))
-    return OnnxModel(target)
 
 
-def neural_compressor_static(source: Path, target: Path, chooser: Judge) -> Runnable:
+def neural_compressor_static(source: Path, target: Path, chooser: Judge) -> None:
     quantize, config = _neural_compressor()
     settings = config.StaticQuantConfig(Batches(chooser), per_channel=True)
     quantize(str(prepared(source, target)), str(target), settings)
-    return OnnxModel(target)
 
 
 def _neural_compressor() -> tuple[Any, Any]:
@@ -122,7 +119,7 @@ def call(model: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
     return lambda: model.run(feeds)
 
 
-def nncf_accuracy_control(source: Path, target: Path, chooser: Judge) -> Runnable:
+def nncf_accuracy_control(source: Path, target: Path, chooser: Judge) -> None:
     import nncf
     import openvino as ov
 
@@ -138,7 +135,6 @@ def nncf_accuracy_control(source: Path, target: Path, chooser: Judge) -> Runnabl
         subset_size=CALIBRATION,
     )
     ov.save_model(quantized, target.with_suffix(".xml"), compress_to_fp16=False)
-    return OpenVinoModel.of(target.with_suffix(".xml"))
 
 
 def openvino_full(source: Path) -> Runnable | None:
@@ -156,3 +152,33 @@ QUANTIZERS: Mapping[str, Quantizer] = {
     "INC static": neural_compressor_static,
     "NNCF": nncf_accuracy_control,
 }
+
+
+def quantized(name: str, source: Path, target: Path, chooser: Judge) -> Runnable:
+    """What a tool makes of a model, ready to run on one thread.
+
+    Raises:
+        RuntimeError: why there is nothing to run.
+    """
+    context = multiprocessing.get_context("fork")
+    says: Any = context.SimpleQueue()
+    child = context.Process(target=_quantize, args=(name, source, target, chooser, says))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(says.get() if not says.empty() else f"it died ({child.exitcode})")
+    return _loaded(target)
+
+
+def _loaded(target: Path) -> Runnable:
+    network = target.with_suffix(".xml")
+    return OpenVinoModel.of(network) if network.exists() else OnnxModel(target)
+
+
+def _quantize(name: str, source: Path, target: Path, chooser: Judge, says: Any) -> None:
+    try:
+        QUANTIZERS[name](source, target, chooser)
+        _loaded(target).run(chooser.data.batches[0])
+    except Exception as error:  # whatever they raise
+        says.put(f"{type(error).__name__} {error}".splitlines()[0][:200])
+        raise SystemExit(1) from None
