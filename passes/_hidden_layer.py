@@ -67,12 +67,12 @@ class HiddenLayer:
     @property
     def outgoing(self) -> np.ndarray:
         """The second layer's weight [units, outputs]."""
-        return _matrix(self.second)
+        return matrix_of(self.second)
 
     @property
     def bytes_of_unit(self) -> int:
         """Bytes of weights, without biases, that one unit takes."""
-        return (len(_matrix(self.first)) + self.outgoing.shape[1]) * self.outgoing.itemsize
+        return (len(matrix_of(self.first)) + self.outgoing.shape[1]) * self.outgoing.itemsize
 
     def replace(
         self, kept: np.ndarray, mixing: np.ndarray, offset: np.ndarray
@@ -82,7 +82,7 @@ class HiddenLayer:
         Returns:
             what the two layers, without a shift of the second's outputs, give now.
         """
-        matrix = np.ascontiguousarray(_matrix(self.first)[:, kept])
+        matrix = np.ascontiguousarray(matrix_of(self.first)[:, kept])
         bias = self.first.const(2)
         if bias is not None and bias.size > 1:
             bias = np.ascontiguousarray(bias[..., kept])
@@ -125,7 +125,8 @@ def _has_plain_bias(gemm: Node) -> bool:
     return bias is None or (bias.const is not None and bias.const.shape[:-1] in ((), (1,)))
 
 
-def _matrix(node: Node) -> np.ndarray:
+def matrix_of(node: Node) -> np.ndarray:
+    """The constant weight of a Gemm or MatMul as [inputs, outputs]."""
     weight = node.const(1)
     assert weight is not None
     return weight.T if node.op == "Gemm" and node.attr("transB") else weight
