@@ -66,6 +66,18 @@ def test_all_forms_agree(bits: int, dim: int, ints: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+def test_tables_beyond_the_cache(bits: int) -> None:
+    """Their rows are asked for ahead of time, up to the last id."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 8, (300_000, 8)).astype(np.int8)
+    scales = rng.random(300_000).astype(np.float32)
+    rows = codes.astype(np.float32) * scales[:, None]
+    large = Table(packed(codes) if bits == 4 else codes, scales, bits, rows)
+    ids = np.append(rng.integers(-300_000, 300_000, 40), [299_999, -1]).reshape(-1, 2)
+    np.testing.assert_array_equal(Compiled(graph_of(large))({"ids": ids})["rows"], rows[ids])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_ids_outside_the_table(bits: int) -> None:
     small = table(bits)
     ids = np.array([[ROWS, 2**62], [-ROWS - 1, -(2**62)]])

@@ -80,7 +80,7 @@ def quantized_lookup(
             at = T.Cast("int64", index[i])
             assert is_allowed(at, rows, oob), message
             if prefetches:
-                prefetch_row(src, index, i, rows, width, 1)
+                prefetch_row(src, index, i, 0, rows, width, 1)
             if zeroes:
                 if is_valid(at, rows):
                     row = row_of(at, rows, oob)
