@@ -224,7 +224,8 @@ def _check_names(graph: Graph, sizes: Mapping[str, int]) -> None:
 
 
 _TABLE_FIRST = frozenset(
-    f"graphopt::{op}" for op in ("EmbeddingBag", "QuantizedEmbeddingBag", "QuantizedLookup")
+    f"graphopt::{op}"
+    for op in ("EmbeddingBag", "ProductLookup", "QuantizedEmbeddingBag", "QuantizedLookup")
 )
 
 

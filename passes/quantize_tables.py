@@ -1,4 +1,4 @@
-"""Embedding tables in 8 bits, 4 bits, or half precision."""
+"""Embedding tables in half precision, 8 bits, 4 bits, or parts out of codebooks."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from functools import cached_property
 import numpy as np
 
 from graphopt.ir.graph import Attr, Graph, Node, Value
-from graphopt.ops import quantized_embedding_bag, quantized_lookup
+from graphopt.ops import product_lookup, quantized_embedding_bag, quantized_lookup
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.ops.quantized_lookup import DOMAIN, packed
+from graphopt.passes._codebooks import MIN_ROWS, Codebooks, is_available
 from graphopt.passes._inline import replace
 from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _NARROWEST = 4  # elements of a row that are worth a scale of their own
+_PARTS = (8, 4)  # elements that share a byte, in codebooks
 _HALF_STEP = 2.0**-12.5  # about what float16 loses of an element
 
 Change = Callable[[Graph, Mapping[Value, Value]], None]
@@ -24,11 +26,12 @@ Change = Callable[[Graph, Mapping[Value, Value]], None]
 
 @dataclass(frozen=True)
 class QuantizeTables(LossyPass):
-    """Stores tables that are only looked up in 4 bits, 8 bits or float16, as the budget allows.
+    """Stores tables that are only looked up in 16 to 1 bits an element, as the budget allows.
 
     Needs an error budget, and a table that is only looked up. Rows of few bits have a scale each,
     and are multiplied by it as they are looked up: the table is never there in full precision. The
-    scale is the one that loses least; a row of zeros stays one. Which width a table gets is decided
+    scale is the one that loses least; a row of zeros stays one. Rows of large tables can also be
+    parts of 4 or 8 elements, each a number of one byte in a codebook. What a table gets is decided
     table by table. Fidelity: lossy.
 
     Attributes:
@@ -67,6 +70,8 @@ class QuantizeTables(LossyPass):
                 ctx.stats.refuse("quantize", table.users[0], "the table holds NaN or infinity")
             else:
                 yield from _proposals(table, array)
+                if all(_is_lookup(node, table) for node in table.users):
+                    yield from _by_codebooks(table, array, ctx)
 
 
 def _is_lookup(node: Node, table: Value) -> bool:
@@ -97,7 +102,21 @@ def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
         yield Proposal(table.name, "float16", array.nbytes // 2, error, change)
 
 
-def _into(table: Value, form: _InCodes | _InHalves) -> Change:
+def _by_codebooks(table: Value, array: np.ndarray, ctx: PassContext) -> Iterator[Proposal]:
+    widths = [width for width in _PARTS if array.shape[1] % width == 0]
+    if len(array) < MIN_ROWS or not widths or np.abs(array).max() >= np.finfo(np.float16).max:
+        return
+    if not is_available():
+        ctx.stats.refuse("codebooks", table.users[0], "needs faiss: pip install 'graphopt[pq]'")
+        return
+    for width in widths:
+        books = Codebooks.of(array, width)
+        saves = array.nbytes - books.codes.nbytes - books.books.nbytes
+        what = f"codebooks of {width}"
+        yield Proposal(table.name, what, saves, books.error, _into(table, _InBooks(books)))
+
+
+def _into(table: Value, form: _InCodes | _InHalves | _InBooks) -> Change:
     """A change of every lookup of `table` to one in another form of it."""
 
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
@@ -127,6 +146,19 @@ class _InCodes:
             kept = ("mode", "include_last_offset")
             attrs |= {name: node.attrs[name] for name in kept if name in node.attrs}
         return _insert(node, op, [*constants, *node.inputs[1:]], attrs, DOMAIN)
+
+
+@dataclass(frozen=True, eq=False)
+class _InBooks:
+    found: Codebooks
+
+    def constants(self, graph: Graph, name: str) -> list[Value]:
+        parts = {"codes": self.found.codes, "books": self.found.books}
+        return [graph.constant(array, f"{name}.{part}") for part, array in parts.items()]
+
+    def lookup(self, node: Node, constants: list[Value]) -> Value:
+        inputs = [*constants, node.inputs[1]]
+        return _insert(node, product_lookup.OP_TYPE, inputs, {}, DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)

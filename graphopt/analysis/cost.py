@@ -364,6 +364,14 @@ def _quantized_lookup(node: Node) -> Cost:
     return Cost(per_element * elements, read, _bytes(node.output))
 
 
+@cost_rule("ProductLookup", domain="graphopt")
+def _product_lookup(node: Node) -> Cost:
+    """Inputs: codes, codebooks, ids; a byte is read for each part, and the part itself."""
+    ids, parts = node.inputs[2], _dims(node, 0)[1]
+    assert ids is not None
+    return Cost(0, _elements(ids) * parts + _bytes(ids), _bytes(node.output))
+
+
 @cost_rule("EmbeddingBag", domain="graphopt")
 def _embedding_bag(node: Node) -> Cost:
     """Inputs: table, ids, then offsets and per-sample weights where there are any."""

@@ -26,6 +26,12 @@ SAME_ELEMENTS = frozenset(
 _EXACT = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53}
 
 
+# Lookups in tables of codes, which the ids come after: codes, what they stand for, ids.
+_CODED = frozenset(
+    f"graphopt::{op}" for op in ("ProductLookup", "QuantizedLookup", "QuantizedEmbeddingBag")
+)
+
+
 @dataclass(frozen=True)
 class IdRange:
     """Elements of one graph input whose values must lie in `[low, high)`.
@@ -114,7 +120,7 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         table, ids = node.inputs[0], node.inputs[1]
         if table is not None and ids is not None and table.shape:
             yield ids, 0, table.shape[0]
-    elif node.op in ("graphopt::QuantizedLookup", "graphopt::QuantizedEmbeddingBag"):
+    elif node.op in _CODED:
         codes, ids = node.inputs[0], node.inputs[2]
         if codes is not None and ids is not None and codes.shape:
             yield ids, 0, codes.shape[0]

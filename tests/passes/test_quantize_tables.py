@@ -5,9 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphopt.ops.product_lookup import product_lookup
+from graphopt.passes._codebooks import Codebooks
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.pipeline.base import PassContext
-from graphopt.testing import Lavish, assert_rewrites, assert_unchanged, dump, parse
+from graphopt.testing import (
+    Compiled,
+    Lavish,
+    assert_keeps_outputs,
+    assert_rewrites,
+    assert_unchanged,
+    dump,
+    parse,
+    run_onnxruntime,
+)
 
 
 def test_every_lookup_of_a_table_reads_the_same_codes() -> None:
@@ -118,3 +129,52 @@ def test_without_a_budget_nothing_happens() -> None:
     before = dump(graph)
     assert not QuantizeTables().run(graph, PassContext())
     assert dump(graph) == before
+
+
+# ------------------------------------------------------------------------ codebooks
+
+
+LARGE = "(int64[N] ids) => (float[N,16] y) <float[5000,16] t> { y = Gather(t, ids) }"
+
+
+def clustered() -> np.ndarray:
+    """Rows out of 40 different ones, a little apart, and some of zeros."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 16))[rng.integers(0, 40, 5000)]
+    rows += rng.normal(size=rows.shape) * 0.01
+    rows[7:11] = 0
+    return rows.astype(np.float32)
+
+
+def test_rows_of_large_tables_are_parts_out_of_codebooks() -> None:
+    pytest.importorskip("faiss")
+    graph = parse(LARGE)
+    (table,) = graph.constants()
+    table.const = clustered()
+    ids = np.arange(0, 5000, 7)
+    assert_keeps_outputs(QuantizeTables(), graph)
+    (node,) = graph.nodes
+    assert node.op == "graphopt::ProductLookup"
+    assert node.inputs[0].shape == (5000, 2)  # type: ignore[union-attr]
+    found = run_onnxruntime(graph, {"ids": ids})["y"]
+    np.testing.assert_allclose(found, clustered()[ids], atol=0.08)
+    np.testing.assert_array_equal(Compiled(graph)({"ids": ids})["y"], found)
+    assert not run_onnxruntime(graph, {"ids": np.arange(7, 11)})["y"].any()
+
+
+def test_codebooks_are_the_same_on_every_run() -> None:
+    pytest.importorskip("faiss")
+    first, second = (Codebooks.of(clustered(), 4) for _ in range(2))
+    np.testing.assert_array_equal(first.codes, second.codes)
+    np.testing.assert_array_equal(first.books, second.books)
+    rows = product_lookup(first.codes, first.books, np.arange(5000))
+    lost = np.sqrt(np.square(rows - clustered()).mean())
+    assert first.error == pytest.approx(lost, rel=1e-3)
+
+
+def test_without_faiss_there_are_no_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphopt.passes._codebooks.find_spec", lambda name: None)
+    graph, ctx = parse(LARGE), PassContext(budget=Lavish())
+    assert QuantizeTables().run(graph, ctx)
+    assert [n.op for n in graph.nodes] == ["graphopt::QuantizedLookup"]
+    assert any("graphopt[pq]" in why for _, _, why in ctx.stats.refusals)

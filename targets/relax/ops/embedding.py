@@ -6,10 +6,12 @@ from tvm import relax, tirx
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
+from graphopt.ops import product_lookup as product_op
 from graphopt.ops import quantized_embedding_bag as bag_op
 from graphopt.ops import quantized_lookup as lookup_op
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
 from graphopt.targets.cpu.kernels.embedding_bag import embedding_bag, fixed_bag
+from graphopt.targets.cpu.kernels.product_lookup import product_lookup
 from graphopt.targets.cpu.kernels.quantized_bag import (
     QuantizedPooling,
     quantized_bag,
@@ -64,18 +66,42 @@ def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
 def _quantized_lookup(lower: Lowering, node: Node) -> relax.Expr:
     codes, scales, ids = node.inputs
     assert codes is not None and scales is not None and ids is not None
-    rows, width = codes.tensor.dims
+    rows, width = _known_size(lower, codes)
+    bits, message = node.attr("bits", 8), _out_of_range(node, rows)
+    kernel = quantized_lookup(rows, width, bits, scales.dtype, ids.dtype, lower.oob, message)
+    return _rows(lower, node, kernel, codes, scales, ids)
+
+
+@lowers(product_op.OP_TYPE, domain=DOMAIN)
+def _product_lookup(lower: Lowering, node: Node) -> relax.Expr:
+    codes, books, ids = node.inputs
+    assert codes is not None and books is not None and ids is not None
+    rows, parts = _known_size(lower, codes)
+    _, width = _known_size(lower, books)
+    message = _out_of_range(node, rows)
+    kernel = product_lookup(rows, parts, width, books.dtype, ids.dtype, lower.oob, message)
+    return _rows(lower, node, kernel, codes, books, ids)
+
+
+def _known_size(lower: Lowering, table: Value) -> tuple[int, int]:
+    rows, width = table.tensor.dims
     if not (isinstance(rows, int) and isinstance(width, int)):
-        raise lower.unsupported(f"the size of its table ({codes.type}) is known only at run time")
-    message = f"graphopt: id out of range: {node.op_type} {node.where[0]} (axis of size {rows})"
-    kernel = quantized_lookup(
-        rows, width, node.attr("bits", 8), scales.dtype, ids.dtype, lower.oob, message
-    )
+        raise lower.unsupported(f"the size of its table ({table.type}) is known only at run time")
+    return rows, width
+
+
+def _out_of_range(node: Node, rows: int) -> str:
+    return f"graphopt: id out of range: {node.op_type} {node.where[0]} (axis of size {rows})"
+
+
+def _rows(
+    lower: Lowering, node: Node, kernel: tirx.PrimFunc, codes: Value, other: Value, ids: Value
+) -> relax.Expr:
+    """Rows for ids of any shape from a kernel that takes a list of them."""
     count = lower.dim(dims.product(ids.tensor.dims))
     flat = lower.reshape(lower.expr(ids), [count])
-    dim = node.output.tensor.dims[-1]
-    args = [lower.expr(codes), lower.expr(scales), flat]
-    (found,) = lower.kernel(kernel, args, [([count, dim], "float32")])
+    args = [lower.expr(codes), lower.expr(other), flat]
+    (found,) = lower.kernel(kernel, args, [([count, node.output.tensor.dims[-1]], "float32")])
     return lower.reshape(found, lower.shape(node.output))
 
 

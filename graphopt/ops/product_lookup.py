@@ -1,0 +1,82 @@
+"""`graphopt::ProductLookup`: rows of a table that is stored as parts out of small codebooks.
+
+Inputs: `codes` uint8[rows, parts], `books` float[parts * 256, width] (16 or 32 bits), `ids`
+int[...]. A row is its parts one after another, part p being row `256 * p + codes[id, p]` of the
+books. Output: float32[..., parts * width]. Negative ids count from the end. (Jegou et al., "Product
+quantization for nearest neighbor search", 2011.)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.parser
+
+from graphopt.errors import InvalidModelError
+from graphopt.ir.graph import Node
+from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.types import TensorType, Type
+
+DOMAIN = "graphopt"
+OP_TYPE = "ProductLookup"
+ENTRIES = 256  # of a codebook
+
+
+def product_lookup(codes: np.ndarray, books: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """What the op computes, in NumPy."""
+    at = codes[ids] + ENTRIES * np.arange(codes.shape[1])
+    return books[at].astype(np.float32).reshape(*ids.shape, -1)
+
+
+@type_rule(OP_TYPE, domain=DOMAIN)
+def _product_lookup(node: Node) -> list[Type | None]:
+    where = ", ".join(repr(name) for name in node.where[:3])
+    types = [None if value is None else value.type for value in node.inputs]
+    if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
+        raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, books, ids")
+    codes, books, ids = (t for t in types if isinstance(t, TensorType))
+    if (codes.rank, codes.dtype) != (2, "uint8"):
+        raise InvalidModelError(f"{node.op} (node {where}): {codes} are no codes")
+    parts = codes.dims[1]
+    if books.rank != 2 or books.dtype not in ("float16", "float32"):
+        raise InvalidModelError(f"{node.op} (node {where}): {books} are no codebooks")
+    if not isinstance(parts, int) or books.dims[0] != ENTRIES * parts:
+        raise InvalidModelError(f"{node.op} (node {where}): {books} are not {parts} codebooks")
+    if ids.dtype not in ("int32", "int64"):
+        raise InvalidModelError(f"{node.op} (node {where}): {ids} are no ids")
+    shape = None if ids.shape is None else [*ids.dims, parts * books.dims[1]]
+    return [tensor_type("float32", shape)]
+
+
+def function_name(node: Node) -> str:
+    """The name of the local function that `node` calls once exported."""
+    return f"{OP_TYPE}__{_parts(node)}_parts"
+
+
+def function(node: Node) -> onnx.FunctionProto:
+    """The local function that says in standard ONNX what `node` computes."""
+    assert node.graph is not None
+    starts = ", ".join(str(ENTRIES * k) for k in range(_parts(node)))
+    return onnx.parser.parse_function(
+        f"""<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>
+        {function_name(node)} (codes, books, ids) => (found) {{
+            starts = Constant <value_ints = [{starts}]> ()
+            joined = Constant <value_ints = [-1]> ()
+            rows = Gather <axis = 0> (codes, ids)
+            wide = Cast <to = 7> (rows)
+            at = Add (wide, starts)
+            stored = Gather <axis = 0> (books, at)
+            parts = Cast <to = 1> (stored)
+            leading = Shape (ids)
+            shape = Concat <axis = 0> (leading, joined)
+            found = Reshape (parts, shape)
+        }}"""
+    )
+
+
+def _parts(node: Node) -> int:
+    codes = node.inputs[0]
+    assert codes is not None
+    parts = codes.tensor.dims[1]
+    assert isinstance(parts, int)
+    return parts
