@@ -33,6 +33,7 @@ from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.keep_reduced_axes import KeepReducedAxes
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
+from graphopt.passes.merge_factors import MergeFactors
 from graphopt.passes.prune_dead_units import PruneDeadUnits
 from graphopt.passes.prune_rows import PruneRows
 from graphopt.passes.prune_units import PruneUnits
@@ -94,6 +95,7 @@ _FOLD_WEIGHTS = (
     FoldAffine(),
     FoldConstantColumns(),
     PruneDeadUnits(),
+    MergeFactors(),
     HoistRepeatedColumns(),
     Reassociate(),
     FuseGemm(),

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from graphopt.ops.product_lookup import ENTRIES
+from graphopt.ops.product_lookup import ENTRIES, product_lookup
 
 MIN_ROWS = 16 * ENTRIES  # with fewer, codebooks are not small next to the codes
 _POINTS = 64  # rows a codebook's entry is fitted on
+_CHUNK = 1 << 13  # rows worked on at once
 _ROUNDS = 12  # of k-means
 
 
@@ -46,11 +47,11 @@ class Codebooks:
             books[np.arange(parts), np.square(books).sum(axis=2).argmin(axis=1)] = 0
         faiss.copy_array_to_vector(books.reshape(-1), made.centroids)
         codes = made.compute_codes(rows)
-        lost = sum(
-            float(np.square(made.decode(codes[k : k + 8192]) - rows[k : k + 8192]).sum())
-            for k in range(0, len(rows), 8192)
-        )
         stored = books.reshape(parts * ENTRIES, width).astype(np.float16)
+        lost = 0.0
+        for start in range(0, len(rows), _CHUNK):
+            ids = np.arange(start, min(len(rows), start + _CHUNK))
+            lost += float(np.square(product_lookup(codes, stored, ids) - rows[ids]).sum())
         return Codebooks(codes, stored, (lost / rows.size) ** 0.5)
 
 
