@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -23,28 +24,43 @@ from graphopt.targets.relax.lowering import Lowering, int64, lowers
 from graphopt.targets.relax.ops.indexing import load, out_of_range
 
 x = var("x")
+_LANES = 16  # codes restored at once
 
 
 @dataclass(frozen=True)
 class _Part:
-    """An operand of the concatenation: a value, or the rows of `table` that a value names."""
+    """An operand of the concatenation: a value, or the rows of `table` that a value names.
+
+    Attributes:
+        bits: of an element of the table; those of 4 and 8 bits are codes, with a scale per row.
+        complaint: what is said of an id that the table does not have.
+    """
 
     value: Value
-    table: Value | None
-    complaint: str
+    table: Value | None = None
+    scales: Value | None = None
+    bits: int = 32
+    complaint: str = ""
 
     @property
     def dims(self) -> tuple[Dim, ...]:
         own = self.value.tensor.dims
-        return own if self.table is None else (*own, self.table.tensor.dims[1])
+        if self.table is None:
+            return own
+        return (*own, self.table.tensor.dims[1] * (2 if self.bits == 4 else 1))
+
+    @property
+    def inputs(self) -> list[Value]:
+        return [v for v in (self.table, self.scales, self.value) if v is not None]
 
 
 def _parts(node: Node) -> Iterator[_Part]:
-    """Inputs of a LookupConcat, as `complaints` says: "" for a value, else for table and ids."""
+    """The operands of a LookupConcat; `bits` says of each what it is: 0 for a value."""
     inputs = iter(value for value in node.inputs if value is not None)
-    for complaint in node.attrs["complaints"]:
-        table = next(inputs) if complaint else None
-        yield _Part(next(inputs), table, complaint)
+    for bits, complaint in zip(node.attrs["bits"], node.attrs["complaints"]):
+        table = next(inputs) if bits else None
+        scales = next(inputs) if bits in (4, 8) else None
+        yield _Part(next(inputs), table, scales, bits, complaint)
 
 
 @type_rule("LookupConcat", domain=DOMAIN)
@@ -63,15 +79,38 @@ def _lookup_concat_cost(node: Node) -> Cost:
     return Cost(0, sum(ids, written), written)
 
 
-def _looked_up(value: Value) -> Node | None:
-    """The Gather that makes `value` of whole rows of a table for nobody else, None if none does."""
-    node = value.producer
-    if node is None or node.op != "Gather" or node.attr("axis") != 0 or len(value.uses) > 1:
+def _part(rw: Rewriter, value: Value) -> _Part:
+    """An operand of a Concat: whole rows of a table if they are looked up for nobody else."""
+    whole = _Part(value)
+    node, reshaped = value.producer, None
+    if node is not None and node.op == "Reshape" and len(value.uses) == 1:
+        node, reshaped = node.inputs[0].producer, node  # type: ignore[union-attr]
+    if node is None or len(node.output.uses) > 1 or node.output.is_graph_output:
+        return whole
+    inputs = [v for v in node.inputs if v is not None]
+    if node.op == "Gather" and node.attr("axis") == 0:
+        (table, ids), scales, bits = inputs, None, 32
+    elif node.op == "graphopt::QuantizedLookup":
+        (table, scales, ids), bits = inputs, node.attr("bits", 8)  # type: ignore[assignment]
+    else:
+        return whole
+    if table.const is None or ids.const is not None or table.const.ndim != 2:
+        return whole
+    if reshaped is not None:
+        ids = _named_by(rw, ids, value, node.output)  # type: ignore[assignment]
+    if not table.const.size or ids is None:
+        return whole
+    return _Part(ids, table, scales, bits, out_of_range(node, table.tensor.dims[0]))
+
+
+def _named_by(rw: Rewriter, ids: Value, reshaped: Value, rows: Value) -> Value | None:
+    """`ids`, shaped as the rows of `reshaped` are; None if these are not the rows looked up."""
+    *lead, dim = reshaped.tensor.dims if reshaped.rank else (0, 0)
+    unknown = [not isinstance(size, int) for size in lead]
+    if not lead or dim != rows.tensor.dims[-1] or sum(unknown) > 1:
         return None
-    table, ids = node.inputs[0], node.inputs[1]
-    if table is None or ids is None or table.const is None or ids.const is not None:
-        return None
-    return node if table.const.ndim == 2 and table.const.size else None
+    sizes = [-1 if free else int(size) for size, free in zip(lead, unknown)]  # type: ignore
+    return rw.op.Reshape(ids, rw.const(np.array(sizes, np.int64)))
 
 
 @rule(op.Concat(x, ...))
@@ -86,21 +125,15 @@ def concat_to_lookup_concat(rw: Rewriter, node: Node) -> Value | NoMatch:
         return NoMatch("whether its operands agree is known only at run time")
     if not all(isinstance(product(v.tensor.dims[axis:]), int) for v in operands):
         return NoMatch("the width of an operand is known only at run time")
-    gathers = [_looked_up(value) for value in operands]
-    if all(gather is None for gather in gathers):
+    parts = [_part(rw, value) for value in operands]
+    if all(part.table is None for part in parts):
         return NoMatch("no operand is looked up for it alone")
-    inputs: list[Value | None] = []
-    complaints: list[str] = []
-    for value, gather in zip(operands, gathers):
-        if gather is None:
-            inputs.append(value)
-            complaints.append("")
-        else:
-            table = gather.inputs[0]
-            assert table is not None
-            inputs += gather.inputs
-            complaints.append(out_of_range(gather, table.tensor.dims[0]))
-    attrs = {"axis": axis, "complaints": complaints}
+    attrs = {
+        "axis": axis,
+        "bits": [0 if part.table is None else part.bits for part in parts],
+        "complaints": [part.complaint for part in parts],
+    }
+    inputs = [value for part in parts for value in part.inputs]
     return rw.insert("LookupConcat", inputs, attrs, domain=DOMAIN).output
 
 
@@ -114,8 +147,8 @@ def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
     rows = lower.dim(product(node.output.tensor.dims[:axis]))
     args = []
     for part, width in zip(parts, widths):
+        args += [lower.expr(v) for v in (part.table, part.scales) if v is not None]
         if part.table is not None:
-            args.append(lower.expr(part.table))
             width //= int(part.dims[-1])  # type: ignore[arg-type]
         args.append(lower.reshape(lower.expr(part.value), [rows, width]))
 
@@ -124,11 +157,11 @@ def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
         with T.serial(int64(rows)) as i:
             place, remaining = 0, iter(sources)
             for part, width in zip(parts, widths):
-                source = next(remaining)
+                given = [next(remaining) for _ in part.inputs]
                 if part.table is None:
-                    _copy(target, i, place, source, i, width, None)
+                    _copy(target, i, place, given[0], i, width, None)
                 else:
-                    _look_up(lower, part, source, next(remaining), target, i, place)
+                    _look_up(lower, part, given, target, i, place)
                 place += width
 
     (joined,) = loops(lower, body, args, [([rows, sum(widths)], "float32")])
@@ -140,26 +173,52 @@ def _copy(target: Any, i: Any, place: Any, source: Any, row: Any, width: int, va
         store(target, [i, place + j], load(source, [row, j], valid))
 
 
-def _look_up(
-    lower: Lowering, part: _Part, table: Any, ids: Any, target: Any, i: Any, place: int
+def _restore(
+    target: Any, i: Any, place: Any, codes: Any, scale: Any, row: Any, bits: int, valid: Any
 ) -> None:
-    """target[i, place:] = the rows of `table` that ids[i] names, one after the other."""
+    """target[i, place:] = a row of codes times `scale`."""
+    width = int(codes.shape[1])
+    for start in range(0, width, _LANES):
+        with T.vectorized(min(_LANES, width - start)) as lane:
+            code, j = load(codes, [row, start + lane], valid), place + start + lane
+            if bits == 8:
+                store(target, [i, j], code.astype("float32") * scale)
+            else:
+                byte = code.astype("int32")
+                store(target, [i, j], ((byte & 15) - 8).astype("float32") * scale)
+                store(target, [i, width + j], ((byte >> 4) - 8).astype("float32") * scale)
+
+
+def _look_up(
+    lower: Lowering, part: _Part, given: Sequence[Any], target: Any, i: Any, place: int
+) -> None:
+    """target[i, place:] = the rows of the table that ids[i] names, one after the other."""
+    table, ids = given[0], given[-1]
     size, width = (int(extent) for extent in table.shape)
+    dim = int(part.dims[-1])  # type: ignore[arg-type]
+    element = 1 if part.scales is not None else 4
     with T.serial(ids.shape[1]) as k:
-        if size * width * 4 >= PREFETCH_BYTES:
-            _prefetch(table, ids[T.min(i + PREFETCH_DISTANCE, ids.shape[0] - 1), k], size, width)
+        if size * width * element >= PREFETCH_BYTES:
+            ahead = ids[T.min(i + PREFETCH_DISTANCE, ids.shape[0] - 1), k]
+            _prefetch(table, ahead, size, width, element)
+            if part.scales is not None:
+                _prefetch(given[1], ahead, size, 1, element)
         at = T.bind(ids[i, k].astype("int64"))
         if lower.oob != "zero":
             require(bounds.is_allowed(at, size, lower.oob), part.complaint)
         valid = bounds.is_valid(at, size) if lower.oob == "zero" else None
         row = bounds.row_of(at, size, lower.oob)
-        _copy(target, i, place + k * width, table, row, width, valid)
+        if part.scales is None:
+            _copy(target, i, place + k * dim, table, row, width, valid)
+        else:
+            scale = T.bind(load(given[1], [row], valid).astype("float32"))
+            _restore(target, i, place + k * dim, table, scale, row, part.bits, valid)
 
 
-def _prefetch(table: Any, index: Any, size: int, width: int) -> None:
+def _prefetch(table: Any, index: Any, size: int, width: int, element: int) -> None:
     """Ask for the row that `index` names; any index is harmless here."""
     row = T.max(T.min(index.astype("int64"), size - 1), T.int64(0))
-    for start in range(0, width, CACHE_LINE // 4):
+    for start in range(0, width, CACHE_LINE // element):
         T.evaluate(
             tirx.call_llvm_intrin(
                 "void",

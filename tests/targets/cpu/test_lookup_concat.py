@@ -22,15 +22,34 @@ LARGE = "(int64[N] i, float[N,2] d) => (float[] y) <float[9000,40] t> { a = Gath
 LARGE += "y = Concat<axis=1>(a, d) }"
 
 
+EIGHT = """(int64[N] i, int32[N] j, float[N,2] d) => (float[] y)
+    <int8[7,20] t, float16[7] s, int8[5,3] u, float[5] v> {
+    a = graphopt.QuantizedLookup<bits=8>(t, s, i)
+    b = graphopt.QuantizedLookup<bits=8>(u, v, j)
+    y = Concat<axis=1>(a, d, b) }"""
+FOUR = """(int64[N,3] i, float[N,3,2] d) => (float[] y) <uint8[7,9] t, float[7] s> {
+    a = graphopt.QuantizedLookup<bits=4>(t, s, i)
+    y = Concat<axis=-1>(a, d) }"""
+# One row a sample, made a feature of its own: ids of a large table, and of a float one.
+FEATURES = """(int64[N] i, int64[N] j, float[N,1,16] d) => (float[] y)
+    <int8[70000,16] t, float[70000] s, float[5,16] u> {
+    a = graphopt.QuantizedLookup<bits=8>(t, s, i)
+    shape = Constant<value_ints = [-1, 1, 16]>()
+    c = Reshape(a, shape)
+    b = Gather(u, j)
+    e = Reshape(b, shape)
+    y = Concat<axis=1>(c, d, e) }"""
+
+
 def ops(graph: Graph) -> list[str]:
     legalize(graph, lanes=8)
     return [node.op_type for node in graph.nodes]
 
 
-@pytest.mark.parametrize("text", [TWO, MATRIX, SEQUENCES, LARGE])
+@pytest.mark.parametrize("text", [TWO, MATRIX, SEQUENCES, LARGE, EIGHT, FOUR, FEATURES])
 @pytest.mark.parametrize("batch", [1, 20])
 def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
-    assert ops(parse(text)) == ["LookupConcat"]
+    assert [op for op in ops(parse(text)) if op != "Reshape"] == ["LookupConcat"]
     graph = parse(text)
     feeds = random_inputs(graph, {"N": batch, "L": 3})
     found = Compiled(graph)(feeds)["y"]
@@ -47,6 +66,29 @@ def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
 )
 def test_lookups_that_are_read_otherwise_stay(body: str) -> None:
     assert "LookupConcat" not in ops(parse(LOOKUPS + body))
+
+
+def test_elements_that_are_reshaped_otherwise_stay() -> None:
+    """Halves of rows are no rows of the table."""
+    graph = parse("""(int64[N] i, float[M,2] d) => (float[] y) <float[7,4] t> {
+        a = Gather(t, i)
+        s = Constant<value_ints = [-1, 2]>()
+        h = Reshape(a, s)
+        y = Concat<axis=1>(h, h) }""")
+    assert "LookupConcat" not in ops(graph)
+
+
+@pytest.mark.parametrize("text", [EIGHT, FOUR])
+def test_codes_of_ids_outside(text: str) -> None:
+    graph = parse(text)
+    feeds = random_inputs(graph, {"N": 3})
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    width = {EIGHT: 20, FOUR: 18}[text]
+    feeds["i"][1] = 7
+    with pytest.raises(IdError, match="id is out of range"):
+        Compiled(graph)(feeds)
+    wanted[1, ..., :width] = 0
+    np.testing.assert_array_equal(Compiled(graph, "zero")(feeds)["y"], wanted)
 
 
 @pytest.fixture(scope="module")
