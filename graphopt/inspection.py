@@ -292,7 +292,15 @@ def _opened(model: str | Path | Graph) -> tuple[Graph, str, str, dict[str, Any]]
             raise ArtifactError(f"{path / name}: missing; compile the model again")
         sizes[name] = (path / name).stat().st_size
     facts = {key: manifest[key] for key in ("target", "oob") if key in manifest}
+    if "gpu" in manifest:
+        facts["launches"] = _launches(manifest["gpu"]["straight"])
     return onnx_io.load(path / PORTABLE), path.name, "artifact", facts | {"file_bytes": sizes}
+
+
+def _launches(straight: bool) -> str:
+    if straight:
+        return "small batches as CUDA graphs"
+    return "by a virtual machine, no CUDA graphs: some sizes are known only at run time"
 
 
 def _port(name: str, value: Value) -> Port:

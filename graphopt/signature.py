@@ -54,7 +54,7 @@ class Signature:
             InputError: a name, dtype, rank or size does not fit; says which and what would.
         """
         given = self.ordered(feeds)
-        arrays = [_on_host(spec, array) for spec, array in zip(self.inputs, given)]
+        arrays = [on_host(spec, array) for spec, array in zip(self.inputs, given)]
         self.check(arrays)
         return [aligned_copy(array) for array in arrays]
 
@@ -90,14 +90,25 @@ class Signature:
         raise InputError(f"{'; '.join(parts)}; the model takes {', '.join(map(repr, wanted))}")
 
 
-def _on_host(spec: TensorSpec, given: Any) -> np.ndarray:
+def on_host(spec: TensorSpec, given: Any) -> np.ndarray:
+    """What was given for an input, as an array; not copied if it is one or speaks DLPack.
+
+    Raises:
+        InputError: it is on a device, or cannot be read.
+    """
     if isinstance(given, np.ndarray):
         return given
-    if hasattr(given, "__dlpack_device__") and given.__dlpack_device__()[0] not in HOST_DEVICES:
+    if not hasattr(given, "__dlpack_device__"):
+        return np.asarray(given)
+    if given.__dlpack_device__()[0] not in HOST_DEVICES:
         raise InputError(
             f"input {spec.name!r} is on a GPU, the model runs on the CPU; copy it there first"
         )
-    return np.asarray(given)
+    try:
+        return np.from_dlpack(given)
+    except (BufferError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"input {spec.name!r} cannot be read through DLPack: {reason}") from None
 
 
 def _check(spec: TensorSpec, array: Any, sizes: dict[str, tuple[int, str]]) -> None:

@@ -17,6 +17,7 @@ from graphopt.errors import ArtifactError, IdError, InputError, OutputError, Spe
 from graphopt.inspection import batch_sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import dtype_to_numpy
+from graphopt.runtime import ffi
 from graphopt.signature import aligned_copy
 from graphopt.targets.portable import OnnxModel
 from graphopt.testing import parse, random_inputs, run_onnxruntime
@@ -188,6 +189,21 @@ def test_unaligned_and_strided_inputs() -> None:
     assert np.array_equal(compiled.run({"x": wide})["y"], -wide)
     aligned = aligned_copy(wide)
     assert np.array_equal(compiled.run({"x": aligned})["y"], -wide)
+
+
+def test_arrays_of_other_frameworks() -> None:
+    artifact = graphopt.compile(parse("(float[N,3] x) => (float[N,3] y) { y = Neg(x) }"))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(artifact.run({"x": ffi().from_dlpack(x)})["y"], -x)
+
+
+def test_outputs_on_a_device_take_an_artifact_for_it() -> None:
+    artifact = graphopt.compile(parse("(float[N,3] x) => (float[N,3] y) { y = Neg(x) }"))
+    assert isinstance(artifact, Artifact)
+    with pytest.raises(ArtifactError, match="not loaded on a GPU; compile it with --target cuda"):
+        artifact.run_device({"x": np.ones((1, 3), np.float32)})
+    with pytest.raises(SpecError, match="gpu_memory_share is between 0 and 1, not 2"):
+        graphopt.load(artifact.path, gpu_memory_share=2)
 
 
 def test_graph_without_weights_and_with_constant_output() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,36 @@ def test_order_is_the_signatures() -> None:
 def test_lists_become_arrays() -> None:
     arrays = SIGNATURE.bind(feeds(user=[0, 1, 2, 3]))
     assert arrays[0].tolist() == [0, 1, 2, 3]
+
+
+class Foreign:
+    """An array of another framework: it speaks DLPack, and nothing else."""
+
+    def __init__(self, array: np.ndarray, kind: int = 1) -> None:
+        self.array, self.kind = array, kind
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (self.kind, 0)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+
+@pytest.mark.parametrize("kind", [1, 3])  # memory of the host, pinned or not
+def test_arrays_of_other_frameworks(kind: int) -> None:
+    arrays = SIGNATURE.bind(feeds(user=Foreign(np.arange(4), kind)))
+    assert arrays[0].tolist() == [0, 1, 2, 3]
+
+
+def test_arrays_on_a_device_are_refused() -> None:
+    with pytest.raises(InputError, match="'user' is on a GPU, the model runs on the CPU"):
+        SIGNATURE.bind(feeds(user=Foreign(np.arange(4), 2)))
+
+
+def test_arrays_that_cannot_be_read_are_refused() -> None:
+    words = np.array(["a", "b", "c", "d"])
+    with pytest.raises(InputError, match=r"'user' cannot be read through DLPack: .*DLPack"):
+        SIGNATURE.bind(feeds(user=Foreign(words)))
 
 
 @pytest.mark.parametrize(

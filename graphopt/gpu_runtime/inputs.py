@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.errors import InputError
 from graphopt.gpu_runtime.connection import CUDA
 from graphopt.runtime import ffi
-from graphopt.signature import HOST_DEVICES, TensorSpec
+from graphopt.signature import HOST_DEVICES, TensorSpec, on_host
 
 _MANAGED = 13  # DLPack's number
 _LEGACY_STREAM = 1  # DLPack's name of the default stream, whose handle is 0
@@ -33,18 +33,11 @@ def taken(spec: TensorSpec, given: Any, stream: int) -> np.ndarray | DeviceArray
     Raises:
         InputError: it is on another device, or is not contiguous there.
     """
-    if isinstance(given, np.ndarray):
-        return given
-    if not hasattr(given, "__dlpack_device__"):
-        return np.asarray(given)
+    if isinstance(given, np.ndarray) or not hasattr(given, "__dlpack_device__"):
+        return on_host(spec, given)
     kind, index = given.__dlpack_device__()
     if kind in HOST_DEVICES:
-        try:
-            return np.from_dlpack(given)
-        except (BufferError, RuntimeError, TypeError) as error:
-            raise InputError(
-                f"input {spec.name!r} cannot be read through DLPack ({error})"
-            ) from None
+        return on_host(spec, given)
     if kind not in (CUDA, _MANAGED) or index:
         place = f"GPU {index}" if kind == CUDA else f"a device of DLPack type {int(kind)}"
         raise InputError(

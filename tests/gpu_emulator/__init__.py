@@ -8,6 +8,7 @@ the stand-ins are `libcuda.so.1` and `libcudart.so.13`, and runs it as a server 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -158,21 +159,26 @@ def run(
         return results
 
 
-def serve(case: str, artifact: Path, folder: Path, settings: Mapping[str, int]) -> None:
-    """Run a case of `serving.py`.
+def serve(
+    cases: Sequence[str], artifact: Path, folder: Path, settings: Mapping[str, int]
+) -> dict[str, str]:
+    """What went wrong in each of the cases of `serving.py`; nothing where it is empty.
 
     Args:
         settings: of the stand-ins, such as EMULATOR_MEMORY.
 
     Raises:
-        LaunchError: it failed; in one line.
+        LaunchError: the process ended before its time.
     """
-    _on_stand_ins("serving.py", [case, artifact], folder, settings)
+    output = _on_stand_ins("serving.py", [artifact, *cases], folder, settings)
+    found: dict[str, str] = json.loads(output.splitlines()[-1])
+    return found
 
 
 def _on_stand_ins(
     script: str, arguments: Sequence[object], folder: Path, settings: Mapping[str, int]
-) -> None:
+) -> str:
+    """What a script prints."""
     libraries = ":".join(map(str, stand_ins(folder)))
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1"}
@@ -182,6 +188,7 @@ def _on_stand_ins(
         raise LaunchError(f"killed by signal {-done.returncode}")
     if done.returncode:
         raise LaunchError(done.stderr.strip().splitlines()[-1])
+    return done.stdout
 
 
 def _execute(command: list[str]) -> None:

@@ -1,6 +1,7 @@
 // libcudart.so.13 of a machine without a GPU: memory is the CPU's, streams are those of streams.h.
 // With EMULATOR_GUARD=1 every allocation ends at a page that cannot be touched. Memory starts as NaN
-// and -1; there are EMULATOR_MEMORY bytes of it. EMULATOR_CAPTURE=0 refuses to make graphs.
+// and -1; there are EMULATOR_MEMORY bytes of it. EMULATOR_CAPTURE=0 refuses to make graphs,
+// EMULATOR_DEVICES=0 is a driver without a GPU.
 #include <sys/mman.h>
 #include <cstdint>
 #include <cstdlib>
@@ -103,7 +104,11 @@ API int cudaMemGetInfo(size_t* unused, size_t* total) {
   return 0;
 }
 
-API int cudaGetDeviceCount(int* count) { *count = 1; return 0; }
+API int cudaGetDeviceCount(int* count) {
+  const char* text = getenv("EMULATOR_DEVICES");
+  *count = text ? atoi(text) : 1;
+  return 0;
+}
 API int cudaGetDevice(int* device) { *device = 0; return 0; }
 API int cudaSetDevice(int device) { return device ? kNoSuchDevice : 0; }
 API int cudaDeviceGetAttribute(int* value, int attribute, int) {

@@ -53,7 +53,7 @@ def artifact(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, array in {"w": WEIGHTS, "table": TABLE, "one": np.array([1])}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     path = tmp_path_factory.mktemp("mutations") / "model.gopt"
-    with gpu_emulator.compiled_for_emulation(emulation, races=True):
+    with gpu_emulator.compiled_for_emulation(emulation, races=True, machine=True):
         graphopt.compile(model, "cuda", output=path, passes="O0", verify=False)
     return path
 

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import gpu_emulator
 import pytest
 from conftest import EXAMPLE
-from gpu_emulator import serving
 
 import graphopt
+from graphopt.inspection import inspect
 
-MACHINE = [
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that share a process.
+
+    Attributes:
+        artifact: which of those that `built` makes.
+        settings: of the stand-ins.
+    """
+
+    artifact: str
+    cases: tuple[str, ...]
+    settings: dict[str, int] = field(default_factory=dict)
+
+
+COMMON = (
     "batches_in_any_order",
     "several_threads",
     "inputs_on_the_gpu",
     "outputs_on_the_gpu",
     "unfit_inputs",
     "ids_out_of_range",
-    "no_room_for_weights",
     "times",
-]
-SETTINGS = {
-    "without_graphs": {"EMULATOR_CAPTURE": 0},
-    "no_room": {"EMULATOR_MEMORY": 8_000_000},
-    "no_room_for_weights": {"EMULATOR_MEMORY": 100_000},
+)
+GRAPHS = (
+    "a_call_is_one_launch_and_a_copy_each_way",
+    "graphs_are_bounded",
+    "large_batches_make_no_graphs",
+    "tables_in_host_memory",
+    "kernels_one_by_one",
+)
+GROUPS = {
+    "straight": Group("straight", (*COMMON, *GRAPHS)),
+    "machine": Group("machine", COMMON),
+    "silent": Group("silent", ("streams_of_the_caller",)),
+    "no capture": Group("straight", ("without_graphs",), {"EMULATOR_CAPTURE": 0}),
+    "small": Group("straight", ("no_room",), {"EMULATOR_MEMORY": 8_000_000}),
+    "tiny": Group("machine", ("no_room_for_weights",), {"EMULATOR_MEMORY": 100_000}),
+    "no device": Group("straight", ("no_gpu",), {"EMULATOR_DEVICES": 0}),
 }
-STRAIGHT = [case for case in serving.CASES if case != "no_room_for_weights"]
+Outcomes = Callable[[str], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +69,26 @@ def built(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {name: folder / f"{name}.gopt" for name in kinds}
 
 
-@pytest.mark.parametrize("case", STRAIGHT)
-def test_straight_line(case: str, built: dict[str, Path], emulation: Path) -> None:
-    kind = "silent" if case == "streams_of_the_caller" else "straight"
-    gpu_emulator.serve(case, built[kind], emulation, SETTINGS.get(case, {}))
+@pytest.fixture(scope="module")
+def outcomes(built: dict[str, Path], emulation: Path) -> Outcomes:
+    """What went wrong in the cases of a group; each group runs once."""
+
+    @cache
+    def of(name: str) -> dict[str, str]:
+        group = GROUPS[name]
+        return gpu_emulator.serve(group.cases, built[group.artifact], emulation, group.settings)
+
+    return of
 
 
-@pytest.mark.parametrize("case", MACHINE)
-def test_virtual_machine(case: str, built: dict[str, Path], emulation: Path) -> None:
-    gpu_emulator.serve(case, built["machine"], emulation, SETTINGS.get(case, {}))
+@pytest.mark.parametrize(
+    ("group", "case"), [(name, case) for name, group in GROUPS.items() for case in group.cases]
+)
+def test_serving(group: str, case: str, outcomes: Outcomes) -> None:
+    trouble = outcomes(group)[case]
+    assert not trouble, trouble
+
+
+def test_inspect_says_what_launches(built: dict[str, Path]) -> None:
+    assert inspect(built["straight"]).facts["launches"] == "small batches as CUDA graphs"
+    assert "no CUDA graphs: some sizes" in inspect(built["machine"]).facts["launches"]
