@@ -131,7 +131,8 @@ class Artifact:
             feeds: an array per input name: NumPy's, or anything that speaks DLPack, on the host or
                 on the GPU. What lies on the GPU is read there, when its producer's stream is done.
             stream: handle of the CUDA stream to work on. The outputs are then ready for what that
-                stream is given later; else they are ready at once.
+                stream is given later, and inputs on the GPU may be given back or written to in its
+                order; without one the outputs are ready at once.
 
         Returns:
             a tensor per output name, for `torch.from_dlpack` and the like.

@@ -291,7 +291,7 @@ def _opened(model: str | Path | Graph) -> tuple[Graph, str, str, dict[str, Any]]
         if not (path / name).is_file():
             raise ArtifactError(f"{path / name}: missing; compile the model again")
         sizes[name] = (path / name).stat().st_size
-    facts = {key: manifest[key] for key in ("target", "oob") if key in manifest}
+    facts: dict[str, Any] = {key: manifest[key] for key in ("target", "oob") if key in manifest}
     if "gpu" in manifest:
         facts["launches"] = _launches(manifest["gpu"]["straight"])
     return onnx_io.load(path / PORTABLE), path.name, "artifact", facts | {"file_bytes": sizes}

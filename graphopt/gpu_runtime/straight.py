@@ -156,7 +156,7 @@ class StraightProgram:
             raise translated(error) from None
         finally:
             if lane is not None:
-                self.refusal = lane.refusal
+                self.refusal = lane.refusal or self.refusal
                 self._lanes.append(lane)
 
     def _load(self, lane: Lane, inputs: Inputs, stream: int) -> Plan:
