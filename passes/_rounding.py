@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve, cholesky
 
 # Of the largest element. With 15 levels, clipping it may lose less; with 255 it gains the others at
 # most dim * (1 - clip ** 2) / 12 / 127 ** 2 of what it loses, (1 - clip) ** 2.
 _CLIPS = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.7), 8: (1.0,)}
 _NORMAL = float(np.finfo(np.float16).tiny)
+_DAMPING = 0.01  # of the mean variance, for directions that the inputs hardly show
 _CHUNK = 1 << 18  # elements worked on at once, which fit a cache
 
 
@@ -43,6 +45,35 @@ class RoundedRows:
             rows = slice(start, start + step)
             lost += _round_into(codes[rows], scales[rows], matrix[rows], top, clips)
         return RoundedRows(codes, scales, float(np.sqrt(lost / max(1, matrix.size))))
+
+    def adapted(self, matrix: np.ndarray, moments: np.ndarray) -> RoundedRows:
+        """Codes, with the same scales, that keep what `matrix` makes of the inputs it meets.
+
+        Column by column, what rounding one loses is made up for by the columns still to come, as
+        far as the inputs go together (Frantar et al., "GPTQ", 2023).
+
+        Args:
+            moments: second moments of the inputs, [columns, columns].
+        """
+        count = len(moments)
+        damped = moments + _DAMPING * (np.trace(moments) / count or 1.0) * np.eye(count)
+        inverse = cho_solve(cho_factor(damped), np.eye(count))
+        root = cholesky(inverse, lower=False)
+        left, codes = matrix.astype(np.float64), np.empty(matrix.shape, np.int8)
+        steps = np.where(self.scales > 0, self.scales, 1).astype(np.float64)
+        top = int(np.abs(self.codes).max(initial=1))
+        for column in range(count):
+            wanted = left[:, column]
+            codes[:, column] = np.clip(np.rint(wanted / steps), -top, top)
+            lost = (wanted - codes[:, column] * steps) / root[column, column]
+            left[:, column + 1 :] -= np.outer(lost, root[column, column + 1 :])
+        made = RoundedRows(codes, self.scales, self.error)
+        return min(self, made, key=lambda rounded: rounded._lost(matrix, damped))
+
+    def _lost(self, matrix: np.ndarray, moments: np.ndarray) -> float:
+        """Mean square of what outputs of the matrix lose, all of them together."""
+        off = self.codes * self.scales.astype(np.float64)[:, None] - matrix
+        return float(np.sum(off @ moments * off))
 
 
 def _fit_in_half(matrix: np.ndarray, top: int, clip: float) -> bool:

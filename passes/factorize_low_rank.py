@@ -77,6 +77,8 @@ class FactorizeLowRank(LossyPass):
         weight = weight_of(node)
         inner, outer = weight.shape
         data = np.concatenate([batch.reshape(-1, inner) for batch in batches])
+        if not np.isfinite(data).all():
+            return
         left, values, right = whitened_svd(weight, data[:: max(1, len(data) // _ROWS)])
         energy = np.cumsum(values[::-1] ** 2)[::-1]  # lost with the values from each on
         if not energy[0] > 0:

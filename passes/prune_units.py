@@ -72,6 +72,8 @@ class PruneUnits(LossyPass):
 
 
 def _proposals(layer: HiddenLayer, data: np.ndarray) -> Iterator[Proposal]:
+    if not np.isfinite(data).all():
+        return
     fit = LeastSquares.of(data[:: max(1, len(data) // _ROWS)], layer.outgoing)
     counts = {-(-int(layer.units * share) // _STEP) * _STEP for share in _SHARES}
     counts |= {-(-fit.used // _STEP) * _STEP}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _RECURRENT = frozenset(["GRU", "LSTM", "RNN", "graphopt::AttentionalGRU", "graphopt::GRU"])
+_ROWS = 8192  # of calibration data that codes are fitted on
+_MOST_INPUTS = 2048  # of a layer, which fitting takes the cube of
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -19,9 +21,10 @@ _HALF_MAX = float(np.finfo(np.float16).max)
 class QuantizeWeights(LossyPass):
     """Stores weights of layers in 8 bits with a scale per output, or in float16.
 
-    Needs an error budget, and constant weights. The model holds the codes and dequantizes them; it
-    computes in float32 as before, so that the scores of a row depend on nothing but the row. Which
-    weights stay as they are is for the budget to say. Fidelity: lossy.
+    Needs an error budget, and constant weights. Codes are rounded for the inputs that a layer meets
+    on calibration data. The model holds them and dequantizes; it computes in float32 as before, so
+    that the scores of a row depend on nothing but the row. Which weights stay as they are is for
+    the budget to say. Fidelity: lossy.
 
     Attributes:
         min_bytes: smaller weights are not worth an op.
@@ -43,6 +46,15 @@ class QuantizeWeights(LossyPass):
     name = "quantize-weights"
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
+        candidates = dict(self._candidates(graph, ctx))
+        met = {weight: data for weight in candidates if (data := _data_of(weight)) is not None}
+        assert ctx.budget is not None
+        seen = dict(zip(met, ctx.budget.observe(graph, list(met.values())) if met else []))
+        for weight, axis in candidates.items():
+            yield from _proposals(weight, axis, seen.get(weight))
+
+    def _candidates(self, graph: Graph, ctx: PassContext) -> Iterator[tuple[Value, int]]:
+        """Weights that could have fewer bits, and the axis of their outputs."""
         for weight in graph.constants():
             array, axis = weight.const, _outputs_axis(weight)
             if axis is None or array is None or array.dtype != np.float32:
@@ -52,7 +64,7 @@ class QuantizeWeights(LossyPass):
             elif not np.isfinite(array).all():
                 ctx.stats.refuse("quantize", weight.users[0], "the weight is not all numbers")
             else:
-                yield from _proposals(weight, array, axis)
+                yield weight, axis
 
 
 def _outputs_axis(weight: Value) -> int | None:
@@ -74,9 +86,31 @@ def _axis_in(use: Use, rank: int) -> int | None:
     return 1 if node.op in _RECURRENT and slot in (1, 2) else None
 
 
-def _proposals(weight: Value, array: np.ndarray, axis: int) -> Iterator[Proposal]:
+def _data_of(weight: Value) -> Value | None:
+    """What a matrix multiplies, if it serves one layer and no more inputs than can be fitted."""
+    (layer, _), *others = weight.uses
+    if others or not isinstance(layer, Node) or layer.op not in ("Gemm", "MatMul"):
+        return None
+    data = layer.inputs[0]
+    if weight.rank != 2 or layer.attr("transA", 0) or data is None or data.const is not None:
+        return None
+    inputs = weight.tensor.dims[1 if layer.attr("transB", 0) else 0]
+    return data if isinstance(inputs, int) and inputs <= _MOST_INPUTS else None
+
+
+def _proposals(
+    weight: Value, axis: int, batches: Sequence[np.ndarray] | None
+) -> Iterator[Proposal]:
+    array = weight.const
+    assert array is not None
     rows = np.moveaxis(array, axis, 0)
-    rounded = RoundedRows.of(rows.reshape(len(rows), -1), 8, half_scales=False)
+    matrix = rows.reshape(len(rows), -1)
+    rounded = RoundedRows.of(matrix, 8, half_scales=False)
+    if batches is not None:
+        data = np.concatenate([batch.reshape(-1, matrix.shape[1]) for batch in batches])
+        data = data[:: max(1, len(data) // _ROWS)].astype(np.float64)
+        if np.isfinite(data).all():
+            rounded = rounded.adapted(matrix, data.T @ data / max(1, len(data)))
     codes = np.moveaxis(rounded.codes.reshape(rows.shape), 0, axis)
     eight = _change(weight, [np.ascontiguousarray(codes), rounded.scales], {"axis": axis})
     saves = array.nbytes - codes.nbytes - rounded.scales.nbytes

@@ -49,3 +49,28 @@ def test_scales_that_half_precision_cannot_hold_have_32_bits(factor: float) -> N
 
 def test_scales_of_32_bits_are_there_to_ask_for() -> None:
     assert RoundedRows.of(matrix(), 8, half_scales=False).scales.dtype == np.float32
+
+
+def inputs(rows: int = 2000) -> np.ndarray:
+    """Inputs that go together: twelve columns made of four."""
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(rows, 4)) @ rng.normal(size=(4, 12)) + 0.1 * rng.normal(size=(rows, 12))
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.7), (4, 0.7)])
+def test_codes_that_are_fitted_to_inputs_lose_less_of_the_outputs(bits: int, share: float) -> None:
+    """Measured on other inputs than they were fitted on."""
+    weight, data = matrix(), inputs()
+    nearest = RoundedRows.of(weight, bits, half_scales=False)
+    fitted = nearest.adapted(weight, data[:1000].T @ data[:1000] / 1000)
+    lost = [np.abs(data[1000:] @ (restored(r) - weight).T).mean() for r in (nearest, fitted)]
+    assert lost[1] < share * lost[0]
+    np.testing.assert_array_equal(fitted.scales, nearest.scales)
+    assert np.abs(fitted.codes).max() < 2 ** (bits - 1)
+    assert not restored(fitted)[3].any()  # a row of zeros
+
+
+def test_inputs_that_say_nothing_leave_codes_as_they_are() -> None:
+    nearest = RoundedRows.of(matrix(), 8, half_scales=False)
+    fitted = nearest.adapted(matrix(), np.zeros((12, 12)))
+    np.testing.assert_array_equal(fitted.codes, nearest.codes)
