@@ -147,8 +147,9 @@ def compile(
         output: the artifact folder, or the `.onnx` file of a portable target; replaced only when
             all is well. None for a temporary place that lives as long as the result.
         oob: what an id outside its table does: "error", "clamp" to the nearest row, or "zero".
-        precision: what dense layers multiply; "bf16" rounds their operands to 8 significant bits,
-            adds up in float32, and is verified with the tolerance of a model in bfloat16.
+        precision: what dense layers multiply; "tf32" (GPUs only) and "bf16" round their operands
+            to 11 and 8 significant bits, add up in float32, and are verified with the tolerance
+            of a model in such numbers.
         budget: how much worse the answers may be, and on which data; what is kept has been measured
             on rows that had no part in choosing what to change.
         verify: compare with the source model, in ONNX Runtime, before anything is kept; under a

@@ -169,7 +169,7 @@ def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | No
     return rw.insert("Dense", inputs, attrs, domain=DOMAIN).output
 
 
-_RULES: tuple[Rule, ...] = (
+DENSE_RULES: tuple[Rule, ...] = (
     dequantize_to_weights,
     matmul_to_dense,
     gemm_to_dense,
@@ -177,6 +177,9 @@ _RULES: tuple[Rule, ...] = (
     add_to_bias,
     *activations.RULES,
     operand_to_dense,
+)
+_RULES: tuple[Rule, ...] = (
+    *DENSE_RULES,
     *layer_norm.RULES,
     *pointwise.RULES,
     *lookup_concat.RULES,

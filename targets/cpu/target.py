@@ -91,6 +91,8 @@ class CpuTarget(Target):
     def computing(self, precision: Precision) -> CpuTarget:
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
 
+        if precision == "tf32":
+            super().computing(precision)
         if precision == "bf16" and words_for(self.features, self.lanes) is None:
             raise SpecError(
                 f"{self.mcpu} has no instruction that multiplies bfloat16 (AVX512-BF16, or BF16 of "

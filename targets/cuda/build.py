@@ -14,7 +14,7 @@ import tvm
 
 from graphopt.ir.graph import Node
 from graphopt.targets.cuda import nvcc, packing
-from graphopt.targets.cuda.kernels import elementary
+from graphopt.targets.cuda.kernels import elementary, gemm
 from graphopt.targets.cuda.schedule import schedule
 from graphopt.targets.cuda.straight import straighten
 from graphopt.targets.relax.attribution import Emitted
@@ -74,6 +74,7 @@ def build(
     report: dict[str, Any] = {"kernels": kernels(fused), "calls": calls(fused)}
 
     def compile_source(source: str) -> bytes:
+        source = gemm.with_device_code(source)
         library.with_suffix(".cu").write_text(source)
         start = time.perf_counter()
         binary, report["gpu_kernels"] = nvcc.fatbin(source, architectures)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Node
 from graphopt.rewrite import RewriteStats, Rule, rewrite
+from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.legalize import DENSE_RULES
 from graphopt.targets.cuda import lookups
+from graphopt.targets.cuda.kernels.gemm import Math
 
 # In this order: a lookup that a concatenation takes in must not have become a kernel of its own.
-_STEPS: tuple[tuple[Rule, ...], ...] = (lookups.CONCATENATED, lookups.ALONE)
+_STEPS: tuple[tuple[Rule, ...], ...] = (lookups.CONCATENATED, lookups.ALONE, DENSE_RULES)
 
 
-def legalize(graph: Graph) -> None:
-    """Turn what there are kernels for into ops of our own, in place."""
+def legalize(graph: Graph, math: Math) -> None:
+    """Turn what there are kernels for into ops of our own, in place.
+
+    Args:
+        math: how dense layers multiply.
+    """
     for rules in _STEPS:
         rewrite(graph, rules, RewriteStats())
+    for layer in dense_layers(graph):
+        layer.attrs["math"] = math
+
+
+def dense_layers(graph: Graph) -> list[Node]:
+    """The dense layers of a legalized graph."""
+    return [node for node in graph.walk() if node.op == f"{DOMAIN}::Dense"]

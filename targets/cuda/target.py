@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +14,14 @@ import tvm
 from graphopt.analysis.program import describe
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
-from graphopt.targets.base import Compiled, Oob, Target
+from graphopt.targets.base import Compiled, Oob, Precision, Target
+from graphopt.targets.cuda.kernels.gemm import Math
 from graphopt.targets.tuning.options import Tuning
 
 DEFAULT = ("sm_80", "sm_90")
 _OLDEST = 75  # what nvcc 13 still compiles for
+_TENSOR_CORES = 80  # the first that multiply tf32 and bfloat16
+_MATH: dict[Precision, Math] = {"fp32": "Tf32x3", "tf32": "Tf32", "bf16": "Bf16"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,11 @@ class CudaTarget(Target):
 
     Attributes:
         architectures: NVIDIA's names of them, oldest first, such as "sm_80" (A100).
+        precision: what dense layers multiply.
     """
 
     architectures: tuple[str, ...]
+    precision: Precision = "fp32"
 
     name: ClassVar[str] = "cuda"
     portable: ClassVar[bool] = False
@@ -41,7 +46,23 @@ class CudaTarget(Target):
             match = re.fullmatch(r"sm_(\d+)a?", name)
             if match is None or int(match[1]) < _OLDEST:
                 raise SpecError(f"no GPU architecture is called {name!r}; try cuda:sm_80,sm_90")
-        return cls(tuple(sorted(set(names), key=lambda name: int(name.strip("sm_a")))))
+        return cls(tuple(sorted(set(names), key=_number)))
+
+    def computing(self, precision: Precision) -> CudaTarget:
+        oldest = self.architectures[0]
+        if precision != "fp32" and _number(oldest) < _TENSOR_CORES:
+            raise SpecError(
+                f"{oldest} has no tensor cores for --precision {precision}; "
+                f"sm_{_TENSOR_CORES} and newer have"
+            )
+        return replace(self, precision=precision)
+
+    @property
+    def math(self) -> Math:
+        """How dense layers multiply."""
+        if _number(self.architectures[0]) < _TENSOR_CORES:
+            return "Fp32"
+        return _MATH[self.precision]
 
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.targets.cuda import legalize, ops
@@ -49,10 +70,10 @@ class CudaTarget(Target):
 
         ops.register()
         working = graph.clone()
-        legalize.legalize(working)
+        legalize.legalize(working, self.math)
         expand.expand_functions(working, self.name)  # what of them no kernel has taken
         bfloat16.widen_bfloat16(working)
-        legalize.legalize(working)
+        legalize.legalize(working, self.math)
         return working
 
     def compile(
@@ -79,6 +100,7 @@ class CudaTarget(Target):
         )
         facts = {
             "target": f"cuda:{','.join(self.architectures)}",
+            "precision": self.precision,
             "machine": platform.machine(),
             "gpu": {
                 "architectures": list(self.architectures),
@@ -103,3 +125,7 @@ class CudaTarget(Target):
                 "host": {"kind": "llvm"},
             }
         )
+
+
+def _number(architecture: str) -> int:
+    return int(architecture.strip("sm_a"))

@@ -29,7 +29,11 @@ MAGIC = b"graphopt emulator:"
 _KERNEL = re.compile(
     r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\([^)]*\) \{'
 )
-_SYNCHRONIZES = re.compile(r"__syncthreads|__shfl|__activemask|__syncwarp")
+_SYNCHRONIZES = re.compile(r"__syncthreads|__shfl|__activemask|__syncwarp|graphopt::")
+_ASSEMBLY = re.compile(r"\basm(?: volatile)?\s*\(((?:[^;\"]|\"[^\"]*\")*)\);")
+_INSTRUCTIONS = frozenset(
+    re.findall(r"\bPTX_(\w+)\(", (HERE / "include" / "ptx.h").read_text())
+)  # that are emulated, with _ for each dot
 
 
 class LaunchError(Exception):
@@ -55,20 +59,30 @@ def translated(source: str) -> str:
     """CUDA C as C++ for `device.h`, with an entry point for each kernel.
 
     Raises:
-        NotImplementedError: it holds inline assembly.
+        NotImplementedError: it holds an instruction of PTX that is not emulated.
     """
     dynamic = r"extern __shared__ (?:__align__\(\d+\) |alignas\(\d+\) )?(\w[\w ]*?) (\w+)\[\];"
     source = re.sub(dynamic, r"\1* \2 = (\1*)emulator::dynamic_shared;", source)
     aligned = r"__shared__ __attribute__((aligned(\1)))"
     source = re.sub(r"__shared__ alignas\((\d+)\)", aligned, source)
-    kernels = source[max(source.find('extern "C" __global__'), 0) :]  # what precedes is TVM's own
-    if re.search(r"\basm volatile\s*\(", kernels):
-        raise NotImplementedError("inline assembly is not emulated")
+    source = _ASSEMBLY.sub(_as_call, source)
     entries = []
     for match in _KERNEL.finditer(source):
         waits = _SYNCHRONIZES.search(source, match.end(), source.find("\n}", match.end()))
         entries.append(f"EMULATOR_KERNEL({match[1]}, {'true' if waits else 'false'})\n")
     return source + "\n" + "".join(entries)
+
+
+def _as_call(assembly: re.Match[str]) -> str:
+    """One instruction of inline PTX as a call on its operands."""
+    text, _, operands = assembly[1].partition(":")
+    opcode = text.strip().strip('"').split()[0].replace(".", "_")
+    if opcode not in _INSTRUCTIONS:
+        if assembly.start() < assembly.string.find('extern "C" __global__'):
+            return assembly[0]  # TVM's own, which no kernel here calls
+        raise NotImplementedError(f"{text.strip()} is not emulated")
+    values = re.findall(r'"[^"]*"\s*\(((?:[^()]|\([^()]*\))*)\)', operands)
+    return f"PTX_{opcode}({', '.join(values)});"
 
 
 def library_of(source: str, folder: Path, races: bool) -> Path:

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "launch.h"
+#include "include/ptx.h"
 
 #define __global__
 #define __device__
@@ -82,6 +83,8 @@ template <class A, class B> static inline auto min(A a, B b) -> std::common_type
   }
 ATOMIC(atomicAdd, old + v) ATOMIC(atomicMax, old > v ? old : v) ATOMIC(atomicMin, old < v ? old : v)
 static inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
+static inline float __uint_as_float(unsigned i) { float f; memcpy(&f, &i, 4); return f; }
+static inline unsigned __float_as_uint(float f) { unsigned i; memcpy(&i, &f, 4); return i; }
 static inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }

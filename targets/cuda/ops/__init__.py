@@ -3,4 +3,10 @@
 
 def register() -> None:
     """Import the modules in this package, which registers their converters."""
-    from graphopt.targets.cuda.ops import embedding, lookup, movement, recurrent  # noqa: F401
+    from graphopt.targets.cuda.ops import (  # noqa: F401
+        dense,
+        embedding,
+        lookup,
+        movement,
+        recurrent,
+    )

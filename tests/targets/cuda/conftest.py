@@ -13,7 +13,7 @@ import pytest
 
 import graphopt
 from graphopt.ir.graph import Graph
-from graphopt.targets.base import Oob
+from graphopt.targets.base import Oob, Precision
 
 Feeds = Mapping[str, np.ndarray]
 THOROUGH = gpu_emulator.Mode(races=True, guard=True)
@@ -36,12 +36,16 @@ def run_model(emulation: Path, tmp_path: Path) -> Runner:
         oob: Oob = "error",
         mode: gpu_emulator.Mode = THOROUGH,
         edit: Callable[[str], str] = str,
+        target: str = "cuda",
+        precision: Precision = "fp32",
     ) -> list[dict[str, np.ndarray]]:
         path = tmp_path / "model.gopt"
         with gpu_emulator.compiled_for_emulation(
             emulation, races=mode.races, machine=mode.guard, edit=edit
         ):
-            graphopt.compile(model, "cuda", output=path, oob=oob, passes="O0", verify=False)
+            graphopt.compile(
+                model, target, output=path, oob=oob, precision=precision, passes="O0", verify=False
+            )
         return gpu_emulator.run(path, feeds, emulation, mode)
 
     return run

@@ -16,8 +16,8 @@ import graphopt
 from .conftest import THOROUGH, Feeds, assert_close
 
 MODEL = """<ir_version: 10, opset_import: ["": 21]>
-agraph (float[n, 24] x, int64[n] ids) => (float[n, 1] y, float[n, 40] e) {
-    h = Gemm (x, w)
+agraph (float[n, 24] x, float[24, 48] w, int64[n] ids) => (float[n, 1] y, float[n, 40] e) {
+    h = MatMul (x, w)
     r = Relu (h)
     e = Gather (table, ids)
     y = ReduceSum <keepdims = 1> (r, one)
@@ -25,7 +25,9 @@ agraph (float[n, 24] x, int64[n] ids) => (float[n, 1] y, float[n, 40] e) {
 RNG = np.random.default_rng(3)
 WEIGHTS, TABLE = (RNG.standard_normal(s).astype(np.float32) for s in ((24, 48), (9, 40)))
 # Rows that fill no block, and results that end where their memory does (at a multiple of 64 bytes).
-FEED: Feeds = {"x": RNG.standard_normal((36, 24)).astype(np.float32), "ids": np.arange(36) % 9}
+FEED: Feeds = {
+    "x": RNG.standard_normal((36, 24)).astype(np.float32), "w": WEIGHTS, "ids": np.arange(36) % 9
+}  # fmt: skip
 EXPECTED: Feeds = {
     "y": np.maximum(FEED["x"] @ WEIGHTS, 0).sum(1, keepdims=True),
     "e": TABLE[FEED["ids"]],
@@ -34,11 +36,11 @@ EXPECTED: Feeds = {
 # What is replaced, by what, and in the kernel of which name.
 MUTATIONS = {
     "no barrier before tiles are read": (
-        "gemm", r"(?s)(__syncthreads\(\);.*?)__syncthreads\(\);", r"\1"
+        "matmul", r"(?s)(__syncthreads\(\);.*?)__syncthreads\(\);", r"\1"
     ),
-    "no barrier before tiles are replaced": ("gemm", r"__syncthreads\(\);", ";"),
-    "rows beyond the batch": ("gemm", r" < n\)", " <= n)"),
-    "a column further in shared memory": ("gemm", r"_shared_ptr\[\(", "_shared_ptr[1 + ("),
+    "no barrier before tiles are replaced": ("matmul", r"__syncthreads\(\);", ";"),
+    "rows beyond the batch": ("matmul", r" < n\)", " <= n)"),
+    "a column further in shared memory": ("matmul", r"_shared_ptr\[\(", "_shared_ptr[1 + ("),
     "a shuffle too far": ("sum", r"(__shfl_down_sync\([^;]*), 4, 32\)", r"\1, 5, 32)"),
     "a shuffle left out": ("sum", r"t0_ptr\[0\] = __shfl_down_sync[^;]*, 8, 32\);", ";"),
     "the row below": ("gather", r"\(condval \* ", "((condval + 1) * "),
@@ -50,7 +52,7 @@ MUTATIONS = {
 @pytest.fixture(scope="module")
 def artifact(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = onnx.parser.parse_model(MODEL)
-    for name, array in {"w": WEIGHTS, "table": TABLE, "one": np.array([1])}.items():
+    for name, array in {"table": TABLE, "one": np.array([1])}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     path = tmp_path_factory.mktemp("mutations") / "model.gopt"
     with gpu_emulator.compiled_for_emulation(emulation, races=True, machine=True):

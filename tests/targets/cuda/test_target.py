@@ -29,6 +29,18 @@ def test_architectures_are_sorted_and_named_once() -> None:
     assert base.find("cuda") == CudaTarget(("sm_80", "sm_90"))
 
 
+def test_precisions_need_tensor_cores() -> None:
+    assert base.find("cuda:sm_80").computing("tf32") == CudaTarget(("sm_80",), "tf32")
+    assert base.find("cuda:sm_75").computing("fp32").math == "Fp32"
+    for precision in ("tf32", "bf16"):
+        with pytest.raises(
+            SpecError, match=f"sm_75 has no tensor cores for --precision {precision}"
+        ):
+            base.find("cuda:sm_75,sm_80").computing(precision)
+    with pytest.raises(SpecError, match="target cpu has no kernels for --precision tf32"):
+        base.find("cpu").computing("tf32")
+
+
 @pytest.mark.parametrize("text", ["cuda:80", "cuda:sm_50", "cuda:h100", "cuda:sm_80,,sm_90"])
 def test_other_architectures_are_refused(text: str) -> None:
     with pytest.raises(SpecError, match=r"no GPU architecture is called .*try cuda:sm_80,sm_90"):

@@ -1,0 +1,48 @@
+"""Which variants of the GEMM a layer takes where nothing was measured for it.
+
+Measured on an H200, layers of 256 x 64 to 3456 x 1024. Up to 48 rows reading the weights is what
+takes the time. From there on the best tile is the largest one that still makes about 100 blocks of
+threads, most of what such a GPU runs at a time. All fit the shared memory of the smallest GPU that
+runs the code: 99 KiB, or 64 KiB for those without tensor cores.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from graphopt.targets.cuda.kernels.gemm import MAX_DOTS, FewRows, Math, Range, RowDots, Tile
+
+BLOCKS = 100
+_FEW = 48
+_TF32_TILES = (
+    Tile(16, 16, 128, 16, 16, 4, 8),
+    Tile(64, 64, 64, 32, 32, 2, 2),
+    Tile(128, 128, 32, 64, 32, 2),
+)
+_TILES: dict[Math, tuple[Tile, ...]] = {
+    "Fp32": (
+        Tile(16, 32, 64, 16, 32, 3, 4),
+        Tile(32, 32, 64, 32, 32, 3, 4),
+        Tile(64, 64, 32, 32, 32, 3),
+    ),
+    "Tf32x3": _TF32_TILES,
+    "Tf32": _TF32_TILES,
+    "Bf16": (
+        Tile(16, 32, 64, 16, 32, 3, 4),
+        Tile(64, 64, 32, 32, 32, 3, 2),
+        Tile(128, 128, 16, 64, 32, 3),
+    ),
+}
+
+
+def default_ranges(k: int, n: int, math: Math) -> tuple[Range, ...]:
+    """What to launch for how many rows."""
+    if n <= MAX_DOTS:
+        return ((None, RowDots(8)),)
+    ranges: list[Range] = [(2, FewRows(1, 16, 512)), (_FEW, FewRows(8, 16, 256))]
+    tiles = [tile for tile in _TILES[math] if tile.columns < 2 * n] or [_TILES[math][0]]
+    for tile, larger in pairwise(tiles):
+        limit = BLOCKS // -(-n // larger.columns) * larger.rows
+        if limit > _FEW:
+            ranges.append((limit, tile))
+    return (*ranges, (None, tiles[-1]))

@@ -1,0 +1,301 @@
+"""Dense layers on a GPU: the products of `device/gemm.cuh`, and what follows them at the store.
+
+One kernel serves all batches: it holds a launch for each range of rows, and chooses among them by
+the number of rows when it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from graphopt.targets.cpu.kernels.gemm import Step, checked_steps, combined
+from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.parameters import without_parameters
+
+Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16"]
+"""How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32
+numbers, or operands rounded to tf32 or to bfloat16. All of them add up in float32."""
+
+MAX_RANGES = 5
+NO_ACTIVATION = Activation()
+_AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
+DEVICE_CODE = Path(__file__).parent / "device" / "gemm.cuh"
+
+
+def with_device_code(source: str) -> str:
+    """CUDA C that TVM generated, preceded by the functions that its kernels call."""
+    return DEVICE_CODE.read_text() + source if "graphopt::" in source else source
+
+
+def packed_values(math: Math) -> int:
+    """Elements of the weights in one 32-bit word."""
+    return 2 if math == "Bf16" else 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of threads computes `rows` x `columns` results.
+
+    Attributes:
+        depth: words of k that a stage of shared memory holds.
+        warp_rows, warp_columns: what one warp computes.
+        stages: stages that are under way at a time.
+        slices: groups of warps that share out the depth of a stage, and add up in the end.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warp_rows: int
+    warp_columns: int
+    stages: int
+    slices: int = 1
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        warps = self.rows // self.warp_rows * (self.columns // self.warp_columns)
+        return 32 * warps * self.slices
+
+    def shared_words(self, math: Math) -> int:
+        """32-bit words of shared memory."""
+        packed = packed_values(math)
+        left = self.rows * (self.depth * packed + (4 if packed == 1 else 8))
+        stages = self.stages * (left + self.depth * (self.columns + 8))
+        return max(stages, (self.slices - 1) * self.rows * self.columns)
+
+    def call(self, math: Math, k: int, n: int) -> str:
+        """The device function."""
+        sizes = f"{self.rows}, {self.columns}, {self.depth}, {self.warp_rows}, {self.warp_columns}"
+        tile = f"graphopt::Tile<{sizes}, {self.stages}, {self.slices}>"
+        return f"graphopt::gemm_tile<{tile}, graphopt::{math}, {k}, {n}>"
+
+
+@dataclass(frozen=True)
+class FewRows:
+    """A block of threads computes `rows` x `columns` results, each thread along part of k."""
+
+    rows: int
+    columns: int
+    threads: int
+
+    def shared_words(self, math: Math) -> int:
+        """32-bit words of shared memory."""
+        return self.threads // 32 * self.rows * self.columns
+
+    def call(self, math: Math, k: int, n: int) -> str:
+        """The device function."""
+        sizes = f"{self.rows}, {self.columns}, {self.threads}, {packed_values(math)}"
+        return f"graphopt::few_rows<{sizes}, {k}, {n}>"
+
+
+@dataclass(frozen=True)
+class RowDots:
+    """Each of `rows` warps of a block computes a row of at most `MAX_DOTS` results."""
+
+    rows: int
+
+
+MAX_DOTS = 4
+Variant = Tile | FewRows | RowDots
+Range = tuple[int | None, Variant]
+"""The largest number of rows, None for any, that a variant is for."""
+
+
+def pack_weights(weights: np.ndarray, math: Math) -> np.ndarray:
+    """float32[K, N] as uint32[ceil(K / values of a word), N rounded up to 4]; the rest is zero."""
+    k, n = weights.shape
+    packed = packed_values(math)
+    full = np.zeros((-(-k // packed) * packed, -(-n // 4) * 4), np.float32)
+    full[:k, :n] = weights
+    bits = full.view(np.uint32)
+    if math == "Bf16":
+        halves = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return np.ascontiguousarray(halves[0::2] | halves[1::2] << 16)
+    return (bits + 0x1000) & np.uint32(0xFFFFE000) if math == "Tf32" else bits
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the launches of one kernel have in common."""
+
+    k: int
+    n: int
+    math: Math
+    activation: Activation
+    steps: tuple[Step, ...]
+
+    def stored(self, value: Any, bias: Any, operands: Any, row: Any, column: Any) -> Any:
+        """A result as it is stored."""
+        return combined(self.steps, self.activation(value + bias[column]), operands, row, column)
+
+
+def _place(math, r, c, along):
+    """Where a thread keeps the results of its r-th row from its c-th group of columns on."""
+    if math == "Fp32":
+        return (r * along + c) * 4
+    return (r // 2 * along + c) * 4 + r % 2 * 2
+
+
+def _within(ranges, which, m):
+    high = ranges[which][0]
+    low = ranges[which - 1][0] if which else 0
+    return m > low if high is None else tirx.all(m > low, m <= high)
+
+
+@inlined
+def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc):
+    """acc = the results of this thread."""
+    T.evaluate(
+        T.call_extern(
+            "void",
+            variant.call(layer.math, layer.k, layer.n),
+            acc.data,
+            shared.data,
+            x.data,
+            weights.data,
+            T.Cast("int32", m),
+            T.Cast("int32", block_row * variant.rows),
+            T.Cast("int32", block_column * variant.columns),
+        )
+    )
+
+
+@inlined
+def _tiles(layer, tile, m, x, weights, bias, operands, y):
+    across = T.meta_var(-(-layer.n // tile.columns))
+    wide = T.meta_var(4 if layer.math == "Fp32" else 2)  # neighbouring columns of a thread
+    lanes = T.meta_var(8 if layer.math == "Fp32" else 4)  # along a row
+    vector = T.meta_var(gcd(wide, layer.n))
+    down = T.meta_var(tile.warp_rows * lanes // 32)
+    along = T.meta_var(tile.warp_columns // (wide * lanes))
+    for block in T.thread_binding((m + tile.rows - 1) // tile.rows * across, thread="blockIdx.x"):
+        for thread in T.thread_binding(tile.threads, thread="threadIdx.x"):
+            shared = T.alloc_buffer((tile.shared_words(layer.math),), "float32", scope="shared.dyn")
+            acc = T.alloc_buffer((down * along * wide,), "float32", scope="local")
+            _product(layer, tile, m, block // across, block % across, x, weights, shared, acc)
+            warp = T.meta_var(thread // 32)
+            warps = T.meta_var(tile.columns // tile.warp_columns)
+            row = T.meta_var(
+                block // across * tile.rows + warp // warps * tile.warp_rows + thread % 32 // lanes
+            )
+            column = T.meta_var(
+                block % across * tile.columns
+                + warp % warps * tile.warp_columns
+                + thread % lanes * wide
+            )
+            if tile.slices == 1 or thread < tile.threads // tile.slices:
+                for r in T.unroll(down, annotations=_AS_LOOP):
+                    for c in T.unroll(along, annotations=_AS_LOOP):
+                        for part in T.unroll(wide // vector, annotations=_AS_LOOP):
+                            at = T.meta_var(_place(layer.math, r, c, along) + part * vector)
+                            i = T.meta_var(row + r * (32 // lanes))
+                            j = T.meta_var(column + c * wide * lanes + part * vector)
+                            if i < m and j < layer.n:
+                                for v in T.vectorized(vector):
+                                    y[i, j + v] = layer.stored(
+                                        acc[at + v], bias, operands, i, j + v
+                                    )
+
+
+@inlined
+def _few(layer, few, m, x, weights, bias, operands, y):
+    across = T.meta_var(-(-layer.n // few.columns))
+    each = T.meta_var(-(-few.rows * few.columns // few.threads))
+    for block in T.thread_binding((m + few.rows - 1) // few.rows * across, thread="blockIdx.x"):
+        for thread in T.thread_binding(few.threads, thread="threadIdx.x"):
+            shared = T.alloc_buffer((few.shared_words(layer.math),), "float32", scope="shared.dyn")
+            acc = T.alloc_buffer((each,), "float32", scope="local")
+            _product(layer, few, m, block // across, block % across, x, weights, shared, acc)
+            for e in T.unroll(each):
+                element = T.meta_var(thread + e * few.threads)
+                i = T.meta_var(block // across * few.rows + element // few.columns)
+                j = T.meta_var(block % across * few.columns + element % few.columns)
+                if element < few.rows * few.columns and i < m and j < layer.n:
+                    y[i, j] = layer.stored(acc[e], bias, operands, i, j)
+
+
+@inlined
+def _dots(layer, dots, m, x, weights, bias, operands, y):
+    function = T.meta_var(f"graphopt::row_dots<{packed_values(layer.math)}, {layer.k}, {layer.n}>")
+    for block in T.thread_binding((m + dots.rows - 1) // dots.rows, thread="blockIdx.x"):
+        for thread in T.thread_binding(32 * dots.rows, thread="threadIdx.x"):
+            acc = T.alloc_buffer((1,), "float32", scope="local")
+            first = T.meta_var(block * dots.rows)
+            sizes = T.meta_var((T.Cast("int32", m), T.Cast("int32", first)))
+            T.evaluate(T.call_extern("void", function, acc.data, x.data, weights.data, *sizes))
+            i = T.meta_var(first + thread // 32)
+            j = T.meta_var(thread % 32)
+            if i < m and j < layer.n:
+                y[i, j] = layer.stored(acc[0], bias, operands, i, j)
+
+
+_launches = {Tile: _tiles, FewRows: _few, RowDots: _dots}
+
+
+@inlined
+def _range(layer, ranges, which, m, x, weights, bias, operands, y):
+    """The launch for one of the ranges of rows, if `m` is in that."""
+    if which < len(ranges):  # noqa: SIM102  (the other one is part of the kernel)
+        if _within(ranges, which, m):
+            _launches[type(ranges[which][1])](
+                layer, ranges[which][1], m, x, weights, bias, operands, y
+            )
+
+
+@cache
+def gemm(
+    k: int,
+    n: int,
+    math: Math,
+    ranges: tuple[Range, ...],
+    activation: Activation = NO_ACTIVATION,
+    steps: tuple[Step, ...] = (),
+) -> PrimFunc:
+    """Kernel (x[M, k], weights as `pack_weights` has them, bias[n], *others[M, n]) -> y[M, n].
+
+    y = activation(x @ weights + bias), M symbolic, after which each of `steps` combines it with the
+    operand of its place among `others`. Infinite elements of `x` become NaN where products are
+    formed from parts ("Tf32x3").
+
+    Args:
+        ranges: what is launched for how many rows, the last one for any number.
+
+    Raises:
+        ValueError: there are more steps than a kernel takes, or one that does not exist; there are
+            too many ranges, or the last has a limit.
+    """
+    checked_steps(steps)
+    unlimited = [limit is None for limit, _ in ranges]
+    if not 1 <= len(ranges) <= MAX_RANGES or unlimited != [*[False] * (len(ranges) - 1), True]:
+        raise ValueError(f"a kernel has 1 to {MAX_RANGES} ranges of rows, the last has no limit")
+    layer = _Layer(k, n, math, activation, steps)
+    words, pitch = -(-k // packed_values(math)), -(-n // 4) * 4
+
+    @T.prim_func(private=True, s_tir=True)
+    def gemm(x: T.handle, weights: T.handle, bias: T.handle, p: T.handle, q: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        m = T.int64()
+        left = T.match_buffer(x, (m, k), "float32")
+        right = T.match_buffer(weights, (words, pitch), "uint32")
+        start = T.match_buffer(bias, (n,), "float32")
+        first = T.match_buffer(p, (m, n), "float32")
+        second = T.match_buffer(q, (m, n), "float32")
+        out = T.match_buffer(y, (m, n), "float32")
+        _range(layer, ranges, 0, m, left, right, start, (first, second), out)
+        _range(layer, ranges, 1, m, left, right, start, (first, second), out)
+        _range(layer, ranges, 2, m, left, right, start, (first, second), out)
+        _range(layer, ranges, 3, m, left, right, start, (first, second), out)
+        _range(layer, ranges, 4, m, left, right, start, (first, second), out)
+
+    return without_parameters(gemm, *("first", "second")[len(steps) :])

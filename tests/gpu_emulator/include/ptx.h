@@ -1,0 +1,96 @@
+// Instructions of inline PTX, as functions of their operands. Tensor-core fragments are laid out as
+// the PTX ISA says: lane 4g + t holds rows g and g + 8, columns 2t and 2t + 1 of the result.
+#pragma once
+#include <cstring>
+
+#include "../block.h"
+
+namespace emulator {
+
+struct Fragments { const unsigned *left, *right; };
+inline Fragments fragments[kMaxThreads];
+
+inline float of_bits(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline unsigned bits_of(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+inline unsigned rounded_to_even(unsigned bits, int dropped) {
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fffffff;
+  unsigned half = 1u << (dropped - 1);
+  return bits + half - 1 + (bits >> dropped & 1);
+}
+
+struct Tf32 {
+  static constexpr int packed = 1;
+  static float value(unsigned word, int) { return of_bits(word & 0xffffe000u); }
+};
+struct Bf16 {
+  static constexpr int packed = 2;
+  static float value(unsigned word, int k) { return of_bits(k ? word & 0xffff0000u : word << 16); }
+};
+struct Fp16 {
+  static constexpr int packed = 2;
+  static float value(unsigned word, int k) {
+    unsigned short bits = word >> 16 * k;
+    _Float16 half;
+    memcpy(&half, &bits, 2);
+    return (float)half;
+  }
+};
+
+// The result of one lane, from the operands that all lanes of its warp have put out.
+template <class Type>
+__attribute__((no_sanitize_thread, noinline)) void multiply(float* d) {
+  int lane = number_of(current->index) % 32, g = lane / 4, t = lane % 4;
+  const Fragments* warp = fragments + number_of(current->index) / 32 * 32;
+  for (int i = 0; i < 4; ++i) {
+    int column = 2 * t + i % 2;
+    for (int word = 0; word < 8; ++word) {
+      unsigned a = warp[4 * g + word % 4].left[word / 4 * 2 + i / 2];
+      unsigned b = warp[4 * column + word % 4].right[word / 4];
+      for (int k = 0; k < Type::packed; ++k) d[i] += Type::value(a, k) * Type::value(b, k);
+    }
+  }
+}
+
+template <class Type>
+__attribute__((no_sanitize_thread)) void mma(float& d0, float& d1, float& d2, float& d3,
+                                             unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                             unsigned b0, unsigned b1, int line) {
+  const unsigned left[] = {a0, a1, a2, a3}, right[] = {b0, b1};
+  float d[] = {d0, d1, d2, d3};
+  fragments[number_of(current->index)] = {left, right};
+  shuffle(0xffffffffu, 0, lane(), line);
+  multiply<Type>(d);
+  shuffle(0xffffffffu, 0, lane(), line);  // until now others may read the operands
+  d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3];
+}
+
+}  // namespace emulator
+
+#define PTX_mma_sync_aligned_m16n8k8_row_col_f32_tf32_tf32_f32(...) \
+  emulator::mma<emulator::Tf32>(__VA_ARGS__, __LINE__)
+#define PTX_mma_sync_aligned_m16n8k16_row_col_f32_bf16_bf16_f32(...) \
+  emulator::mma<emulator::Bf16>(__VA_ARGS__, __LINE__)
+#define PTX_mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(...) \
+  emulator::mma<emulator::Fp16>(__VA_ARGS__, __LINE__)
+
+static inline void PTX_cvt_rna_tf32_f32(unsigned& to, float from) {
+  unsigned bits = emulator::bits_of(from);
+  bool finite = (bits & 0x7f800000) != 0x7f800000;
+  to = finite ? (bits + 0x1000) & 0xffffe000u : bits;
+}
+static inline void PTX_cvt_rn_bf16x2_f32(unsigned& to, float high, float low) {
+  using namespace emulator;
+  to = (rounded_to_even(bits_of(high), 16) & 0xffff0000u) | rounded_to_even(bits_of(low), 16) >> 16;
+}
+static inline void PTX_cvt_rn_f16x2_f32(unsigned& to, float high, float low) {
+  _Float16 both[] = {(_Float16)low, (_Float16)high};
+  memcpy(&to, both, 4);
+}

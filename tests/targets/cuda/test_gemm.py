@@ -1,0 +1,189 @@
+"""Dense layers on a GPU: every variant, any sizes, and what follows the product."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import gpu_emulator
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.targets.cuda.gemm_defaults import default_ranges
+from graphopt.targets.cuda.kernels.gemm import FewRows, Math, Tile, gemm, pack_weights
+from graphopt.targets.cuda.ops import dense
+
+from .conftest import THOROUGH, Runner
+
+RNG = np.random.default_rng(6)
+BATCHES = (1, 7, 64)
+FEW = FewRows(4, 32, 64)
+TILES = (
+    Tile(64, 64, 16, 32, 32, 3),  # each warp for itself
+    Tile(32, 64, 32, 32, 32, 2, 2),  # two of them along k
+    Tile(16, 32, 64, 16, 32, 3, 4),  # four along k
+)
+# What rounding the operands of 45 products of numbers near 1 may do; the rest is float32 sums.
+TOLERANCES: dict[Math, float] = {"Fp32": 1e-5, "Tf32x3": 1e-5, "Tf32": 1.5e-2, "Bf16": 0.12}
+OPTIONS: dict[Math, dict[str, str]] = {
+    "Fp32": {"target": "cuda:sm_75"},
+    "Tf32x3": {},
+    "Tf32": {"precision": "tf32"},
+    "Bf16": {"precision": "bf16"},
+}
+Sizes = tuple[int, int]
+
+
+class Layers:
+    """Dense layers of sizes (k, n), side by side: y0 = after(x0 @ w0 + b0), …"""
+
+    def __init__(self, sizes: Sequence[Sizes], after: str = "y = Identity (h)") -> None:
+        self.sizes = sizes
+        inputs = [f"float[m, {k}] x{i}, float[m, {n}] z{i}" for i, (k, n) in enumerate(sizes)]
+        outputs = [f"float[m, {n}] y{i}" for i, (_, n) in enumerate(sizes)]
+        names = re.compile(r"\b([hrxyzwb])\b")
+        body = f"h = Gemm (x, w, b)\n{after}"
+        nodes = [names.sub(rf"\g<1>{i}", body) for i in range(len(sizes))]
+        self.model = onnx.parser.parse_model(
+            f"""<ir_version: 10, opset_import: ["": 21]>
+            agraph ({", ".join(inputs)}) => ({", ".join(outputs)}) {{
+                {chr(10).join(nodes)}
+            }}"""
+        )
+        self.weights = [_normal(k, n) for k, n in sizes]
+        self.biases = [_normal(n) for _, n in sizes]
+        for i, pair in enumerate(zip(self.weights, self.biases)):
+            for name, array in zip("wb", pair):
+                proto = onnx.numpy_helper.from_array(array, f"{name}{i}")
+                self.model.graph.initializer.append(proto)
+
+    def feed(self, batch: int) -> dict[str, np.ndarray]:
+        found = {}
+        for i, (k, n) in enumerate(self.sizes):
+            found |= {f"x{i}": _normal(batch, k), f"z{i}": _normal(batch, n)}
+        return found
+
+    def products(self, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """x @ w + b in float64."""
+        pairs = enumerate(zip(self.weights, self.biases))
+        return [feed[f"x{i}"] @ w.astype(np.float64) + b for i, (w, b) in pairs]
+
+
+def _normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def check(
+    run_model: Runner,
+    layers: Layers,
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda h, z: h,
+    atol: float = 2e-5,
+    **options: Any,
+) -> None:
+    """Run layers at several batches; `function` is what they apply to products and z."""
+    feeds = [layers.feed(batch) for batch in BATCHES]
+    for found, feed in zip(run_model(layers.model, *feeds, **options), feeds, strict=True):
+        for i, product in enumerate(layers.products(feed)):
+            wanted = function(product, feed[f"z{i}"])
+            np.testing.assert_allclose(found[f"y{i}"], wanted, rtol=1e-5, atol=atol)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, choose: Callable[[int], Tile]) -> None:
+    """Have layers of n columns computed in tiles that `choose(n)` gives, and few rows otherwise."""
+    chosen = lambda k, n, math: ((4, FEW), (None, choose(n)))  # noqa: E731
+    monkeypatch.setattr(dense, "default_ranges", chosen)
+
+
+@pytest.mark.parametrize("math", OPTIONS)
+def test_tiles(math: Math, run_model: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, lambda n: TILES[n - 36])
+    layers = Layers([(45, 36), (44, 37), (45, 38)])
+    check(run_model, layers, atol=TOLERANCES[math], **OPTIONS[math])
+
+
+def test_sizes(run_model: Runner) -> None:
+    check(run_model, Layers([(3, 1), (16, 96), (68, 2), (130, 36)]))
+
+
+def _sigmoid(h: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-h))
+
+
+@pytest.mark.parametrize(
+    ("after", "function"),
+    [
+        ("r = Sigmoid (h)\ny = Mul (r, z)", lambda h, z: _sigmoid(h) * z),
+        ("r = Mul (h, z)\ny = Add (r, z)", lambda h, z: h * z + z),
+    ],
+)
+def test_what_follows(after: str, function: Callable[..., np.ndarray], run_model: Runner) -> None:
+    check(run_model, Layers([(20, 36), (20, 37), (9, 3)], after), function)
+
+
+MUTATIONS = {
+    "no barrier between stages": ("__syncthreads();  // the stage", ";  // the stage"),
+    "copies are not waited for": ("wait_prior(T::STAGES - 2)", "wait_prior(T::STAGES - 1)"),
+    "the stage that is read is filled": ("next = T::STAGES - 1", "next = 0"),
+    "rows beyond the batch": ("row + r < m ?", "true ?"),
+    "k beyond the weights": ("word + k < WORDS &&", ""),
+    "slices are not waited for": ("    __syncthreads();\n    if (slice == 0)", "if (slice == 0)"),
+    "fragments of other columns": ("b += t * LB + g", "b += g * LB + t"),
+    "the small parts are forgotten": ("mma_tf32(sum, a.small, b.big);", ""),
+    "lanes that are not added": ("int step = ACROSS; step", "int step = 2 * ACROSS; step"),
+    "rows that are left over": ("down < K - WHOLE", "down + 1 < K - WHOLE"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_broken_code_is_caught(
+    name: str, run_model: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, lambda n: TILES[1])
+    old, new = MUTATIONS[name]
+
+    def edit(code: str) -> str:
+        assert old in code
+        return code.replace(old, new)
+
+    with pytest.raises((gpu_emulator.LaunchError, AssertionError), match=r"\S"):
+        check(run_model, Layers([(69, 37)]), edit=edit, mode=THOROUGH)
+
+
+def test_not_a_number_goes_no_further(run_model: Runner) -> None:
+    layers = Layers([(21, 36)])
+    feed = layers.feed(64)
+    feed["x0"][3, 5] = np.nan
+    (found,), (wanted,) = run_model(layers.model, feed)[0].values(), layers.products(feed)
+    assert np.isnan(found[3]).all()
+    rest = np.arange(64) != 3
+    np.testing.assert_allclose(found[rest], wanted[rest], rtol=1e-5, atol=2e-5)
+
+
+def test_weights_are_packed_in_words() -> None:
+    weights = np.array([[1.0, -2.0, 3.0], [0.5, 1 + 2.0**-8, 1 + 2.0**-13]], np.float32)
+    exact = pack_weights(weights, "Tf32x3")
+    assert exact.shape == (2, 4)
+    np.testing.assert_array_equal(exact.view(np.float32)[:, :3], weights)
+    rounded = pack_weights(weights, "Tf32").view(np.float32)
+    np.testing.assert_array_equal(rounded[1], np.float32([0.5, 1 + 2.0**-8, 1, 0]))
+    pairs = pack_weights(weights, "Bf16")
+    assert pairs.tolist() == [[0x3F003F80, 0x3F80C000, 0x3F804040, 0]]  # ties to even
+
+
+@pytest.mark.parametrize("math", get_args(Math))
+def test_default_tiles_fit_the_smallest_gpu(math: Math) -> None:
+    most = (64 if math == "Fp32" else 99) * 1024
+    for n in (1, 5, 40, 300, 5000, 10**6):
+        limits = [limit or 10**9 for limit, _ in default_ranges(400, n, math)]
+        assert limits == sorted(set(limits))
+        for _, variant in default_ranges(400, n, math):
+            if isinstance(variant, Tile):
+                assert 4 * variant.shared_words(math) <= most
+                assert variant.threads <= 1024
+
+
+def test_the_last_range_has_no_limit() -> None:
+    with pytest.raises(ValueError, match="the last has no limit"):
+        gemm(4, 4, "Fp32", ((8, FEW), (16, FEW)))
