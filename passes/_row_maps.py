@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,19 +57,45 @@ class RowMap:
     def apply(self, graph: Graph, table: Value) -> None:
         """Let every lookup of `table`, which is only looked up, read the smaller one."""
         rows = graph.constant(self.rows, f"{table.name}.rows")
-        numbers = graph.constant(self.numbers, f"{table.name}.numbers")
         for node in table.users:
-            ids = node.inputs[1]
-            assert node.graph is not None and ids is not None
-            found = node.graph.insert(
-                "Gather", [numbers, ids], {"axis": 0}, before=node, origin=node.origin
-            )
-            if numbers.dtype != "int32":
-                found = node.graph.insert(
-                    "Cast", [found.output], {"to": 7}, before=node, origin=node.origin
-                )
+            number = numbered(node, self.numbers)
+            assert node.graph is not None
             node.graph.set_input(node, 0, rows)
-            node.graph.set_input(node, 1, found.output)
+            node.graph.set_input(node, 1, number)
+
+
+def narrowed(numbers: np.ndarray) -> np.ndarray:
+    """Numbers from 0 on in the narrowest dtype that ids are mapped by."""
+    largest = int(numbers.max(initial=0))
+    narrow = next(t for t in (np.uint8, np.uint16, np.int32) if largest <= np.iinfo(t).max)
+    return numbers.astype(narrow)
+
+
+def numbered(node: Node, numbers: np.ndarray) -> Value:
+    """The numbers, int32 or int64, of the ids that a lookup `node` takes; one map for two."""
+    graph, ids = node.graph, node.inputs[1]
+    assert graph is not None and ids is not None
+    before = ids.producer
+    if before is not None and before.op == "Cast" and len(ids.uses) == 1:
+        before = before.inputs[0].producer if before.inputs[0] is not None else None
+    if before is not None and _is_map(before):
+        first = before.const(0)
+        assert first is not None
+        ids, numbers = before.inputs[1], numbers[first]
+    place = graph.constant(narrowed(numbers))
+    found = graph.insert("Gather", [place, ids], {"axis": 0}, before=node, origin=node.origin)
+    if place.dtype != "int32":
+        found = graph.insert("Cast", [found.output], {"to": 7}, before=node, origin=node.origin)
+    return found.output
+
+
+def _is_map(node: Node) -> bool:
+    """True for a lookup of numbers that only one lookup uses."""
+    numbers = node.const(0)
+    if node.op != "Gather" or numbers is None or numbers.ndim != 1:
+        return False
+    alone = len(node.output.uses) == 1 and not node.output.is_graph_output
+    return alone and numbers.dtype.kind in "iu" and int(numbers.min(initial=0)) >= 0
 
 
 def words(rows: np.ndarray) -> np.ndarray:
@@ -77,6 +103,15 @@ def words(rows: np.ndarray) -> np.ndarray:
     octets = rows.shape[1] * rows.itemsize
     word = next(t for t in (np.uint32, np.uint16, np.uint8) if octets % np.dtype(t).itemsize == 0)
     return np.ascontiguousarray(rows).view(word)
+
+
+def reads_of(batches: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """How often ids, as far as a table has rows for them, read each of its rows."""
+    counts = np.zeros(rows, np.int64)
+    for ids in batches:
+        within = ids[(ids >= -rows) & (ids < rows)] % rows
+        counts += np.bincount(within.reshape(-1), minlength=rows)
+    return counts
 
 
 def mappable_tables(

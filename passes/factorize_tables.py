@@ -12,6 +12,7 @@ from scipy.linalg import eigh
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.passes._inline import replace
+from graphopt.passes._row_maps import reads_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 # Of the table's norm, as offers to the budget. Four bits lose 0.06 to 0.1 and save more.
@@ -74,7 +75,7 @@ class FactorizeTables(LossyPass):
     def _proposals(self, table: Value, batches: list[np.ndarray]) -> Iterator[Proposal]:
         array = table.const
         assert array is not None
-        values, axes = _principal_axes(array, _counts(batches, len(array)))
+        values, axes = _principal_axes(array, reads_of(batches, len(array)))
         energy = np.cumsum(values)[::-1]  # lost without the first k axes, by k from 0 on
         if not energy[0] > 0:
             return
@@ -102,21 +103,12 @@ def _is_linear(node: Node, table: Value) -> bool:
     return bag.mode != "max" and bag.empty == 0
 
 
-def _counts(batches: list[np.ndarray], rows: int) -> np.ndarray | None:
-    """How often each row is read; None if that is not known, or none is."""
-    counts = np.zeros(rows, np.int64)
-    for ids in batches:
-        within = ids[(ids >= -rows) & (ids < rows)] % rows
-        counts += np.bincount(within.reshape(-1), minlength=rows)
-    return counts if counts.any() else None
-
-
-def _principal_axes(table: np.ndarray, counts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _principal_axes(table: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rising eigenvalues of the rows' second moments, and their vectors as columns."""
     moments = np.zeros((table.shape[1], table.shape[1]))
     for start in range(0, len(table), _CHUNK):
         rows = table[start : start + _CHUNK].astype(np.float64)
-        weighted = rows if counts is None else rows * counts[start : start + _CHUNK, None]
+        weighted = rows if not counts.any() else rows * counts[start : start + _CHUNK, None]
         moments += rows.T @ weighted
     values, axes = eigh(moments)
     return np.maximum(values, 0.0), axes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Graph, Value
-from graphopt.passes._row_maps import RowMap, mappable_tables, words
+from graphopt.passes._row_maps import RowMap, mappable_tables, reads_of, words
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _CHUNK = 1 << 14  # rows added up together
@@ -53,9 +53,7 @@ class PruneRows(LossyPass):
             return
         seen = {table: np.zeros(len(array), bool) for table, array in tables.items()}
         for (table, _), batches in zip(reads, traced):
-            rows = len(seen[table])
-            for ids in batches:
-                seen[table][ids[(ids >= -rows) & (ids < rows)]] = True
+            seen[table] |= reads_of(batches, len(seen[table])) > 0
         for table, array in tables.items():
             if array.dtype.kind != "f":
                 continue

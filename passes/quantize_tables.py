@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,9 +12,11 @@ from graphopt.ir.graph import Attr, Graph, Node, Value
 from graphopt.ops import product_lookup, quantized_embedding_bag, quantized_lookup
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.ops.quantized_lookup import DOMAIN, packed
+from graphopt.passes._bands import Bands, bands_of
 from graphopt.passes._codebooks import MIN_ROWS, Codebooks, is_available
 from graphopt.passes._inline import replace
 from graphopt.passes._rounding import RoundedRows
+from graphopt.passes._row_maps import reads_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _NARROWEST = 4  # elements of a row that are worth a scale of their own
@@ -31,8 +33,9 @@ class QuantizeTables(LossyPass):
     Needs an error budget, and a table that is only looked up. Rows of few bits have a scale each,
     and are multiplied by it as they are looked up: the table is never there in full precision. The
     scale is the one that loses least; a row of zeros stays one. Rows of large tables can also be
-    parts of 4 or 8 elements, each a number of one byte in a codebook. What a table gets is decided
-    table by table. Fidelity: lossy.
+    parts of 4 or 8 elements, each a number of one byte in a codebook. With a trace, rows that are
+    read often can have 8 bits and the others 4. What a table gets is decided table by table.
+    Fidelity: lossy.
 
     Attributes:
         min_bytes: smaller tables are not worth an op.
@@ -55,6 +58,16 @@ class QuantizeTables(LossyPass):
     name = "quantize-tables"
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
+        tables = list(self._tables(graph, ctx))
+        counts = _reads(graph, [t for t, _ in tables if _is_only_gathered(t)], ctx)
+        for table, array in tables:
+            yield from _proposals(table, array)
+            if _is_only_gathered(table):
+                yield from _by_codebooks(table, array, ctx)
+            if table in counts:
+                yield from _in_bands(table, array, counts[table])
+
+    def _tables(self, graph: Graph, ctx: PassContext) -> Iterator[tuple[Value, np.ndarray]]:
         for table in graph.constants():
             array = table.const
             if array is None or table.dtype != "float32" or array.ndim != 2:
@@ -69,15 +82,40 @@ class QuantizeTables(LossyPass):
             elif not np.isfinite(array).all():
                 ctx.stats.refuse("quantize", table.users[0], "the table holds NaN or infinity")
             else:
-                yield from _proposals(table, array)
-                if all(_is_lookup(node, table) for node in table.users):
-                    yield from _by_codebooks(table, array, ctx)
+                yield table, array
 
 
 def _is_lookup(node: Node, table: Value) -> bool:
     """True if `node` takes rows of `table` and does nothing else with it."""
     others = node.inputs[1:]
     return node.op == "Gather" and node.attr("axis") in (0, -2) and table not in others
+
+
+def _is_only_gathered(table: Value) -> bool:
+    return all(_is_lookup(node, table) for node in table.users)
+
+
+def _reads(graph: Graph, tables: Sequence[Value], ctx: PassContext) -> dict[Value, np.ndarray]:
+    """How often each row of `tables` is read on the trace, as far as there is one."""
+    assert ctx.budget is not None
+    ids = [node.inputs[1] for table in tables for node in table.users]
+    traced = ctx.budget.traced(graph, [v for v in ids if v is not None]) if tables else None
+    found: dict[Value, np.ndarray] = {}
+    batches = iter(traced or ())
+    for table in tables if traced is not None else ():
+        rows = table.tensor.dims[0]
+        assert isinstance(rows, int)
+        found[table] = reads_of([b for _ in table.users for b in next(batches)], rows)
+    return found
+
+
+def _in_bands(table: Value, array: np.ndarray, counts: np.ndarray) -> Iterator[Proposal]:
+    if array.shape[1] < _NARROWEST or array.shape[1] % 2 or not counts.any():
+        return
+    for bands in bands_of(array, counts):
+        what = f"int8 for {bands.share:.0%}, int4"
+        saves = array.nbytes - bands.nbytes
+        yield Proposal(table.name, what, saves, bands.error, _into(table, bands))
 
 
 def _is_bag(node: Node) -> bool:
@@ -116,7 +154,7 @@ def _by_codebooks(table: Value, array: np.ndarray, ctx: PassContext) -> Iterator
         yield Proposal(table.name, what, saves, books.error, _into(table, _InBooks(books)))
 
 
-def _into(table: Value, form: _InCodes | _InHalves | _InBooks) -> Change:
+def _into(table: Value, form: _InCodes | _InHalves | _InBooks | Bands) -> Change:
     """A change of every lookup of `table` to one in another form of it."""
 
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
+from graphopt.ir.graph import Graph, Value
 from graphopt.ops.product_lookup import product_lookup
+from graphopt.passes._bands import bands_of
 from graphopt.passes._codebooks import Codebooks
-from graphopt.passes.quantize_tables import QuantizeTables
+from graphopt.passes.dce import Dce
+from graphopt.passes.quantize_tables import QuantizeTables, _into
 from graphopt.pipeline.base import PassContext
 from graphopt.testing import (
     Compiled,
@@ -121,7 +126,7 @@ def test_numbers_beyond_half_precision_are_never_made_infinite() -> None:
     graph = parse("(int64[N] ids) => (float[N,1] y) <float[1000,1] t> { y = Gather(t, ids) }")
     (table,) = graph.constants()
     table.const = np.full((1000, 1), 1e5, np.float32)
-    assert not list(QuantizeTables().propose(graph, PassContext()))
+    assert not list(QuantizeTables().propose(graph, PassContext(budget=Lavish())))
 
 
 def test_without_a_budget_nothing_happens() -> None:
@@ -178,3 +183,73 @@ def test_without_faiss_there_are_no_codebooks(monkeypatch: pytest.MonkeyPatch) -
     assert QuantizeTables().run(graph, ctx)
     assert [n.op for n in graph.nodes] == ["graphopt::QuantizedLookup"]
     assert any("graphopt[pq]" in why for _, _, why in ctx.stats.refusals)
+
+
+# ---------------------------------------------------------------------------- bands
+
+
+def skewed(rows: int = 3000) -> np.ndarray:
+    """Ids of which few are read often, and not the first ones."""
+    return np.random.default_rng(2).permutation(rows)[
+        np.minimum(np.random.default_rng(1).geometric(0.01, 20000), rows) - 1
+    ]
+
+
+def test_rows_that_are_read_often_have_more_bits() -> None:
+    graph = parse("(int64[N] ids) => (float[N,32] y) <float[3000,32] t> { y = Gather(t, ids) }")
+    (table,) = graph.constants()
+    assert table.const is not None
+    counts = np.bincount(skewed(), minlength=3000)
+    largest, *_, smallest = bands_of(table.const, counts)
+    assert smallest.nbytes < largest.nbytes < 0.9 * table.const.size
+    array = table.const
+    change = _into(table, smallest)
+    change(graph, {table: table})
+    ids = np.append(np.arange(3000), [-1, -3000])
+    found = run_onnxruntime(graph, {"ids": ids})["y"]
+    np.testing.assert_array_equal(Compiled(graph)({"ids": ids})["y"], found)
+    lost = np.abs(found - array[ids]).max(axis=1) / np.abs(array[ids]).max(axis=1)
+    often = np.argsort(-counts)[:20]
+    assert lost[often].max() < 0.005  # half a step of 8 bits
+    assert 0.03 < np.median(lost) < 0.1  # of 4 bits
+    outside = Compiled(graph, "zero")({"ids": np.array([3000, -3001, 2**40])})["y"]
+    assert not outside.any()
+
+
+def test_bands_are_proposed_with_a_trace_only() -> None:
+    class Traced(Lavish):
+        def traced(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
+            return [[skewed()] for _ in values]
+
+    class Untraced(Lavish):
+        def traced(self, graph: Graph, values: Sequence[Value]) -> None:  # type: ignore[override]
+            return None
+
+    text = "(int64[N] ids) => (float[N,32] y) <float[3000,32] t> { y = Gather(t, ids) }"
+    proposals = list(QuantizeTables().propose(parse(text), PassContext(budget=Traced())))
+    kinds = {p.what: p.saves for p in proposals}
+    assert kinds["int8"] < kinds["int8 for 95%, int4"] < kinds["int8 for 50%, int4"] < kinds["int4"]
+    without = QuantizeTables().propose(parse(text), PassContext(budget=Untraced()))
+    assert not any("for" in p.what for p in without)
+
+
+def test_one_map_of_ids_is_enough() -> None:
+    """Rows that were pruned or deduplicated have a map already."""
+    graph = parse(
+        """(int64[N] ids) => (float[N,32] y) <int32[5000] numbers, float[3000,32] t> {
+            n = Gather(numbers, ids)
+            y = Gather(t, n)
+        }"""
+    )
+    numbers, table = graph.constants()
+    numbers.const = np.random.default_rng(0).integers(0, 3000, 5000).astype(np.int32)
+    assert table.const is not None
+    (bands, *_) = bands_of(table.const, np.bincount(skewed(), minlength=3000))
+    wanted = run_onnxruntime(graph, {"ids": np.arange(5000)})["y"]
+    _into(table, bands)(graph, {table: table})
+    Dce().run(graph, PassContext())
+    assert sum(n.op == "Gather" for n in graph.nodes) == 1
+    found = run_onnxruntime(graph, {"ids": np.arange(5000)})["y"]
+    # 4 bits clip at 0.7 of a row's largest element at the least; other rows are far off on average.
+    assert np.abs(found - wanted).max() < 0.3 * np.abs(wanted).max()
+    assert np.abs(found - wanted).mean() < 0.1
