@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, cholesky
+
+from graphopt.passes._reconstruction import inverse_root, with_damping
 
 # Of the largest element. With 15 levels, clipping it may lose less; with 255 it gains the others at
 # most dim * (1 - clip ** 2) / 12 / 127 ** 2 of what it loses, (1 - clip) ** 2.
 _CLIPS = {4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.7), 8: (1.0,)}
 _NORMAL = float(np.finfo(np.float16).tiny)
-_DAMPING = 0.01  # of the mean variance, for directions that the inputs hardly show
 _CHUNK = 1 << 18  # elements worked on at once, which fit a cache
 
 
@@ -55,14 +55,12 @@ class RoundedRows:
         Args:
             moments: second moments of the inputs, [columns, columns].
         """
-        count = len(moments)
-        damped = moments + _DAMPING * (np.trace(moments) / count or 1.0) * np.eye(count)
-        inverse = cho_solve(cho_factor(damped), np.eye(count))
-        root = cholesky(inverse, lower=False)
-        left, codes = matrix.astype(np.float64), np.empty(matrix.shape, np.int8)
+        damped = with_damping(moments)
+        root, left = inverse_root(damped), matrix.astype(np.float64)
+        codes = np.empty(matrix.shape, np.int8)
         steps = np.where(self.scales > 0, self.scales, 1).astype(np.float64)
         top = int(np.abs(self.codes).max(initial=1))
-        for column in range(count):
+        for column in range(len(root)):
             wanted = left[:, column]
             codes[:, column] = np.clip(np.rint(wanted / steps), -top, top)
             lost = (wanted - codes[:, column] * steps) / root[column, column]
