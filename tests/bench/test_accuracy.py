@@ -1,0 +1,93 @@
+"""Who is on the front of size, time and drop, and what is said of tools that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnxruntime.quantization")
+BENCH = Path(__file__).parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import accuracy  # noqa: E402
+import quantizers  # noqa: E402
+
+from graphopt.accuracy.datasets import in_batches  # noqa: E402
+from graphopt.accuracy.judge import Judge  # noqa: E402
+from graphopt.accuracy.metrics import find  # noqa: E402
+from graphopt.ir import onnx_io  # noqa: E402
+from graphopt.targets.portable import OnnxModel  # noqa: E402
+from graphopt.testing import parse, random_inputs  # noqa: E402
+
+
+def row(size: int, time: float, drop: float) -> dict[str, Any]:
+    return {"bytes": size, "us": time, "drop": {"drop": drop}}
+
+
+def beaten(rows: dict[str, Any]) -> dict[str, list[str]]:
+    accuracy.compare(rows, least_drop=0.0001)
+    return {name: found["beaten_by"] for name, found in rows.items() if "bytes" in found}
+
+
+def test_who_beats_whom() -> None:
+    rows = {
+        "graphopt 0.001": row(100, 10.0, 0.0005),
+        "graphopt 0.0001": row(120, 10.0, 0.0),
+        "larger": row(300, 10.1, 0.0005),
+        "smaller": row(90, 20.0, 0.002),
+        "better": row(90, 9.0, 0.0001),
+        "failed": {"failure": "no"},
+        "float32": {"us": 12.0},
+    }
+    assert beaten(rows) == {
+        "graphopt 0.001": ["better"],
+        "graphopt 0.0001": ["better"],
+        "larger": ["graphopt 0.001", "graphopt 0.0001"],
+        "smaller": [],
+        "better": [],
+    }
+
+
+def test_what_the_rows_cannot_tell_apart_is_equal() -> None:
+    """A time 2 % apart, and drops below the smallest budget."""
+    rows = {"graphopt 0.001": row(100, 10.0, -0.001), "other": row(100, 10.2, 0.00005)}
+    assert beaten(rows) == {"graphopt 0.001": [], "other": []}
+
+
+@pytest.fixture
+def chooser(tmp_path: Path) -> Judge:
+    graph = parse(
+        """(float[N,16] x) => (float[N,4] y) <float[16,32] w, float[32,4] v> {
+            h = MatMul(x, w)
+            r = Relu(h)
+            y = MatMul(r, v)
+        }"""
+    )
+    onnx_io.save(graph, tmp_path / "model.onnx")
+    data = in_batches(random_inputs(graph, {"N": 300}))
+    return Judge(OnnxModel(tmp_path / "model.onnx"), data, find("mean-error"))
+
+
+def test_another_tool_and_one_that_fails(
+    chooser: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model.onnx"
+    made = quantizers.quantized("ORT dynamic", source, tmp_path / "small.onnx", chooser)
+    assert 0 < chooser.drop(made) < 0.5
+
+    def dies(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def raises(*_: object) -> None:
+        raise ValueError("not this model")
+
+    monkeypatch.setattr(quantizers, "QUANTIZERS", {"dies": dies, "raises": raises})
+    with pytest.raises(RuntimeError, match="it died"):
+        quantizers.quantized("dies", source, tmp_path / "a.onnx", chooser)
+    with pytest.raises(RuntimeError, match="ValueError not this model"):
+        quantizers.quantized("raises", source, tmp_path / "b.onnx", chooser)
