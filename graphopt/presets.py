@@ -6,6 +6,7 @@ of our own and may reorder float operations. `O3` also compresses, if there is a
 
 from __future__ import annotations
 
+from graphopt.passes.balance_units import BalanceUnits
 from graphopt.passes.bypass_concats import BypassConcats
 from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
@@ -142,6 +143,7 @@ O3 = Pipeline(
         FactorizeLowRank(),
         FactorizeTables(),
         QuantizeTables(),
+        BalanceUnits(),
         QuantizeWeights(),
         QuantizeActivations(),
         Fixpoint((ShareInitializers(), Cse(), Dce())),
