@@ -73,7 +73,8 @@ def main(
             size = gpu_payload.pack(cases, payload, python)
             print(f"{payload}: {size / 2**20:.1f} MiB, run it with: python {payload.name}")
             return
-        options = ["--batches", batches, "--seconds", str(seconds), "--peers", peers]
+        options = ["--batches", batches, "--peer-batches", batches]
+        options += ["--seconds", str(seconds), "--peers", peers]
         options += ["--json", str(json_file)] if json_file else []
         sys.exit(gpu_measure.main([str(cases), *options]))
 

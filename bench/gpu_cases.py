@@ -24,6 +24,7 @@ from graphopt.errors import InputError
 from graphopt.ir import dims
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph, Value
+from graphopt.targets.base import Precision
 from graphopt.targets.portable import OnnxModel
 
 LARGEST = 256 << 20
@@ -33,7 +34,11 @@ KEPT = 2 << 20
 
 
 def make_case(
-    model: Path, case: Path, architectures: str, precisions: Sequence[str], batches: Sequence[int]
+    model: Path,
+    case: Path,
+    architectures: str,
+    precisions: Sequence[Precision],
+    batches: Sequence[int],
 ) -> None:
     """Compile `model/model.onnx` and collect inputs.
 
@@ -43,9 +48,13 @@ def make_case(
     case.mkdir(parents=True)
     source = model / "model.onnx"
     for precision in precisions:
-        names = [architectures, precision if precision != "fp32" else ""]
-        target = ":".join(filter(None, ["cuda", ",".join(filter(None, names))]))
-        graphopt.compile(source, target, output=case / f"{precision}.gopt", verify=False)
+        graphopt.compile(
+            source,
+            f"cuda:{architectures}" if architectures else "cuda",
+            precision=precision,
+            output=case / f"{precision}.gopt",
+            verify=False,
+        )
     for stored in sorted(model.glob("inputs_b*.npz")):
         shutil.copy(stored, case / stored.name)
         expected = stored.with_name(stored.name.replace("inputs", "expected"))

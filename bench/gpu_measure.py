@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +26,7 @@ import gpu_device
 import gpu_lookup
 import gpu_peers
 import gpu_report
-from gpu_timing import arrays_of, batches_of, clocked, worst_error
+from gpu_timing import SLOW, Arrays, arrays_of, batches_of, clocked, worst_error
 
 import graphopt
 from graphopt.artifact import Artifact
@@ -44,25 +44,48 @@ def measure(case: Path, batches: Sequence[int], seconds: float) -> dict[str, Any
         start = time.perf_counter()
         artifacts[path.stem] = graphopt.load(path)
         found.setdefault("load_seconds", {})[path.stem] = round(time.perf_counter() - start, 3)
-    for batch in batches_of(case):
+    for batch, inputs, expected in _samples(case, batches, next(iter(artifacts.values()))):
         row: Row = {"batch": batch, "engines": {}, **described["costs"].get(str(batch), {})}
         for precision, artifact in artifacts.items():
             timed = seconds if batch in batches else 0.0
             row["engines"][f"graphopt {precision}"] = _measured(
-                artifact, case, batch, precision, timed
+                artifact, inputs, expected, precision, timed
             )
         found["rows"].append(row)
     return found
 
 
+def _samples(
+    case: Path, batches: Sequence[int], artifact: Artifact
+) -> Iterator[tuple[int, Arrays, Arrays]]:
+    """Batch sizes, inputs, and expected outputs or their first rows.
+
+    The largest batch that is stored is repeated for larger ones, if samples are known not to depend
+    on each other.
+    """
+    stored = batches_of(case)
+    for batch in stored:
+        yield batch, arrays_of(case, "inputs", batch), arrays_of(case, "expected", batch)
+    whole, largest = artifact.manifest["batch_inputs"], stored[-1]
+    for batch in batches:
+        if whole is None or batch <= largest or batch % largest:
+            continue
+        inputs = dict(arrays_of(case, "inputs", largest))
+        for spec, grows in zip(artifact.signature.inputs, whole):
+            if grows:
+                inputs[spec.name] = np.concatenate([inputs[spec.name]] * (batch // largest))
+        yield batch, inputs, arrays_of(case, "expected", largest)
+
+
 def _measured(
-    artifact: Artifact, case: Path, batch: int, precision: str, seconds: float
+    artifact: Artifact, inputs: Arrays, expected: Arrays, precision: str, seconds: float
 ) -> dict[str, Any]:
-    inputs = arrays_of(case, "inputs", batch)
-    expected = arrays_of(case, "expected", batch)
     try:
-        # A graph of the calls is made after some: each way of running is checked.
-        errors = [worst_error(artifact.run(inputs), expected, precision) for _ in range(4)]
+        start, errors = time.perf_counter(), []
+        for _ in range(4):  # a graph of the calls is made after some: each way is checked
+            errors.append(worst_error(artifact.run(inputs), expected, precision))
+            if time.perf_counter() - start > 1:
+                break
         found: dict[str, Any] = {"error": max(errors)}
         if seconds:
             found |= _times(artifact, inputs, seconds)
@@ -71,10 +94,10 @@ def _measured(
     return found
 
 
-def _times(artifact: Artifact, inputs: dict[str, Any], seconds: float) -> dict[str, float]:
+def _times(artifact: Artifact, inputs: Arrays, seconds: float) -> dict[str, float]:
     there = {name: gpu_device.resident(array) for name, array in inputs.items()}
     call = clocked(lambda: artifact.run_device(there), seconds)
-    count = min(200, max(5, int(seconds * 1e6 / call)))
+    count = min(200, max(5, int(seconds * 1e6 / call))) if call < 1e6 * SLOW else 1
     return {
         "device": float(median(artifact.device_times(there, count))),
         "call": call,
@@ -106,7 +129,7 @@ def kernels_of(case: Path, batch: int) -> dict[str, list[tuple[str, int, float]]
 def versions() -> dict[str, str]:
     """Of what takes part in the measurement."""
     found = {}
-    for name in ("graphopt", "numpy", "torch", "triton", "onnxruntime", "onnxruntime-gpu"):
+    for name in ("numpy", "torch", "triton", "onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -142,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _model(case: Path, options: argparse.Namespace) -> dict[str, Any]:
     try:
-        model = measure(case, _batches(options), options.seconds)
+        model = measure(case, _numbers(options.batches), options.seconds)
         if options.profile:
             model["kernels"] = kernels_of(case, options.profile)
         return model
@@ -154,7 +177,7 @@ def _add_peers(found: dict[str, Any], cases: Sequence[Path], options: argparse.N
     """Measure peers; what is known is written as it comes."""
     for name, batch, engine, times in gpu_peers.measure(
         cases,
-        _batches(options),
+        _numbers(options.peer_batches),
         options.peers.split(","),
         options.seconds,
         options.peer_seconds,
@@ -167,8 +190,8 @@ def _add_peers(found: dict[str, Any], cases: Sequence[Path], options: argparse.N
         _write(found, options.json)
 
 
-def _batches(options: argparse.Namespace) -> list[int]:
-    return [int(batch) for batch in options.batches.split(",")]
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -176,6 +199,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("cases", type=Path)
     parser.add_argument("--only", default="", help="names of models")
     parser.add_argument("--batches", default="1,512,8192", help="the batch sizes to time")
+    parser.add_argument("--peer-batches", default="1,512,8192", help="those for peers")
     parser.add_argument("--peers", default="", help="torch, onnxruntime")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each measurement")
     parser.add_argument("--peer-seconds", type=float, default=600, help="to compile peers in")

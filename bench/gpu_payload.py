@@ -1,19 +1,20 @@
 """Packs cases, TVM's runtime and the measuring code into one file that `python FILE` runs.
 
-It is a zip that unpacks itself (`gpu_unpack`). A file that is there already under another name is
-stored once, and of a file with holes what is between them.
+It is a zip that unpacks itself (`gpu_unpack`); of a file with holes it has what is between them.
 """
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
+import lzma
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import gpu_unpack
 import onnx_graphsurgeon
 import tvm_ffi
 import typing_extensions
-from gpu_unpack import INDEX, part_name
+from gpu_unpack import FILES, HOLES, part_name
 
 import graphopt
 from graphopt.errors import OutputError
@@ -37,6 +38,8 @@ _UNNEEDED = tuple(
     f"site/tvm_ffi/{part}/" for part in ("3rdparty", "cython", "include", "share", "src", "testing")
 )
 
+# Weights are in an artifact for each precision, mostly the same: the dictionary spans them all.
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 128 << 20}]
 MAIN = "import sys, gpu_unpack\nsys.exit(gpu_unpack.main())\n"
 
 
@@ -51,10 +54,16 @@ def pack(cases: Path, file: Path, python: str = "") -> int:
     """
     with replacing(file) as temporary, tempfile.TemporaryDirectory() as scratch:
         files = [*_runtime(python, Path(scratch)), *_files(cases, "cases")]
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(temporary, "w") as archive:
             archive.writestr("__main__.py", MAIN)
             archive.write(gpu_unpack.__file__, "gpu_unpack.py")
-            _pack_files(archive, files)
+            with (
+                archive.open(FILES, "w", force_zip64=True) as packed,
+                lzma.open(packed, "w", filters=_FILTERS) as content,
+                tarfile.open(fileobj=content, mode="w|") as tar,
+            ):
+                for path, name in files:
+                    _add(tar, path, name)
         size = temporary.stat().st_size
         if size > MOST:
             raise OutputError(
@@ -64,26 +73,23 @@ def pack(cases: Path, file: Path, python: str = "") -> int:
     return size
 
 
-def _pack_files(archive: zipfile.ZipFile, files: Sequence[tuple[Path, str]]) -> None:
-    stored: dict[str, str] = {}
-    copies: dict[str, str] = {}
-    sparse: dict[str, tuple[int, list[int]]] = {}
-    for path, name in files:
-        parts = _data(path)
-        if parts != [(0, path.stat().st_size)]:
-            sparse[name] = path.stat().st_size, [offset for offset, _ in parts]
-            with path.open("rb") as content:
-                for offset, nbytes in parts:
-                    content.seek(offset)
-                    archive.writestr(part_name(name, offset), content.read(nbytes))
-            continue
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        original = stored.setdefault(digest, name)
-        if original == name:
-            archive.write(path, name)
-        else:
-            copies[name] = original
-    archive.writestr(INDEX, json.dumps({"copies": copies, "sparse": sparse}))
+def _add(tar: tarfile.TarFile, path: Path, name: str) -> None:
+    """A file, or what it has between holes."""
+    parts, size = _data(path), path.stat().st_size
+    if parts == [(0, size)]:
+        tar.add(path, name)
+        return
+    index = json.dumps({"size": size, "offsets": [offset for offset, _ in parts]}).encode()
+    with path.open("rb") as content:
+        for part, source, nbytes in [
+            (name + HOLES, io.BytesIO(index), len(index)),
+            *((part_name(name, offset), content, nbytes) for offset, nbytes in parts),
+        ]:
+            entry = tarfile.TarInfo(part)
+            entry.size = nbytes
+            if source is content:
+                content.seek(int(part.rpartition("@")[2]))
+            tar.addfile(entry, source)
 
 
 def _data(path: Path) -> list[tuple[int, int]]:

@@ -6,6 +6,8 @@ Three times of a call, in microseconds, each the median after a warm-up:
   waiting for one another;
 - `call`: on the host's clock until the outputs are there, inputs and outputs on the GPU;
 - `end_to_end`: on the host's clock, from NumPy arrays to NumPy arrays.
+
+Calls that take long are timed once.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ Arrays = Mapping[str, np.ndarray]
 TOLERANCES = {
     "fp32": (1e-4, 1e-5),  # sums of a few hundred terms in another order
     "tf32": (2e-2, 2e-3),  # operands of products keep 11 bits: 2^-11 each, and layers add up
+    "bf16": (0.1, 0.02),  # and here 8
 }
+SLOW = 0.25
+"""Seconds; what takes longer is timed once."""
 _FEWEST, _MOST = 5, 500  # calls
 
 
@@ -58,12 +63,12 @@ def arrays_of(case: Path, kind: str, batch: int) -> dict[str, np.ndarray]:
 
 
 def calls_in(seconds: float, call: Callable[[], object]) -> int:
-    """How many calls fit into `seconds`, from the second one on; some in any case."""
+    """How many calls fit into `seconds`, after one to warm up; some in any case."""
     call()
     start = time.perf_counter()
     call()
     each = time.perf_counter() - start
-    return min(_MOST, max(_FEWEST, int(seconds / max(each, 1e-6))))
+    return min(_MOST, max(_FEWEST, int(seconds / max(each, 1e-6)))) if each < SLOW else 1
 
 
 def clocked(call: Callable[[], object], seconds: float) -> float:

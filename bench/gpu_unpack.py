@@ -6,29 +6,37 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
-INDEX = "index.json"
-"""`copies`: files stored under another name; `sparse`: files with holes, by their parts."""
+FILES = "files.tar.xz"
+"""What there is to unpack."""
+HOLES = "@holes"
+"""Ends the name of what says how large a sparse file is, and where its parts go."""
 
 
 def unpack(payload: Path, folder: Path) -> None:
     """All files of `payload`, into `folder`."""
-    with zipfile.ZipFile(payload) as archive:
-        archive.extractall(folder)
-    index = json.loads((folder / INDEX).read_text())
-    for name, original in index["copies"].items():
-        os.link(folder / original, folder / name)
-    for name, (size, offsets) in index["sparse"].items():
-        with (folder / name).open("wb") as file:
-            for offset in offsets:
+    with (
+        zipfile.ZipFile(payload) as archive,
+        archive.open(FILES) as packed,
+        lzma.open(packed) as content,
+        tarfile.open(fileobj=content, mode="r|") as tar,
+    ):
+        tar.extractall(folder, filter="data")
+    for index in list(folder.rglob(f"*{HOLES}")):
+        whole = index.with_name(index.name.removesuffix(HOLES))
+        described = json.loads(index.read_text())
+        with whole.open("wb") as file:
+            for offset in described["offsets"]:
                 file.seek(offset)
-                file.write((folder / part_name(name, offset)).read_bytes())
-            file.truncate(size)
+                file.write(Path(part_name(str(whole), offset)).read_bytes())
+            file.truncate(described["size"])
 
 
 def part_name(name: str, offset: int) -> str:
