@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt import api
+from graphopt import api, gpu_runtime
 from graphopt.analysis.program import evaluate
 from graphopt.artifact import Artifact
 from graphopt.machine import cpu_name
@@ -47,13 +47,15 @@ class Profile:
 
     Attributes:
         total: the median of whole calls of `Artifact.run`, in microseconds.
+        device: the CPU or GPU that ran them.
+        peaks: of one core of the CPU; None for a GPU.
     """
 
     batch: int
     total: float
     runs: int
-    cpu: str
-    peaks: Roofline
+    device: str
+    peaks: Roofline | None
     kernels: tuple[KernelTime, ...]
 
     @property
@@ -83,7 +85,7 @@ def profile(
 
     Args:
         inputs: what to run it on; random valid inputs of size `batch` if None.
-        peaks: of this machine; measured if None.
+        peaks: of this machine; measured if None, unless the artifact is for a GPU.
 
     Raises:
         ArtifactError: it cannot be loaded, or has loops.
@@ -91,12 +93,15 @@ def profile(
     """
     artifact = Artifact.load(path)
     feeds = inputs or api.random_inputs(artifact.path, artifact, batch, seed)
-    peaks = peaks or roofline()
+    on_gpu = "gpu" in artifact.manifest
+    if peaks is None and not on_gpu:
+        peaks = roofline()
     kernels, whole = _measured(artifact, feeds, seconds)
     sizes = _sizes(artifact, feeds)
     rows = zip(artifact.manifest["program"], kernels)
     times = tuple(_kernel_time(entry, time, sizes, peaks) for entry, time in rows)
-    return Profile(batch, whole[0], whole[1], cpu_name(), peaks, times)
+    device = gpu_runtime.device_name() if on_gpu else cpu_name()
+    return Profile(batch, whole[0], whole[1], device, peaks, times)
 
 
 def floor(artifact: Artifact, feeds: Mapping[str, np.ndarray], peaks: Roofline) -> float | None:
@@ -132,11 +137,12 @@ def _sizes(artifact: Artifact, feeds: Mapping[str, np.ndarray]) -> dict[str, int
 
 
 def _kernel_time(
-    entry: Mapping[str, Any], microseconds: float, sizes: Mapping[str, int], peaks: Roofline
+    entry: Mapping[str, Any], microseconds: float, sizes: Mapping[str, int], peaks: Roofline | None
 ) -> KernelTime:
     flops, moved = evaluate(entry["flops"], sizes), evaluate(entry["bytes"], sizes)
-    known = flops is not None and moved is not None
-    bound = peaks.seconds(flops or 0, moved or 0) * 1e6 if known else None
+    bound = None
+    if peaks is not None and flops is not None and moved is not None:
+        bound = peaks.seconds(flops, moved) * 1e6
     ops, sources = tuple(entry["ops"]), tuple(entry["sources"])
     took = round(float(microseconds), 3)
     return KernelTime(entry["kernel"], ops, sources, took, flops, moved, bound)

@@ -11,6 +11,7 @@ from graphopt.console import count_text, size_text
 
 if TYPE_CHECKING:
     from graphopt.profiling import KernelTime, Profile
+    from graphopt.roofline import Roofline
 
 MOST_SOURCES = 3
 
@@ -27,7 +28,7 @@ def profile(
 
     The bound is the time that this machine needs at least for the operations of a kernel, or to
     move its bytes if they are in the smallest cache that holds them. Peaks are measured once and
-    kept in the user's cache folder.
+    kept in the user's cache folder. There are no bounds for a GPU.
     """
     from graphopt import arrays, profiling
 
@@ -41,17 +42,22 @@ def profile(
 
 def _print(found: Profile) -> None:
     out = console.stdout()
-    fast, slow = found.peaks.bytes[0], found.peaks.bytes[-1]
-    rates = f"{size_text(slow)}/s from memory, {size_text(fast)}/s from cache"
-    peaks = f"{count_text(found.peaks.flops)}FLOP/s, {rates}"
     rows = [_row(kernel, found.inside) for kernel in found.kernels]
     columns = (">µs", ">share", ">flops", ">bytes", ">bound µs", "kernel", "from")
-    title = f"batch {found.batch}, medians of {found.runs} runs; {found.cpu}, one core: {peaks}"
+    title = f"batch {found.batch}, medians of {found.runs} runs; {found.device}"
+    if found.peaks is not None:
+        title += f", one core: {_rates(found.peaks)}"
     out.print(console.table(columns, rows, title))
     out.print(
-        f"\nwhole call {found.total:.1f} µs, in kernels {found.inside:.1f} µs, "
-        f"bound {found.bound:.1f} µs"
+        f"\nwhole call {found.total:.1f} µs, in kernels {found.inside:.1f} µs"
+        + (f", bound {found.bound:.1f} µs" if found.peaks is not None else "")
     )
+
+
+def _rates(peaks: Roofline) -> str:
+    fast, slow = peaks.bytes[0], peaks.bytes[-1]
+    rates = f"{size_text(slow)}/s from memory, {size_text(fast)}/s from cache"
+    return f"{count_text(peaks.flops)}FLOP/s, {rates}"
 
 
 def _row(kernel: KernelTime, inside: float) -> tuple[object, ...]:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from graphopt.errors import ArtifactError
-from graphopt.gpu_runtime.connection import connect, obstacle
+from graphopt.gpu_runtime.connection import connect, device_name, obstacle
 from graphopt.gpu_runtime.machine import MachineProgram
 from graphopt.gpu_runtime.straight import StraightProgram
 from graphopt.runtime import ffi
 from graphopt.signature import Signature
 
-__all__ = ["MachineProgram", "StraightProgram", "load_program", "obstacle"]
+__all__ = ["MachineProgram", "StraightProgram", "device_name", "load_program", "obstacle"]
 
 
 def load_program(

@@ -12,7 +12,7 @@ from graphopt.errors import ArtifactError
 from graphopt.runtime import ffi, runtime_folder
 
 CPU, CUDA = 1, 2  # DLPack's numbers
-_EXISTS, _COMPUTE_VERSION = 0, 4  # attributes of a device
+_EXISTS, _COMPUTE_VERSION, _NAME = 0, 4, 5  # attributes of a device
 
 
 def obstacle(architectures: Sequence[str]) -> str | None:
@@ -50,6 +50,11 @@ def connect() -> str:
     if not attribute(CUDA, 0, _EXISTS):
         raise ArtifactError("this machine has an NVIDIA driver, but no GPU that it can use")
     return str(attribute(CUDA, 0, _COMPUTE_VERSION))
+
+
+def device_name() -> str:
+    """The GPU's name, after `connect`."""
+    return str(ffi().get_global_func("runtime.GetDeviceAttr")(CUDA, 0, _NAME))
 
 
 @lru_cache(maxsize=1)

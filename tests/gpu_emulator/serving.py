@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 import graphopt
+from graphopt import profiling
 from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError
 from graphopt.gpu_runtime import cuda, lane
 from graphopt.runtime import ffi
@@ -304,6 +305,14 @@ def kernels_one_by_one(path: Path) -> None:
         found = artifact.profile(feeds(3))
     assert found.shape == (len(calls),) and (found == 1e6).all()
     assert counts["EventCreate"] == len(calls) + 1 + 1  # one is the lane's
+
+
+@case
+def profile(path: Path) -> None:
+    found = profiling.profile(path, 3, seconds=0, inputs=feeds(3))
+    assert found.device == "emulator" and found.peaks is None
+    assert {kernel.microseconds for kernel in found.kernels} == {1000.0}
+    assert all(kernel.bound is None and kernel.sources for kernel in found.kernels[:3])
 
 
 def outcome(case: str, path: Path) -> str:

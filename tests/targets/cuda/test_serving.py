@@ -44,6 +44,7 @@ GRAPHS = (
     "large_batches_make_no_graphs",
     "tables_in_host_memory",
     "kernels_one_by_one",
+    "profile",
 )
 GROUPS = {
     "straight": Group("straight", (*COMMON, *GRAPHS)),
