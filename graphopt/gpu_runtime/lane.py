@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from graphopt.gpu_runtime import cuda
-from graphopt.gpu_runtime.inputs import DeviceArray
+from graphopt.gpu_runtime.inputs import DeviceArray, follow
 from graphopt.runtime import ffi
 
 SHAPES = 32
@@ -69,14 +69,14 @@ class _Bound:
     Attributes:
         addresses: as `graphopt_run` takes them.
         inputs, outputs: views of the staging buffer.
-        graph: the launches; None until there is one.
-        warm: whether they were made once without a graph, so that all code is on the GPU.
+        graphs: of the kernels alone (False), and of the copies too (True).
+        warm: whether it ran once without a graph, so that all code is on the GPU.
     """
 
     addresses: Any
     inputs: list[np.ndarray]
     outputs: list[np.ndarray]
-    graph: cuda.Graph | None = None
+    graphs: dict[bool, cuda.Graph] = field(default_factory=dict)
     warm: bool = False
 
 
@@ -107,37 +107,57 @@ class Lane:
         self._done.record(stream)
         self._left = True
 
-    def load(self, plan: Plan, inputs: Sequence[np.ndarray | DeviceArray], stream: int) -> None:
-        """Bring inputs that fit `plan` to where the kernels read them, in one copy.
+    def run(
+        self,
+        plan: Plan,
+        inputs: Sequence[np.ndarray | DeviceArray],
+        stream: int,
+        *,
+        fetch: bool = False,
+    ) -> None:
+        """Run on inputs that fit `plan`, up to outputs in the arena.
+
+        Args:
+            fetch: copy the outputs on to the staging buffer.
 
         Raises:
             OutOfMemoryError: the GPU or the host has no room for this batch.
         """
         bound = self._bind(plan)
-        on_device = [isinstance(given, DeviceArray) for given in inputs]
-        if not all(on_device):
+        on_device = [given for given in inputs if isinstance(given, DeviceArray)]
+        copies = fetch and not on_device  # then both copies are part of a graph
+        if len(on_device) < len(inputs):
             self._rest()
             for view, given in zip(bound.inputs, inputs):
                 if not isinstance(given, DeviceArray):
                     view[...] = given
-            cuda.copy(self._arena.handle, self._staging.handle, plan.input_bytes, stream)
-        if any(on_device):
+            if not copies:
+                self._bring(plan, stream)
+        if on_device:
+            follow(on_device, stream)
             for region, given in zip(plan.inputs, inputs):
                 if isinstance(given, DeviceArray) and given.nbytes:
                     cuda.copy(self.address(region), given.address, given.nbytes, stream)
+        self.compute(plan, stream, copies=copies)
+        if fetch and not copies:
+            self.fetch(plan, stream)
 
-    def compute(self, plan: Plan, stream: int) -> None:
-        """Launch the kernels, which read the inputs in the arena and write the outputs there."""
+    def compute(self, plan: Plan, stream: int, *, copies: bool = False) -> None:
+        """Launch the kernels, which read the inputs in the arena and write the outputs there.
+
+        Args:
+            copies: bring the inputs from the staging buffer first, and the outputs to it after.
+        """
         bound = self._bind(plan)
         if plan.nbytes > GRAPH_BYTES or self.refusal is not None:
-            self.enqueue(plan, stream, self._launch)
+            self._compute(plan, stream, copies)
         elif not bound.warm:
-            self.enqueue(plan, stream, self._launch)
+            self._compute(plan, stream, copies)
             bound.warm = True
         else:
-            graph = bound.graph or self._capture(plan, bound)
+            graph = bound.graphs.get(copies) or self._capture(plan, bound, copies)
             if graph is None:
-                self.enqueue(plan, stream, self._launch)
+                self._compute(plan, stream, copies)
             else:
                 graph.launch(stream)
 
@@ -202,16 +222,27 @@ class Lane:
             self._done.synchronize()
             self._left = False
 
-    def _capture(self, plan: Plan, bound: _Bound) -> cuda.Graph | None:
+    def _bring(self, plan: Plan, stream: int) -> None:
+        if plan.input_bytes:
+            cuda.copy(self._arena.handle, self._staging.handle, plan.input_bytes, stream)
+
+    def _compute(self, plan: Plan, stream: int, copies: bool) -> None:
+        if copies:
+            self._bring(plan, stream)
+        self.enqueue(plan, stream, self._launch)
+        if copies:
+            self.fetch(plan, stream)
+
+    def _capture(self, plan: Plan, bound: _Bound, copies: bool) -> cuda.Graph | None:
         stream = self.stream.handle
         try:
             with cuda.capturing(stream) as graphs:
-                self.enqueue(plan, stream, self._launch)
+                self._compute(plan, stream, copies)
         except RuntimeError as error:
             self.refusal = str(error).strip().splitlines()[-1]
             return None
-        (bound.graph,) = graphs
-        return bound.graph
+        (bound.graphs[copies],) = graphs
+        return bound.graphs[copies]
 
 
 def _rounded(nbytes: int) -> int:

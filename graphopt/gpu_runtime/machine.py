@@ -16,7 +16,7 @@ import numpy as np
 from graphopt.gpu_runtime import cuda, tensors
 from graphopt.gpu_runtime.connection import CPU, CUDA
 from graphopt.gpu_runtime.failures import check, is_out_of_memory, translated
-from graphopt.gpu_runtime.inputs import DeviceArray, taken
+from graphopt.gpu_runtime.inputs import DeviceArray, follow, taken
 from graphopt.gpu_runtime.weights import Weights, no_room
 from graphopt.runtime import Inputs, ffi, passed
 from graphopt.signature import Signature, TensorSpec
@@ -107,6 +107,7 @@ class MachineProgram:
     def _taken(self, inputs: Inputs) -> list[Any]:
         given = [taken(spec, x, _STREAM) for spec, x in zip(self._signature.inputs, inputs)]
         self._signature.check(given)
+        follow([array for array in given if isinstance(array, DeviceArray)], _STREAM)
         return [
             array.owner if isinstance(array, DeviceArray) else self._to_device(array)
             for array in given

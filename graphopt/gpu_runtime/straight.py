@@ -69,8 +69,7 @@ class StraightProgram:
         """
         with self._lane() as lane:
             stream = lane.stream.handle
-            plan = self._load(lane, inputs, stream)
-            lane.fetch(plan, stream)
+            plan = self._start(lane, inputs, stream, fetch=True)
             cuda.synchronize(stream)
             results = lane.results(plan)
         if self._messages:
@@ -89,7 +88,7 @@ class StraightProgram:
         reported: list[int] = []
         with self._lane() as lane:
             on = lane.stream.handle if stream is None else stream
-            plan = self._load(lane, inputs, on)
+            plan = self._start(lane, inputs, on)
             specs = self._signature.outputs
             sources = [
                 (lane.address(region), region.shape, spec.dtype, region.nbytes)
@@ -112,7 +111,7 @@ class StraightProgram:
         with self._lane() as lane:
             stream = lane.stream.handle
             for _ in range(_WARM_UP):
-                plan = self._load(lane, inputs, stream)
+                plan = self._start(lane, inputs, stream)
             events = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
             for start, end in events:
                 start.record(stream)
@@ -129,7 +128,7 @@ class StraightProgram:
         """
         with self._lane() as lane:
             stream = lane.stream.handle
-            plan = self._load(lane, inputs, stream)
+            plan = self._start(lane, inputs, stream)
             events = [cuda.Event() for _ in range(calls + 1)]
             handles = np.array([stream, *(event.handle for event in events)], np.int64)
             lane.enqueue(plan, stream, self._module["graphopt_profile"], ffi().from_dlpack(handles))
@@ -159,14 +158,17 @@ class StraightProgram:
                 self.refusal = lane.refusal or self.refusal
                 self._lanes.append(lane)
 
-    def _load(self, lane: Lane, inputs: Inputs, stream: int) -> Plan:
-        """Run on `inputs`, with `stream`, up to outputs in the arena of the lane."""
+    def _start(self, lane: Lane, inputs: Inputs, stream: int, *, fetch: bool = False) -> Plan:
+        """Run on `inputs`, with `stream`, up to outputs in the arena of the lane.
+
+        Args:
+            fetch: copy the outputs on to the lane's staging buffer.
+        """
         given = [taken(spec, x, stream) for spec, x in zip(self._signature.inputs, inputs)]
         key = tuple([(array.shape, array.dtype) for array in given])
         plan = self._plans.get(key) or self._planned(key, given)
         lane.enter(stream)
-        lane.load(plan, given, stream)
-        lane.compute(plan, stream)
+        lane.run(plan, given, stream, fetch=fetch)
         return plan
 
     def _planned(self, key: Any, given: Sequence[np.ndarray | DeviceArray]) -> Plan:

@@ -33,13 +33,14 @@ COMMON = (
     "batches_in_any_order",
     "several_threads",
     "inputs_on_the_gpu",
+    "inputs_whose_producer_tells_its_stream",
     "outputs_on_the_gpu",
     "unfit_inputs",
     "ids_out_of_range",
     "times",
 )
 GRAPHS = (
-    "a_call_is_one_launch_and_a_copy_each_way",
+    "a_call_is_one_launch",
     "graphs_are_bounded",
     "large_batches_make_no_graphs",
     "tables_in_host_memory",
