@@ -124,7 +124,12 @@ class Artifact:
             for (name, dtype), array in zip(self._results, results)
         }
 
-    def run_device(self, feeds: Mapping[str, Any], stream: int | None = None) -> dict[str, Any]:
+    def run_device(
+        self,
+        feeds: Mapping[str, Any],
+        stream: int | None = None,
+        out: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """As `run`, on a GPU, with outputs that stay there.
 
         Args:
@@ -133,18 +138,21 @@ class Artifact:
             stream: handle of the CUDA stream to work on. The outputs are then ready for what that
                 stream is given later, and inputs on the GPU may be given back or written to in its
                 order; without one the outputs are ready at once.
+            out: an array on the GPU per output name, to write to; without it each call allocates.
 
         Returns:
-            a tensor per output name, for `torch.from_dlpack` and the like.
+            a tensor per output name, for `torch.from_dlpack` and the like; or what `out` holds.
 
         Raises:
             InputError: the arrays do not fit the signature, or the batch does not fit the GPU.
             IdError: an id lies outside its table (if the artifact was compiled with oob="error").
             ArtifactError: it was not compiled for a GPU, or the GPU failed.
         """
-        inputs = self.signature.ordered(feeds)
-        results = self._on_gpu().on_device(inputs, stream)
-        return dict(zip([name for name, _ in self._results], results))
+        inputs, names = self.signature.ordered(feeds), [name for name, _ in self._results]
+        if out is not None and out.keys() != set(names):
+            raise InputError(f"`out` names {list(out)}, the outputs are {names}")
+        targets = None if out is None else [out[name] for name in names]
+        return dict(zip(names, self._on_gpu().on_device(inputs, stream, targets)))
 
     def device_times(self, feeds: Mapping[str, Any], calls: int = 100) -> np.ndarray:
         """Microseconds that the GPU takes for each of `calls` runs on the same inputs.

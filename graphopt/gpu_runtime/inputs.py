@@ -36,30 +36,33 @@ class DeviceArray:
     stream: int | None
 
 
-def taken(spec: TensorSpec, given: Any, stream: int) -> np.ndarray | DeviceArray:
+def taken(
+    spec: TensorSpec, given: Any, stream: int, kind: str = "input"
+) -> np.ndarray | DeviceArray:
     """An input where it lies.
 
     Args:
         stream: will read it.
+        kind: what errors are to call it.
 
     Raises:
         InputError: it is on another device, or is not contiguous there.
     """
     if isinstance(given, np.ndarray) or not hasattr(given, "__dlpack_device__"):
         return on_host(spec, given)
-    kind, index = given.__dlpack_device__()
-    if kind in HOST_DEVICES:
+    device, index = given.__dlpack_device__()
+    if device in HOST_DEVICES:
         return on_host(spec, given)
-    if kind not in (CUDA, _MANAGED) or index:
-        place = f"GPU {index}" if kind == CUDA else f"a device of DLPack type {int(kind)}"
+    if device not in (CUDA, _MANAGED) or index:
+        place = f"GPU {index}" if device == CUDA else f"a device of DLPack type {int(device)}"
         raise InputError(
-            f"input {spec.name!r} is on {place}, the model on GPU 0; move it there or to the host"
+            f"{kind} {spec.name!r} is on {place}, the model on GPU 0; move it there or to the host"
         )
     current = current_stream(type(given))
     shared = given if current else given.__dlpack__(stream=stream or _LEGACY_STREAM)
     tensor = ffi().from_dlpack(shared)
     if not tensor.is_contiguous():
-        raise InputError(f"input {spec.name!r} is not contiguous on the GPU; make it so")
+        raise InputError(f"{kind} {spec.name!r} is not contiguous on the GPU; make it so")
     dtype = TensorSpec(spec.name, str(tensor.dtype), None).numpy_dtype
     nbytes = tensor.numel() * tensor.dtype.itemsize
     producer = current() if current else None

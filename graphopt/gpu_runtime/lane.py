@@ -173,9 +173,14 @@ class Lane:
         if start < end:
             cuda.copy(self._staging.handle + start, self._arena.handle + start, end - start, stream)
 
-    def results(self, plan: Plan) -> list[np.ndarray]:
-        """Copies of the outputs in the staging buffer."""
-        return [view.copy() for view in self._bind(plan).outputs]
+    def result(self, plan: Plan, number: int) -> np.ndarray:
+        """A copy of an output in the staging buffer."""
+        return self._bind(plan).outputs[number].copy()
+
+    @property
+    def arena(self) -> int:
+        """Where the arena is on the GPU."""
+        return self._arena.handle
 
     def address(self, region: Region) -> int:
         """Where a region is on the GPU."""

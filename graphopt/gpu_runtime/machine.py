@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.errors import ArtifactError
 from graphopt.gpu_runtime import cuda, tensors
 from graphopt.gpu_runtime.connection import CPU, CUDA
 from graphopt.gpu_runtime.failures import check, is_out_of_memory, translated
@@ -72,12 +73,20 @@ class MachineProgram:
             check(self._messages, results.pop().tolist())
         return results
 
-    def on_device(self, inputs: Inputs, stream: int | None = None) -> list[Any]:
-        """As `StraightProgram.on_device`; the results are always ready for the host."""
+    def on_device(
+        self, inputs: Inputs, stream: int | None = None, out: Sequence[Any] | None = None
+    ) -> list[Any]:
+        """As `StraightProgram.on_device`; the results are always ready for the host.
+
+        Raises:
+            ArtifactError: `out` is given: shapes of results are not known before.
+        """
+        if out is not None:
+            raise ArtifactError("sizes of outputs are known only at run time: leave `out` away")
         try:
             outputs = self._outputs(inputs)
             reported = [_to_host(outputs.pop())] if self._messages else []
-            results = tensors.copies([_source(tensor) for tensor in outputs], _STREAM)
+            results = [_copy(tensor) for tensor in outputs]
             cuda.synchronize(_STREAM)
         except RuntimeError as error:
             raise translated(error) from None
@@ -132,9 +141,12 @@ class MachineProgram:
         return target
 
 
-def _source(tensor: Any) -> tensors.Source:
+def _copy(tensor: Any) -> Any:
+    """A tensor in memory of its own: that of the machine's pool may be written to again."""
     nbytes = tensor.numel() * tensor.dtype.itemsize
-    return tensor.data_ptr(), tuple(tensor.shape), str(tensor.dtype), nbytes
+    memory = tensors.block(nbytes)
+    cuda.copy(memory.data_ptr(), tensor.data_ptr(), nbytes, _STREAM)
+    return tensors.view(memory, 0, tuple(tensor.shape), str(tensor.dtype))
 
 
 def _to_host(tensor: Any) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from graphopt.gpu_runtime.connection import CUDA
@@ -37,12 +36,20 @@ class _ExchangeApi(ctypes.Structure):
     ]
 
 
-@cache
+_known: dict[type, Callable[[], int] | None] = {}
+
+
 def current_stream(kind: type) -> Callable[[], int] | None:
     """A function that tells which stream the framework of arrays of this type works on.
 
     None if the framework does not tell; then `__dlpack__` has to be asked to wait.
     """
+    if kind not in _known:
+        _known[kind] = _asked(kind)
+    return _known[kind]
+
+
+def _asked(kind: type) -> Callable[[], int] | None:
     given: Any = getattr(kind, "__dlpack_c_exchange_api__", None)
     if given is None:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 from graphopt.errors import GraphoptError, InputError
 from graphopt.gpu_runtime import cuda, tensors
 from graphopt.gpu_runtime.failures import check, translated
-from graphopt.gpu_runtime.inputs import DeviceArray, taken
+from graphopt.gpu_runtime.inputs import DeviceArray, follow, taken
 from graphopt.gpu_runtime.lane import Lane, Plan, Region
 from graphopt.gpu_runtime.weights import Weights, aligned, place
 from graphopt.runtime import Inputs, ffi
@@ -21,6 +21,8 @@ from graphopt.signature import Signature, TensorSpec
 
 _PLANS = 4096  # plans kept, one for each combination of shapes met
 _WARM_UP = 2  # calls, after which there is a graph
+
+Given = Sequence[np.ndarray | DeviceArray]
 
 
 class StraightProgram:
@@ -71,38 +73,45 @@ class StraightProgram:
             stream = lane.stream.handle
             plan = self._start(lane, inputs, stream, fetch=True)
             cuda.synchronize(stream)
-            results = lane.results(plan)
+            results = [lane.result(plan, k) for k in range(len(self._outputs))]
         if self._messages:
             check(self._messages, results.pop().tolist())
         return results
 
-    def on_device(self, inputs: Inputs, stream: int | None = None) -> list[Any]:
+    def on_device(
+        self, inputs: Inputs, stream: int | None = None, out: Sequence[Any] | None = None
+    ) -> list[Any]:
         """As `__call__`, with results that stay on the GPU: tensors that speak DLPack.
 
         Args:
             stream: handle of the stream to work on. Then the results are ready for what is given
                 to it later; else they are ready at once. The host waits for a program that has to
                 report broken demands, and where there is no stream.
+            out: arrays on the GPU to write the results to.
         """
-        waits = bool(self._messages) or stream is None
         reported: list[int] = []
         with self._lane() as lane:
             on = lane.stream.handle if stream is None else stream
-            plan = self._start(lane, inputs, on)
-            specs = self._signature.outputs
-            sources = [
-                (lane.address(region), region.shape, spec.dtype, region.nbytes)
-                for region, spec in zip(plan.outputs, specs)
-            ]
-            results = tensors.copies(sources, on)
+            plan, given = self._prepared(inputs, on)
+            targets = None if out is None else self._targets(plan, out, on)
+            lane.enter(on)
+            lane.run(plan, given, on)
+            if targets is None:
+                results = self._copies(lane, plan, on)
+            else:
+                follow(targets, on)
+                for region, target in zip(plan.outputs, targets):
+                    if region.nbytes:
+                        cuda.copy(target.address, lane.address(region), region.nbytes, on)
+                results = list(out or ())
             if self._messages:
-                lane.fetch(plan, on, first=len(specs))
-            if waits:
+                lane.fetch(plan, on, first=len(results))
+            if self._messages or stream is None:
                 cuda.synchronize(on)
             else:
                 lane.leave(on)
             if self._messages:
-                reported = lane.results(plan)[-1].tolist()
+                reported = lane.result(plan, len(results)).tolist()
         check(self._messages, reported)
         return results
 
@@ -164,14 +173,48 @@ class StraightProgram:
         Args:
             fetch: copy the outputs on to the lane's staging buffer.
         """
-        given = [taken(spec, x, stream) for spec, x in zip(self._signature.inputs, inputs)]
-        key = tuple([(array.shape, array.dtype) for array in given])
-        plan = self._plans.get(key) or self._planned(key, given)
+        plan, given = self._prepared(inputs, stream)
         lane.enter(stream)
         lane.run(plan, given, stream, fetch=fetch)
         return plan
 
-    def _planned(self, key: Any, given: Sequence[np.ndarray | DeviceArray]) -> Plan:
+    def _prepared(self, inputs: Inputs, stream: int) -> tuple[Plan, Given]:
+        """Inputs where they lie, and the plan for their shapes."""
+        given = [taken(spec, x, stream) for spec, x in zip(self._signature.inputs, inputs)]
+        key = tuple([(array.shape, array.dtype) for array in given])
+        return self._plans.get(key) or self._planned(key, given), given
+
+    def _targets(self, plan: Plan, out: Sequence[Any], stream: int) -> list[DeviceArray]:
+        """Arrays on the GPU that the outputs fit.
+
+        Raises:
+            InputError: one lies elsewhere or has another shape or dtype.
+        """
+        found = []
+        for spec, region, given in zip(self._signature.outputs, plan.outputs, out):
+            target = taken(spec, given, stream, "output")
+            if not isinstance(target, DeviceArray):
+                raise InputError(f"output {spec.name!r} is on the host; `run` returns it there")
+            if target.shape != region.shape or target.dtype != region.dtype:
+                raise InputError(
+                    f"output {spec.name!r} is {spec.dtype}{list(region.shape)}, "
+                    f"room for {target.dtype}{list(target.shape)} was given"
+                )
+            found.append(target)
+        return found
+
+    def _copies(self, lane: Lane, plan: Plan, stream: int) -> list[Any]:
+        """The outputs in memory of their own."""
+        start, memory = plan.input_bytes, tensors.block(plan.output_bytes)
+        if plan.output_bytes:
+            source = lane.arena + start
+            cuda.copy(memory.data_ptr(), source, plan.output_bytes, stream)
+        return [
+            tensors.view(memory, region.offset - start, region.shape, spec.dtype)
+            for region, spec in zip(plan.outputs, self._signature.outputs)
+        ]
+
+    def _planned(self, key: Any, given: Given) -> Plan:
         self._signature.check(given)
         dims = np.array([size for array in given for size in array.shape] or [0], np.int64)
         ranks = [len(spec.shape or ()) for spec in self._outputs]

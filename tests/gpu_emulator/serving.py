@@ -215,6 +215,35 @@ def outputs_on_the_gpu(path: Path) -> None:
 
 
 @case
+def outputs_in_memory_of_the_caller(path: Path) -> None:
+    artifact = graphopt.load(path)
+    room = OnGpu(np.zeros((6, 1), np.float32))
+    for seed in range(4):
+        given = feeds(6, seed)
+        with counted() as counts:
+            found = artifact.run_device(given, out={"ctr": room})
+        assert found["ctr"] is room and len(room.asked) == seed + 1
+        check(path, {"ctr": room.tensor}, given)
+    assert counts["MemcpyAsync"] == 3 and not counts["Malloc"]  # inputs, outputs, what was broken
+    for wrong, text in [
+        ({"ctr": np.zeros((6, 1), np.float32)}, "output 'ctr' is on the host"),
+        ({"ctr": OnGpu(np.zeros((5, 1), np.float32))}, "room for float32[5, 1] was given"),
+        ({"ctr": OnGpu(np.zeros((6, 1), np.int32))}, "'ctr' is float32[6, 1], room for int32"),
+        ({"ctr": OnGpu(np.zeros((6, 1), np.float32), (2, 1))}, "output 'ctr' is on GPU 1"),
+        ({}, "`out` names [], the outputs are ['ctr']"),
+    ]:
+        with refused(InputError, text):
+            artifact.run_device(feeds(6), out=wrong)
+    check(path, artifact.run(feeds(6)), feeds(6))
+
+
+@case
+def outputs_of_unknown_size(path: Path) -> None:
+    with refused(ArtifactError, "known only at run time: leave `out` away"):
+        graphopt.load(path).run_device(feeds(1), out={"ctr": OnGpu(np.zeros((1, 1), np.float32))})
+
+
+@case
 def streams_of_the_caller(path: Path) -> None:  # a model that has nothing to report
     artifact, stream = graphopt.load(path), cuda.Stream()
     with counted() as counts:

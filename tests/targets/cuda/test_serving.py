@@ -40,6 +40,7 @@ COMMON = (
     "times",
 )
 GRAPHS = (
+    "outputs_in_memory_of_the_caller",
     "a_call_is_one_launch",
     "graphs_are_bounded",
     "large_batches_make_no_graphs",
@@ -49,7 +50,7 @@ GRAPHS = (
 )
 GROUPS = {
     "straight": Group("straight", (*COMMON, *GRAPHS)),
-    "machine": Group("machine", COMMON),
+    "machine": Group("machine", (*COMMON, "outputs_of_unknown_size")),
     "silent": Group("silent", ("streams_of_the_caller",)),
     "no capture": Group("straight", ("without_graphs",), {"EMULATOR_CAPTURE": 0}),
     "small": Group("straight", ("no_room",), {"EMULATOR_MEMORY": 8_000_000}),
