@@ -195,6 +195,7 @@ class Lane:
             return bound
         self._reserve(plan)
         if len(self._bound) >= SHAPES:
+            self._rest()
             self._bound.popitem(last=False)
         regions = (*plan.inputs, *plan.outputs)
         places = [self.address(region) for region in regions]

@@ -149,7 +149,7 @@ class StraightProgram:
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:
-        """A lane that nobody else has; it comes back unless CUDA failed."""
+        """A lane that nobody else has; it comes back unless something failed half way."""
         lane = None
         try:
             try:
@@ -162,6 +162,9 @@ class StraightProgram:
         except RuntimeError as error:
             lane = None
             raise translated(error) from None
+        except BaseException:
+            lane = None
+            raise
         finally:
             if lane is not None:
                 self.refusal = lane.refusal or self.refusal
