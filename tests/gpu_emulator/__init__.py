@@ -196,6 +196,8 @@ def _on_stand_ins(
     libraries = ":".join(map(str, stand_ins(folder)))
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1"}
+    if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
+        environment["COVERAGE_PROCESS_START"] = str(HERE.parent.parent / "pyproject.toml")
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode < 0:
