@@ -8,6 +8,8 @@ from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.legalize import DENSE_RULES
 from graphopt.targets.cuda import lookups
 from graphopt.targets.cuda.kernels.gemm import Math
+from graphopt.targets.cuda.ops.interaction import is_suited
+from graphopt.targets.relax.expand import expand_function
 
 # In this order: a lookup that a concatenation takes in must not have become a kernel of its own.
 _STEPS: tuple[tuple[Rule, ...], ...] = (lookups.CONCATENATED, lookups.ALONE, DENSE_RULES)
@@ -19,6 +21,9 @@ def legalize(graph: Graph, math: Math) -> None:
     Args:
         math: how dense layers multiply.
     """
+    for node in list(graph.walk()):
+        if not is_suited(node):
+            expand_function(node)
     for rules in _STEPS:
         rewrite(graph, rules, RewriteStats())
     for layer in dense_layers(graph):

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import tvm_ffi
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 from tvm.ir import Range, StringImm
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
+from graphopt.targets.cuda.kernels.demands import Holds, check
 from graphopt.targets.kernels import bounds
+from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import Converter, Lowering, Oob, compute, int64
 from graphopt.targets.relax.lowering import lowers as lowers_for
 from graphopt.targets.relax.operands import describe
@@ -112,6 +114,12 @@ class CudaLowering(Lowering):
         memory = self._viewed(expr)
         return isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is None
 
+    def aligned(self, expr: relax.Expr) -> relax.Expr:
+        """The same in memory of our own, which may be read 16 bytes at once."""
+        if not self.is_given(expr):
+            return expr
+        return self.te(lambda x: compute(x.shape, lambda *i: x(*i)), expr, name="copy")
+
     def kernel(
         self,
         function: tirx.PrimFunc,
@@ -135,29 +143,28 @@ class CudaLowering(Lowering):
         return [*found, self._broken()] if self.demands else found
 
     def _broken(self) -> relax.Expr:
-        """int32 per demand: how many times it was broken; one launch checks them all."""
+        """int32 per demand: whether it was broken; one launch checks them all."""
         flat = [arg for demand in self.demands for arg in demand.args]
-        extents = [int64(demand.count) for demand in self.demands]
-        longest = extents[0]
-        for extent in extents[1:]:
-            longest = tirx.max(longest, extent)
 
-        def check(*tensors: te.Tensor) -> te.Tensor:
-            k = te.reduce_axis((0, longest), "k")
+        def body(*buffers: Any) -> None:
+            *operands, broken = buffers
+            rest = iter(operands)
+            conditions = [
+                (_condition(demand, [next(rest) for _ in demand.args]), demand.count)
+                for demand in self.demands
+            ]
+            check(conditions, broken)
 
-            def broken(which: Any) -> Any:
-                chosen: Any = tirx.const(0, "int32")
-                rest = iter(tensors)
-                for number, (demand, extent) in enumerate(zip(self.demands, extents)):
-                    holds = demand.holds(k.var, *(next(rest) for _ in demand.args))
-                    bad = tirx.Select(holds, tirx.const(0, "int32"), tirx.const(1, "int32"))
-                    mine = tirx.all(which == number, k.var < extent)
-                    chosen = tirx.if_then_else(mine, bad, chosen)
-                return te.sum(chosen, axis=k)
+        return loops(self, body, flat, [([len(self.demands)], "int32")])[0]
 
-            return compute([len(self.demands)], broken, "broken")
 
-        return self.te(check, *flat, name="check_demands")
+def _condition(demand: _Demand, buffers: list[Any]) -> Holds:
+    """What a demand says of element k, its operands being buffers."""
+
+    def read(buffer: Any) -> Callable[..., Any]:
+        return lambda *index: buffer[index if len(index) > 1 else index[0]]
+
+    return lambda k: demand.holds(k, *map(read, buffers))
 
 
 def _differs_from(number: int) -> Callable[..., Any]:

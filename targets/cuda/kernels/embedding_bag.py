@@ -1,104 +1,144 @@
-"""Embedding bags on a GPU: a thread per element of the result, which adds up its column of the bag.
+"""Embedding bags on a GPU: neighbouring threads add up neighbouring pieces of the rows of a bag.
 
-Neighbouring threads read neighbouring columns of the same row, so a warp reads whole lines. What
-counts, and how rows become one, is as on the CPU. No id is read outside the table: the policy of
-`Plan.pooling` is "clamp" or "zero".
+A warp reads whole lines, 16 bytes a thread where widths allow; the bags of all fields are pooled by
+one launch. What counts, and how rows become one, is as on the CPU. No id is read outside its table:
+one that is outside reads the nearest row, or zeros, as `Plan.pooling` says.
 """
 
-from functools import cache
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Any
 
 from tvm import tirx
-from tvm.script import tirx as T
-from tvm.tirx import PrimFunc
+from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.cuda.kernels.lookup import PIECE, choose
 from graphopt.targets.kernels.bounds import row_of
-from graphopt.targets.kernels.inlining import inlined
-from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.pooling import Plan
-from graphopt.targets.kernels.storage import extent
+from graphopt.targets.kernels.storage import element_bytes
+from graphopt.targets.relax.primfunc import int64
 
 THREADS = 256
 
 
-@inlined
-def _pool(plan, src, ids, weights, dst, bag, column, first, last):
-    """dst[bag, column] = that column of the rows of ids[first:last], pooled."""
-    acc = T.alloc_buffer((1,), plan.accumulator, scope="local")
-    count: T.int64 = 0
-    acc[0] = T.Cast(plan.accumulator, plan.nothing)
-    for i in range(last - first):
-        at = T.Cast("int64", ids[first + i])
-        if plan.counts(at):
-            count = count + 1
-            if plan.is_valid(at, plan.rows):
-                row = row_of(at, plan.rows, plan.pooling.oob)
-                scale = T.meta_var(plan.weight(weights, bag, i, first + i))
-                acc[0] = plan.combined(acc[0], src[row, column], scale)
-            else:
-                acc[0] = plan.combined(acc[0], 0.0, 1.0)
-    dst[bag, column] = plan.pooled(acc[0], count)
+@dataclass(frozen=True)
+class Table:
+    """Where rows come from.
 
-
-@cache
-def embedding_bag(plan: Plan, offset_dtype: str, include_last_offset: bool) -> PrimFunc:
-    """Kernel (table[rows, dim], ids[n], offsets[b], weights[n] if weighted) -> out[b, dim].
-
-    As the CPU's kernel of this name, but that bad offsets are limited to [0, n].
+    Attributes:
+        source: a buffer [rows, width]: values, or codes.
+        scales: what codes are multiplied with, [rows]; None for values.
+        bits: of a code: 8, or 4 (two a byte, for two halves of the row).
     """
-    rows, dim, dtype, index_dtype = plan.rows, plan.dim, plan.dtype, plan.index_dtype
-    n, b = tirx.Var("n", "int64"), tirx.Var("b", "int64")
-    m = tirx.Var("b_plus_1", "int64") if include_last_offset else b
-    bags = m - 1 if include_last_offset else b
 
-    @T.prim_func(private=True, s_tir=True)
-    def embedding_bag(
-        table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
+    source: Any
+    scales: Any = None
+    bits: int = 8
+
+    @property
+    def width(self) -> int:
+        return int(self.source.shape[1])
+
+    @property
+    def halves(self) -> int:
+        """How many elements of the row one element of the source holds."""
+        return 2 if self.scales is not None and self.bits == 4 else 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """The bags of one column of the result.
+
+    Attributes:
+        ids: a buffer of all of them.
+        bounds: where the ids of a bag begin and end among these, whatever the data says.
+        size: how many rows its table has, and `start` which is the first.
+        weights: a buffer like `ids`.
+    """
+
+    ids: Any
+    bounds: Callable[[Any], tuple[Any, Any]]
+    size: int
+    start: int = 0
+    weights: Any = None
+
+
+def pool(plan: Plan, table: Table, fields: Sequence[Field], out: Any) -> None:
+    """The statements of the kernel: out[bags * len(fields), dim], the fields of a bag in turn."""
+    lanes = gcd(min(PIECE // element_bytes(plan.accumulator), 4), table.width)
+    pieces = table.width // lanes
+    bags = out.shape[0] // len(fields) if len(fields) > 1 else out.shape[0]
+    with (
+        T.thread_binding(int64(0), int64(len(fields)), thread="blockIdx.y") as which,
+        T.thread_binding(
+            int64(0), (bags * pieces + (THREADS - 1)) // THREADS, thread="blockIdx.x"
+        ) as block,
+        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
     ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype)
-        index = T.match_buffer(ids, (n,), index_dtype)
-        offset = T.match_buffer(offsets, (m,), offset_dtype)
-        weight = T.match_buffer(weights, (n,), dtype)
-        dst = T.match_buffer(out, (bags, dim), dtype)
-        for block in T.thread_binding((bags * dim + THREADS - 1) // THREADS, thread="blockIdx.x"):
-            for thread in T.thread_binding(THREADS, thread="threadIdx.x"):
-                if block * THREADS + thread < bags * dim:
-                    bag = (block * THREADS + thread) // dim
-                    column = (block * THREADS + thread) % dim
-                    first = T.max(T.min(T.Cast("int64", offset[bag]), n), T.int64(0))
-                    last = (
-                        T.Cast("int64", offset[bag + 1])
-                        if include_last_offset
-                        else T.if_then_else(bag + 1 < bags, T.Cast("int64", offset[bag + 1]), n)
-                    )
-                    end = T.max(T.min(last, n), first)
-                    _pool(plan, src, index, weight, dst, bag, column, first, end)
+        at = T.bind(block * THREADS + thread)
+        with T.If(at < bags * pieces), T.Then():
+            bag, piece = at // pieces, at % pieces
 
-    return embedding_bag if plan.pooling.weighted else without_parameters(embedding_bag, "weight")
+            def serve(k: int) -> None:
+                row = bag * len(fields) + k
+                _pool(plan, table, fields[k], out, bag, row, piece * lanes, lanes)
+
+            choose(which, range(len(fields)), serve)
 
 
-@cache
-def fixed_bag(plan: Plan, bag_len: int | None) -> PrimFunc:
-    """Kernel (table[rows, dim], ids[b, bag_len], weights[b, bag_len] if weighted) -> out[b, dim].
+def _pool(
+    plan: Plan, table: Table, field: Field, out: Any, bag: Any, row: Any, column: Any, lanes: int
+) -> None:
+    """out[row, column:] = the pieces from `column` on of the rows of a bag, pooled."""
+    first, last = (T.bind(end) for end in field.bounds(bag))
+    total = T.alloc_buffer([table.halves * lanes], plan.accumulator, scope="local")
+    held = T.alloc_buffer([lanes], str(table.source.dtype), scope="local")
+    count = T.alloc_buffer([1], "int64", scope="local")
+    T.buffer_store(count, int64(0), [0])
+    for j in range(table.halves * lanes):
+        T.buffer_store(total, tirx.const(plan.nothing, plan.accumulator), [j])
+    with T.serial(int64(0), last - first) as i:
+        index = T.bind(field.ids[first + i].astype("int64"))
 
-    One bag a row of ids. `b` is symbolic, and so is a `bag_len` given as None.
-    """
-    rows, dim, dtype, index_dtype = plan.rows, plan.dim, plan.dtype, plan.index_dtype
-    b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
+        def add_row() -> None:
+            at = field.start + row_of(index, field.size, plan.pooling.oob)
+            with T.vectorized(lanes) as j:
+                T.buffer_store(held, table.source[at, column + j], [j])
+            scale = None if table.scales is None else T.bind(table.scales[at].astype("float32"))
+            weight = plan.weight(field.weights, bag, i, first + i)
+            for j, value in enumerate(_values(table, held, scale, lanes)):
+                T.buffer_store(total, plan.combined(total[j], value, weight), [j])
 
-    @T.prim_func(private=True, s_tir=True)
-    def fixed_bag(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype)
-        index = T.match_buffer(ids, (b, size), index_dtype)
-        weight = T.match_buffer(weights, (b, size), dtype)
-        dst = T.match_buffer(out, (b, dim), dtype)
-        flat = T.decl_buffer((b * size,), index_dtype, data=index.data)
-        for block in T.thread_binding((b * dim + THREADS - 1) // THREADS, thread="blockIdx.x"):
-            for thread in T.thread_binding(THREADS, thread="threadIdx.x"):
-                if block * THREADS + thread < b * dim:
-                    bag = (block * THREADS + thread) // dim
-                    column = (block * THREADS + thread) % dim
-                    _pool(plan, src, flat, weight, dst, bag, column, bag * size, (bag + 1) * size)
+        def add_zeros() -> None:
+            for j in range(table.halves * lanes):
+                T.buffer_store(total, plan.combined(total[j], 0.0, 1.0), [j])
 
-    return fixed_bag if plan.pooling.weighted else without_parameters(fixed_bag, "weight")
+        with T.If(plan.counts(index)), T.Then():
+            T.buffer_store(count, count[0] + 1, [0])
+            if plan.pooling.oob != "zero":
+                add_row()
+            else:
+                with T.If(plan.is_valid(index, field.size)):
+                    with T.Then():
+                        add_row()
+                    with T.Else():
+                        add_zeros()
+    results = T.alloc_buffer([lanes], str(out.dtype), scope="local")
+    for half in range(table.halves):
+        for j in range(lanes):
+            T.buffer_store(results, plan.pooled(total[half * lanes + j], count[0]), [j])
+        with T.vectorized(lanes) as j:
+            T.buffer_store(out, results[j], [row, half * table.width + column + j])
+
+
+def _values(table: Table, held: Any, scale: Any, lanes: int) -> list[Any]:
+    """The elements that a piece of a row stands for."""
+    if scale is None:
+        return [held[j] for j in range(lanes)]
+    codes = [held[j].astype("int32") for j in range(lanes)]
+    if table.halves == 2:
+        codes = [(code & 15) - 8 for code in codes] + [(code >> 4) - 8 for code in codes]
+    return [code.astype("float32") * scale for code in codes]

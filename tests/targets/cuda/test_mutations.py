@@ -43,9 +43,10 @@ MUTATIONS = {
     "a column further in shared memory": ("matmul", r"_shared_ptr\[\(", "_shared_ptr[1 + ("),
     "a shuffle too far": ("sum", r"(__shfl_down_sync\([^;]*), 4, 32\)", r"\1, 5, 32)"),
     "a shuffle left out": ("sum", r"t0_ptr\[0\] = __shfl_down_sync[^;]*, 8, 32\);", ";"),
-    "the row below": ("gather", r"\(condval \* ", "((condval + 1) * "),
-    "one thread too many": ("gather", r"(\+ \(\(int64_t\)threadIdx\.x\)\)) < ", r"\1 <= "),
-    "the next element": ("gather", r"gather_ptr\[", "gather_ptr[1 + "),
+    "the row below": ("lookup", r"\(_ptr\[0\] \* ", "((_ptr[0] + 1) * "),
+    "one row too many": ("lookup", r"(\+ \(int64_t\)25\)) < ", r"\1 <= "),
+    "the next element": ("lookup", r"\(arg0_ptr \+ ", "(arg0_ptr + 1 + "),
+    "the next id": ("lookup", r"arg1_ptr\[", "arg1_ptr[1 + "),
 }  # fmt: skip
 
 

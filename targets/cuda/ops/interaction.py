@@ -1,0 +1,114 @@
+"""Interactions between feature vectors, one launch each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from graphopt.ir.graph import Node
+from graphopt.ops import attention as attention_op
+from graphopt.ops import bi_interaction as bi_op
+from graphopt.ops import cross_network as cross_op
+from graphopt.ops import dot_interaction as dot_op
+from graphopt.targets.cuda.kernels import interaction
+from graphopt.targets.cuda.kernels.attention import Heads, attention
+from graphopt.targets.cuda.kernels.dot_interaction import Shape, dot_interaction
+from graphopt.targets.cuda.lowering import CudaLowering, lowers
+from graphopt.targets.relax.loops import loops
+from graphopt.targets.relax.lowering import int64
+from graphopt.targets.relax.operands import tensor_input
+
+_MOST_LAYERS = 16  # sums that a thread keeps in registers
+_WIDEST_HEAD = 256  # columns: 8 sums a thread
+
+
+def is_suited(node: Node) -> bool:
+    """False for an interaction that has no kernel here, so that it is computed by its body."""
+    suits = {
+        f"{dot_op.DOMAIN}::{dot_op.OP_TYPE}": _suits_dots,
+        f"{bi_op.DOMAIN}::{bi_op.OP_TYPE}": _suits_bi_interaction,
+        f"{cross_op.DOMAIN}::{cross_op.OP_TYPE}": _suits_cross_network,
+        f"{attention_op.DOMAIN}::{attention_op.OP_TYPE}": _suits_attention,
+    }.get(node.op)
+    return suits is None or suits(node)
+
+
+def _suits_dots(node: Node) -> bool:
+    _, count, dim = tensor_input(node, 0).tensor.dims
+    beside = node.input(1)
+    columns = 0 if beside is None else beside.tensor.dims[1]
+    if tensor_input(node, 0).dtype != "float32" or not isinstance(columns, int):
+        return False
+    return isinstance(count, int) and isinstance(dim, int) and dim > 0 and Shape(count, dim).fits
+
+
+def _suits_bi_interaction(node: Node) -> bool:
+    features = tensor_input(node, 0)
+    return features.dtype == "float32" and isinstance(features.tensor.dims[2], int)
+
+
+def _suits_cross_network(node: Node) -> bool:
+    weights = tensor_input(node, 1)
+    return (
+        tensor_input(node, 0).dtype == "float32"
+        and weights.const is not None
+        and weights.const.shape[1] <= _MOST_LAYERS
+    )
+
+
+def _suits_attention(node: Node) -> bool:
+    return attention_op.Attention.of(node).dim <= _WIDEST_HEAD
+
+
+@lowers(dot_op.OP_TYPE, domain=dot_op.DOMAIN)
+def _dot_interaction(lower: CudaLowering, node: Node) -> relax.Expr:
+    features, beside = tensor_input(node, 0), node.input(1)
+    samples, count, dim = lower.shape(features)
+    pairs = lower.constant(np.array(node.attr("pairs"), np.int32))
+    own = lower.aligned(lower.expr(features))
+    flat = lower.reshape(own, [int64(samples) * count, dim])
+    arguments = [flat, pairs, *([] if beside is None else [lower.expr(beside)])]
+
+    def body(x: Any, places: Any, *rest: Any) -> None:
+        head, out = (None, *rest)[-2:]
+        dot_interaction(Shape(count, dim), x, places, head, out)
+
+    return loops(lower, body, arguments, [(lower.shape(node.output), "float32")])[0]
+
+
+@lowers(bi_op.OP_TYPE, domain=bi_op.DOMAIN)
+def _bi_interaction(lower: CudaLowering, node: Node) -> relax.Expr:
+    pooled = bool(node.attr("pooled", 0))
+    kernel = interaction.pooled_bi_interaction if pooled else interaction.bi_interaction
+    scale, features = node.attr("scale", 1.0), lower.expr(tensor_input(node, 0))
+    out = [(lower.shape(node.output), "float32")]
+    return loops(lower, lambda x, y: kernel(x, scale, y), [features], out)[0]
+
+
+@lowers(cross_op.OP_TYPE, domain=cross_op.DOMAIN)
+def _cross_network(lower: CudaLowering, node: Node) -> relax.Expr:
+    weights = node.const(1)
+    assert weights is not None
+    rows = lower.constant(np.ascontiguousarray(weights.T))
+    arguments = [lower.expr(tensor_input(node, k)) for k in (0, 2, 3)]
+    arguments.insert(1, rows)
+    out = [(lower.shape(node.output), "float32")]
+    return loops(lower, interaction.cross_network, arguments, out)[0]
+
+
+@lowers(attention_op.OP_TYPE, domain=attention_op.DOMAIN)
+def _attention(lower: CudaLowering, node: Node) -> relax.Expr:
+    what, bias = attention_op.Attention.of(node), node.input(3)
+    arguments = [lower.aligned(lower.expr(tensor_input(node, k))) for k in range(3)]
+    if bias is not None:
+        sizes = [*(1,) * (4 - len(bias.tensor.dims)), *bias.tensor.dims]
+        arguments.append(lower.reshape(lower.expr(bias), [lower.dim(size) for size in sizes]))
+    heads = Heads(what.heads, what.dim, what.scale, what.columns)
+
+    def body(q: Any, k: Any, v: Any, *rest: Any) -> None:
+        added, out = (None, *rest)[-2:]
+        attention(heads, q, k, v, added, out)
+
+    return loops(lower, body, arguments, [(lower.shape(node.output), "float32")])[0]

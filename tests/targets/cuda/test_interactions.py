@@ -1,0 +1,119 @@
+"""Fused interactions on a GPU against the function bodies that define them, in ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.ir.dims import Sym
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ops import attention, bi_interaction, cross_network, dot_interaction
+from graphopt.testing import run_onnxruntime
+
+from .conftest import Feeds, Runner
+
+N, T, S = (Sym.named(name) for name in "nts")
+RNG = np.random.default_rng(2)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def check(graph: Graph, feeds: list[Feeds], run_model: Runner) -> list[str]:
+    """The kernels give what the bodies do; returns the source."""
+    sources: list[str] = []
+
+    def keep(source: str) -> str:
+        sources.append(source)
+        return source
+
+    for found, feed in zip(run_model(graph, *feeds, edit=keep), feeds):
+        expected = run_onnxruntime(graph, feed)["y"]
+        # Sums of at most 200 products, in another order.
+        np.testing.assert_allclose(found["y"], expected, rtol=2e-5, atol=2e-5)
+    return sources
+
+
+@pytest.mark.parametrize(
+    ("count", "dim", "beside"), [(27, 16, 5), (5, 33, 0), (9, 130, 128), (2, 3, 0)]
+)
+def test_dot_products(count: int, dim: int, beside: int, run_model: Runner) -> None:
+    graph, domain = Graph(opsets={"": 18}), dot_interaction.DOMAIN
+    features = graph.add_input("x", TensorType("float32", (N, count, dim)))
+    inputs = [graph.insert("Neg", [features]).output]
+    if beside:
+        inputs.append(graph.add_input("beside", TensorType("float32", (N, beside))))
+    pairs = [i * count + j for i in range(count) for j in range(i)] + [count + 1, 1, 0]
+    node = graph.insert(dot_interaction.OP_TYPE, inputs, {"pairs": pairs}, domain=domain)
+    graph.set_outputs([node.output], ["y"])
+    feeds = [{"x": normal(n, count, dim)} for n in (1, 7)]
+    if beside:
+        feeds = [{**feed, "beside": normal(len(feed["x"]), beside)} for feed in feeds]
+    (source,) = check(graph, feeds, run_model)
+    assert "dotinteraction_kernel" in source
+
+
+def test_vectors_too_many_for_a_block(run_model: Runner) -> None:
+    graph, domain = Graph(opsets={"": 18}), dot_interaction.DOMAIN
+    features = graph.add_input("x", TensorType("float32", (N, 110, 4)))
+    node = graph.insert(dot_interaction.OP_TYPE, [features], {"pairs": [1, 300]}, domain=domain)
+    graph.set_outputs([node.output], ["y"])
+    (source,) = check(graph, [{"x": normal(2, 110, 4)}], run_model)
+    assert "dotinteraction_kernel" not in source
+
+
+@pytest.mark.parametrize(("pooled", "dim"), [(0, 24), (1, 40)])
+def test_factorization_machine(pooled: int, dim: int, run_model: Runner) -> None:
+    graph, domain = Graph(opsets={"": 18}), bi_interaction.DOMAIN
+    features = graph.add_input("x", TensorType("float32", (N, 6, dim)))
+    attrs = {"pooled": pooled, "scale": 0.5}
+    node = graph.insert(bi_interaction.OP_TYPE, [features], attrs, domain=domain)
+    graph.set_outputs([node.output], ["y"])
+    check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64)], run_model)
+
+
+def test_cross_network(run_model: Runner) -> None:
+    graph, domain = Graph(opsets={"": 18}), cross_network.DOMAIN
+    x = graph.add_input("x", TensorType("float32", (N, 70)))
+    constants = [graph.constant(a) for a in (normal(70, 3) * 0.1, normal(3), normal(70))]
+    node = graph.insert(cross_network.OP_TYPE, [x, *constants], domain=domain)
+    graph.set_outputs([node.output], ["y"])
+    check(graph, [{"x": normal(n, 70)} for n in (1, 7, 64)], run_model)
+
+
+def attention_of(biased: tuple[bool, ...], what: attention.Attention, width: int) -> Graph:
+    graph = Graph(opsets={"": 18})
+    shapes = [(N, T, width), (N, S, width), (N, S, width)]
+    inputs = [graph.add_input(n, TensorType("float32", s)) for n, s in zip("qkv", shapes)]
+    if biased:
+        full = (N, what.heads, T, S)
+        shape = tuple(size if kept else 1 for size, kept in zip(full, biased))
+        inputs.append(graph.add_input("bias", TensorType("float32", shape)))
+    node = graph.insert(attention.OP_TYPE, inputs, what.attrs, domain=attention.DOMAIN)
+    graph.set_outputs([node.output], ["y"])
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("biased", "what", "width"),
+    [
+        ((), attention.Attention(2, 8, 0.3), 16),
+        ((True, False, False, True), attention.Attention(2, 8, 0.3, (16, 8, 0)), 32),
+        ((False, True, True, True), attention.Attention(1, 37, 1.0), 37),
+    ],
+)
+def test_attention(
+    biased: tuple[bool, ...], what: attention.Attention, width: int, run_model: Runner
+) -> None:
+    feeds = []
+    for n, t, s in ((1, 1, 1), (3, 5, 70)):
+        feed = {"q": normal(n, t, width), "k": normal(n, s, width), "v": normal(n, s, width)}
+        if biased:
+            shape = [size if kept else 1 for size, kept in zip((n, what.heads, t, s), biased)]
+            bias = normal(*shape)
+            bias[..., : s // 2] = -np.inf  # more keys than a warp has threads
+            feed["bias"] = bias
+        feeds.append(feed)
+    check(attention_of(biased, what, width), feeds, run_model)
