@@ -7,6 +7,7 @@ fit runs one element a thread, neighbouring threads on neighbouring elements.
 from __future__ import annotations
 
 from contextlib import suppress
+from math import prod
 from typing import Any
 
 import tvm
@@ -14,9 +15,10 @@ from tvm import s_tir, tirx
 from tvm.error import InternalError
 from tvm.s_tir import dlight
 
-from graphopt.targets.relax.schedule import SCHEDULED, put_together
+from graphopt.targets.relax.schedule import SCHEDULED, put_together, reads_once
 
 THREADS = 256
+_SHORT = 32  # elements that one thread adds up
 
 _RULES = (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction)
 
@@ -33,8 +35,63 @@ def schedule(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
 def _scheduled(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimFunc:
     plain, asserts = _without_asserts(function)
     named = plain.with_attr("global_symbol", "main")
-    found = _by_rule(named, target) or _one_element_a_thread(named)
+    found = _short_sums(named) or _by_rule(named, target) or _one_element_a_thread(named)
     return _with_asserts(found.mod["main"], asserts).without_attr("global_symbol")
+
+
+def _short_sums(function: tirx.PrimFunc) -> s_tir.Schedule | None:
+    """A thread for each reduction of few elements, and for what follows from it.
+
+    TVM's rules would give each a block of as many threads as it has elements.
+    """
+    found = s_tir.Schedule(tvm.IRModule({"main": function}))
+    stages = put_together(found, found.get_child_blocks(found.get_sblock("root")))
+    reducing = [k for k, block in enumerate(stages) if found.get(block).init is not None]
+    if len(reducing) != 1 or not _is_short(found.get(stages[reducing[0]])):
+        return None
+    before, reduction, after = _around(stages, reducing[0])
+    written = found.get(reduction).writes[0].source
+    if len(after) > 1 or any(not reads_once(found.get(block), written) for block in after):
+        return None
+    if any(_readers(found, block) != _names(found, [reduction]) for block in before):
+        return None
+    with suppress(s_tir.ScheduleError):
+        inner = _bind_spatial(found, [*after, reduction][0])
+        if after:
+            found.compute_at(reduction, inner, preserve_unit_loops=True)
+            found.set_scope(reduction, 0, "local")
+        for block in reversed(before):
+            found.compute_at(block, found.get_loops(reduction)[-1], preserve_unit_loops=True)
+            found.set_scope(block, 0, "local")
+        count = sum(not _is_spatial(i) for i in found.get(reduction).iter_vars)
+        found.decompose_reduction(reduction, found.get_loops(reduction)[-count])
+        return found
+    return None
+
+
+def _is_short(stage: s_tir.SBlock) -> bool:
+    """True for a reduction of few elements of one tensor: products of matrices have two."""
+    extents = [i.dom.extent for i in stage.iter_vars if not _is_spatial(i)]
+    if not all(isinstance(extent, tirx.IntImm) for extent in extents):
+        return False
+    elements = prod(int(extent) for extent in extents)
+    return elements <= _SHORT and len({region.source for region in stage.reads}) == 1
+
+
+def _around(stages: list[Any], at: int) -> tuple[list[Any], Any, list[Any]]:
+    return stages[:at], stages[at], stages[at + 1 :]
+
+
+def _readers(found: s_tir.Schedule, block: Any) -> set[str]:
+    return _names(found, found.get_consumers(block))
+
+
+def _names(found: s_tir.Schedule, blocks: list[Any]) -> set[str]:
+    return {str(found.get(block).name_hint) for block in blocks}
+
+
+def _is_spatial(iteration: Any) -> bool:
+    return bool(iteration.iter_type == tirx.IterVar.DataPar)
 
 
 def _by_rule(function: tirx.PrimFunc, target: tvm.target.Target) -> s_tir.Schedule | None:
@@ -68,21 +125,32 @@ def _one_element_a_thread(function: tirx.PrimFunc) -> s_tir.Schedule:
 
 
 def _bind(found: s_tir.Schedule, block: Any) -> None:
-    kinds = [iteration.iter_type for iteration in found.get(block).iter_vars]
+    reductions = [
+        loop
+        for loop, iteration in zip(found.get_loops(block), found.get(block).iter_vars)
+        if not _is_spatial(iteration)
+    ]
+    inner = _bind_spatial(found, block)
+    for stage in found.get_child_blocks(inner):
+        if found.get(stage).name_hint != found.get(block).name_hint:
+            found.set_scope(stage, 0, "local")
+    if reductions:
+        found.decompose_reduction(block, reductions[0])
+
+
+def _bind_spatial(found: s_tir.Schedule, block: Any) -> Any:
+    """An element of a block's result on each thread; the loop of threads."""
+    kinds = [_is_spatial(iteration) for iteration in found.get(block).iter_vars]
     loops = found.get_loops(block)
-    spatial = [loop for loop, kind in zip(loops, kinds) if kind == tirx.IterVar.DataPar]
-    reductions = [loop for loop, kind in zip(loops, kinds) if kind != tirx.IterVar.DataPar]
+    spatial = [loop for loop, is_spatial in zip(loops, kinds) if is_spatial]
+    reductions = [loop for loop, is_spatial in zip(loops, kinds) if not is_spatial]
     if not spatial:
         spatial = [found.add_unit_loop(loops[0] if loops else block)]
     found.reorder(*spatial, *reductions)
     outer, inner = found.split(found.fuse(*spatial), factors=[None, THREADS])
     found.bind(outer, "blockIdx.x")
     found.bind(inner, "threadIdx.x")
-    for stage in found.get_child_blocks(inner):
-        if found.get(stage).name_hint != found.get(block).name_hint:
-            found.set_scope(stage, 0, "local")
-    if reductions:
-        found.decompose_reduction(block, reductions[0])
+    return inner
 
 
 # ---------------------------------------------------------------------- asserts

@@ -81,7 +81,7 @@ def _is_worth_repeating(
     if not found.get_loops(anchor):
         return False
     buffer = stage.writes[0].source
-    return _is_cheap(stage.body) or all(_reads_once(found.get(r), buffer) for r in readers)
+    return _is_cheap(stage.body) or all(reads_once(found.get(r), buffer) for r in readers)
 
 
 def _moves(stage: s_tir.SBlock) -> bool:
@@ -133,7 +133,7 @@ _CHEAP_CALLS = frozenset(
 )
 
 
-def _reads_once(reader: s_tir.SBlock, buffer: tirx.Buffer) -> bool:
+def reads_once(reader: s_tir.SBlock, buffer: tirx.Buffer) -> bool:
     """True if no two iterations of `reader` read the same element of `buffer`."""
     indices = [region.region for region in reader.reads if region.source.same_as(buffer)]
     used = {v for index in indices for part in index for v in _variables(part.min)}

@@ -7,7 +7,9 @@ def register() -> None:
         dense,
         embedding,
         interaction,
+        lines,
         lookup,
         movement,
+        places,
         recurrent,
     )

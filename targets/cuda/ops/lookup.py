@@ -62,7 +62,7 @@ def _gather_nd(lower: CudaLowering, node: Node) -> relax.Expr:
     depth, outer = tuple_size(lower, ids), len(ids.tensor.dims) - 1
     extents = [int64(lower.dim(size)) for size in sizes[shared : shared + depth]]
     same = same_sizes(lower, sizes[:shared], ids.tensor.dims[:shared])
-    _demand_tuples(lower, node, extents)
+    demand_tuples(lower, node, extents)
     shape = lower.shape(node.output)
 
     def take(x: te.Tensor, i: te.Tensor) -> te.Tensor:
@@ -81,7 +81,7 @@ def _gather_nd(lower: CudaLowering, node: Node) -> relax.Expr:
     return lower.te(take, lower.expr(data), lower.expr(ids), checks=checks)
 
 
-def _demand_tuples(lower: CudaLowering, node: Node, extents: list[Any]) -> None:
+def demand_tuples(lower: CudaLowering, node: Node, extents: list[Any]) -> None:
     """Report indices that their axes do not have."""
     ids, depth = tensor_input(node, 1), len(extents)
     if lower.oob != "error" or not depth:

@@ -214,13 +214,13 @@ def _arg(lower: Lowering, node: Node) -> relax.Expr:
 @lowers("CumSum")
 def _cumsum(lower: Lowering, node: Node) -> relax.Expr:
     data, dtype = _data(node), lower.checked_dtype(node.output.dtype)
-    shape = _around_axis(lower, node, data)
+    shape = around_axis(lower, node, data)
     kernel = _running_sum(dtype, bool(node.attr("exclusive")), bool(node.attr("reverse")))
     (result,) = lower.kernel(kernel, [lower.reshape(lower.expr(data), shape)], [(shape, dtype)])
     return lower.reshape(result, lower.shape(node.output))
 
 
-def _around_axis(lower: Lowering, node: Node, data: Value) -> list[Any]:
+def around_axis(lower: Lowering, node: Node, data: Value) -> list[Any]:
     """The sizes before, of and after the axis that input 1 gives, possibly at run time."""
     sizes, given = data.tensor.dims, node.inputs[1]
     assert given is not None

@@ -39,7 +39,7 @@ _REDUCTIONS: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
 }
 
 
-def _reduction(lower: Lowering, node: Node) -> Callable[[Any, Any, Any], Scalar]:
+def reduction_of(lower: Lowering, node: Node) -> Callable[[Any, Any, Any], Scalar]:
     """What an element becomes when an update arrives: of the output, its index and the update."""
     kind, dtype = node.attr("reduction", "none"), lower.checked_dtype(node.output.dtype)
     if kind not in _REDUCTIONS or (kind != "none" and dtype == "bool"):
@@ -74,7 +74,7 @@ def _store_if(valid: Any, out: Any, index: list[Any], value: Scalar) -> None:
 def _scatter_elements(lower: Lowering, node: Node) -> relax.Expr:
     data, ids, updates = (tensor_input(node, k) for k in range(3))
     axis = node.attr("axis") % len(data.tensor.dims)
-    shape, reduce = lower.shape(ids), _reduction(lower, node)
+    shape, reduce = lower.shape(ids), reduction_of(lower, node)
     fits = tirx.all(fitting(lower, node, ids, data, axis), fitting(lower, node, ids, updates, -1))
 
     def body(source: Any, indices: Any, changes: Any, out: Any) -> None:
@@ -93,7 +93,7 @@ def _scatter_elements(lower: Lowering, node: Node) -> relax.Expr:
 @lowers("ScatterND")
 def _scatter_nd(lower: Lowering, node: Node) -> relax.Expr:
     data, ids, updates = (tensor_input(node, k) for k in range(3))
-    sizes, depth, reduce = data.tensor.dims, tuple_size(lower, ids), _reduction(lower, node)
+    sizes, depth, reduce = data.tensor.dims, tuple_size(lower, ids), reduction_of(lower, node)
     indexed, rest = sizes[:depth], sizes[depth:]
     extents = [lower.dim(size) for size in indexed]
     count, inner = lower.dim(dims.product(ids.tensor.dims[:-1])), lower.dim(dims.product(rest))

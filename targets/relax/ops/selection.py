@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -22,7 +23,7 @@ def _flat(lower: Lowering, value: Value) -> tuple[relax.Expr, Any]:
     return lower.reshape(lower.expr(value), [count]), count
 
 
-def _counted(lower: Lowering, value: Value, axis: int, count: relax.Expr) -> Any:
+def counted(lower: Lowering, value: Value, axis: int, count: relax.Expr) -> Any:
     """The run-time size of `value` along `axis`, which is `count`."""
     size: Dim = value.tensor.dims[axis]
     if isinstance(size, int):
@@ -30,8 +31,27 @@ def _counted(lower: Lowering, value: Value, axis: int, count: relax.Expr) -> Any
     return lower.bind_size(str(size), count)
 
 
+Sort = Callable[[Lowering, relax.Expr, Sequence[Any], str, bool], relax.Expr]
+"""Of a cube [outer, n, inner], its sizes, its dtype and whether the greatest come first: the
+positions of the elements along the middle axis, sorted, int64 [outer, inner, n]."""
+
+
+def _sorted(
+    lower: Lowering, cube: relax.Expr, sizes: Sequence[Any], dtype: str, descending: bool
+) -> relax.Expr:
+    outer, length, inner = sizes
+    kernel = selection.argsort(_fixed(outer), _fixed(length), _fixed(inner), dtype, descending)
+    outs = [([outer, inner, length], "int64"), ([length], "int64")]
+    return lower.kernel(kernel, [cube], outs)[0]
+
+
 @lowers("TopK")
 def _topk(lower: Lowering, node: Node) -> list[relax.Expr]:
+    return topk(lower, node, _sorted)
+
+
+def topk(lower: Lowering, node: Node, sort: Sort) -> list[relax.Expr]:
+    """The outputs of a TopK, whose elements `sort` puts in order."""
     data = node.inputs[0]
     assert data is not None
     dims = data.tensor.dims
@@ -40,11 +60,8 @@ def _topk(lower: Lowering, node: Node) -> list[relax.Expr]:
         lower.dim(product(part)) for part in (dims[:axis], dims[axis : axis + 1], dims[axis + 1 :])
     )
     descending = bool(node.attr("largest"))
-    kernel = selection.argsort(_fixed(outer), _fixed(length), _fixed(inner), data.dtype, descending)
     cube = lower.reshape(lower.expr(data), [outer, length, inner])
-    order, _ = lower.kernel(
-        kernel, [cube], [([outer, inner, length], "int64"), ([length], "int64")]
-    )
+    order = sort(lower, cube, (outer, length, inner), data.dtype, descending)
     for size in (value.tensor.dims[axis] for value in node.outputs):
         if not lower.knows(size):
             lower.bind_size(str(size), lower.expr(node.inputs[1]))  # type: ignore[arg-type]
@@ -73,16 +90,25 @@ def _positions(lower: Lowering, value: Value, axis: int, result: Value) -> tuple
     """Flat positions of the non-zero elements of `value`; their number is a size of `result`."""
     flat, _ = _flat(lower, value)
     (count,) = lower.kernel(selection.nonzero_count(value.dtype), [flat], [([1], "int64")])
-    size = _counted(lower, result, axis, count)
+    size = counted(lower, result, axis, count)
     (found,) = lower.kernel(selection.nonzero_fill(value.dtype), [flat], [([size], "int64")])
     return found, size
 
 
+Positions = Callable[[Lowering, Value, int, Value], tuple[relax.Expr, Any]]
+"""See `_positions`."""
+
+
 @lowers("NonZero")
 def _nonzero(lower: Lowering, node: Node) -> relax.Expr:
+    return nonzero(lower, node, _positions)
+
+
+def nonzero(lower: Lowering, node: Node, positions: Positions) -> relax.Expr:
+    """The output of a NonZero, whose flat positions `positions` finds."""
     data = node.inputs[0]
     assert data is not None
-    found, count = _positions(lower, data, 1, node.output)
+    found, count = positions(lower, data, 1, node.output)
     shape = lower.shape(data)
     strides = [
         int64(lower.dim(product(data.tensor.dims[axis + 1 :]))) for axis in range(len(shape))
@@ -136,7 +162,7 @@ def _unique(lower: Lowering, node: Node) -> list[relax.Expr]:
     order, _ = lower.kernel(sort, [cube], [([1, 1, length], "int64"), ([length], "int64")])
     order = lower.reshape(order, [length])
     (count,) = lower.kernel(selection.distinct_count(data.dtype), [flat, order], [([1], "int64")])
-    size = _counted(lower, node.output, 0, count)
+    size = counted(lower, node.output, 0, count)
     for value in node.outputs[1:]:
         if value.rank == 1 and not isinstance(value.tensor.dims[0], int):
             known = value.tensor.dims[0] in data.tensor.dims

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gpu_emulator
@@ -16,6 +17,7 @@ from graphopt.targets.portable import OnnxModel
 from .conftest import Feeds, assert_close
 
 FOLDER = shared_models()
+ONE_THREAD = r'extern "C" __global__ void (?!__launch_bounds__)(\w+)\('
 NAMES = sorted(p.parent.name for p in FOLDER.glob("*/model.onnx")) if FOLDER else []
 
 
@@ -58,6 +60,8 @@ def answers(
     """What a model answers to its own inputs, and what it should."""
     with gpu_emulator.compiled_for_emulation(emulation, machine=machine):
         graphopt.compile(folder / "model.onnx", "cuda", output=tmp_path / "m.gopt", verify=False)
+    serial = re.findall(ONE_THREAD, (tmp_path / "m.gopt" / "model.cu").read_text())
+    assert not serial, "kernels that run on one thread"
     feeds, wanted = (
         [dict(np.load(file)) for file in sorted(folder.glob(f"{kind}_b*.npz"))] * times
         for kind in ("inputs", "expected")

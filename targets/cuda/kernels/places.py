@@ -1,0 +1,114 @@
+"""Positions found in data: those of what is not zero, and what is written where.
+
+One block goes over all elements, because the order of results depends on what precedes them; what
+is then done at the positions is left to kernels of many blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.targets.cpu.kernels.ordering import is_nonzero
+from graphopt.targets.relax.primfunc import int64
+
+THREADS = 1024
+
+
+def _block(body: Callable[[Any], None]) -> None:
+    with (
+        T.thread_binding(int64(0), int64(1), thread="blockIdx.x"),
+        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
+    ):
+        body(thread)
+
+
+def _wait() -> None:
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def count_nonzero(x: Any, count: Any) -> None:
+    """The statements of the kernel (x[n]) -> count, int64 [1]."""
+
+    def body(thread: Any) -> None:
+        sums = _scanned(x, thread)
+        with T.If(thread == THREADS - 1), T.Then():
+            T.buffer_store(count, sums[thread].astype("int64"), [0])
+
+    _block(body)
+
+
+def find_nonzero(x: Any, places: Any) -> None:
+    """The statements of the kernel (x[n]) -> places[count]: where the elements are, in order."""
+
+    def body(thread: Any) -> None:
+        sums = _scanned(x, thread)
+        at = T.alloc_buffer([1], "int64", scope="local")
+        before = T.Select(thread > 0, sums[tirx.max(thread - 1, int64(0))], tirx.const(0, "int32"))
+        T.buffer_store(at, before.astype("int64"), [0])
+
+        def keep(k: Any) -> None:
+            T.buffer_store(places, k, [at[0]])
+            T.buffer_store(at, at[0] + 1, [0])
+
+        _each_nonzero(x, thread, keep)
+
+    _block(body)
+
+
+def _each_nonzero(x: Any, thread: Any, body: Callable[[Any], None]) -> None:
+    """`body(k)` for the elements in the stretch of this thread that are not zero."""
+    length = int64(x.shape[0])
+    share = (length + (THREADS - 1)) // THREADS
+    first = tirx.min(thread * share, length)
+    with T.serial(int64(0), tirx.min(share, length - first)) as k:
+        at = T.bind(first + k)
+        with T.If(is_nonzero(x[at], str(x.dtype))), T.Then():
+            body(at)
+
+
+def _scanned(x: Any, thread: Any) -> Any:
+    """How many elements are not zero in the stretches of each thread and those before it."""
+    sums = T.alloc_buffer([THREADS], "int32", scope="shared")
+    mine = T.alloc_buffer([1], "int32", scope="local")
+    T.buffer_store(mine, 0, [0])
+    _each_nonzero(x, thread, lambda _: T.buffer_store(mine, mine[0] + 1, [0]))
+    T.buffer_store(sums, mine[0], [thread])
+    distance = 1
+    while distance < THREADS:
+        _wait()
+        earlier = sums[tirx.max(thread - distance, int64(0))]
+        total = T.bind(sums[thread] + T.Select(thread >= distance, earlier, tirx.const(0, "int32")))
+        _wait()
+        T.buffer_store(sums, total, [thread])
+        distance *= 2
+    _wait()
+    return sums
+
+
+def last_writers(count: Any, place_of: Callable[[Any], tuple[Any, Any]], writer: Any) -> None:
+    """The statements of the kernel: writer[p], int32, = the last k < count that writes to p, or -1.
+
+    Args:
+        place_of: where k writes, in range, and whether it does.
+    """
+
+    def body(thread: Any) -> None:
+        places = int64(writer.shape[0])
+        with T.serial(int64(0), (places + (THREADS - 1)) // THREADS) as turn:
+            at = T.bind(turn * THREADS + thread)
+            with T.If(at < places), T.Then():
+                T.buffer_store(writer, -1, [at])
+        _wait()
+        with T.serial(int64(0), (int64(count) + (THREADS - 1)) // THREADS) as turn:
+            k = T.bind(turn * THREADS + thread)
+            with T.If(k < count), T.Then():
+                place, writes = place_of(k)
+                with T.If(writes), T.Then():
+                    target = T.address_of(writer[T.bind(place)])
+                    T.evaluate(T.call_extern("int32", "atomicMax", target, k.astype("int32")))
+
+    _block(body)
