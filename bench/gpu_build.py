@@ -3,7 +3,7 @@
     python bench/gpu_build.py FOLDER [--target cuda:sm_80,sm_90] [--only NAME] [--json FILE]
 
 FOLDER holds one folder a model, each with a `model.onnx`. Registers, shared memory and spilled
-bytes are the largest over all kernels and architectures, as ptxas reports them.
+bytes are the largest over all kernels and architectures, as ptxas reports them. Launches are those\nof one inference where nothing loops.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Any
 import graphopt
 from graphopt.pipeline.report import Report
 
-COLUMNS = ("optimize", "lower", "build", "nvcc", "kernels", "registers", "shared", "spills", "MB")
+COLUMNS = (
+    *("optimize", "lower", "build", "nvcc", "kernels", "launches"),
+    *("registers", "shared", "spills", "MB"),
+)
 
 
 def measured(model: Path, target: str) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def measured(model: Path, target: str) -> dict[str, Any]:
         **{stage: report.stages[stage] for stage in ("optimize", "lower", "build")},
         "nvcc": report.facts["nvcc_seconds"],
         "kernels": report.facts["kernels"],
+        "launches": report.facts["calls"],
         "registers": max(kernel["registers"] for kernel in kernels),
         "shared": max(kernel["shared_bytes"] for kernel in kernels),
         "spills": max(kernel["spill_bytes"] for kernel in kernels),
