@@ -171,6 +171,20 @@ def _gru(b: Builder, node: Node) -> list[fx.Node]:
     return [b.call(operator.getitem, both, k) for k in (0, 1)]
 
 
+@rule("graphopt::GRU")
+def _last_of_gru(b: Builder, node: Node) -> fx.Node:
+    if not node.attr("linear_before_reset", 0):
+        raise Untranslatable("a GRU that torch.nn.GRU is not")
+    hidden = node.attr("hidden_size")
+
+    def gru(x: Tensor, start: Tensor | None, *weights: Tensor) -> Any:
+        h = x.new_zeros(1, x.size(1), hidden) if start is None else start
+        return torch.gru(x, h, weights, True, 1, 0.0, False, False, False)[1]
+
+    start = node.input(4)
+    return b.call(gru, b[node.inputs[0]], None if start is None else b[start], *_gates(b, node))
+
+
 @rule("graphopt::AttentionalGRU")
 def _attentional_gru(b: Builder, node: Node) -> fx.Node:
     def gru(x: Tensor, h: Tensor, shares: Tensor, *weights: Tensor) -> Tensor:

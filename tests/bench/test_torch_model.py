@@ -93,6 +93,10 @@ ONE = {
         "float[N,T,9] x, float[N,T,8] y, float[N,1,T,T] z => "
         "graphopt.Attention<heads=2, dim=4, scale=0.5, columns=[1,0,0]>(x, y, y, z)"
     ),
+    "GRU": (
+        "float[T,N,4] x, float[1,N,3] y => graphopt.GRU<hidden_size=3, linear_before_reset=1>"
+        "(x, float[1,9,4], float[1,9,3], float[1,18], y)"
+    ),
     "AttentionalGRU": (
         "float[T,N,4] x, float[1,N,3] y, float[T,N,1] z => graphopt.AttentionalGRU"
         "(x, float[1,9,4], float[1,9,3], float[1,18], y, z)"
