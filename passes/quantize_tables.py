@@ -40,6 +40,7 @@ class QuantizeTables(LossyPass):
     Attributes:
         min_bytes: smaller tables are not worth an op.
         lookups: False for tables of embedding bags only, before bags are merged.
+        codebooks: False for codes with a scale only, which take less time to find.
 
     Before:
         (int64[N] ids) => (float[N,8] y) <float[100,8] table> {
@@ -54,6 +55,7 @@ class QuantizeTables(LossyPass):
 
     min_bytes: int = 1024
     lookups: bool = True
+    codebooks: bool = True
 
     name = "quantize-tables"
 
@@ -62,7 +64,7 @@ class QuantizeTables(LossyPass):
         counts = _reads(graph, [t for t, _ in tables if _is_only_gathered(t)], ctx)
         for table, array in tables:
             yield from _proposals(table, array)
-            if _is_only_gathered(table):
+            if self.codebooks and _is_only_gathered(table):
                 yield from _by_codebooks(table, array, ctx)
             if table in counts:
                 yield from _in_bands(table, array, counts[table])

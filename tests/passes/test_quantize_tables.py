@@ -177,6 +177,13 @@ def test_codebooks_are_the_same_on_every_run() -> None:
     assert first.error == pytest.approx(lost, rel=1e-3)
 
 
+def test_codebooks_can_be_left_out() -> None:
+    ctx = PassContext(budget=Lavish())
+    offered = [p.what for p in QuantizeTables(codebooks=False).propose(parse(LARGE), ctx)]
+    assert {"int8", "int4", "float16"} <= set(offered)
+    assert not any("codebooks" in what for what in offered)
+
+
 def test_without_faiss_there_are_no_codebooks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("graphopt.passes._codebooks.find_spec", lambda name: None)
     graph, ctx = parse(LARGE), PassContext(budget=Lavish())
