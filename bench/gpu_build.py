@@ -3,7 +3,8 @@
     python bench/gpu_build.py FOLDER [--target cuda:sm_80,sm_90] [--only NAME] [--json FILE]
 
 FOLDER holds one folder a model, each with a `model.onnx`. Registers, shared memory and spilled
-bytes are the largest over all kernels and architectures, as ptxas reports them. Launches are those\nof one inference where nothing loops.
+bytes are the largest over all kernels and architectures, as ptxas reports them. Launches are those
+of one inference where nothing loops.
 """
 
 from __future__ import annotations
