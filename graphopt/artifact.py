@@ -22,6 +22,7 @@ import numpy as np
 
 from graphopt import gpu_runtime
 from graphopt.errors import ArtifactError, InputError
+from graphopt.machine import tiles_allowed
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
 
@@ -257,6 +258,8 @@ def obstacle(manifest: dict[str, Any]) -> str | None:
             f"needs CPU features that this machine lacks ({', '.join(missing)}); compile it again "
             "here, or with --target cpu:x86-64-v3"
         )
+    if "amx_tile" in manifest.get("cpu_features", ()) and not tiles_allowed():
+        return "needs AMX, and the system does not let this process use it; compile it again here"
     gpu = manifest.get("gpu")
     return None if gpu is None else gpu_runtime.obstacle(gpu["architectures"])
 

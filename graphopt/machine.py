@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64
 
 
 def cpu_name() -> str:
@@ -14,3 +18,12 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)
+def tiles_allowed() -> bool:
+    """Whether this process may use AMX's tile registers, which Linux wants to be asked for."""
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return False
+    refused: int = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA)
+    return refused == 0

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "runtime": {"signature"},
     "gpu_runtime": {"runtime", "signature"},
     "splitting": {"runtime"},
-    "artifact": {"splitting", "gpu_runtime", "runtime", "signature"},
+    "artifact": {"splitting", "gpu_runtime", "machine", "runtime", "signature"},
     "auto_engine": {"artifact", "targets"},
     "loading": {"artifact", "auto_engine", "ir"},
 }

@@ -99,7 +99,7 @@ class Bf16GemmFamily(GemmFamily):
         return bf16_gemm(problem.k, problem.n, params, self.words)
 
     def packed(self, weights: np.ndarray, params: GemmParams) -> np.ndarray:
-        return pack_bf16(weights, params)
+        return pack_bf16(weights, params, self.words)
 
     @staticmethod
     def kernel_source() -> Any:

@@ -220,7 +220,7 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     params, words = node.attrs.get("params"), node.attrs.get("words")
     if words is not None:
         params = params or bf16_gemm.bf16_params(n, lanes)
-        packed = [bf16_gemm.pack_bf16(weights, params), pack_bias(bias, n, params)]
+        packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
         return bf16_gemm.bf16_gemm(k, n, params, words, activation, steps), packed
     params = params or default_params(n, lanes)
     packed = [pack_weights(weights, params), pack_bias(bias, n, params)]

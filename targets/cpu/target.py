@@ -14,7 +14,7 @@ from tvm.target import codegen
 from graphopt.analysis.program import describe
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
-from graphopt.machine import cpu_name
+from graphopt.machine import cpu_name, tiles_allowed
 from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.tuning.options import Tuning
 from graphopt.targets.tuning.tuner import Summary, Tuner
@@ -39,6 +39,7 @@ _FEATURES = {
     "sve": "sve",
     "sve2": "sve2",
 }
+_TILES = {"amx-tile": "amx_tile", "amx-bf16": "amx_bf16"}
 _MACHINES = ("x86_64", "aarch64")
 
 
@@ -50,11 +51,13 @@ class CpuTarget(Target):
         mcpu: LLVM's name of it, such as "sapphirerapids", "x86-64-v3" or "neoverse-v1".
         machine: its architecture, as Linux names it.
         precision: what dense layers multiply.
+        tiles: whether they may use AMX, which hypervisors hide.
     """
 
     mcpu: str
     machine: str = platform.machine()
     precision: Precision = "fp32"
+    tiles: bool = False
 
     name: ClassVar[str] = "cpu"
     portable: ClassVar[bool] = False
@@ -80,7 +83,8 @@ class CpuTarget(Target):
     def features(self) -> tuple[str, ...]:
         """The instruction sets that compiled code may use, under Linux's names."""
         found = {str(f) for f in codegen.llvm_get_cpu_features(self.llvm)}
-        return tuple(linux for llvm, linux in _FEATURES.items() if llvm in found)
+        used = {**_FEATURES, **(_TILES if self.tiles else {})}
+        return tuple(linux for llvm, linux in used.items() if llvm in found)
 
     @property
     def lanes(self) -> int:
@@ -98,7 +102,11 @@ class CpuTarget(Target):
                 f"{self.mcpu} has no instruction that multiplies bfloat16 (AVX512-BF16, or BF16 of "
                 "Armv8.6), so --precision bf16 would gain nothing"
             )
-        return replace(self, precision=precision)
+        # A CPU's name promises AMX even where the hypervisor hides it.
+        hidden = self.mcpu == str(codegen.llvm_get_system_cpu()) and not tiles_allowed()
+        with_tiles = replace(self, precision=precision, tiles=True)
+        promised = set(_TILES.values()) <= set(with_tiles.features)
+        return replace(with_tiles, tiles=precision == "bf16" and promised and not hidden)
 
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.targets.cpu import legalize
@@ -150,7 +158,7 @@ class CpuTarget(Target):
     def _tune(self, graph: Graph, tuning: Tuning) -> Summary:
         from graphopt.targets.cpu.tuned import choose_params
 
-        host = set(CpuTarget.parse("").features)
+        host = set(CpuTarget.parse("").computing(self.precision).features)
         machine = f"{cpu_name()}; {self.mcpu}: {','.join(self.features)}"
         runs_here = self.machine == platform.machine() and host.issuperset(self.features)
         if tuning.measures and not runs_here:

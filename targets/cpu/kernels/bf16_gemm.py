@@ -2,7 +2,8 @@
 
 Twice as many products an instruction as in float32, and half the bytes of weights, for operands
 with 8 bits of significand. Some rows of the data are rounded at a time, so that what is multiplied
-again and again, once for each panel of columns, is in cache.
+again and again, once for each panel of columns, is in cache. With AMX, 32 and 16 rows at a time are
+multiplied as tiles, and what is left by vectors.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
+from graphopt.targets.cpu.kernels.bfloat16 import PAIR, TILE, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.gemm import GemmParams, Step, checked_steps, registers
 from graphopt.targets.cpu.kernels.panels import by_blocks, storing
+from graphopt.targets.cpu.kernels.tile_products import by_tiles, configuring
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -41,13 +43,13 @@ def bf16_params(n: int, lanes: int) -> GemmParams:
     return GemmParams(lanes, vectors, rows=min(12, (available - vectors - 1) // vectors))
 
 
-def pack_bf16(weights: np.ndarray, params: GemmParams) -> np.ndarray:
-    """float32[K, N] as int32[panels, ceil(K / 2), width]: words; columns beyond N are zero."""
-    words = pair_rows(weights)
-    panels = params.panels(words.shape[1])
-    padded = np.zeros((len(words), panels * params.width), np.int32)
-    padded[:, : words.shape[1]] = words
-    return np.ascontiguousarray(padded.reshape(len(words), panels, -1).transpose(1, 0, 2))
+def pack_bf16(weights: np.ndarray, params: GemmParams, words: Words) -> np.ndarray:
+    """float32[K, N] as int32[panels, words.depth(K), width]; zero beyond K and N."""
+    k, n = weights.shape
+    pairs, depth, panels = pair_rows(weights), words.depth(k), params.panels(n)
+    padded = np.zeros((depth, panels * params.width), np.int32)
+    padded[: len(pairs), :n] = pairs
+    return np.ascontiguousarray(padded.reshape(depth, panels, -1).transpose(1, 0, 2))
 
 
 @cache
@@ -68,38 +70,13 @@ def bf16_gemm(
         ValueError: the steps are not ones that `gemm` takes.
     """
     checked_steps(steps)
-    lanes, vectors, width, depth = params.lanes, params.vectors, params.width, -(-k // PAIR)
-    rows = max(1, CHUNK_BYTES // (4 * depth) // params.rows) * params.rows
-    align, panels = element_bytes("float32"), params.panels(n)
-    rounded = _rounding(k, words)
-    store = storing(n, lanes, activation or Activation(), steps)
-
-    @inlined
-    def block(tensors, first, panel, height):
-        data, start, weights, bias, operands, y = T.meta_var(tensors)
-        acc = T.alloc_buffer((height * width,), "float32", scope="local")
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * lanes, 1, lanes)] = bias[
-                    T.ramp(panel * width + v * lanes, 1, lanes)
-                ]
-        for kk in range(depth):
-            for r in T.unroll(height):
-                for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = words.dot(
-                        acc[T.ramp(r * width + v * lanes, 1, lanes)],
-                        T.Broadcast(data[first + r, kk], lanes),
-                        weights[panel, kk, T.ramp(v * lanes, 1, lanes)],
-                    )
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                column, at = (
-                    T.meta_var(panel * width + v * lanes),
-                    T.meta_var(r * width + v * lanes),
-                )
-                store(y, start + first + r, column, acc, at, operands)
-
-    visit = by_blocks(params.blocks, block)
+    width, depth, panels = params.width, words.depth(k), params.panels(n)
+    heights = [2 * TILE, TILE, *params.blocks] if words.tiles else params.blocks
+    rows = max(1, CHUNK_BYTES // (4 * depth) // heights[0]) * heights[0]
+    align, uses_tiles = element_bytes("float32"), bool(words.tiles)
+    rounded, (configure, release) = _rounding(k, words), configuring(words)
+    store = storing(n, params.lanes, activation or Activation(), steps)
+    visit = by_blocks(heights, _block(depth, params, words, store))
 
     @T.prim_func(private=True, s_tir=True)
     def bf16_gemm(x: T.handle, w: T.handle, b: T.handle, p: T.handle, q: T.handle, y: T.handle):
@@ -112,19 +89,68 @@ def bf16_gemm(
         two = T.match_buffer(q, (m, n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
         with T.attr(0, "pragma_import_llvm", words.llvm):
+            if uses_tiles:
+                configure(m)
             for chunk in range((m + rows - 1) // rows):
                 data = T.alloc_buffer((rows, depth), "int32")
                 count = T.min(T.int64(rows), m - chunk * rows)
                 rounded(left, data, chunk * rows, count)
+                results = T.meta_var((chunk * rows, bias, (one, two), out))
                 for panel in range(panels):
-                    visit((data, chunk * rows, weights, bias, (one, two), out), count, panel)
+                    visit(((data, weights), results), count, panel)
+            if uses_tiles:
+                release(m)
 
     return without_parameters(bf16_gemm, *("one", "two")[len(steps) :])
 
 
+def _block(depth, params, words, store):
+    """For use in a kernel: `block(tensors, first, panel, height)` computes rows of a panel."""
+    lanes, vectors, width = params.lanes, params.vectors, params.width
+    multiply = by_tiles(words, depth, vectors)
+
+    @inlined
+    def by_vectors(data, first, weights, panel, sums, height):
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                sums[T.ramp(r * width + v * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+        for kk in range(depth):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    sums[T.ramp(r * width + v * lanes, 1, lanes)] = words.dot(
+                        sums[T.ramp(r * width + v * lanes, 1, lanes)],
+                        T.Broadcast(data[first + r, kk], lanes),
+                        weights[panel, kk, T.ramp(v * lanes, 1, lanes)],
+                    )
+
+    @inlined
+    def stored(results, first, panel, sums, r, v):
+        start, bias, operands, y = T.meta_var(results)
+        at, column = T.meta_var(r * width + v * lanes), T.meta_var(panel * width + v * lanes)
+        sums[T.ramp(at, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
+        store(y, start + first + r, column, sums, at, operands)
+
+    @inlined
+    def block(tensors, first, panel, height):
+        data, weights = T.meta_var(tensors[0])
+        sums = T.alloc_buffer((height * width,), "float32", scope="local")
+        if words.tiles != "" and height % TILE == 0:
+            multiply(data, first, weights, panel, sums, height)
+            for r in range(height):
+                for v in T.unroll(vectors):
+                    stored(tensors[1], first, panel, sums, r, v)
+        else:
+            by_vectors(data, first, weights, panel, sums, height)
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    stored(tensors[1], first, panel, sums, r, v)
+
+    return block
+
+
 def _rounding(k, words):
     """For use in a kernel: `rounded(x, data, first, count)` turns rows of x into words."""
-    step, even = PAIR * words.lanes, k - k % PAIR
+    step, even, depth = PAIR * words.lanes, k - k % PAIR, words.depth(k)
 
     @inlined
     def vector(x, data, row, r, at):
@@ -142,5 +168,7 @@ def _rounding(k, words):
                 data[r, pair] = word(x[first + r, at], x[first + r, at + 1])
             if even < k:
                 data[r, even // PAIR] = word(x[first + r, even], T.float32(0))
+            for beyond in range(depth - -(-k // PAIR)):
+                data[r, -(-k // PAIR) + beyond] = 0
 
     return rounded

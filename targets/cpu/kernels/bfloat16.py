@@ -4,6 +4,9 @@ A word holds two neighbours along K, the first one in its low half. An instructi
 with those of another word and adds the products to a float32. TVM's passes would turn bfloat16
 operands into float32 before LLVM sees them; so words are int32, and the instructions come as LLVM
 functions of their own, which are inlined.
+
+AMX multiplies tiles: a tile of data has 16 rows of 16 words, one of weights 16 words along K for 16
+columns, one of sums 16 rows and columns. The numbers of tiles are part of the instructions.
 """
 
 from collections.abc import Collection
@@ -14,6 +17,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 PAIR = 2
+TILE = 16  # rows of a tile, and words in each
 _DOT, _ROUND = "graphopt_bf16_dot", "graphopt_bf16_round"
 _LLVM = f"""
 define <{{n}} x float> @{_DOT}(<{{n}} x float> %sum, <{{n}} x i32> %a, <{{n}} x i32> %b) {{{{
@@ -38,10 +42,23 @@ class Words:
     Attributes:
         lanes: words in a vector.
         instruction: LLVM's name of the one that multiplies and adds.
+        tiles: what names of AMX's instructions begin with, "llvm.x86."; "" for CPUs without AMX.
+            Functions of another name are called as C functions.
     """
 
     lanes: int
     instruction: str
+    tiles: str = ""
+
+    def depth(self, k: int) -> int:
+        """Words of a row of `k` numbers; whole tiles where there are tiles."""
+        words = -(-k // PAIR)
+        return -(-words // TILE) * TILE if self.tiles else words
+
+    def tile(self, instruction: str, *arguments: Any) -> Any:
+        """A statement: one of AMX's instructions."""
+        call = T.call_llvm_intrin if self.tiles.startswith("llvm.") else T.call_extern
+        return call("void", self.tiles + instruction, *arguments)
 
     @property
     def llvm(self) -> str:
@@ -64,7 +81,8 @@ def words_for(features: Collection[str], lanes: int) -> Words | None:
         lanes: float32 elements in one of its vectors.
     """
     if lanes == 16 and "avx512_bf16" in features:
-        return Words(lanes, "llvm.x86.avx512bf16.dpbf16ps.512")
+        tiles = "llvm.x86." if {"amx_tile", "amx_bf16"} <= set(features) else ""
+        return Words(lanes, "llvm.x86.avx512bf16.dpbf16ps.512", tiles)
     if lanes == 4 and "bf16" in features:
         return Words(lanes, "llvm.aarch64.neon.bfdot.v4f32.v8bf16")
     return None

@@ -15,7 +15,7 @@ def by_blocks(heights: Sequence[int], block: Emitted) -> Emitted:
     """For use in a kernel: `visit(tensors, rows, panel)` calls `block` for all rows of a panel.
 
     Args:
-        heights: at most 5 block heights, tallest first, that make up any number of rows.
+        heights: at most 7 block heights, tallest first, that make up any number of rows.
         block: called with the tensors, the first row, the panel and a height.
     """
 
@@ -39,6 +39,8 @@ def by_blocks(heights: Sequence[int], block: Emitted) -> Emitted:
         level(tensors, rows, panel, 2)
         level(tensors, rows, panel, 3)
         level(tensors, rows, panel, 4)
+        level(tensors, rows, panel, 5)
+        level(tensors, rows, panel, 6)
 
     return visit
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.artifact import WEIGHTS, Artifact
+from graphopt.artifact import WEIGHTS, Artifact, host_features
 from graphopt.errors import ArtifactError, OutputError
 from graphopt.inspection import batch_sizes
 from graphopt.signature import TensorSpec
@@ -62,6 +62,24 @@ def test_an_artifact_for_a_newer_cpu(tmp_path: Path) -> None:
     artifact = graphopt.compile(parse(LAYER), "cpu:sapphirerapids", output=tmp_path / "new.gopt")
     with pytest.raises(ArtifactError, match="needs CPU features that this machine lacks"):
         artifact.run({"x": np.ones((1, 5), np.float32)})
+
+
+@ON_X86
+def test_an_artifact_that_needs_amx(tmp_path: Path) -> None:
+    if "amx_bf16" in host_features():
+        pytest.skip("this CPU has AMX")
+    wide = LAYER.replace("float[N,5]", "float[N,64]").replace("float[5,7]", "float[64,96]")
+    graph = parse(wide.replace("float[N,7]", "float[N,96]"))
+    artifact = graphopt.compile(
+        graph, "cpu:sapphirerapids", output=tmp_path / "amx.gopt", precision="bf16"
+    )
+    assert {"amx_tile", "amx_bf16"} <= set(artifact.manifest["cpu_features"])
+    code = subprocess.run(
+        ["objdump", "-d", artifact.path / "model.so"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "tdpbf16ps" in code
+    with pytest.raises(ArtifactError, match=r"lacks .*amx_bf16, amx_tile"):
+        Artifact.load(artifact.path)
 
 
 @ON_X86

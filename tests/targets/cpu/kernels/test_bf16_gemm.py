@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from graphopt.artifact import host_features
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels import bf16_gemm as kernels
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16, suits
-from graphopt.targets.cpu.kernels.bfloat16 import pair_rows, round_bits, words_for
+from graphopt.targets.cpu.kernels.bfloat16 import Words, pair_rows, round_bits, words_for
 from graphopt.targets.cpu.kernels.gemm import Step, pack_bias
 from graphopt.targets.kernels.activation import Activation
 
@@ -21,25 +24,34 @@ EXECUTES = pytest.mark.skipif(
     "avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16"
 )
 TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "cooperlake"}
-WORDS = words_for({"avx512_bf16"}, 16)
+WORDS = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512")
 
 
 def compiled(
     k: int, n: int, activation: Activation | None = None, steps: tuple[Step, ...] = ()
 ) -> Any:
-    assert WORDS is not None
     kernel = bf16_gemm(k, n, bf16_params(n, 16), WORDS, activation, steps)
     return tvm.compile(kernel.with_attr("global_symbol", "f"), target=tvm.target.Target(TARGET))
 
 
+def compiled_for(words: Words, k: int, n: int, target: dict[str, Any]) -> Any:
+    kernel = bf16_gemm(k, n, bf16_params(n, 16), words).with_attr("global_symbol", "f")
+    return tvm.compile(kernel, target=tvm.target.Target(target))
+
+
 def call(
-    library: Any, x: np.ndarray, w: np.ndarray, bias: np.ndarray, *others: np.ndarray
+    library: Any,
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray,
+    *others: np.ndarray,
+    words: Words = WORDS,
 ) -> np.ndarray:
     m, n = len(x), w.shape[1]
     params = bf16_params(n, 16)
     room = np.full(m * n + 64, 7, np.float32)
     y = room[: m * n].reshape(m, n)
-    operands = [x, pack_bf16(w, params), pack_bias(bias, n, params), *others, y]
+    operands = [x, pack_bf16(w, params, words), pack_bias(bias, n, params), *others, y]
     library["f"](*map(tvm_ffi.from_dlpack, passed(operands)))
     assert (room[m * n :] == 7).all()
     return y
@@ -59,10 +71,44 @@ def sample(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_the_instruction_is_there_on_any_machine() -> None:
     for mcpu in ("cooperlake", "sapphirerapids", "znver4"):
-        kernel = bf16_gemm(64, 64, bf16_params(64, 16), WORDS).with_attr("global_symbol", "f")
-        target = tvm.target.Target({**TARGET, "mcpu": mcpu})
-        assembly = tvm.compile(kernel, target=target).mod.inspect_source("asm")
-        assert {"vdpbf16ps", "vcvtneps2bf16"} <= set(assembly.split())
+        library = compiled_for(WORDS, 64, 64, {**TARGET, "mcpu": mcpu})
+        assembly = set(library.mod.inspect_source("asm").split())
+        assert {"vdpbf16ps", "vcvtneps2bf16"} <= assembly
+        assert "tdpbf16ps" not in assembly
+
+
+def test_the_code_for_tiles() -> None:
+    words = words_for({"avx512_bf16", "amx_tile", "amx_bf16"}, 16)
+    assert words is not None
+    library = compiled_for(words, 70, 96, {**TARGET, "mcpu": "sapphirerapids"})
+    assembly = library.mod.inspect_source("asm").split()
+    used = ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease", "vdpbf16ps")
+    assert set(used) <= set(assembly)
+    assert assembly.index("ldtilecfg") < assembly.index("tdpbf16ps")
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Words:
+    """Words whose tiles are multiplied by C functions, where AMX is not at hand."""
+    library = tmp_path_factory.mktemp("amx") / "amx.so"
+    source = Path(__file__).with_name("amx_emulator.c")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", source, "-o", library], check=True)
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    return Words(16, WORDS.instruction, "emulated_")
+
+
+@EXECUTES
+@pytest.mark.parametrize(("k", "n"), [(5, 33), (32, 64), (65, 70), (130, 96), (46, 129), (64, 16)])
+def test_tiles(emulated: Words, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bf16_gemm.cache_clear()
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * emulated.depth(k) * 64)
+    library = compiled_for(emulated, k, n, TARGET)
+    bf16_gemm.cache_clear()
+    for m in (1, 15, 16, 17, 31, 32, 48, 64, 65, 100):
+        x, w, bias = sample(m, k, n)
+        expected = rounded(x) @ rounded(w) + bias
+        found = call(library, x, w, bias, words=emulated)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-5)
 
 
 @EXECUTES
@@ -130,3 +176,4 @@ def test_which_layers_and_cpus() -> None:
     assert words_for({"avx512f"}, 16) is None
     assert words_for({"avx512_bf16"}, 8) is None
     assert words_for({"bf16"}, 4) is not None
+    assert words_for({"avx512_bf16", "amx_tile"}, 16) == WORDS
