@@ -14,7 +14,18 @@ from typing import Annotated, Any
 import typer
 
 from graphopt import console
-from graphopt.cli import bench, check, explain, inspect, optimize, passes, profile, run, signals
+from graphopt.cli import (
+    bench,
+    bundle,
+    check,
+    explain,
+    inspect,
+    optimize,
+    passes,
+    profile,
+    run,
+    signals,
+)
 from graphopt.errors import GraphoptError
 
 INTERNAL, BROKEN_PIPE = 70, 128 + signal.SIGPIPE
@@ -78,6 +89,7 @@ for _verb in (
     inspect.inspect,
     explain.explain,
     passes.passes,
+    bundle.bundle,
 ):
     app.command()(_guarded(_verb))
 

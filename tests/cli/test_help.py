@@ -8,7 +8,7 @@ import sys
 import pytest
 from command import environment, graphopt
 
-VERBS = ["optimize", "run", "check", "bench", "profile", "inspect", "explain", "passes"]
+VERBS = ["optimize", "run", "check", "bench", "profile", "inspect", "explain", "passes", "bundle"]
 HEAVY = {"tvm", "tvm_ffi", "onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "scipy"}
 
 

@@ -1,0 +1,73 @@
+"""A bundle serves its artifact in a Python that has nothing else of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import graphopt as command
+
+import graphopt
+from graphopt.bundle import ARTIFACT, bundle
+from graphopt.errors import ArtifactError, OutputError
+from graphopt.testing import parse
+
+MODEL = """(int64[N] id, float[N,3] x) => (float[N,3] y) <float[9,3] table> {
+    e = Gather(table, id) y = Add(e, x)
+}"""
+SERVE = """
+import sys
+sys.path[:0] = {paths!r}
+import numpy as np
+import graphopt
+artifact = graphopt.load({artifact!r})
+feeds = {{"id": np.arange(40) % 9, "x": np.ones((40, 3), np.float32)}}
+np.testing.assert_array_equal(artifact.run(feeds)["y"], artifact.run(feeds, threads=2)["y"])
+print(float(artifact.run(feeds)["y"].sum()), graphopt.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "m.gopt"
+    graphopt.compile(parse(MODEL), output=path)
+    return path
+
+
+def test_it_serves_alone(artifact: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("numpy", "typing_extensions"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None
+        origin = Path(spec.origin)
+        source = origin.parent if origin.name == "__init__.py" else origin
+        (site / source.name).symlink_to(source)
+    output = tmp_path / "served"
+    done = command("bundle", artifact, "-o", output)
+    assert done.status == 0, done.err
+    code = SERVE.format(paths=[str(output), str(site)], artifact=str(output / ARTIFACT))
+    served = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True
+    )
+    assert served.returncode == 0, served.stderr
+    total, home = served.stdout.split()
+    feeds = {"id": np.arange(40) % 9, "x": np.ones((40, 3), np.float32)}
+    assert float(total) == float(graphopt.load(artifact).run(feeds)["y"].sum())  # type: ignore[union-attr]
+    assert Path(home).is_relative_to(output)
+    size = sum(file.stat().st_size for file in output.rglob("*"))
+    assert size < 30 << 20
+
+
+def test_refusals(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="exists; choose another name"):
+        bundle(artifact, tmp_path)
+    with pytest.raises(OutputError, match="no such folder"):
+        bundle(artifact, tmp_path / "a" / "b")
+    with pytest.raises(ArtifactError, match="not a graphopt artifact"):
+        bundle(tmp_path, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
