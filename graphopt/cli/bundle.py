@@ -14,10 +14,10 @@ def bundle(
     artifact: options.Compiled,
     output: Annotated[Path, Option("-o", "--output", help="A new folder.")],
 ) -> None:
-    """Put an artifact and its runtime into one folder, for an image that serves it.
+    """Put an artifact and its runtime into one folder.
 
-    With the folder on PYTHONPATH, Python needs NumPy and typing_extensions, and nothing else of
-    graphopt's.
+    It is for images that serve the artifact: with the folder on PYTHONPATH, Python needs NumPy and
+    typing_extensions besides, but no compiler.
     """
     from graphopt import bundle as bundles
 
