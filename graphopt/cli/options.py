@@ -103,7 +103,7 @@ VerifyLatency = Annotated[
     Option(metavar="N,N,…", help="Measure at these batch sizes which engine is faster."),
 ]
 Tune = Annotated[
-    float | None, Option(min=0, metavar="SECONDS", help="Tune kernels on this CPU for so long.")
+    float | None, Option(min=0, metavar="SECONDS", help="Tune kernels on this machine for so long.")
 ]
 Trials = Annotated[
     int | None, Option(min=1, metavar="N", help="Tune kernels with at most N measurements.")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 
 from graphopt.ir.graph import Node
 from graphopt.targets.cuda import nvcc, packing
@@ -62,16 +64,7 @@ def build(
         OutputError: nvcc or the C++ compiler is missing, or fails.
     """
     elementary.register()
-    with compiling(), target:
-        merged, nodes = fuse(module, emitted)
-        fused = schedule(merged, target)
-        straight = straighten(fused)
-        if straight is None:
-            pipeline = to_virtual_machine(target)
-            executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
-        else:
-            executable = tvm.compile(straight.module, target=target)
-    report: dict[str, Any] = {"kernels": kernels(fused), "calls": calls(fused)}
+    report: dict[str, Any] = {}
 
     def compile_source(source: str) -> bytes:
         source = gemm.with_device_code(source)
@@ -81,8 +74,30 @@ def build(
         report["nvcc_seconds"] = round(time.perf_counter() - start, 2)
         return binary
 
+    with compiling(), target, compiled_by(compile_source):
+        merged, nodes = fuse(module, emitted)
+        fused = schedule(merged, target)
+        straight = straighten(fused)
+        if straight is None:
+            pipeline = to_virtual_machine(target)
+            executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
+        else:
+            executable = tvm.compile(straight.module, target=target)
+    report |= {"kernels": kernels(fused), "calls": calls(fused)}
     export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
     if straight is None:
         return Built(report, None)
     program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
     return Built(report, straight.embedded, program)
+
+
+@contextmanager
+def compiled_by(compile_source: Callable[[str], bytes]) -> Iterator[None]:
+    """Within, TVM has CUDA C compiled so where it does that itself, which is where it has a GPU."""
+    name = "tvm_callback_cuda_compile"
+    before = tvm_ffi.get_global_func(name)
+    tvm_ffi.register_global_func(name, compile_source, override=True)
+    try:
+        yield
+    finally:
+        tvm_ffi.register_global_func(name, before, override=True)

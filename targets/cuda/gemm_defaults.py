@@ -35,6 +35,11 @@ _TILES: dict[Math, tuple[Tile, ...]] = {
 }
 
 
+def shared_limit(math: Math) -> int:
+    """Bytes of shared memory that a block has on every GPU that runs the code."""
+    return (64 if math == "Fp32" else 99) * 1024
+
+
 def default_ranges(k: int, n: int, math: Math) -> tuple[Range, ...]:
     """What to launch for how many rows."""
     if n <= MAX_DOTS:

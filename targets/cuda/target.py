@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,12 +88,20 @@ class CudaTarget(Target):
         from graphopt.targets.cuda.lowering import CudaLowering
         from graphopt.targets.relax import lowering
 
-        if tuning is not None:
-            raise SpecError("kernels for GPUs are not tuned yet; compile without --tune")
         nvcc.find()
         stage("lower")
+        working = self.legalize(graph)
+        tuned = {}
+        if tuning is not None:
+            from graphopt.targets.cuda import tuning as gpu_tuning
+
+            stage("tune")
+            newest = self.architectures[-1]
+            summary = gpu_tuning.tune(working, tuning, self._tvm(), newest, self.math)
+            tuned["tuning"] = asdict(summary)
+            stage("lower")
         state = CudaLowering(oob)
-        lowered = lowering.lower(self.legalize(graph), oob, state)
+        lowered = lowering.lower(working, oob, state)
         stage("build")
         built = build.build(
             lowered.module, self._tvm(), library, self.architectures, lowered.emitted
@@ -110,6 +118,7 @@ class CudaTarget(Target):
             "tvm": tvm.__version__,
             "sizes": None,
             "program": describe(built.program),
+            **tuned,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)
         return Compiled((*arrays, *(built.embedded or ())), facts, built.report)

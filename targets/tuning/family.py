@@ -57,6 +57,13 @@ class KernelFamily(ABC, Generic[Problem, Params]):
     def trials(self, problem: Problem, params: Params) -> list[Trial]:
         """What to call the kernel with, for each size that the problem is tuned at."""
 
+    def tolerance(self, problem: Problem) -> float:
+        """How much results may differ, as a share of the largest element.
+
+        By default, what another order of float32 additions can change.
+        """
+        return 1e-3
+
     def version(self) -> str:
         """Changes with the template's code, so that nothing measured with other code is used."""
         module = inspect.getmodule(type(self).kernel_source())

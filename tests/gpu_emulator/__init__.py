@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -189,13 +190,33 @@ def serve(
     return found
 
 
+def tune(
+    model: Path,
+    cache: Path,
+    folder: Path,
+    trials: int,
+    batches: Sequence[int],
+    architecture: int = 90,
+) -> dict[str, Any]:
+    """The facts of a compilation that tunes on the stand-ins.
+
+    Raises:
+        LaunchError: what went wrong, in one line.
+    """
+    settings = {"EMULATOR_ARCHITECTURE": architecture}
+    arguments = [model, cache, folder, trials, *batches]
+    output = _on_stand_ins("tune.py", arguments, folder, settings)
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
 def _on_stand_ins(
     script: str, arguments: Sequence[object], folder: Path, settings: Mapping[str, int]
 ) -> str:
     """What a script prints."""
     libraries = ":".join(map(str, stand_ins(folder)))
     environment = os.environ | {name: str(value) for name, value in settings.items()}
-    environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1"}
+    environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
         environment["COVERAGE_PROCESS_START"] = str(HERE.parent.parent / "pyproject.toml")
     command = [sys.executable, str(HERE / script), *map(str, arguments)]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt.targets.cuda.gemm_defaults import default_ranges
+from graphopt.targets.cuda.gemm_defaults import default_ranges, shared_limit
 from graphopt.targets.cuda.kernels.gemm import FewRows, Math, Tile, gemm, pack_weights
 from graphopt.targets.cuda.ops import dense
 
@@ -174,13 +174,12 @@ def test_weights_are_packed_in_words() -> None:
 
 @pytest.mark.parametrize("math", get_args(Math))
 def test_default_tiles_fit_the_smallest_gpu(math: Math) -> None:
-    most = (64 if math == "Fp32" else 99) * 1024
     for n in (1, 5, 40, 300, 5000, 10**6):
         limits = [limit or 10**9 for limit, _ in default_ranges(400, n, math)]
         assert limits == sorted(set(limits))
         for _, variant in default_ranges(400, n, math):
             if isinstance(variant, Tile):
-                assert 4 * variant.shared_words(math) <= most
+                assert 4 * variant.shared_words(math) <= shared_limit(math)
                 assert variant.threads <= 1024
 
 

@@ -1,0 +1,118 @@
+"""Tunes the dense layers of a graph on the GPU of this machine, or by what was measured on one."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+import numpy as np
+import tvm
+
+from graphopt.errors import ArtifactError, SpecError
+from graphopt.gpu_runtime.connection import connect
+from graphopt.ir.dims import product, substitute, symbols
+from graphopt.ir.graph import Graph, Node
+from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda.build import compiled_by
+from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
+from graphopt.targets.cuda.kernels import elementary
+from graphopt.targets.cuda.kernels.gemm import MAX_RANGES, Math, with_device_code
+from graphopt.targets.cuda.legalize import dense_layers
+from graphopt.targets.tuning.family import KernelFamily
+from graphopt.targets.tuning.options import Tuning
+from graphopt.targets.tuning.tuner import Summary, Tuner, require_close
+
+_TURNS = 5
+_SECONDS = 0.005  # of every turn
+_FIRST, _MOST = 3, 1000  # launches: to see how long one takes, and of a turn
+
+
+def tune(
+    graph: Graph, tuning: Tuning, target: tvm.target.Target, architecture: str, math: Math
+) -> Summary:
+    """Choose what is launched for how many rows, the attribute `ranges` of dense layers.
+
+    Args:
+        architecture: what is measured holds for GPUs of it.
+
+    Raises:
+        SpecError: something is to be measured, and this machine has no such GPU; or there are more
+            batch sizes than a kernel has variants for.
+        TuningMissError: the cache had to know all layers and does not.
+    """
+    if len(tuning.batches) > MAX_RANGES:
+        raise SpecError(f"kernels for GPUs are tuned for {MAX_RANGES} batch sizes at most")
+    if tuning.measures:
+        _require(architecture)
+    elementary.register()
+    family, tuner = GpuGemmFamily(), Tuner(tuning, target, f"cuda {architecture}", _ratios)
+    problems = {layer: _problems(layer, tuning, math) for layer in dense_layers(graph)}
+    tuner.tune(family, [problem for found in problems.values() for problem in found])
+    for layer, found in problems.items():
+        layer.attrs["ranges"] = ranges_of({p.rows: tuner.params(family, p) for p in found})
+    return tuner.summary
+
+
+def _require(architecture: str) -> None:
+    try:
+        present = f"sm_{connect().replace('.', '')}"
+    except ArtifactError as error:
+        raise SpecError(
+            f"kernels for GPUs are tuned on one, but {error}; "
+            "compile with a --tuning-cache that was filled where there is one"
+        ) from None
+    if present != architecture.rstrip("a"):
+        raise SpecError(
+            f"the GPU of this machine is {present}, which code for {architecture} is not tuned on; "
+            f"try --target cuda:{present}"
+        )
+
+
+def _problems(layer: Node, tuning: Tuning, math: Math) -> list[GpuGemmProblem]:
+    """A layer at each of the batch sizes; every free size stands for the batch."""
+    data, weights = layer.inputs[0], layer.const(1)
+    assert data is not None and weights is not None
+    count = product(data.tensor.dims[:-1])
+    found = [substitute(count, dict.fromkeys(symbols(count), b).get) for b in tuning.batches]
+    rows = sorted({number for number in found if isinstance(number, int)} or set(tuning.batches))
+    return [GpuGemmProblem(*weights.shape, math, number) for number in rows]
+
+
+def _ratios(
+    family: KernelFamily, problem: Any, default: Any, params: Any, target: tvm.target.Target
+) -> list[float]:
+    """The time of `params` over that of the default, by events of the GPU, in turns."""
+    base, candidate = (_Measured(family, problem, p, target) for p in (default, params))
+    require_close(family, problem, params, candidate.result, base.result)
+    turns = [(base.seconds(), candidate.seconds()) for _ in range(_TURNS)]
+    return [median(b for _, b in turns) / median(a for a, _ in turns)]
+
+
+class _Measured:
+    """A kernel on the GPU with its operands, and what it gives."""
+
+    def __init__(
+        self, family: KernelFamily, problem: Any, params: Any, target: tvm.target.Target
+    ) -> None:
+        kernel = family.kernel(problem, params).with_attr("global_symbol", "main")
+        architecture = f"sm_{connect().replace('.', '')}"
+
+        def compile_source(source: str) -> bytes:
+            return nvcc.fatbin(with_device_code(source), [architecture])[0]
+
+        with compiled_by(compile_source), target:
+            self._module = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
+        (trial,) = family.trials(problem, params)
+        arrays = [*trial.inputs, np.zeros(*trial.output)]
+        self._arguments = [tvm.runtime.tensor(array, tvm.cuda(0)) for array in arrays]
+        self._module["main"](*self._arguments)
+        self.result = self._arguments[-1].numpy()
+        once = self._timer(_FIRST)(*self._arguments).mean
+        self._time = self._timer(max(_FIRST, min(_MOST, int(_SECONDS / max(once, 1e-9)))))
+
+    def _timer(self, launches: int) -> Any:
+        return self._module.mod.time_evaluator("main", tvm.cuda(0), number=launches)
+
+    def seconds(self) -> float:
+        """The mean time of a launch in one turn."""
+        return float(self._time(*self._arguments).mean)

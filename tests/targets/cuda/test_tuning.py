@@ -1,0 +1,103 @@
+"""Dense layers tuned on a GPU: what is measured, what is kept, and what is used without a GPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import gpu_emulator
+import numpy as np
+import onnx
+import pytest
+import tvm
+
+import graphopt
+from graphopt.errors import SpecError, TuningMissError
+from graphopt.targets.cuda.gemm_defaults import shared_limit
+from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
+from graphopt.targets.cuda.kernels.gemm import FewRows, RowDots, Tile
+from graphopt.targets.tuning.database import Database, Key, as_text
+from graphopt.targets.tuning.options import Tuning
+
+FAMILY = GpuGemmFamily()
+K, N = 24, 36
+TILE = Tile(32, 32, 64, 32, 32, 3, 4)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    text = f"agraph (float[n, {K}] x) => (float[n, {N}] y) {{ y = MatMul (x, w) }}"
+    parsed = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]>\n{text}')
+    weights = np.random.default_rng(0).standard_normal((K, N)).astype(np.float32)
+    parsed.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    onnx.save(parsed, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def key(rows: int) -> Key:
+    problem = as_text(asdict(GpuGemmProblem(K, N, "Tf32x3", rows)))
+    return Key(FAMILY.name, FAMILY.version(), problem, "cuda sm_90", tvm.__version__)
+
+
+def test_measured_on_the_gpu_that_is_there(model: Path, emulation: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "t.db"
+    facts = gpu_emulator.tune(model, cache, emulation, trials=4, batches=(1, 40))
+    assert facts["tuning"]["measured"] == 4 and facts["tuning"]["known"] == 2
+    known = Database(cache, read_only=True).costs(key(40))
+    assert len(known) == 2 and known[as_text(asdict(FAMILY.default(_problem(40))))] == 1.0
+    assert {type(FAMILY.parse(json.loads(text))) for text in known} <= {Tile, FewRows}
+
+
+def _problem(rows: int) -> GpuGemmProblem:
+    return GpuGemmProblem(K, N, "Tf32x3", rows)
+
+
+def test_what_was_measured_is_used_without_a_gpu(
+    model: Path, emulation: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "t.db"
+    database = Database(cache)
+    database.add(key(1), asdict(FewRows(2, 16, 256)), 0.5)
+    database.add(key(64), asdict(TILE), 0.5)
+    database.close()
+    tuning = Tuning(cache, batches=(1, 64), read_only=True, error_on_miss=True)
+    with gpu_emulator.compiled_for_emulation(emulation):
+        made = tmp_path / "m.gopt"
+        graphopt.compile(model, "cuda", output=made, passes="O0", tuning=tuning, verify=False)
+        source = (made / "model.cu").read_text()
+        assert f"few_rows<2, 16, 256, 1, {K}, {N}>" in source
+        assert f"Tile<32, 32, 64, 32, 32, 3, 4>, graphopt::Tf32x3, {K}, {N}>" in source
+        missing = Tuning(cache, batches=(1, 65), read_only=True, error_on_miss=True)
+        with pytest.raises(TuningMissError, match=r"gpu-gemm .*rows=65 on cuda sm_90"):
+            graphopt.compile(model, "cuda", passes="O0", tuning=missing)
+
+
+def test_refusals(model: Path, emulation: Path) -> None:
+    with gpu_emulator.compiled_for_emulation(emulation):
+        with pytest.raises(SpecError, match=r"tuned on one, but .*no NVIDIA driver"):
+            graphopt.compile(model, "cuda", passes="O0", tuning=Tuning(trials=1))
+        with pytest.raises(SpecError, match="tuned for 5 batch sizes at most"):
+            tuning = Tuning(trials=1, batches=(1, 2, 3, 4, 5, 6))
+            graphopt.compile(model, "cuda", passes="O0", tuning=tuning)
+    with pytest.raises(gpu_emulator.LaunchError, match=r"is sm_80, .*try --target cuda:sm_80"):
+        gpu_emulator.tune(model, emulation / "t.db", emulation, 1, (1,), architecture=80)
+
+
+def test_candidates_fit() -> None:
+    for math in ("Fp32", "Tf32x3", "Bf16"):
+        for k, n, rows in ((13, 1, 64), (429, 400, 1), (429, 400, 64), (1024, 1024, 8192)):
+            problem = GpuGemmProblem(k, n, math, rows)
+            found = list(FAMILY.candidates(problem))
+            assert len(found) >= 3 and len(set(found)) == len(found)
+            for params in found:
+                assert FAMILY.parse(asdict(params)) == params
+                assert isinstance(params, RowDots) == (n == 1)
+                if not isinstance(params, RowDots):
+                    assert 4 * params.shared_words(math) <= shared_limit(math)
+
+
+def test_ranges_meet_half_way() -> None:
+    few = FewRows(1, 16, 512)
+    assert ranges_of({1: few, 64: few, 400: TILE}) == ((160, few), (None, TILE))
+    assert ranges_of({7: TILE}) == ((None, TILE),)
