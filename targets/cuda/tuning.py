@@ -75,7 +75,8 @@ def _problems(layer: Node, tuning: Tuning, math: Math) -> list[GpuGemmProblem]:
     count = product(data.tensor.dims[:-1])
     found = [substitute(count, dict.fromkeys(symbols(count), b).get) for b in tuning.batches]
     rows = sorted({number for number in found if isinstance(number, int)} or set(tuning.batches))
-    return [GpuGemmProblem(*weights.shape, math, number) for number in rows]
+    k, n = weights.shape
+    return [GpuGemmProblem(k, n, math, number) for number in rows]
 
 
 def _ratios(
