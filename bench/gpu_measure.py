@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
 def _model(case: Path, options: argparse.Namespace) -> dict[str, Any]:
     try:
         model = measure(case, _numbers(options.batches), options.seconds)
-        if options.profile:
+        if options.profile in batches_of(case):
             model["kernels"] = kernels_of(case, options.profile)
         return model
     except Exception as error:  # the other models are still of use

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -109,27 +110,84 @@ def markdown(file: Path) -> str:
     found = json.loads(file.read_text())
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     parts = [f"{heading(found)}; {found['date']}, {versions}."]
-    for peer, ours in _pairs(found):
-        parts.append(_table(found, peer, ours))
-    return "\n\n".join(parts)
+    if "lookups" in found:
+        parts.append(_lookups(found["lookups"], found["ceilings"]["bytes_per_s"]))
+    parts.append(_answers(found))
+    pairs = list(_pairs(found))
+    if not pairs:
+        return "\n\n".join([*parts, f"Other engines: {MISSING}."])
+    parts.append(_MEANING)
+    return "\n\n".join(
+        [*parts, *(_means(found, *pair) for pair in pairs), _table(found, *pairs[0])]
+    )
+
+
+_MEANING = """\
+Times: `device` is the GPU's clock, of ours for the kernels alone, of PyTorch for all between two
+events around a call, which in small batches is mostly its host code. `call` is from tensors on the
+GPU to new tensors on the GPU; `end_to_end` from NumPy arrays to NumPy arrays, where ours go over in
+one copy and PyTorch's one by one, unpinned. PyTorch is `torch.compile(mode="max-autotune")` on the
+optimized graph, for each shape, as far as it was compiled in the time there was: how many models
+that were is in brackets. Above 1 we are faster, below 1 slower."""
+
+
+def _answers(found: dict[str, Any]) -> str:
+    """How many models were right everywhere, and which were not."""
+    right, wrong = 0, []
+    for name, model in found["models"].items():
+        if "failure" in model:
+            wrong.append(f"{name} was {MISSING}")
+            continue
+        bad = [
+            f"{name} at batch {row['batch']}: {engine} is off by {times.get('error', inf):.2f} "
+            "of it"
+            for row in model["rows"]
+            for engine, times in row["engines"].items()
+            if engine.startswith("graphopt") and times.get("error", 2.0) > 1
+        ]
+        right, wrong = right + (not bad), wrong + bad
+    rest = f"; {'; '.join(wrong)}" if wrong else ""
+    return f"Answers of {right} models are within what is allowed (`gpu_timing.py`){rest}."
+
+
+def _means(found: dict[str, Any], peer: str, ours: str) -> str:
+    """Geometric means of the peer's times over ours."""
+    by_time = {time: ratios(found, peer, ours, time) for time in TIMES}
+    batches = sorted({batch for by_batch in by_time.values() for batch in by_batch})
+    rows = [_line([f"{peer} over {ours}, mean (models)", *(f"batch {b}" for b in batches)])]
+    rows.append("|---|" + "---:|" * len(batches))
+    for time, by_batch in by_time.items():
+        values = [list(by_batch.get(batch, {}).values()) for batch in batches]
+        cells = [f"{geometric_mean(v):.2f} ({len(v)})" if v else MISSING for v in values]
+        rows.append(_line([f"`{time}`", *cells]))
+    return "\n".join(rows)
+
+
+def _lookups(found: dict[str, Any], ceiling: float) -> str:
+    shares = [
+        f"{row['bytes'] / (row['device'] / 1e6) / ceiling:.0%} at batch {batch}"
+        for batch, row in found["batches"].items()
+    ]
+    shape = f"{found['tables']} tables of {found['rows']:,} rows of {found['dim']} float32"
+    return f"Lookups in {shape}, as a share of a copy's speed: {', '.join(shares)}."
 
 
 def _table(found: dict[str, Any], peer: str, ours: str) -> str:
-    """Microseconds of ours on the GPU's clock by model and batch size, and the peer's over them."""
-    by_batch = ratios(found, peer, ours, "device") or ratios(found, peer, ours, "call")
+    """Microseconds of ours by model and batch size: device, end to end, and the peer's over it."""
+    by_batch = ratios(found, peer, ours, "end_to_end")
     batches = sorted(by_batch)
-    rows = [_line([f"{ours}, µs ({peer} over it)", *(f"batch {batch}" for batch in batches)])]
+    title = f"{ours}: `device` / `end_to_end`, µs ({peer} over the latter)"
+    rows = [_line([title, *(f"batch {batch}" for batch in batches)])]
     rows.append("|---|" + "---:|" * len(batches))
     for name, model in found["models"].items():
         times = {row["batch"]: row["engines"].get(ours, {}) for row in model.get("rows", ())}
         cells = []
         for batch in batches:
-            time, ratio = times.get(batch, {}).get("device"), by_batch[batch].get(name)
-            shown = MISSING if time is None else f"{time:.3g}"
+            both = [times.get(batch, {}).get(key) for key in ("device", "end_to_end")]
+            shown = MISSING if None in both else " / ".join(f"{time:,.0f}" for time in both)
+            ratio = by_batch[batch].get(name)
             cells.append(shown if ratio is None else f"{shown} ({ratio:.2f})")
         rows.append(_line([name, *cells]))
-    means = [f"{geometric_mean(by_batch[batch].values()):.2f}" for batch in batches]
-    rows.append(_line(["geometric mean", *means]))
     return "\n".join(rows)
 
 
