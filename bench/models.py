@@ -5,7 +5,8 @@
 FOLDER has one folder per model: `model.onnx`, `inputs_b*.npz`, `expected_b*.npz`, and, for trained
 ones, `eval.npz` (inputs by name and `label`) with the metric named in `FOLDER/models.json`. Each
 model is compiled in a process of its own, so that its peak memory is known. The metric is computed
-for the source in ONNX Runtime, for the compiled artifact and for the portable model.
+for the source in ONNX Runtime, for the compiled artifact and for the portable model. A second table
+has how many kernels one inference calls, and which of these do the work of one ONNX op alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +65,17 @@ def worst_error(engine: Any, folder: Path) -> float:
     return worst
 
 
+def unfused(program: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many calls of a manifest's `program` compute one standard op alone, by op."""
+    alone = [call["ops"][0] for call in program if len(call["ops"]) == 1 and not _is_fused(call)]
+    return dict(Counter(alone).most_common())
+
+
+def _is_fused(call: Mapping[str, Any]) -> bool:
+    """True for ops of our own, which stand for several, and for groups that the compiler made."""
+    return "::" in call["ops"][0] or call["kernel"].startswith("fused_")
+
+
 def measure(folder: Path, spec: Mapping[str, Any] | None) -> dict[str, Any]:
     """Compile one model in this process; what came of it."""
     import graphopt
@@ -80,6 +93,9 @@ def measure(folder: Path, spec: Mapping[str, Any] | None) -> dict[str, Any]:
             "model": folder.name,
             "nodes": report.facts["nodes"],
             "calls": report.facts["calls"],
+            "unfused": unfused(
+                json.loads((artifact.path / "manifest.json").read_text())["program"]
+            ),
             "seconds": round(sum(report.stages.values()), 1),
             "stages": report.stages,
             "peak_mib": round(peak),
@@ -121,6 +137,22 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=150).print(table)
 
 
+def show_calls(rows: list[dict[str, Any]]) -> None:
+    """Calls per inference, and the ops that are a call of their own."""
+    table = Table(title="kernel calls per inference of the compiled artifact")
+    for column in ("model", "source nodes", "calls", "of one op", "ops not fused"):
+        table.add_column(
+            column, justify="left" if column in ("model", "ops not fused") else "right"
+        )
+    for row in (row for row in rows if "failure" not in row):
+        alone = row["unfused"]
+        listed = ", ".join(f"{op} {n}" if n > 1 else op for op, n in alone.items())
+        of_one = str(sum(alone.values())) if row["told"] else ""
+        counts = (str(row["nodes"][0]), str(row["calls"]), of_one)
+        table.add_row(row["model"], *counts, listed if row["told"] else "not told: it has loops")
+    Console(width=150).print(table)
+
+
 def main(
     folder: Path,
     only: Annotated[str, typer.Option(help="a model's name; all by default")] = "",
@@ -143,6 +175,7 @@ def main(
         rows.append(json.loads(last[0]) if done.returncode == 0 else failure)
         print(f"{name}: done", file=sys.stderr)
     show(rows)
+    show_calls(rows)
     if json_file:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
     good = all(

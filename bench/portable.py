@@ -9,7 +9,8 @@ process, so that a noisy neighbour hits all alike; a ratio is median over median
 the variant is faster than the source. `onnxruntime` is what ONNX Runtime's own optimizer writes,
 with ops that only it has (a Gemm and its activation in one, say). So node counts are given twice:
 as each file has them, a call of a local function being one node, and as ONNX Runtime runs the
-source and our file, after inlining functions and after all that it fuses itself.
+source and our file, after inlining functions and after all that it fuses itself. Where another file
+has fewer nodes than ours, the reason is printed: which of them are no standard ONNX.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +94,39 @@ def node_count(path: Path) -> int:
     return count(onnx.load(path, load_external_data=False).graph)
 
 
+def foreign_ops(path: Path) -> dict[str, int]:
+    """How many nodes of a file are ops that neither ONNX nor the file itself defines, by op."""
+    proto = onnx.load(path, load_external_data=False)
+    own = {(function.domain, function.name) for function in proto.functions}
+
+    def ops(graph: onnx.GraphProto) -> Iterator[str]:
+        for node in graph.node:
+            standard = node.domain in ("", "ai.onnx", "ai.onnx.ml")
+            if not standard and (node.domain, node.op_type) not in own:
+                yield node.op_type
+            for attribute in node.attribute:
+                yield from ops(attribute.g) if attribute.HasField("g") else ()
+
+    return dict(Counter(ops(proto.graph)).most_common())
+
+
+def reasons_for_more(row: Mapping[str, Any]) -> list[str]:
+    """Why other files have fewer nodes: an op that ONNX lacks stands for two or more of its."""
+    ours, found = row["nodes"]["graphopt"], []
+    for name, count in row["nodes"].items():
+        foreign = row["foreign"].get(name, {})
+        if name == "source" or count >= ours:
+            continue
+        least = count + sum(foreign.values())
+        listed = ", ".join(f"{n} {op}" for op, n in foreign.items()) or "none"
+        verdict = "no fewer" if least >= ours else "fewer all the same"
+        found.append(
+            f"{name} has {count} nodes, ours {ours}; not ONNX among its: {listed}, "
+            f"which as ONNX are {least} nodes or more ({verdict})"
+        )
+    return found
+
+
 def executed_count(path: Path) -> int:
     """Nodes that ONNX Runtime runs: after inlining functions and its own optimizations."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -158,6 +193,7 @@ def measure(source: Path, batches: list[int], names: list[str]) -> dict[str, Any
         runners = {name: onnxruntime.open(path) for name, path in files.items()}
         row: dict[str, Any] = {"model": source.parent.name, "missing": missing, "batches": {}}
         row["nodes"] = {name: node_count(path) for name, path in files.items()}
+        row["foreign"] = {name: foreign_ops(path) for name, path in files.items()}
         row["executed"] = {name: executed_count(files[name]) for name in ("source", "graphopt")}
         for batch in batches:
             try:
@@ -210,7 +246,8 @@ def show_nodes(rows: list[dict[str, Any]], names: list[str]) -> None:
         faults = {
             f"{n}: {why}" for b in row.get("batches", {}).values() for n, why in b["faults"].items()
         }
-        for reason in (*row["missing"], *sorted(faults)):
+        more = reasons_for_more(row) if "foreign" in row and "graphopt" in row["nodes"] else []
+        for reason in (*more, *row["missing"], *sorted(faults)):
             print(f"{row['model']}: {reason}")
 
 
