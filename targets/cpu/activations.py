@@ -115,6 +115,26 @@ def erf_gelu_to_dense(
     return _activated(rw, z, "gelu", 2)
 
 
+def _is_halved(node: Node) -> bool:
+    """True if what `node` computes is multiplied by 1/2, so that both are Gelu."""
+    others = [v for user in node.output.users if user.op == "Mul" for v in user.inputs]
+    return any(v is not None and v.const is not None and _are((v, 0.5)) for v in others)
+
+
+@rule(*(op.Mul(op.Add(op.Erf(e(z, scale)), one), z) for e in (op.Div, op.Mul)))
+def erf_gelu_twice_to_dense(
+    rw: Rewriter, node: Node, z: Value, one: Value, scale: Value
+) -> Value | NoMatch:
+    """z * (1 + Erf(z / sqrt(2))) of z = Dense(…) -> Dense(…, activation="gelu", alpha=2)
+
+    What a Gelu leaves when its factor 1/2 went into the weights of the next layer.
+    """
+    divides = any(n.op == "Div" for n in z.users)
+    if _is_halved(node) or not _are((one, 1.0), (scale, 2**0.5 if divides else 0.5**0.5)):
+        return NoMatch("it has other constants than Gelu without its 1/2")
+    return _activated(rw, z, "gelu", 2, alpha=2.0)
+
+
 _cube = op.Pow(z, three)
 _inner = op.Mul(op.Add(z, op.Mul(_cube, cubic)), scale)
 
@@ -130,6 +150,18 @@ def tanh_gelu_to_dense(
     return _activated(rw, z, "tanh_gelu", 3)
 
 
+@rule(op.Mul(op.Add(op.Tanh(_inner), one), z))
+def tanh_gelu_twice_to_dense(
+    rw: Rewriter, node: Node, z: Value, one: Value, scale: Value, cubic: Value, three: Value
+) -> Value | NoMatch:
+    """z * (1 + Tanh(…)) of z = Dense(…) -> Dense(…, activation="tanh_gelu", alpha=2)"""
+    factor = (2 / np.pi) ** 0.5
+    known = _are((one, 1.0), (scale, factor), (cubic, 0.044715), (three, 3.0))
+    if _is_halved(node) or not known:
+        return NoMatch("it has other constants than Gelu without its 1/2")
+    return _activated(rw, z, "tanh_gelu", 3, alpha=2.0)
+
+
 @rule(*(Pattern("Gelu", (layer,)) for layer in _LAYERS))
 def gelu_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
     """Gelu(Dense(…)) -> Dense(…, activation="gelu")"""
@@ -143,6 +175,8 @@ RULES = (
     silu_to_dense,
     hard_swish_to_dense,
     erf_gelu_to_dense,
+    erf_gelu_twice_to_dense,
     tanh_gelu_to_dense,
+    tanh_gelu_twice_to_dense,
     gelu_to_dense,
 )

@@ -1,4 +1,4 @@
-"""Layer normalization over the last axis, by a kernel of its own."""
+"""Layer and root mean square normalization over the last axis, by a kernel of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.layer_norm import layer_norm
 from graphopt.targets.relax.lowering import Lowering, lowers
 
-x, scale = var("x"), const("scale")
+x, scale, mean = var("x"), const("scale"), var("mean")
+axes, two, epsilon, one = const("axes"), const("two"), const("epsilon"), const("one")
+
+_deviations = tuple(
+    op.Sqrt(op.Add(op.ReduceMean(square, axes, keepdims=1).named("mean"), epsilon))
+    for square in (op.Pow(x, two), op.Mul(x, x))
+)
 
 
 @type_rule("LayerNorm", domain=DOMAIN)
@@ -50,7 +56,40 @@ def layer_normalization_to_rows(
     return [rw.insert("LayerNorm", [x, scale, rw.const(shift)], attrs, domain=DOMAIN).output]
 
 
-RULES = (layer_normalization_to_rows,)
+@rule(
+    *(op.Div(x, deviation) for deviation in _deviations),
+    *(op.Mul(x, op.Reciprocal(deviation)) for deviation in _deviations),
+    *(op.Mul(x, op.Div(one, deviation)) for deviation in _deviations),
+)
+def root_mean_square_to_rows(
+    rw: Rewriter, node: Node, x: Value, mean: Value, epsilon: Value
+) -> Value | NoMatch:
+    """x / Sqrt(mean of x ** 2 + epsilon) -> LayerNorm(x, 1, 0), which takes the mean for 0
+
+    (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.) The scale that follows has
+    mostly gone into the weights of the next layer.
+    """
+    width = x.tensor.dims[-1] if x.rank else None
+    if x.dtype != "float32" or not isinstance(width, int) or mean.producer is None:
+        return NoMatch("not float32 of a known width")
+    square, last = mean.producer.inputs[0], mean.producer.const(1)
+    assert square is not None and square.producer is not None and epsilon.const is not None
+    numbers = [(square.producer.const(1), 2)] if square.producer.op == "Pow" else []
+    factors = [v for v in node.inputs if v is not x and v is not None]
+    inverse = factors[0].producer if factors else None
+    if inverse is not None and node.op == "Mul" and inverse.op == "Div":
+        numbers.append((inverse.const(0), 1))
+    if any(c is None or c.size != 1 or c.item() != number for c, number in numbers):
+        return NoMatch("it is another power than the square, or another quotient")
+    along = [] if last is None else [axis % (x.rank or 1) for axis in last.tolist()]
+    if along != [(x.rank or 0) - 1] or epsilon.const.size != 1:
+        return NoMatch("it normalizes another axis than the last")
+    ones, zeros = (rw.const(fill(width, np.float32)) for fill in (np.ones, np.zeros))
+    attrs = {"epsilon": float(epsilon.const.item()), "centred": 0}
+    return rw.insert("LayerNorm", [x, ones, zeros], attrs, domain=DOMAIN).output
+
+
+RULES = (layer_normalization_to_rows, root_mean_square_to_rows)
 
 
 @lowers("LayerNorm", domain=DOMAIN)
@@ -60,7 +99,8 @@ def _lower_layer_norm(lower: Lowering, node: Node) -> Any:
     width = x.tensor.dims[-1]
     assert isinstance(width, int)  # the rule saw to it
     rows = lower.dim(product(x.tensor.dims[:-1]))
-    kernel = layer_norm(width, node.attrs["epsilon"], node.attrs["lanes"])
+    centred = bool(node.attrs.get("centred", 1))
+    kernel = layer_norm(width, node.attrs["epsilon"], node.attrs["lanes"], centred)
     operands = [lower.reshape(lower.expr(x), [rows, width]), lower.expr(scale), lower.expr(shift)]
     (result,) = lower.kernel(kernel, operands, [([rows, width], "float32")])
     return lower.reshape(result, lower.shape(node.output))

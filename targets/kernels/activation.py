@@ -13,7 +13,7 @@ _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of th
     "affine": (1.0, 0.0),
     "clip": (0.0, 6.0),
     "elu": (1.0, 0.0),
-    "gelu": (0.0, 0.0),
+    "gelu": (1.0, 0.0),
     "hard_sigmoid": (0.2, 0.5),
     "hard_swish": (0.0, 0.0),
     "leaky_relu": (0.01, 0.0),
@@ -24,7 +24,7 @@ _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of th
     "softplus": (0.0, 0.0),
     "softsign": (0.0, 0.0),
     "tanh": (0.0, 0.0),
-    "tanh_gelu": (0.0, 0.0),
+    "tanh_gelu": (1.0, 0.0),
     "thresholded_relu": (1.0, 0.0),
 }
 
@@ -36,11 +36,11 @@ class Activation:
     """An elementwise function of float32: `kind` and its constants, called on an expression.
 
     affine: alpha * x + beta          clip: limited to [alpha, beta]
-    elu: x, alpha * (e**x - 1) if x < 0           gelu: x * Phi(x), by erf
+    elu: x, alpha * (e**x - 1) if x < 0           gelu: alpha * x * Phi(x), by erf
     hard_sigmoid: alpha * x + beta limited to [0, 1]     hard_swish: x * hard_sigmoid(x; 1/6, 1/2)
     leaky_relu: x, alpha * x if x < 0             scaled_tanh: alpha * tanh(beta * x)
     silu: x * sigmoid(x)              softplus: log(1 + e**x)       softsign: x / (1 + |x|)
-    tanh_gelu: x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2
+    tanh_gelu: alpha * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2
     thresholded_relu: x, 0 if x <= alpha
     A constant left out has the default of the ONNX operator.  NaN stays NaN.
     """
@@ -69,7 +69,7 @@ class Activation:
             case "elu":
                 return T.Select(x < zero, alpha * (fast_exp(x) - one), x)
             case "gelu":
-                return x * T.float32(0.5) * (one + erf(x * T.float32(0.5**0.5)))
+                return x * (alpha * T.float32(0.5)) * (one + erf(x * T.float32(0.5**0.5)))
             case "hard_sigmoid":
                 return clip(x * alpha + beta, 0.0, 1.0)
             case "hard_swish":
@@ -92,7 +92,7 @@ class Activation:
                 return tanh(x)
             case "tanh_gelu":
                 inner = (x + T.float32(0.044715) * x * x * x) * T.float32((2 / pi) ** 0.5)
-                return x * T.float32(0.5) * (one + tanh(inner))
+                return x * (alpha * T.float32(0.5)) * (one + tanh(inner))
             case "thresholded_relu":
                 return T.Select(x <= alpha, zero, x)
         raise AssertionError(self.kind)

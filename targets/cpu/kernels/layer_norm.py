@@ -10,7 +10,7 @@ from graphopt.targets.kernels.storage import element_bytes
 
 
 @cache
-def layer_norm(dim: int, epsilon: float, lanes: int) -> PrimFunc:
+def layer_norm(dim: int, epsilon: float, lanes: int, centred: bool = True) -> PrimFunc:
     """Kernel (x[rows, dim], scale[dim], shift[dim]) -> y[rows, dim], `rows` symbolic.
 
     y = (x - mean) / sqrt(variance + epsilon) * scale + shift, moments over each row. float32, the
@@ -18,6 +18,7 @@ def layer_norm(dim: int, epsilon: float, lanes: int) -> PrimFunc:
 
     Args:
         lanes: float32 elements in a vector register.
+        centred: False takes every mean for 0, which is root mean square normalization.
     """
     align, width = element_bytes("float32"), min(lanes, 1 << (dim.bit_length() - 1))
     chunks, rest = dim // width, dim % width
@@ -54,12 +55,12 @@ def layer_norm(dim: int, epsilon: float, lanes: int) -> PrimFunc:
             acc[lane] = T.float32(0)
         for chunk in range(chunks):
             for lane in T.vectorized(width):
-                centred = T.meta_var(x[row, chunk * width + lane] - mean[0])
-                acc[lane] = acc[lane] + centred * centred
+                part = T.meta_var(x[row, chunk * width + lane] - mean[0])
+                acc[lane] = acc[lane] + part * part
         add_up(acc)
         for k in range(rest):
-            centred = T.meta_var(x[row, chunks * width + k] - mean[0])
-            acc[0] = acc[0] + centred * centred
+            part = T.meta_var(x[row, chunks * width + k] - mean[0])
+            acc[0] = acc[0] + part * part
 
     @T.prim_func(private=True, s_tir=True)
     def layer_norm(x_: T.handle, scale_: T.handle, shift_: T.handle, y_: T.handle):
@@ -73,8 +74,10 @@ def layer_norm(dim: int, epsilon: float, lanes: int) -> PrimFunc:
             acc = T.alloc_buffer((width,), "float32", scope="local")
             mean = T.alloc_buffer((1,), "float32", scope="local")
             inverse = T.alloc_buffer((1,), "float32", scope="local")
-            mean_of(acc, x, row)
-            mean[0] = acc[0] / T.float32(dim)
+            mean[0] = T.float32(0)
+            if centred:
+                mean_of(acc, x, row)
+                mean[0] = acc[0] / T.float32(dim)
             variance_of(acc, x, row, mean)
             inverse[0] = T.float32(1) / T.sqrt(acc[0] / T.float32(dim) + T.float32(epsilon))
             for chunk in range(chunks):

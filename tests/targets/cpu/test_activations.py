@@ -37,6 +37,9 @@ FORMS = {
     "gelu tf": "d = Mul(z, rooth) e = Erf(d) p = Add(one, e) m = Mul(half, p) y = Mul(z, m)",
     "tanh_gelu": """q = Pow(z, three) r = Mul(q, cubic) s = Add(z, r) t = Mul(s, tilt)
         u = Tanh(t) p = Add(u, one) m = Mul(z, half) y = Mul(m, p)""",
+    "gelu whose half is elsewhere": ERF + "y = Mul(z, p)",
+    "tanh_gelu whose half is elsewhere": """q = Pow(z, three) r = Mul(q, cubic) s = Add(z, r)
+        t = Mul(s, tilt) u = Tanh(t) p = Add(u, one) y = Mul(p, z)""",
 }
 
 
@@ -69,6 +72,7 @@ def test_gelu_of_opset_20() -> None:
         "s = HardSigmoid(z) y = Mul(s, z)",
         "d = Div(z, two) e = Erf(d) p = Add(e, one) m = Mul(z, half) y = Mul(m, p)",
         ERF + "m = Mul(z, one) y = Mul(m, p)",
+        "d = Div(z, two) e = Erf(d) p = Add(e, one) y = Mul(z, p)",
         "a = Relu(z) y = Softplus(a)",
         "s = Sigmoid(z) y = Mul(z, s) v = Exp(z)",
     ],

@@ -61,3 +61,39 @@ def test_others_stay(op: str) -> None:
     feeds = random_inputs(graph, {"N": 3})
     wanted = run_onnxruntime(graph, feeds)["y"]
     np.testing.assert_allclose(Compiled(graph)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+ROOT_MEAN_SQUARE = {
+    "torch": "q = Pow(x, two) m = ReduceMean(q, k) e = Add(m, eps) d = Sqrt(e) r = Div(one, d)"
+    " y = Mul(x, r)",
+    "dynamo": "q = Pow(x, two) m = ReduceMean(q, k) e = Add(m, eps) d = Sqrt(e)"
+    " r = Reciprocal(d) y = Mul(r, x)",
+    "by hand": "q = Mul(x, x) m = ReduceMean(q, k) e = Add(eps, m) d = Sqrt(e) y = Div(x, d)",
+}
+
+
+def root_mean_square(body: str) -> Graph:
+    return parse(
+        f"""(float[N,3,20] x) => (float[] y) <float two = {{2}}, float one = {{1}},
+        float three = {{3}}, float eps = {{1e-5}}, int64[1] k = {{-1}}, int64[1] k1 = {{1}}>
+        {{ {body} }}"""
+    )
+
+
+@pytest.mark.parametrize("form", ROOT_MEAN_SQUARE)
+def test_root_mean_square(form: str) -> None:
+    graph = root_mean_square(ROOT_MEAN_SQUARE[form])
+    assert is_legalized(graph)
+    feeds = random_inputs(graph, {"N": 4})
+    feeds["x"] = feeds["x"] + 2  # a mean that would be missed
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(Compiled(graph)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "new"),
+    [("torch", "two)", "three)"), ("torch", "(one", "(three"), ("by hand", "(q, k)", "(q, k1)")],
+)
+def test_other_norms_stay(form: str, old: str, new: str) -> None:
+    assert old in ROOT_MEAN_SQUARE[form]
+    assert not is_legalized(root_mean_square(ROOT_MEAN_SQUARE[form].replace(old, new)))
