@@ -12,6 +12,7 @@ from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.decompose_einsum import DecomposeEinsum
 from graphopt.passes.deduplicate_rows import DeduplicateRows
 from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.passes.drop_unit_axes import DropUnitAxes
@@ -45,6 +46,7 @@ from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.raise_layer_normalization import RaiseLayerNormalization
 from graphopt.passes.raise_lookups import RaiseLookups
+from graphopt.passes.raise_pooling import RaisePooling
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
@@ -101,8 +103,9 @@ _FOLD_WEIGHTS = (
     Reassociate(),
     FuseGemm(),
 )
-_LOOK_UP = (RaiseLookups(), FuseLookups(), MergeEmbeddingBags())
+_LOOK_UP = (RaiseLookups(), RaisePooling(), FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
+    DecomposeEinsum(),
     DropUnitAxes(),
     SinkGathers(),
     FuseBiInteraction(),

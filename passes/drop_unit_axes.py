@@ -53,6 +53,17 @@ def matrix_times_column(rw: Rewriter, w: Value, x: Value, node: Node) -> Value |
     return NoMatch("a shape cannot be written with constants") if result is None else result
 
 
+@rule(op.MatMul(x, w))
+def rows_times_vector(rw: Rewriter, x: Value, w: Value, node: Node) -> Value | NoMatch:
+    """MatMul(x, w), w [k] -> Reshape(MatMul(x, w as [k, 1])), which ONNX Runtime does as one"""
+    vector = w.const
+    assert vector is not None
+    if vector.ndim != 1 or (x.rank or 0) < 2:
+        return NoMatch("it does not multiply rows with one vector")
+    result = _reshaped(rw, rw.op.MatMul(x, rw.const(vector[:, np.newaxis])), node.output)
+    return NoMatch("a shape cannot be written with constants") if result is None else result
+
+
 @rule(op.MatMul(x, y))
 def column_times_row(rw: Rewriter, x: Value, y: Value) -> Value | NoMatch:
     """MatMul(x, y), x [..., m, 1] and y [..., 1, n] -> x * y"""
@@ -107,9 +118,10 @@ def columns_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None
 class DropUnitAxes(RewritePass):
     """Multiplies matrices with the rows of a batch at once, not with a column of each sample.
 
-    Needs columns that are vectors reshaped to [n, d, 1]. Cross layers and mixtures of experts often
-    hold a sample as [n, d, 1] and multiply from the left. The last axis goes where all operands
-    allow it; then a layer is one product of matrices. Fidelity: reassociates.
+    Needs columns that are vectors reshaped to [n, d, 1], or rows that one vector multiplies. Cross
+    layers and mixtures of experts often hold a sample as [n, d, 1] and multiply from the left. The
+    last axis goes where all operands allow it; then a layer is one product of matrices. For a
+    product with a vector, ONNX Runtime asks for one number at a time. Fidelity: reassociates.
 
     Before:
         (float[N,4] x) => (float[N,4] y)
@@ -138,6 +150,7 @@ class DropUnitAxes(RewritePass):
     fidelity = Fidelity.REASSOCIATES
     rules = (
         matrix_times_column,
+        rows_times_vector,
         column_times_row,
         columns_combined,
         column_mapped,

@@ -125,7 +125,7 @@ def _is_bag(node: Node) -> bool:
     if node.op != "graphopt::EmbeddingBag" or node.input(3) is not None:
         return False
     bag = EmbeddingBag.of(node)
-    return bag.mode != "max" and bag.padding_idx is None and bag.empty == 0
+    return bag.mode != "max" and bag.by_id == (bag.padding_idx is not None) and bag.empty == 0
 
 
 def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
@@ -183,7 +183,7 @@ class _InCodes:
         op = quantized_lookup.OP_TYPE
         if _is_bag(node):
             op = quantized_embedding_bag.OP_TYPE
-            kept = ("mode", "include_last_offset")
+            kept = ("mode", "include_last_offset", "padding_idx", "by_id")
             attrs |= {name: node.attrs[name] for name in kept if name in node.attrs}
         return _insert(node, op, [*constants, *node.inputs[1:]], attrs, DOMAIN)
 

@@ -36,12 +36,15 @@ class EmbeddingBag:
         include_last_offset: `offsets` ends with the end of the last bag (CSR).
         padding_idx: ids that read this row do not count, in any mode; None for no padding.
         empty: the value of a bag in which nothing counts.
+        by_id: only `padding_idx` itself is padding, no other id that reads the same row. Only for
+            sums and means of ids [b, k]; what padding reads must be finite.
     """
 
     mode: Mode = "sum"
     include_last_offset: bool = False
     padding_idx: int | None = None
     empty: float = 0.0
+    by_id: bool = False
 
     @staticmethod
     def of(node: Node) -> EmbeddingBag:
@@ -52,6 +55,7 @@ class EmbeddingBag:
             bool(node.attr("include_last_offset", 0)),
             None if padding is None else int(padding),
             float(node.attr("empty", 0.0)),
+            bool(node.attr("by_id", 0)),
         )
 
     @property
@@ -62,6 +66,8 @@ class EmbeddingBag:
             attrs["include_last_offset"] = 1
         if self.padding_idx is not None:
             attrs["padding_idx"] = self.padding_idx
+        if self.by_id:
+            attrs["by_id"] = 1
         return attrs
 
     @property
@@ -85,7 +91,8 @@ class EmbeddingBag:
         flat = ids.reshape(-1)
         counts = np.ones(flat.shape, bool)
         if self.padding_idx is not None:
-            counts = flat % len(table) != self.padding_idx % len(table)
+            read = flat if self.by_id else flat % len(table)
+            counts = read != (self.padding_idx if self.by_id else self.padding_idx % len(table))
         rows = table[flat] if weights is None else table[flat] * weights.reshape(-1, 1)
         pooled = np.full((max(len(bounds) - 1, 0), table.shape[1]), self.empty, table.dtype)
         for bag, (start, stop) in enumerate(pairwise(bounds)):
@@ -112,6 +119,9 @@ def _embedding_bag(node: Node) -> list[Type | None]:
         raise fail(f"ids must be int32 or int64 of rank 1 or 2, not {ids}")
     if isinstance(weights, TensorType) and (weights.dtype, weights.rank) != (table.dtype, ids.rank):
         raise fail(f"weights must be {table.dtype} of rank {ids.rank}, not {weights}")
+    bag = EmbeddingBag.of(node)
+    if bag.by_id and (ids.rank != 2 or bag.mode == "max"):
+        raise fail("by_id is for sums and means of ids [b, k]")
     if ids.rank == 2:
         if offsets is not None:
             raise fail("ids of rank 2 have no offsets")
@@ -119,7 +129,7 @@ def _embedding_bag(node: Node) -> list[Type | None]:
     assert offsets is None or isinstance(offsets, TensorType)
     if offsets is None or offsets.rank != 1 or offsets.dtype not in ("int32", "int64"):
         raise fail(f"offsets must be int32 or int64 of rank 1, not {offsets}")
-    bags: Dim = offsets.dims[0] - (1 if EmbeddingBag.of(node).include_last_offset else 0)
+    bags: Dim = offsets.dims[0] - (1 if bag.include_last_offset else 0)
     return [tensor_type(table.dtype, [bags, table.dims[1]])]
 
 
@@ -132,7 +142,8 @@ def _variant(node: Node) -> Variant:
         fixed=fixed,
         wide=not fixed and not (isinstance(dim, int) and dim <= NARROW),
         weighted=node.input(3) is not None,
-        padded=bag.padding_idx is not None,
+        padded=bag.padding_idx is not None and not bag.by_id,
+        by_id=bag.padding_idx is not None and bag.by_id,
         csr=bag.include_last_offset and not fixed,
         filled=bag.empty != bag.nothing,
         half=table.dtype in ("float16", "bfloat16"),
@@ -156,7 +167,7 @@ def function(node: Node) -> onnx.FunctionProto:
         f"{variant.name} ({inputs}) => ({result}) {{\n{body.text}\n}}"
     )
     # The parser has no syntax for attributes with defaults, and what callers pass must be declared.
-    declared = {"mode": variant.mode, "include_last_offset": 0, "empty": 0.0}
+    declared = {"mode": variant.mode, "include_last_offset": 0, "empty": 0.0, "by_id": 0}
     proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
     proto.attribute.append("padding_idx")
     return proto

@@ -29,6 +29,7 @@ class Variant:
         csr: offsets end with the end of the last bag.
         filled: an empty bag is something else than what pooling starts from.
         half: the table has 16-bit floats, which are pooled in 32 bits.
+        by_id: there is a `padding_idx`, and only this very id is padding; only if fixed.
     """
 
     mode: Mode
@@ -39,6 +40,7 @@ class Variant:
     csr: bool
     filled: bool
     half: bool
+    by_id: bool = False
 
     @property
     def name(self) -> str:
@@ -101,6 +103,8 @@ class Body:
     def fixed(self) -> str:
         """ids [b, k]: look up, mask, reduce."""
         rows, other = self.rows("ids", "weights", 2)
+        if self.variant.by_id:
+            return self.masked(rows)
         if other:
             self.add(f"mask = Unsqueeze ({other}, axis2)")
             self.add(f"kept = Where (mask, {rows}, nothing)")
@@ -111,6 +115,20 @@ class Body:
             self.add("count = ReduceSum <keepdims = 1> (counted, axis1)")
         elif self.counts:
             self.add("count = Shape <start = 1> (ids)")
+        return self.result("pooled")
+
+    def masked(self, rows: str) -> str:
+        """Multiply by 0 what padding reads, which ONNX Runtime does faster than a Where."""
+        self.add(f"""
+            own_padding = CastLike (padding, ids)
+            is_padding = Equal (ids, own_padding)
+            is_other = Not (is_padding)
+            other = CastLike (is_other, {rows})
+            mask = Unsqueeze (other, axis2)
+            kept = Mul ({rows}, mask)
+            pooled = ReduceSum <keepdims = 0> (kept, axis1)""")
+        if self.counts:
+            self.add("count = ReduceSum <keepdims = 1> (other, axis1)")
         return self.result("pooled")
 
     def scattered(self) -> str:
@@ -269,17 +287,19 @@ class Body:
                 (unpooled, target, {updates})""")
 
     def result(self, pooled: str) -> str:
-        """`pooled` [b, dim] and, where it matters, `count` int64[b, 1] → what the op gives."""
+        """`pooled` [b, dim] and, where it matters, `count` [b, 1] → what the op gives."""
         if self.variant.mode == "mean":
             self.add(f"""
-                divisor_64 = Max (count, one)
-                divisor = CastLike (divisor_64, {pooled})
+                least = CastLike (one, count)
+                at_least_one = Max (count, least)
+                divisor = CastLike (at_least_one, {pooled})
                 mean = Div ({pooled}, divisor)""")
             pooled = "mean"
         if self.variant.filled:
             self.add(f"""
                 empty = CastLike (empty_f32, {pooled})
-                is_empty = Equal (count, zero)
+                none = CastLike (zero, count)
+                is_empty = Equal (count, none)
                 filled = Where (is_empty, empty, {pooled})""")
             pooled = "filled"
         if self.variant.half:

@@ -1,8 +1,9 @@
 """`graphopt::QuantizedEmbeddingBag`: bags of rows of a table that is stored in 8 or 4 bits.
 
 Inputs: `codes`, `scales` and the attribute `bits` as in `graphopt::QuantizedLookup`; `ids` and
-`offsets` as in `graphopt::EmbeddingBag`, with its attributes `mode` ("sum" or "mean") and
-`include_last_offset`. Output: float32[b, dim], 0 for an empty bag.
+`offsets` as in `graphopt::EmbeddingBag`, with its attributes `mode` ("sum" or "mean"),
+`include_last_offset`, and `padding_idx` together with `by_id`. Output: float32[b, dim], 0 for a
+bag in which nothing counts.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def _quantized_embedding_bag(node: Node) -> list[Type | None]:
     if node.attr("mode", "sum") not in ("sum", "mean"):
         raise InvalidModelError(f"{node.op} (node {where}): mode is sum or mean")
     assert ids is not None
+    padded, by_id = node.attr("padding_idx") is not None, bool(node.attr("by_id", 0))
+    if padded != by_id or (padded and offsets is not None):
+        raise InvalidModelError(f"{node.op} (node {where}): padding is by id, of ids [b, k]")
     if ids.rank == 2 and offsets is None:
         return [tensor_type("float32", [ids.tensor.dims[0], dim])]
     if ids.rank != 1 or offsets is None or not isinstance(offsets.type, TensorType):
@@ -62,6 +66,7 @@ def _variant(node: Node) -> Variant:
         csr=bool(node.attr("include_last_offset", 0)) and not fixed,
         filled=False,
         half=False,
+        by_id=node.attr("padding_idx") is not None,
     )
 
 
@@ -81,6 +86,7 @@ def function(node: Node) -> onnx.FunctionProto:
         f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
         f"{function_name(node)} (codes, scales, ids, offsets) => ({result}) {{\n{body.text}\n}}"
     )
-    declared = {"bits": bits, "mode": variant.mode, "include_last_offset": 0}
+    declared = {"bits": bits, "mode": variant.mode, "include_last_offset": 0, "by_id": 0}
     proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
+    proto.attribute.append("padding_idx")
     return proto

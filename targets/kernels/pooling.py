@@ -33,6 +33,7 @@ class Pooling:
     padding_idx: ids that read this row do not count, in any mode; negative counts from the end.
     empty: the value of a bag in which nothing counts.  PyTorch gives 0; a ReduceMax over nothing
         gives -inf, a ReduceMean NaN.
+    by_id: only `padding_idx` itself is padding, no other id that reads the same row.
     oob: what an id outside the table does; a row of zeros ("zero") counts as a row.
     message, offsets_message: what RuntimeError says about a bad id, and about bad offsets.
     """
@@ -41,6 +42,7 @@ class Pooling:
     weighted: bool = False
     padding_idx: int | None = None
     empty: float = 0.0
+    by_id: bool = False
     oob: OutOfBounds = "error"
     message: str = OUT_OF_RANGE
     offsets_message: str = BAD_OFFSETS
@@ -87,10 +89,12 @@ class Plan:
         return is_valid(index, rows) if self.pooling.oob == "zero" else T.bool(True)
 
     def counts(self, index):
-        """Boolean expression: the row that `index` reads is not padding."""
+        """Boolean expression: `index`, or the row that it reads, is not padding."""
         padding = self.pooling.padding_idx
         if padding is None:
             return T.bool(True)
+        if self.pooling.by_id:
+            return T.Not(index == padding)
         is_padding = row_of(index, self.rows, self.pooling.oob) == padding % self.rows
         return T.Not(T.bitwise_and(self.is_valid(index, self.rows), is_padding))
 

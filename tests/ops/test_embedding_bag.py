@@ -127,6 +127,9 @@ def test_meaning_of_rows_of_ids() -> None:
     np.testing.assert_array_equal(
         EmbeddingBag("max", padding_idx=3).pool(TABLE, ids), [[2, 12], [0, 0]]
     )
+    np.testing.assert_array_equal(
+        EmbeddingBag("sum", padding_idx=3, by_id=True).pool(TABLE, ids), [[3, 1], [3, -13]]
+    )
 
 
 # -------------------------------------------------------------------------------- bodies
@@ -149,6 +152,24 @@ def test_body_means_the_same(mode: str, dim: int, form: str) -> None:
             assert pooled.shape == wanted.shape
             # Chunks of a long bag are added up one by one, NumPy adds in pairs.
             np.testing.assert_allclose(pooled, wanted, rtol=1e-5, atol=1e-5, err_msg=str(bag))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("padding", [0, -1])
+def test_padding_by_id(mode: str, padding: int) -> None:
+    for weighted, empty, ints, dtype in [
+        (False, 0.0, "int64", "float32"),
+        (True, 1.5, "int32", "float32"),
+        (False, float("nan"), "int32", "float16"),
+    ]:
+        bag = EmbeddingBag(mode, padding_idx=padding, empty=empty, by_id=True)  # type: ignore[arg-type]
+        graph = graph_of(bag, fixed=True, weighted=weighted, ints=ints, dtype=dtype)
+        session, compiled = session_of(onnx_io.to_proto(graph)), Compiled(graph)
+        for given in feeds_of(bag, True, weighted, 3, ints, least=1):
+            feeds = {k: v.astype(dtype) if v.dtype == np.float32 else v for k, v in given.items()}
+            wanted, tolerance = expected(bag, feeds), 1e-5 if dtype == "float32" else 1e-2
+            for found in (session.run(None, feeds)[0], compiled(feeds)["pooled"]):
+                np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("form", ["narrow", "wide", "fixed"])
@@ -264,6 +285,13 @@ def test_type_errors(types: list[str], reason: str) -> None:
         )
     with pytest.raises(InvalidModelError, match=reason):
         graph.insert(OP_TYPE, inputs, EmbeddingBag("sum").attrs, domain=DOMAIN)
+
+
+@pytest.mark.parametrize(("mode", "fixed"), [("max", True), ("sum", False)])
+def test_padding_by_id_has_a_form_for_sums_of_rows_of_ids_only(mode: str, fixed: bool) -> None:
+    bag = EmbeddingBag(mode, padding_idx=0, by_id=True)  # type: ignore[arg-type]
+    with pytest.raises(InvalidModelError, match="by_id is for sums and means"):
+        graph_of(bag, fixed=fixed)
 
 
 # ------------------------------------------------------------------------------- kernels

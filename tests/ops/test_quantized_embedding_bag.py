@@ -66,6 +66,20 @@ def test_bags_of_one_length(bits: int, mode: str) -> None:
     np.testing.assert_allclose(run_onnxruntime(graph, feeds)["pooled"], wanted, **close)
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_padding(bits: int, mode: str) -> None:
+    graph, table = graph_of(bits, 24, mode, fixed=True)
+    next(iter(graph.nodes)).attrs.update(padding_idx=8, by_id=1)
+    feeds = {"ids": np.array([[0, 8, -1], [8, 8, 8]])}
+    bag = EmbeddingBag(mode, padding_idx=8, by_id=True)  # type: ignore[arg-type]
+    close = {"rtol": 1e-6, "atol": 1e-6 * np.abs(table).max()}
+    wanted = bag.pool(table, feeds["ids"])
+    np.testing.assert_allclose(Compiled(graph)(feeds)["pooled"], wanted, **close)
+    np.testing.assert_allclose(run_onnxruntime(graph, feeds)["pooled"], wanted, **close)
+    onnx.checker.check_model(onnx_io.to_proto(graph))
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_ids_and_offsets_that_are_out_of_range(bits: int) -> None:
     graph, table = graph_of(bits, 8)
@@ -87,5 +101,7 @@ def test_types_that_do_not_fit() -> None:
         graph.insert(OP_TYPE, node.inputs[:3], {"bits": 8}, domain=DOMAIN)
     with pytest.raises(InvalidModelError, match="mode is sum or mean"):
         graph.insert(OP_TYPE, node.inputs, {"bits": 8, "mode": "max"}, domain=DOMAIN)
+    with pytest.raises(InvalidModelError, match="padding is by id"):
+        graph.insert(OP_TYPE, node.inputs, {"bits": 8, "padding_idx": 0}, domain=DOMAIN)
     with pytest.raises(InvalidModelError, match="no codes"):
         graph.insert(OP_TYPE, node.inputs, {"bits": 4}, domain=DOMAIN)

@@ -11,7 +11,8 @@ TEXT = """(float[N,4] x, float[N,4,1] k, float[N,1] d, float[N,3,4] z) => (float
     float whole = {{1}}, float[3,4] w, float[4,3] wt, float[4,1] b, float[4] row,
     float[1,1,4] wide, float half = {{0.5}}, float[1] one = {{1}}, int64[3] up = {{-1, 4, 1}},
     int64[3] up3 = {{-1, 3, 1}}, int64[3] up9 = {{-1, 9, 1}}, int64[3] dot = {{-1, 1, 1}},
-    int64[2] down = {{-1, 4}}, int64[3] flat = {{-1, 1, 4}}, float[2,3,4] stack> {{
+    int64[2] down = {{-1, 4}}, int64[3] flat = {{-1, 1, 4}}, int64[1] all = {{-1}},
+    int64[2] three = {{-1, 3}}, float[2,3,4] stack> {{
     {} y = Erf(s) }}"""
 C = "c = Reshape(x, up) "
 
@@ -21,6 +22,8 @@ C = "c = Reshape(x, up) "
     [
         ("s = MatMul(w, k)", "r = Reshape(k, down) m = MatMul(r, wt) s = Reshape(m, up3)"),
         (C + "s = MatMul(w, c)", "m = MatMul(x, wt) s = Reshape(m, up3)"),
+        ("s = MatMul(x, row)", "m = MatMul(x, b) s = Reshape(m, all)"),
+        ("s = MatMul(z, row)", "m = MatMul(z, b) s = Reshape(m, three)"),
         (C + "s = Add(c, b)", "a = Add(x, row) s = Reshape(a, up)"),
         (C + "s = Sub(b, c)", "a = Sub(row, x) s = Reshape(a, up)"),
         (C + "s = Mul(c, half)", "a = Mul(x, half) s = Reshape(a, up)"),
@@ -50,8 +53,9 @@ def test_columns_become_rows(body: str, after: str) -> None:
         (C + "s = Add(c, wide)", None),
         ("s = Mul(x, d)", None),
         ("s = MatMul(x, b)", None),
+        ("s = MatMul(row, x4)", None),
     ],
 )
 def test_others_stay(body: str, reason: str | None) -> None:
-    text = TEXT.replace("float[N,3,4] z)", "float[N,3,4] z, float[2,4,1] k2)")
+    text = TEXT.replace("float[N,3,4] z)", "float[N,3,4] z, float[2,4,1] k2, float[4,N] x4)")
     assert_unchanged(DropUnitAxes(), text.format(body), reason)

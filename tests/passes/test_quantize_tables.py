@@ -55,6 +55,19 @@ def test_embedding_bags() -> None:
     assert_rewrites(QuantizeTables(lookups=False), BAG, after)
 
 
+def test_bags_with_padding() -> None:
+    attrs = 'mode="sum", padding_idx=0, by_id=1'
+    assert_rewrites(
+        QuantizeTables(),
+        f"""(int64[n,5] ids) => (float[n,8] y) <float[100,8] t> {{
+            y = graphopt.EmbeddingBag<{attrs}, empty=0.0>(t, ids)
+        }}""",
+        f"""(int64[n,5] ids) => (float[n,8] y) <uint8[100,4] codes, float16[100] scales> {{
+            y = graphopt.QuantizedEmbeddingBag<bits=4, {attrs}>(codes, scales, ids)
+        }}""",
+    )
+
+
 def test_bags_only() -> None:
     text = "(int64[N] ids) => (float[N,8] y) <float[100,8] t> { y = Gather(t, ids) }"
     assert_unchanged(QuantizeTables(lookups=False), text)

@@ -28,6 +28,7 @@ class QuantizedPooling:
 
     width: bytes of a row: dim for 8 `bits`, half of it for 4.
     mean: divide by the number of rows, those of zeros (`oob` "zero") included.
+    padding_idx: this very id does not count; None for no padding.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class QuantizedPooling:
     oob: OutOfBounds = "error"
     message: str = OUT_OF_RANGE
     offsets_message: str = BAD_OFFSETS
+    padding_idx: int | None = None
 
     def __post_init__(self) -> None:
         check_policy(self.oob, self.index_dtype)
@@ -56,6 +58,10 @@ class QuantizedPooling:
     def is_valid(self, index):
         """Boolean expression: `index` reads a row of the table and not a row of zeros."""
         return is_valid(index, self.rows) if self.oob == "zero" else T.bool(True)
+
+    def counts(self, index):
+        """Boolean expression: `index` is not padding."""
+        return T.bool(True) if self.padding_idx is None else index != self.padding_idx
 
     def share(self, count):
         """What a sum of `count` rows is multiplied by."""
@@ -94,14 +100,17 @@ def _pool_bag(pooling, src, scales, ids, dst, bag, first, last):
     acc = T.alloc_buffer((pooling.dim,), "float32", scope="local")
     for j in range(pooling.dim):
         acc[j] = T.float32(0)
+    count: T.int64 = 0
     for i in range(last - first):
         at = T.Cast("int64", ids[first + i])
         assert is_allowed(at, pooling.rows, pooling.oob), pooling.message
-        if pooling.is_valid(at):
-            row = row_of(at, pooling.rows, pooling.oob)
-            _add_row(pooling, acc, src, row, T.Cast("float32", scales[row]))
+        if pooling.counts(at):
+            count = count + 1
+            if pooling.is_valid(at):
+                row = row_of(at, pooling.rows, pooling.oob)
+                _add_row(pooling, acc, src, row, T.Cast("float32", scales[row]))
     for j in range(pooling.dim):
-        dst[bag, j] = acc[j] * pooling.share(last - first)
+        dst[bag, j] = acc[j] * pooling.share(count)
 
 
 @cache

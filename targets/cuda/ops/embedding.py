@@ -27,6 +27,7 @@ def _embedding_bag(lower: CudaLowering, node: Node) -> relax.Expr:
     plan = _plan(
         lower, rows, dim, table.dtype, tensor_input(node, 1), bag.mode,
         weighted=weights is not None, padding_idx=bag.padding_idx, empty=bag.empty,
+        by_id=bag.by_id,
     )  # fmt: skip
     return _one_field(
         lower, node, plan, [table], node.input(2), weights, csr=bag.include_last_offset
@@ -38,7 +39,10 @@ def _quantized_embedding_bag(lower: CudaLowering, node: Node) -> relax.Expr:
     codes, scales, bits = tensor_input(node, 0), tensor_input(node, 1), node.attr("bits", 8)
     rows, width = _extents(lower, codes)
     dim = 2 * width if bits == 4 else width
-    plan = _plan(lower, rows, dim, "float32", tensor_input(node, 2), node.attr("mode", "sum"))
+    plan = _plan(
+        lower, rows, dim, "float32", tensor_input(node, 2), node.attr("mode", "sum"),
+        padding_idx=node.attr("padding_idx"), by_id=bool(node.attr("by_id", 0)),
+    )  # fmt: skip
     csr = bool(node.attr("include_last_offset", 0))
     return _one_field(lower, node, plan, [codes, scales], node.input(3), None, csr=csr, bits=bits)
 

@@ -48,6 +48,7 @@ def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
         weighted=node.input(3) is not None,
         padding_idx=bag.padding_idx,
         empty=bag.empty,
+        by_id=bag.by_id,
         oob=lower.oob,
         message=f"graphopt: id out of range: {name} (axis of size {rows})",
         offsets_message=f"graphopt: id out of range: {name} (offsets decrease or leave the ids)",
@@ -123,6 +124,7 @@ def _quantized_embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
         lower.oob,
         f"{name} (axis of size {rows})",
         f"{name} (offsets decrease or leave the ids)",
+        node.attr("padding_idx"),
     )
     offsets = node.input(3)
     if offsets is not None:

@@ -54,8 +54,9 @@ def test_bags_of_any_length(bag: EmbeddingBag, weighted: bool, run_model: Runner
     np.testing.assert_allclose(found["pooled"], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_of_ids(run_model: Runner) -> None:
-    bag = EmbeddingBag("mean", padding_idx=0)
+@pytest.mark.parametrize("by_id", [False, True])
+def test_rows_of_ids(by_id: bool, run_model: Runner) -> None:
+    bag = EmbeddingBag("mean", padding_idx=0, by_id=by_id)
     feeds = [{"ids": IDS.reshape(-1, 5)}, {"ids": IDS.reshape(-1, 50)}]
     for found, feed in zip(run_model(graph_of(bag, fixed=True), *feeds), feeds):
         expected = bag.pool(TABLE, feed["ids"])

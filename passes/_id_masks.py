@@ -1,0 +1,116 @@
+"""Masks that tell which ids are not padding, and the counts of these."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.ir.dims import Dim
+from graphopt.ir.graph import Node, Value
+from graphopt.passes._shapes import ints_of
+
+_INTEGERS = ("int32", "int64")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One number per id: 1 (or true) where `ids` is not `padding`; 0 there if it is `turned`."""
+
+    ids: Value
+    padding: int
+    turned: bool = False
+
+
+def mask_of(value: Value, dims: tuple[Dim, ...]) -> Mask | None:
+    """What `value`, in the order of ids [n, k] of the sizes `dims`, says of them."""
+    turned = False
+    if value.shape is None or tuple(d for d in value.shape if d != 1) != without_ones(dims):
+        return None
+    while (node := value.producer) is not None and node.op in ("Cast", "Not", "Reshape"):
+        before = node.inputs[0]
+        if before is None or (node.op == "Cast" and before.dtype != "bool"):
+            return None
+        turned ^= node.op == "Not"
+        value = before
+    if node is None or node.op != "Equal":
+        return None
+    for ids, padding in (node.inputs, node.inputs[::-1]):
+        if ids is not None and padding is not None and padding.const is not None:
+            plain = plain_ids(ids)
+            if padding.const.size == 1 and plain.dtype in _INTEGERS and ids.dtype in _INTEGERS:
+                return Mask(plain, int(padding.const.item()), not turned)
+    return None
+
+
+def without_ones(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The sizes other than 1."""
+    return tuple(dim for dim in dims if dim != 1)
+
+
+def plain_ids(ids: Value) -> Value:
+    """`ids` before they were reshaped or cast to a dtype that holds all of them."""
+    while (node := ids.producer) is not None and node.op in ("Cast", "Reshape"):
+        before = node.inputs[0]
+        if before is None or before.dtype not in _INTEGERS:
+            break
+        if before.dtype == "int64" and ids.dtype != "int64":
+            break
+        ids = before
+    return ids
+
+
+def sum_along(value: Value | None, axis: int) -> Value | None:
+    """What `value` is the sum along `axis`, counted from the front, of; None if it is none."""
+    return _reduced(value, axis, "ReduceSum")
+
+
+def mean_along(value: Value, axis: int) -> Value | None:
+    """What `value` is the mean along `axis`, counted from the front, of; None if it is none."""
+    return _reduced(value, axis, "ReduceMean")
+
+
+def count_along(value: Value, axis: int) -> Value | None:
+    """As `sum_along`, of integers too, which `value` has cast to floats."""
+    node = value.producer
+    counted = node.inputs[0] if node is not None and node.op == "Cast" else value
+    return sum_along(counted, axis)
+
+
+def _reduced(value: Value | None, axis: int, op_type: str) -> Value | None:
+    node = None if value is None else value.producer
+    if node is None or node.op != op_type:
+        return None
+    data, axes = node.inputs[0], ints_of(node.input(1))
+    if data is None or data.rank is None or axes is None or len(axes) != 1:
+        return None
+    return data if axes[0] % data.rank == axis else None
+
+
+def divisor_of(value: Value | None) -> tuple[Value, float] | None:
+    """(count, what 0 / divisor is for a count of 0) of a divisor that is `count` if that is not 0.
+
+    So `count` itself, `Max(count, 1)`, and `count + tiny`, which rounds to `count` from 1 on.
+    """
+    node = None if value is None else value.producer
+    if value is None or node is None or node.op not in ("Add", "Clip", "Max"):
+        return None if value is None else (value, math.nan)
+    if node.op == "Clip":
+        low, high = node.const(1), node.input(2)
+        floored = low is not None and low.size == 1 and low.item() == 1 and high is None
+        return (node.inputs[0], 0.0) if floored and node.inputs[0] is not None else None
+    for count, least in _pairs(node):
+        if least.const is not None and least.const.size == 1 and count.type == value.type:
+            number = least.const.reshape(())
+            one = np.ones((), number.dtype)
+            fits = number == one if node.op == "Max" else number > 0 and one + number == one
+            return (count, 0.0) if fits else None
+    return None
+
+
+def _pairs(node: Node) -> list[tuple[Value, Value]]:
+    if len(node.inputs) != 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return []
+    a, b = node.inputs
+    return [(a, b), (b, a)]  # type: ignore[list-item]
