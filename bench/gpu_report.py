@@ -15,6 +15,7 @@ from typing import Any
 
 MISSING = "not measured"
 TIMES = ("device", "call", "end_to_end")
+_STAND_INS = {"fp32": ("tf32x3",)}
 
 
 def heading(found: dict[str, Any]) -> str:
@@ -74,15 +75,16 @@ def ratios(found: dict[str, Any], peer: str, ours: str, time: str) -> dict[int, 
 
 
 def _pairs(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Peers, and what of ours computes in the same precision."""
+    """Peers, and what of ours computes in the same precision or in its stand-in."""
     engines: dict[str, None] = {}
     for model in found["models"].values():
         for row in model.get("rows", ()):
             engines.update(dict.fromkeys(row["engines"]))
     for engine in engines:
-        ours = f"graphopt {engine.rpartition(' ')[2]}"
-        if not engine.startswith("graphopt") and ours in engines:
-            yield engine, ours
+        precision = engine.rpartition(" ")[2]
+        for ours in (precision, *_STAND_INS.get(precision, ())):
+            if not engine.startswith("graphopt") and f"graphopt {ours}" in engines:
+                yield engine, f"graphopt {ours}"
 
 
 def comparison(found: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 Arrays = Mapping[str, np.ndarray]
 TOLERANCES = {
     "fp32": (1e-4, 1e-5),  # sums of a few hundred terms in another order
+    "tf32x3": (1e-4, 1e-5),
     "tf32": (2e-2, 2e-3),  # operands of products keep 11 bits: 2^-11 each, and layers add up
     "bf16": (0.1, 0.02),  # and here 8
 }

@@ -149,7 +149,7 @@ def compile(
         oob: what an id outside its table does: "error", "clamp" to the nearest row, or "zero".
         precision: what dense layers multiply; "tf32" (GPUs only) and "bf16" round their operands
             to 11 and 8 significant bits, add up in float32, and are verified with the tolerance
-            of a model in such numbers.
+            of a model in such numbers; "tf32x3" (GPUs only) keeps about 20 bits.
         budget: how much worse the answers may be, and on which data; what is kept has been measured
             on rows that had no part in choosing what to change.
         verify: compare with the source model, in ONNX Runtime, before anything is kept; under a

@@ -18,9 +18,10 @@ from graphopt.targets.tuning.options import Tuning
 
 Oob = Literal["error", "clamp", "zero"]
 OOB_POLICIES: tuple[str, ...] = get_args(Oob)
-Precision = Literal["fp32", "tf32", "bf16"]
-"""What dense layers multiply: float32, or operands rounded to tf32 or to bfloat16 (11 and 8
-significant bits), whose products add up in float32."""
+Precision = Literal["fp32", "tf32x3", "tf32", "bf16"]
+"""What dense layers multiply: float32, each as the sum of two tf32 numbers (less the smallest of
+their products), or operands rounded to tf32 or to bfloat16 (11 and 8 significant bits). Products
+add up in float32."""
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 _TARGETS = {

@@ -23,6 +23,7 @@ class PrecisionName(enum.StrEnum):
     """What dense layers multiply."""
 
     FP32 = "fp32"
+    TF32X3 = "tf32x3"
     TF32 = "tf32"
     BF16 = "bf16"
 
@@ -58,7 +59,9 @@ Passes = Annotated[
 OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
 Precision = Annotated[
     PrecisionName,
-    Option(help="What dense layers multiply; bf16 and, on GPUs, tf32 keep 3 digits, faster."),
+    Option(
+        help="What dense layers multiply; bf16 and, on GPUs, tf32 keep 3 digits, tf32x3 6."
+    ),
 ]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
 

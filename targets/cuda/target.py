@@ -21,7 +21,12 @@ from graphopt.targets.tuning.options import Tuning
 DEFAULT = ("sm_80", "sm_90")
 _OLDEST = 75  # what nvcc 13 still compiles for
 _TENSOR_CORES = 80  # the first that multiply tf32 and bfloat16
-_MATH: dict[Precision, Math] = {"fp32": "Tf32x3", "tf32": "Tf32", "bf16": "Bf16"}
+_MATH: dict[Precision, Math] = {
+    "fp32": "Fp32",
+    "tf32x3": "Tf32x3",
+    "tf32": "Tf32",
+    "bf16": "Bf16",
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,6 @@ class CudaTarget(Target):
     @property
     def math(self) -> Math:
         """How dense layers multiply."""
-        if _number(self.architectures[0]) < _TENSOR_CORES:
-            return "Fp32"
         return _MATH[self.precision]
 
     def legalize(self, graph: Graph) -> Graph:

@@ -28,8 +28,8 @@ TILES = (
 # What rounding the operands of 45 products of numbers near 1 may do; the rest is float32 sums.
 TOLERANCES: dict[Math, float] = {"Fp32": 1e-5, "Tf32x3": 1e-5, "Tf32": 1.5e-2, "Bf16": 0.12}
 OPTIONS: dict[Math, dict[str, str]] = {
-    "Fp32": {"target": "cuda:sm_75"},
-    "Tf32x3": {},
+    "Fp32": {},
+    "Tf32x3": {"precision": "tf32x3"},
     "Tf32": {"precision": "tf32"},
     "Bf16": {"precision": "bf16"},
 }
@@ -130,7 +130,7 @@ MUTATIONS = {
     "k beyond the weights": ("word + k < WORDS &&", ""),
     "slices are not waited for": ("    __syncthreads();\n    if (slice == 0)", "if (slice == 0)"),
     "fragments of other columns": ("b += t * LB + g", "b += g * LB + t"),
-    "the small parts are forgotten": ("mma_tf32(sum, a.small, b.big);", ""),
+    "the small parts are forgotten": ("mma_tf32(d, a.small, b.big);", ""),
     "lanes that are not added": ("int step = ACROSS; step", "int step = 2 * ACROSS; step"),
     "rows that are left over": ("down < K - WHOLE", "down + 1 < K - WHOLE"),
 }
@@ -144,11 +144,12 @@ def test_broken_code_is_caught(
     old, new = MUTATIONS[name]
 
     def edit(code: str) -> str:
-        assert old in code
+        if old not in code:
+            pytest.fail(f"there is no {old!r} to edit")
         return code.replace(old, new)
 
     with pytest.raises((gpu_emulator.LaunchError, AssertionError), match=r"\S"):
-        check(run_model, Layers([(69, 37)]), edit=edit, mode=THOROUGH)
+        check(run_model, Layers([(69, 37)]), edit=edit, mode=THOROUGH, **OPTIONS["Tf32x3"])
 
 
 def test_not_a_number_goes_no_further(run_model: Runner) -> None:

@@ -32,7 +32,7 @@ def test_architectures_are_sorted_and_named_once() -> None:
 def test_precisions_need_tensor_cores() -> None:
     assert base.find("cuda:sm_80").computing("tf32") == CudaTarget(("sm_80",), "tf32")
     assert base.find("cuda:sm_75").computing("fp32").math == "Fp32"
-    for precision in ("tf32", "bf16"):
+    for precision in ("tf32x3", "tf32", "bf16"):
         with pytest.raises(
             SpecError, match=f"sm_75 has no tensor cores for --precision {precision}"
         ):

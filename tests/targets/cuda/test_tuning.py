@@ -36,7 +36,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def key(rows: int) -> Key:
-    problem = as_text(asdict(GpuGemmProblem(K, N, "Tf32x3", rows)))
+    problem = as_text(asdict(GpuGemmProblem(K, N, "Fp32", rows)))
     return Key(FAMILY.name, FAMILY.version(), problem, "cuda sm_90", tvm.__version__)
 
 
@@ -50,7 +50,7 @@ def test_measured_on_the_gpu_that_is_there(model: Path, emulation: Path, tmp_pat
 
 
 def _problem(rows: int) -> GpuGemmProblem:
-    return GpuGemmProblem(K, N, "Tf32x3", rows)
+    return GpuGemmProblem(K, N, "Fp32", rows)
 
 
 def test_what_was_measured_is_used_without_a_gpu(
@@ -67,7 +67,7 @@ def test_what_was_measured_is_used_without_a_gpu(
         graphopt.compile(model, "cuda", output=made, passes="O0", tuning=tuning, verify=False)
         source = (made / "model.cu").read_text()
         assert f"few_rows<2, 16, 256, 1, {K}, {N}>" in source
-        assert f"Tile<32, 32, 64, 32, 32, 3, 4>, graphopt::Tf32x3, {K}, {N}>" in source
+        assert f"Tile<32, 32, 64, 32, 32, 3, 4>, graphopt::Fp32, {K}, {N}>" in source
         missing = Tuning(cache, batches=(1, 65), read_only=True, error_on_miss=True)
         with pytest.raises(TuningMissError, match=r"gpu-gemm .*rows=65 on cuda sm_90"):
             graphopt.compile(model, "cuda", passes="O0", tuning=missing)
