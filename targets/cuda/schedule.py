@@ -45,7 +45,10 @@ def _short_sums(function: tirx.PrimFunc) -> s_tir.Schedule | None:
     TVM's rules would give each a block of as many threads as it has elements.
     """
     found = s_tir.Schedule(tvm.IRModule({"main": function}))
-    stages = put_together(found, found.get_child_blocks(found.get_sblock("root")))
+    root = found.get_sblock("root")
+    stages = put_together(found, found.get_child_blocks(root))
+    if _names(found, stages) != _names(found, found.get_child_blocks(root)):
+        return None  # a stage within the loops of another would be left behind, on the host
     reducing = [k for k, block in enumerate(stages) if found.get(block).init is not None]
     if len(reducing) != 1 or not _is_short(found.get(stages[reducing[0]])):
         return None

@@ -125,3 +125,20 @@ def test_short_sums_take_a_thread_each(run_text: Runner) -> None:
     np.testing.assert_array_equal(found["z"], x.max(1))
     bounds = {int(n) for n in re.findall(r"__launch_bounds__\((\d+)\)", sources[0])}
     assert bounds == {256}
+
+
+def test_no_stage_of_a_count_is_left_to_the_host(run_text: Runner) -> None:
+    text = """agraph (int64[n, 10] ids) => (int64[n] y) {
+        padded = Equal (ids, zero)
+        real = Not (padded)
+        ones = Cast <to = 7> (real)
+        y = ReduceSum <keepdims = 0> (ones, axis)
+    }"""
+    ids = RNG.integers(0, 3, (300, 10))
+    constants = {"zero": np.array(0), "axis": np.array([1])}
+    sources: list[str] = []
+    (found,) = run_text(
+        text, {"ids": ids}, constants=constants, edit=lambda s: sources.append(s) or s
+    )
+    np.testing.assert_array_equal(found["y"], (ids != 0).sum(1))
+    assert "ids_ptr" in sources[0]  # the comparison is in a kernel
