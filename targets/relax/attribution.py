@@ -2,80 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import tvm
 from tvm import relax
+from tvm_ffi import StructuralKey
 
 from graphopt.ir.graph import Node
 
-Emitted = Mapping[str, tuple[str, Node]]
+Emitted = Mapping[str, Node]
 """See `graphopt.targets.relax.lowering.Lowered`."""
 
 
-def attribute(module: tvm.IRModule, emitted: Emitted) -> dict[str, list[Node]]:
-    """The nodes behind each variable of `main` that a kernel computes.
+def attribute(module: tvm.IRModule, fused: tvm.IRModule, emitted: Emitted) -> dict[str, list[Node]]:
+    """The nodes behind each variable of the fused `main` that a kernel computes.
+
+    Fusion renames variables, reorders them, and makes one function of all groups of equal code. So
+    a call is known by its value: by its kernel, and the values of its operands. Calls of equal
+    value are taken in order.
 
     Args:
-        module: after FuseOps and before FuseTIR. Variables keep their names there, save for the
-            results of fused groups, which are known by the kernels that compute them; groups of
-            equal code are one function, with the names of the first.
+        module: before FuseOps; the variables of its `main` are those of `emitted`.
+        fused: after FuseOps and before FuseTIR.
     """
-    main = dict(_bindings(module["main"]))
-    kept = {name for name in main if name in emitted}
-    for function in _groups(module):
-        kept |= {
-            name for name, value in _bindings(function) if _is_kept(name, value, main, emitted)
-        }
-    unnamed = {name: use for name, use in emitted.items() if name not in kept}
-    found = {}
-    for name, value in main.items():
-        if name in emitted:
-            found[name] = [emitted[name][1]]
-        elif isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
-            group = _bindings(module[value.op])
-            found[name] = list(_nodes(group, main, emitted, unnamed))
+    values = _Values()
+    nodes: dict[int, deque[Node]] = defaultdict(deque)
+    for variable, value in values.of_calls(module):
+        if variable in emitted:
+            nodes[value].append(emitted[variable])
+    found: dict[str, list[Node]] = defaultdict(list)
+    for variable, value in values.of_calls(fused):
+        if nodes[value]:
+            found[variable].append(nodes[value].popleft())
     return found
 
 
-def _is_kept(name: str, value: Any, main: Mapping[str, Any], emitted: Emitted) -> bool:
-    """True if a variable of a group is one that was lowered, and no new one of the same name."""
-    return name in emitted and name not in main and emitted[name][0] == _kernel(value)
+class _Values:
+    """Numbers for expressions, the same for equal ones whatever their variables are called."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def of_calls(self, module: tvm.IRModule) -> Iterator[tuple[str, int]]:
+        """For each kernel call the variable of `main` that it is computed for, and its value."""
+        main = module["main"]
+        known = {param: self._number(("input", k)) for k, param in enumerate(main.params)}
+        for variable, expr in _bindings(main):
+            group = _group(expr, module)
+            if group is None:
+                known[variable] = self._value(expr, known)
+                if _kernel(expr):
+                    yield variable.name, known[variable]
+                continue
+            inner = {param: self._value(arg, known) for param, arg in zip(group.params, expr.args)}
+            for name, step in _bindings(group):
+                inner[name] = self._value(step, inner)
+                if _kernel(step):
+                    yield variable.name, inner[name]
+            known[variable] = self._value(group.body.body, inner)
+
+    def _value(self, expr: Any, known: Mapping[Any, int]) -> int:
+        if expr in known:
+            return known[expr]
+        if isinstance(expr, relax.Call):
+            # Not by sizes, which go by other variables in a group, and which operands decide.
+            operands = expr.args[1].fields if _kernel(expr) else expr.args
+            tensors = [a for a in operands if isinstance(a.ty, (relax.TensorType, relax.TupleType))]
+            key = _kernel(expr) or str(expr.op)
+            return self._number((key, *(self._value(a, known) for a in tensors)))
+        if isinstance(expr, relax.Tuple):
+            return self._number(("tuple", *(self._value(f, known) for f in expr.fields)))
+        if isinstance(expr, relax.TupleGetItem):
+            return self._number((expr.index, self._value(expr.tuple_value, known)))
+        return self._number(StructuralKey(expr))
+
+    def _number(self, key: Hashable) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
 
 
-def _nodes(
-    group: Iterator[tuple[str, Any]],
-    main: Mapping[str, Any],
-    emitted: Emitted,
-    unnamed: dict[str, tuple[str, Node]],
-) -> Iterator[Node]:
-    for name, value in group:
-        if _is_kept(name, value, main, emitted):
-            yield emitted[name][1]
-            continue
-        kernel = _kernel(value)
-        lost = next((key for key, use in unnamed.items() if use[0] == kernel), None)
-        if lost is not None:
-            yield unnamed.pop(lost)[1]
+def _kernel(expr: Any) -> str:
+    """The name of the kernel that an expression calls, "" if it calls none."""
+    is_call = isinstance(expr, relax.Call) and expr.op == tvm.ir.Op.get("relax.call_tir")
+    return str(expr.args[0].name_hint) if is_call else ""
 
 
-def _kernel(value: Any) -> str | None:
-    """The name of the kernel that a binding calls."""
-    if isinstance(value, relax.Call) and value.args and isinstance(value.args[0], tvm.ir.GlobalVar):
-        return str(value.args[0].name_hint)
-    return None
+def _group(expr: Any, module: tvm.IRModule) -> relax.Function | None:
+    """The function of a fused group that an expression calls."""
+    if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.GlobalVar):
+        return None
+    function = module[expr.op]
+    return function if "Primitive" in (function.attrs or {}) else None
 
 
-def _groups(module: tvm.IRModule) -> list[relax.Function]:
-    functions = module.functions.items()
-    return [
-        f for name, f in functions if isinstance(f, relax.Function) and name.name_hint != "main"
-    ]
-
-
-def _bindings(function: relax.Function) -> Iterator[tuple[str, Any]]:
+def _bindings(function: relax.Function) -> Iterator[tuple[relax.Var, Any]]:
     for block in function.body.blocks:
         for binding in block.bindings:
             if isinstance(binding, relax.VarBinding):
-                yield binding.var.name, binding.value
+                yield binding.var, binding.value

@@ -124,18 +124,18 @@ def fuse(module: tvm.IRModule, emitted: Emitted) -> tuple[tvm.IRModule, dict[str
     Returns:
         the module, and the nodes behind each variable of its `main` that a kernel computes.
     """
-    choose = [
+    prepare = [
         relax.transform.ConvertToDataflow(),
         relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),  # stays a view
         relax.transform.DeadCodeElimination(["main"]),
         relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
     ]
     merge = [relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])]
     with tvm.transform.PassContext(opt_level=3):
-        chosen = tvm.transform.Sequential(choose)(module)
-        nodes = attribute(chosen, emitted)
-        return tvm.transform.Sequential(merge)(chosen), nodes
+        clean = tvm.transform.Sequential(prepare)(module)
+        grouped = relax.transform.FuseOps()(clean)
+        nodes = attribute(clean, grouped, emitted)
+        return tvm.transform.Sequential(merge)(grouped), nodes
 
 
 def to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:

@@ -89,12 +89,12 @@ class Lowered:
         module: an IRModule whose `main` takes the graph's inputs, then the constants, and returns
             a tuple of the outputs; bfloat16 tensors are passed as uint16.
         constants: the constants, in parameter order.
-        emitted: for each variable of `main` that a kernel computes, the kernel's name and the node.
+        emitted: for each variable of `main` that a kernel computes, the node that it comes from.
     """
 
     module: Any
     constants: tuple[Value, ...]
-    emitted: Mapping[str, tuple[str, Node]]
+    emitted: Mapping[str, Node]
 
 
 def lower(graph: Graph, oob: Oob = "error", lowering: Lowering | None = None) -> Lowered:
@@ -150,7 +150,7 @@ class Lowering:
         self.bb = relax.BlockBuilder()
         self.oob = oob
         self.constants: dict[Value, relax.Var] = {}
-        self.emitted: dict[str, tuple[str, Node]] = {}
+        self.emitted: dict[str, Node] = {}
         self._exprs: dict[Value, relax.Expr] = {}
         self._raw: dict[Value, relax.Var] = {}
         self._sizes: dict[str, tirx.Var] = {}
@@ -400,7 +400,7 @@ class Lowering:
         call = relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types)
         result = self.bb.emit(call)
         if self._node is not None:
-            self.emitted[result.name] = (symbol.name_hint, self._node)
+            self.emitted[result.name] = self._node
         return result
 
     def _atom(self, atom: Atom) -> Any:
