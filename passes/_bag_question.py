@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.errors import GraphoptError
+from graphopt.ir.copying import copy_node
 from graphopt.ir.dims import Dim, Sym
-from graphopt.ir.graph import Graph, copy_node
+from graphopt.ir.graph import Graph
 from graphopt.ir.onnx_io import to_proto
 from graphopt.ir.types import TensorType
 from graphopt.passes._bag_region import Region, outside_values

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from graphopt.ir.broadcast import broadcast
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.infer import broadcast
 from graphopt.rewrite import Rewriter, op
 
 # Each element of their result depends on one element of each operand, and has one right value.

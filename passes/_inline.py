@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphopt.ir.graph import Graph, Node, Value, copy_node
+from graphopt.ir.copying import copy_node
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.rewrite.rewriter import erase_dead
 
 

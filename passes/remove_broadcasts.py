@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from graphopt.ir.broadcast import broadcast
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.infer import broadcast
 from graphopt.ir.types import TensorType
 from graphopt.passes._broadcasts import BINARY, VARIADIC, broadcast_shape, unexpanded
 from graphopt.passes._shapes import ints_of, reshape_target

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.ir import dims
+from graphopt.ir.control import loop_trip_count
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.infer import loop_trip_count
 from graphopt.ir.types import TensorType
 
 

@@ -305,6 +305,16 @@ class Graph:
         else:
             before._prev = node
 
+    def _unlink(self, node: Node) -> None:
+        if node._prev is None:
+            self._first = node._next
+        else:
+            node._prev._next = node._next
+        if node._next is None:
+            self._last = node._prev
+        else:
+            node._next._prev = node._prev
+
     # ----------------------------------------------------------------- changing
 
     def set_outputs(self, values: Sequence[Value], names: Sequence[str] | None = None) -> None:
@@ -382,14 +392,7 @@ class Graph:
         for index, value in enumerate(node.inputs):
             if value is not None:
                 del value._uses[Use(node, index)]
-        if node._prev is None:
-            self._first = node._next
-        else:
-            node._prev._next = node._next
-        if node._next is None:
-            self._last = node._prev
-        else:
-            node._next._prev = node._prev
+        self._unlink(node)
         node.graph = None
 
     def clear(self) -> None:
@@ -403,20 +406,15 @@ class Graph:
         assert node.graph is self
         if node is before or node._next is before:
             return
-        if node._prev is None:
-            self._first = node._next
-        else:
-            node._prev._next = node._next
-        if node._next is None:
-            self._last = node._prev
-        else:
-            node._next._prev = node._prev
+        self._unlink(node)
         self._link(node, before)
 
     # ------------------------------------------------------------------ copying
 
     def clone(self, values: dict[Value, Value] | None = None) -> Graph:
         """A deep copy; constant arrays are shared. `values` gets the copy of every value."""
+        from graphopt.ir.copying import copy_into
+
         copy = Graph(self.name, dict(self.opsets))
         copy.fresh_dim.taken = set(self.fresh_dim.taken)
         copy.fresh_dim.count = self.fresh_dim.count
@@ -424,88 +422,3 @@ class Graph:
         copy.metadata = dict(self.metadata)
         copy_into(self, copy, {} if values is None else values, same_types=True)
         return copy
-
-
-def copy_into(
-    source: Graph, target: Graph, values: dict[Value, Value], *, same_types: bool = False
-) -> None:
-    """Append copies of `source`'s inputs, nodes and outputs to the empty graph `target`.
-
-    `values` maps source values to target values and is extended; a value that is not in it and not
-    defined in `source` belongs to an enclosing graph and is used as it is. `same_types` says that
-    `values` maps each value to one of the same type, so that nothing need be inferred.
-    """
-    for value in source.inputs:
-        copied = Value(value.name, value.type)
-        copied.content = value.content
-        target.inputs.append(copied)
-        values[value] = copied
-    for node in source.nodes:
-        copy_node(node, target, values, same_types=same_types)
-    target.set_outputs([_mapped(v, target, values) for v in source.outputs], source.output_names)
-
-
-def copy_node(
-    node: Node,
-    target: Graph,
-    values: dict[Value, Value],
-    before: Node | None = None,
-    *,
-    same_types: bool = False,
-) -> Node:
-    """Insert a copy of `node` into `target`; arguments as in `copy_into`."""
-    inputs = [None if v is None else _mapped(v, target, values) for v in node.inputs]
-    attrs = {
-        name: _copy_subgraph(attr, target, values, same_types) if isinstance(attr, Graph) else attr
-        for name, attr in node.attrs.items()
-    }
-    if same_types:
-        copied = _twin(node, target, inputs, attrs, before)
-    else:
-        names = [value.name for value in node.outputs]
-        copied = target.insert(
-            node.op_type,
-            inputs,
-            attrs,
-            domain=node.domain,
-            outputs=names,
-            before=before,
-            origin=node.origin,
-        )
-    values.update(zip(node.outputs, copied.outputs))
-    return copied
-
-
-def _twin(
-    node: Node,
-    target: Graph,
-    inputs: list[Value | None],
-    attrs: dict[str, Attr],
-    before: Node | None,
-) -> Node:
-    """A copy of `node` whose outputs have the types and contents of the original's."""
-    twin = Node(node.op_type, node.domain, attrs, node.origin)
-    for subgraph in twin.subgraphs:
-        subgraph.owner = twin
-    twin.graph, twin.inputs = target, tuple(inputs)
-    twin.outputs = tuple(Value(value.name, value.type, twin) for value in node.outputs)
-    for value, original in zip(twin.outputs, node.outputs):
-        value.content = original.content
-    target._attach(twin, before)
-    return twin
-
-
-def _mapped(value: Value, target: Graph, values: dict[Value, Value]) -> Value:
-    found = values.get(value)
-    if found is None and value.const is not None:
-        found = values[value] = target.constant(value.const, value.name)
-    return value if found is None else found
-
-
-def _copy_subgraph(
-    source: Graph, parent: Graph, values: dict[Value, Value], same_types: bool
-) -> Graph:
-    target = Graph(source.name, parent=parent)
-    target.metadata = dict(source.metadata)
-    copy_into(source, target, values, same_types=same_types)
-    return target

@@ -21,12 +21,12 @@ from onnx_graphsurgeon.ir.tensor import SparseValues
 from graphopt.errors import GraphoptError, InvalidModelError, UnsupportedOpError
 from graphopt.ir import schema
 from graphopt.ir.atomic import replacing
+from graphopt.ir.control import body_input_type, widen_carried
 from graphopt.ir.dims import Sym
 from graphopt.ir.export import Exporter, Writer
 from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.infer import has_type_rule
-from graphopt.ir.loop_types import body_input_type, widen_carried
 from graphopt.ir.model_check import (
     check_bodies,
     check_call,

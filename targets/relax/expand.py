@@ -8,8 +8,9 @@ import onnx.inliner
 from graphopt import ops
 from graphopt.errors import InvalidModelError, UnsupportedOpError
 from graphopt.ir import onnx_io, schema
+from graphopt.ir.copying import copy_node
 from graphopt.ir.dims import Sym
-from graphopt.ir.graph import Graph, Node, Value, copy_node
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import make_attribute
 from graphopt.ir.types import TensorType, type_to_proto
 from graphopt.targets.relax.lowering import has_converter

@@ -9,9 +9,9 @@ import numpy as np
 from tvm import relax, te
 
 from graphopt.ir.content import known_ints
+from graphopt.ir.control import loop_trip_count
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.infer import loop_trip_count
 from graphopt.ir.types import TensorType
 from graphopt.targets.relax.lowering import Lowering, lowers
 

@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.infer import sliced
+from graphopt.ir.slices import sliced
 from graphopt.targets.relax.broadcast import index_into
 from graphopt.targets.relax.loops import loops, require, store
 from graphopt.targets.relax.lowering import Check, Lowering, compute, int64, lowers
