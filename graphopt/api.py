@@ -64,6 +64,7 @@ def optimize(
     *,
     passes: str | Pipeline | None = None,
     budget: Budget | None = None,
+    target: str | None = None,
     report: Report | None = None,
     instruments: Sequence[Instrument] = (),
 ) -> Graph:
@@ -73,6 +74,8 @@ def optimize(
         passes: a preset ("O0" to "O3"), a pipeline, or its text; "O2" by default, and with a
             budget "O3".
         budget: what lossy passes may cost. Without one they do nothing.
+        target: where the result is to be fast; nothing is then done for speed that does not make
+            it faster there.
         report: gets one record per pass.
 
     Returns:
@@ -88,8 +91,9 @@ def optimize(
     if budget is None:
         return _optimized(graph, pipeline, report, instruments)
     file = Path(model) if isinstance(model, (str, Path)) else None
+    fast = True if target is None else base.find(target).multiplies_bytes
     with original_model(graph, file) as original:
-        compression = Compression.of(original, original.signature, budget)
+        compression = Compression.of(original, original.signature, budget, fast)
     return _optimized(graph, pipeline, report, instruments, compression)
 
 
@@ -183,7 +187,9 @@ def compile(
     if budget is not None:
         tell("measure")
         with _timed(report, "measure"), original_model(source, file) as original:
-            compression = Compression.of(original, original.signature, budget)
+            compression = Compression.of(
+                original, original.signature, budget, found.multiplies_bytes
+            )
     tell("optimize")
     graph = _optimized(source.clone(), pipeline, report, instruments, compression)
     report.facts |= {"target": target, "oob": oob}

@@ -32,17 +32,25 @@ class Compression:
         limit: the drop that is allowed.
         chooser, judge: the two halves of the data.
         trace: a log of requests, if there is one.
+        multiplies_bytes: what the target says of itself; see `Spending`.
     """
 
     limit: float
     chooser: Judge
     judge: Judge
     trace: Trace | None = None
+    multiplies_bytes: bool | None = True
 
     @staticmethod
-    def of(original: Runnable, signature: Signature, budget: Budget) -> Compression:
+    def of(
+        original: Runnable,
+        signature: Signature,
+        budget: Budget,
+        multiplies_bytes: bool | None = True,
+    ) -> Compression:
         """Read the data and measure the original on it."""
-        return Compression(budget.max_drop, *budget.judges(original, signature), budget.requests())
+        judges, trace = budget.judges(original, signature), budget.requests()
+        return Compression(budget.max_drop, *judges, trace, multiplies_bytes)
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
         """A copy of `source` after `passes`, compressed as far as the budget allows.
@@ -56,7 +64,12 @@ class Compression:
                 graph = source.clone()
                 report.passes.clear()
                 spending = Spending(
-                    self.chooser, self.limit * share, caution, trace=self.trace, bench=bench
+                    self.chooser,
+                    self.limit * share,
+                    caution,
+                    trace=self.trace,
+                    bench=bench,
+                    multiplies_bytes=self.multiplies_bytes,
                 )
                 passes(graph, spending)
                 if spending.proposed and not spending.taken:

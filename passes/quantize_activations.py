@@ -23,7 +23,11 @@ class QuantizeActivations(LossyPass):
     not depend on the rows beside it. Offered are the ranges that lose least squares or least
     information on calibration data, those up to a percentile and those of all; what a layer's
     outputs lose in the mean goes into its bias (Nagel et al., "Data-Free Quantization", 2019).
-    Which layers bear it, and with which range, is for the budget to say. Fidelity: lossy.
+    Which layers bear it, and with which range, is for the budget to say, and only what makes the
+    target faster is done: nothing for a CPU that does not multiply bytes. Fidelity: lossy.
+
+    Attributes:
+        anywhere: True for all that the budget allows, however fast: for another engine.
 
     Before:
         (float[N,32] x) => (float[N,16] y) <int8[32,16] c, float[16] s> {
@@ -41,6 +45,8 @@ class QuantizeActivations(LossyPass):
         }
     """
 
+    anywhere: bool = False
+
     name = "quantize-activations"
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
@@ -56,7 +62,14 @@ class QuantizeActivations(LossyPass):
             for chosen in ranges[data]:
                 lost = mean_row([chosen.rounded(b) - b for b in seen[data]])
                 change = _quantized(node, data, chosen, bias_for_shift(node, lost))
-                yield Proposal(node.output.name, "int8", codes.nbytes, chosen.error, change)
+                yield Proposal(
+                    node.output.name,
+                    "int8",
+                    codes.nbytes,
+                    chosen.error,
+                    change,
+                    for_speed=not self.anywhere,
+                )
 
 
 def _data_of(node: Node, ctx: PassContext) -> Value | None:

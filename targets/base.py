@@ -59,6 +59,11 @@ class Target(ABC):
     name: ClassVar[str]
     portable: ClassVar[bool]
 
+    @property
+    def multiplies_bytes(self) -> bool | None:
+        """True if layers are faster in 8 bits than in float32; None if only measuring tells."""
+        return False
+
     @classmethod
     @abstractmethod
     def parse(cls, argument: str) -> Target:

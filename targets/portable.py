@@ -21,6 +21,11 @@ class OnnxRuntimeTarget(Target):
     name: ClassVar[str] = "onnxruntime"
     portable: ClassVar[bool] = True
 
+    @property
+    def multiplies_bytes(self) -> None:
+        """It depends on the CPU, the shape of a layer and what is fused with it."""
+        return None
+
     @classmethod
     def parse(cls, argument: str) -> OnnxRuntimeTarget:
         if argument:

@@ -12,6 +12,7 @@ from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.judge import Judge, Runnable
 from graphopt.accuracy.metrics import Metric
+from graphopt.accuracy.pace import is_faster
 from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import SpecError
@@ -83,6 +84,8 @@ class Spending:
         trials: models measured.
         trace: what passes may know of the requests to come.
         bench: where models run.
+        multiplies_bytes: whether what is done for speed alone makes the target faster; None to
+            measure it on the bench.
     """
 
     judge: Judge
@@ -93,6 +96,7 @@ class Spending:
     trials: int = 0
     trace: Trace | None = None
     bench: Workbench = field(default_factory=Workbench, repr=False)
+    multiplies_bytes: bool | None = True
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
@@ -101,7 +105,10 @@ class Spending:
 
         Of every site the alternative that saves most is tried; all at once, then by bisection in
         the order of what is lost for each byte. Sites that do not fit go on with their next one.
+        What is done for speed alone must make the target faster.
         """
+        if self.multiplies_bytes is False:
+            proposals = [proposal for proposal in proposals if not proposal.for_speed]
         self.proposed += len(proposals)
         sites: dict[str, list[Proposal]] = {}
         for proposal in sorted(proposals, key=lambda p: -p.saves):
@@ -112,8 +119,23 @@ class Spending:
             taken = self._extended(graph, taken, step, self.limit * share)
             done = {proposal.site for proposal in taken}
             sites = {name: left for name, left in sites.items() if left and name not in done}
+        if self.multiplies_bytes is None:
+            taken = self._paying(graph, taken)
         self.taken += len(taken)
         return taken
+
+    def _paying(self, graph: Graph, taken: Sequence[Proposal]) -> list[Proposal]:
+        """`taken` with those for speed that together are faster: all, or the larger ones."""
+        kept = [proposal for proposal in taken if not proposal.for_speed]
+        fast = sorted((p for p in taken if p.for_speed), key=lambda p: -p.saves)
+        if not fast:
+            return kept
+        before = self._changed(graph, kept)
+        while fast:
+            if is_faster(before, self._changed(graph, [*kept, *fast]), self.judge.data):
+                break
+            fast = fast[: len(fast) // 2]
+        return [*kept, *fast]
 
     def _extended(
         self, graph: Graph, taken: list[Proposal], step: Sequence[Proposal], limit: float
@@ -142,11 +164,14 @@ class Spending:
 
     def _fits(self, graph: Graph, proposals: Sequence[Proposal], limit: float) -> bool:
         self.trials += 1
+        return self.judge.drop(self._changed(graph, proposals), self.caution) <= limit
+
+    def _changed(self, graph: Graph, proposals: Sequence[Proposal]) -> Runnable:
         values: dict[Value, Value] = {}
         copy = graph.clone(values)
         for proposal in proposals:
             proposal.apply(copy, values)
-        return self.judge.drop(self.bench.load(copy), self.caution) <= limit
+        return self.bench.load(copy)
 
     def observe(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
         """Some values on the judge's rows; see `ErrorBudget`."""

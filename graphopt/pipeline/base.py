@@ -92,6 +92,8 @@ class Proposal:
         expected_error: how much is lost, in any unit that the pass uses throughout; only an order.
         apply: makes the change in a copy of the graph, whose values are looked up in the mapping;
             may put there what took the place of a value that other proposals know.
+        for_speed: the model gets no smaller, only faster where the target computes in fewer bits;
+            `saves` then counts what is computed so.
     """
 
     site: str
@@ -99,6 +101,7 @@ class Proposal:
     saves: int
     expected_error: float
     apply: Callable[[Graph, dict[Value, Value]], None]
+    for_speed: bool = False
 
 
 class ErrorBudget(Protocol):

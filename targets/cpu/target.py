@@ -92,6 +92,10 @@ class CpuTarget(Target):
         widths = {"avx512f": 16, "avx2": 8}
         return next((lanes for name, lanes in widths.items() if name in self.features), 4)
 
+    @property
+    def multiplies_bytes(self) -> bool:
+        return "avx512_vnni" in self.features
+
     def computing(self, precision: Precision) -> CpuTarget:
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
 
@@ -117,8 +121,7 @@ class CpuTarget(Target):
         expand.expand_functions(working)
         bfloat16.widen_bfloat16(working)
         words = words_for(self.features, self.lanes) if self.precision == "bf16" else None
-        vnni = "avx512_vnni" in self.features
-        legalize.legalize(working, self.lanes, vnni=vnni, words=words)
+        legalize.legalize(working, self.lanes, vnni=self.multiplies_bytes, words=words)
         return working
 
     def compile(

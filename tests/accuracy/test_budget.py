@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,32 @@ def test_a_site_that_does_not_fit_takes_its_next_alternative() -> None:
 
 def _rest(p: Proposal) -> tuple[float, Callable[[Graph, Mapping[Value, Value]], None]]:
     return p.expected_error, p.apply
+
+
+@pytest.mark.parametrize(
+    ("multiplies", "fastest", "sites"),
+    [
+        (True, 0, {"site 0", "site 1", "site 2", "site 3"}),
+        (False, 4, {"site 3"}),  # the only change that is not for speed alone
+        (None, 4, {"site 0", "site 1", "site 2", "site 3"}),
+        (None, 2, {"site 0", "site 3"}),  # with the larger half of what is for speed
+        (None, 1, {"site 3"}),
+    ],
+)
+def test_what_is_for_speed_must_be_faster(
+    multiplies: bool | None, fastest: int, sites: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target is faster with as many columns changed as `fastest` says, or fewer."""
+    graph, small = parse(MODEL), proposals(dict.fromkeys(range(4), 0.01))
+    changes = [replace(p, saves=100 - k, for_speed=k < 3) for k, p in enumerate(small)]
+    budget = replace(spending(graph, 1.0), multiplies_bytes=multiplies)
+
+    def is_faster(before: OnnxModel, after: OnnxModel, data: Dataset) -> bool:
+        changed = [round(100 * (SITES - m.run(data.batches[0])["y"][0])) for m in (before, after)]
+        return changed[0] < changed[1] <= fastest
+
+    monkeypatch.setattr("graphopt.accuracy.budget.is_faster", is_faster)
+    assert {p.site for p in budget.choose(graph, changes)} == sites
 
 
 def test_the_graph_is_left_as_it_was() -> None:

@@ -11,6 +11,7 @@ import graphopt
 from graphopt.artifact import PORTABLE
 from graphopt.loading import load
 from graphopt.pipeline.report import Report
+from graphopt.targets.base import find
 from graphopt.targets.portable import OnnxModel
 
 CTR = Path(__file__).parents[2] / "examples" / "ctr"
@@ -32,8 +33,9 @@ def test_every_kind_of_change_is_made(compressed: tuple[Path, Report]) -> None:
         "factorize-low-rank",
         "quantize-tables",
         "quantize-weights",
-        "quantize-activations",
     }
+    fast = find("cpu").multiplies_bytes
+    assert ("quantize-activations" in made) == fast
     before, after = compressed[1].facts["constant_bytes"]
     assert after < 0.25 * before
 

@@ -1,0 +1,30 @@
+"""Whether a change makes a model faster, measured where candidates run."""
+
+from __future__ import annotations
+
+from graphopt.accuracy.datasets import Dataset
+from graphopt.accuracy.judge import Runnable
+from graphopt.latency import interleaved
+
+ROWS = (1, 64, 512)  # rows at once, of which no number may become slower
+NOISE = 1.03  # a smaller ratio of two medians is no difference
+SECONDS = 0.2  # for each model and number of rows
+
+
+def is_faster(before: Runnable, after: Runnable, data: Dataset) -> bool:
+    """True if `after` is faster than `before` for some number of rows, and slower for none.
+
+    Batches that cannot be taken apart are measured as they are, one of them.
+    """
+    gains = False
+    batch = data.batches[0]
+    sizes = (0,) if data.whole else sorted({min(rows, data.sizes[0]) for rows in ROWS})
+    for rows in sizes:
+        feeds = {name: array[:rows] for name, array in batch.items()} if rows else batch
+        calls = {"before": lambda f=feeds: before.run(f), "after": lambda f=feeds: after.run(f)}
+        taken = interleaved(calls, SECONDS)
+        ratio = taken["before"].median / taken["after"].median
+        if ratio * NOISE < 1:
+            return False
+        gains |= ratio > NOISE
+    return gains
