@@ -225,7 +225,8 @@ def _check_names(graph: Graph, sizes: Mapping[str, int]) -> None:
 
 _TABLE_FIRST = frozenset(
     f"graphopt::{op}"
-    for op in ("EmbeddingBag", "ProductLookup", "QuantizedEmbeddingBag", "QuantizedLookup")
+    for op in ("EmbeddingBag", "ProductEmbeddingBag", "ProductLookup")
+    + ("QuantizedEmbeddingBag", "QuantizedLookup")
 )
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ops.quantized_lookup import DOMAIN, OP_TYPE, packed
+from graphopt.ir.graph import Attr, Graph, Node, Value
+from graphopt.ops import quantized_embedding_bag, quantized_lookup
+from graphopt.ops.coded_bags import attributes_of
+from graphopt.ops.quantized_lookup import DOMAIN, packed
 from graphopt.passes._rounding import RoundedRows
 from graphopt.passes._row_maps import narrowed, numbered
 
 _SHARES = (0.95, 0.8, 0.5)  # of what is looked up, as offers of what the wide rows serve
 _WORTH = 0.9  # of the bytes that 8 bits for every row take
+_LOOKUPS = {
+    "Gather": quantized_lookup.OP_TYPE,
+    "EmbeddingBag": quantized_embedding_bag.OP_TYPE,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +27,10 @@ class Bands:
     """A table as rows of 8 bits and, after them, rows of 4 bits.
 
     Attributes:
-        parts: codes and scales of the rows of 8 bits, codes and scales of those of 4. Rows that are
-            read most come first, after one of zeros, which is there as in `RowMap`.
-        numbers: [old rows]: where each row is.
+        parts: codes and scales of the rows of 8 bits, codes and scales of those of 4. Each begins
+            with a row of zeros, which whatever the other part has reads here. Rows that are read
+            most come first.
+        numbers: [old rows]: where each row is, the zeros of the second part left out.
         share: of what is looked up, how much the wide rows serve.
         error: root mean square of what an element that is looked up loses.
     """
@@ -43,30 +50,31 @@ class Bands:
         return [graph.constant(part, f"{name}.{n}") for n, part in zip(names, self.parts)]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
-        """Rows for the ids that `node`, a Gather, takes: out of one part or the other."""
+        """What `node`, a Gather or a bag, makes of its ids: the sum of both parts."""
         graph = node.graph
         assert graph is not None
 
-        def insert(op: str, inputs: Sequence[Value], domain: str = "", bits: int = 0) -> Value:
-            attrs = {"bits": bits} if bits else None
+        def insert(op: str, *inputs: Value | None, **attrs: Attr) -> Value:
+            domain = DOMAIN if op in _LOOKUPS.values() else ""
             return graph.insert(
                 op, inputs, attrs, domain=domain, before=node, origin=node.origin
             ).output
 
         wide, wide_scales, narrow, narrow_scales = constants
         number = numbered(node, self.numbers)
-        first, zero = (
-            graph.constant(np.array(k, number.tensor.dtype)) for k in (len(self.parts[0]), 0)
+        first, last, zero = (
+            graph.constant(np.array(k, number.tensor.dtype))
+            for k in (len(self.parts[0]), len(self.parts[0]) - 1, 0)
         )
-        is_wide = insert("Less", [number, first])
-        near = insert("Where", [is_wide, number, zero])
-        far = insert("Where", [is_wide, zero, insert("Sub", [number, first])])
-        columns = [
-            insert(OP_TYPE, [wide, wide_scales, near], DOMAIN, 8),
-            insert(OP_TYPE, [narrow, narrow_scales, far], DOMAIN, 4),
-        ]
-        last = graph.constant(np.array([-1]))
-        return insert("Where", [insert("Unsqueeze", [is_wide, last]), *columns])
+        near = insert("Where", insert("Less", number, first), number, zero)
+        far = insert("Max", insert("Sub", number, last), zero)
+        op, rest = _LOOKUPS[node.op_type], node.inputs[2:]
+        attrs = attributes_of(node)
+        return insert(
+            "Add",
+            insert(op, wide, wide_scales, near, *rest, **attrs, bits=8),
+            insert(op, narrow, narrow_scales, far, *rest, **attrs, bits=4),
+        )
 
 
 def bands_of(table: np.ndarray, counts: np.ndarray) -> Iterator[Bands]:
@@ -86,7 +94,7 @@ def bands_of(table: np.ndarray, counts: np.ndarray) -> Iterator[Bands]:
             continue
         zero = np.zeros_like(table[:1])
         wide = RoundedRows.of(np.concatenate([zero, table[order[:border]]]), 8, half_scales=True)
-        narrow = RoundedRows.of(table[order[border:]], 4, half_scales=True)
+        narrow = RoundedRows.of(np.concatenate([zero, table[order[border:]]]), 4, half_scales=True)
         error = (share * wide.error**2 + (1 - share) * narrow.error**2) ** 0.5
         parts = (wide.codes, wide.scales, packed(narrow.codes), narrow.scales)
         found = Bands(parts, numbers, share, error)

@@ -9,7 +9,13 @@ from functools import cached_property
 import numpy as np
 
 from graphopt.ir.graph import Attr, Graph, Node, Value
-from graphopt.ops import product_lookup, quantized_embedding_bag, quantized_lookup
+from graphopt.ops import (
+    product_embedding_bag,
+    product_lookup,
+    quantized_embedding_bag,
+    quantized_lookup,
+)
+from graphopt.ops.coded_bags import attributes_of
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.ops.quantized_lookup import DOMAIN, packed
 from graphopt.passes._bands import Bands, bands_of
@@ -61,10 +67,10 @@ class QuantizeTables(LossyPass):
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
         tables = list(self._tables(graph, ctx))
-        counts = _reads(graph, [t for t, _ in tables if _is_only_gathered(t)], ctx)
+        counts = _reads(graph, [t for t, _ in tables if not _skips_rows(t)], ctx)
         for table, array in tables:
             yield from _proposals(table, array)
-            if self.codebooks and _is_only_gathered(table):
+            if self.codebooks:
                 yield from _by_codebooks(table, array, ctx)
             if table in counts:
                 yield from _in_bands(table, array, counts[table])
@@ -93,8 +99,9 @@ def _is_lookup(node: Node, table: Value) -> bool:
     return node.op == "Gather" and node.attr("axis") in (0, -2) and table not in others
 
 
-def _is_only_gathered(table: Value) -> bool:
-    return all(_is_lookup(node, table) for node in table.users)
+def _skips_rows(table: Value) -> bool:
+    """True if padding is known by its id, which a map of ids would change."""
+    return any(node.attr("padding_idx") is not None for node in table.users)
 
 
 def _reads(graph: Graph, tables: Sequence[Value], ctx: PassContext) -> dict[Value, np.ndarray]:
@@ -179,13 +186,9 @@ class _InCodes:
         return [graph.constant(array, f"{name}.{part}") for part, array in parts.items()]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
-        attrs: dict[str, Attr] = {"bits": self.bits}
-        op = quantized_lookup.OP_TYPE
-        if _is_bag(node):
-            op = quantized_embedding_bag.OP_TYPE
-            kept = ("mode", "include_last_offset", "padding_idx", "by_id")
-            attrs |= {name: node.attrs[name] for name in kept if name in node.attrs}
-        return _insert(node, op, [*constants, *node.inputs[1:]], attrs, DOMAIN)
+        op = quantized_embedding_bag if _is_bag(node) else quantized_lookup
+        attrs = {"bits": self.bits, **attributes_of(node)}
+        return _insert(node, op.OP_TYPE, [*constants, *node.inputs[1:]], attrs, DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +200,9 @@ class _InBooks:
         return [graph.constant(array, f"{name}.{part}") for part, array in parts.items()]
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
-        inputs = [*constants, node.inputs[1]]
-        return _insert(node, product_lookup.OP_TYPE, inputs, {}, DOMAIN)
+        op = product_embedding_bag if _is_bag(node) else product_lookup
+        inputs = [*constants, *node.inputs[1:]]
+        return _insert(node, op.OP_TYPE, inputs, attributes_of(node), DOMAIN)
 
 
 @dataclass(frozen=True, eq=False)

@@ -364,12 +364,15 @@ def _quantized_lookup(node: Node) -> Cost:
     return Cost(per_element * elements, read, _bytes(node.output))
 
 
-@cost_rule("ProductLookup", domain="graphopt")
+@cost_rule("ProductLookup", "ProductEmbeddingBag", domain="graphopt")
 def _product_lookup(node: Node) -> Cost:
-    """Inputs: codes, codebooks, ids; a byte is read for each part, and the part itself."""
-    ids, parts = node.inputs[2], _dims(node, 0)[1]
+    """Inputs: codes, codebooks, ids; a byte is read for each part, codebooks stay in a cache."""
+    ids, *offsets = node.inputs[2:]
     assert ids is not None
-    return Cost(0, _elements(ids) * parts + _bytes(ids), _bytes(node.output))
+    added = _elements(ids) * node.output.tensor.dims[-1] if "Bag" in node.op_type else 0
+    return Cost(
+        added, _elements(ids) * _dims(node, 0)[1] + _bytes(ids, *offsets), _bytes(node.output)
+    )
 
 
 @cost_rule("EmbeddingBag", domain="graphopt")

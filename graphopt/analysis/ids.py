@@ -28,7 +28,9 @@ _EXACT = {"bfloat16": 2**8, "float16": 2**11, "float32": 2**24, "float64": 2**53
 
 # Lookups in tables of codes, which the ids come after: codes, what they stand for, ids.
 _CODED = frozenset(
-    f"graphopt::{op}" for op in ("ProductLookup", "QuantizedLookup", "QuantizedEmbeddingBag")
+    f"graphopt::{op}{what}"
+    for op in ("Product", "Quantized")
+    for what in ("Lookup", "EmbeddingBag")
 )
 
 
@@ -153,7 +155,7 @@ def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origi
         return
     if node.op == "graphopt::EmbeddingBag":
         ids, bounds = node.inputs[1], (node.input(2),)
-    elif node.op == "graphopt::QuantizedEmbeddingBag":
+    elif node.op in _CODED:
         ids, bounds = node.inputs[2], (node.input(3),)
     elif node.op == "Slice" and node.graph is not None and node.graph.owner is not None:
         ids, bounds = node.inputs[0], (node.inputs[1], node.inputs[2])  # type: ignore[assignment]

@@ -152,7 +152,7 @@ def _first(node: Node, axes: Sequence[int | None]) -> int:
 
 def _fixed_bags(node: Node, axes: Sequence[int | None]) -> int:
     """Bags without offsets are rows of ids (and of weights)."""
-    _must(node.input(2) is None)
+    _must(node.input(2 if node.op_type == "EmbeddingBag" else 3) is None)
     return _first(node, axes)
 
 
@@ -233,6 +233,8 @@ def _slice(node: Node, axes: Sequence[int | None]) -> int:
 
 _RULES: dict[str, Rule] = {
     "graphopt::EmbeddingBag": _fixed_bags,
+    "graphopt::ProductEmbeddingBag": _fixed_bags,
+    "graphopt::QuantizedEmbeddingBag": _fixed_bags,
     "Expand": _aligned,
     "MatMul": _matmul,
     "Gemm": _gemm,

@@ -13,6 +13,7 @@ import onnx
 import onnx.parser
 
 from graphopt.errors import InvalidModelError
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
@@ -28,10 +29,14 @@ def product_lookup(codes: np.ndarray, books: np.ndarray, ids: np.ndarray) -> np.
     return books[at].astype(np.float32).reshape(*ids.shape, -1)
 
 
-@type_rule(OP_TYPE, domain=DOMAIN)
-def _product_lookup(node: Node) -> list[Type | None]:
+def check_books(node: Node) -> Dim:
+    """The width of a row of the table that inputs 0 and 1 of `node` describe; 2 are the ids.
+
+    Raises:
+        InvalidModelError: they do not fit each other.
+    """
     where = ", ".join(repr(name) for name in node.where[:3])
-    types = [None if value is None else value.type for value in node.inputs]
+    types = [None if value is None else value.type for value in node.inputs[:3]]
     if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
         raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, books, ids")
     codes, books, ids = (t for t in types if isinstance(t, TensorType))
@@ -44,39 +49,52 @@ def _product_lookup(node: Node) -> list[Type | None]:
         raise InvalidModelError(f"{node.op} (node {where}): {books} are not {parts} codebooks")
     if ids.dtype not in ("int32", "int64"):
         raise InvalidModelError(f"{node.op} (node {where}): {ids} are no ids")
-    shape = None if ids.shape is None else [*ids.dims, parts * books.dims[1]]
+    return parts * books.dims[1]
+
+
+@type_rule(OP_TYPE, domain=DOMAIN)
+def _product_lookup(node: Node) -> list[Type | None]:
+    dim, ids = check_books(node), node.inputs[2]
+    assert ids is not None
+    shape = None if ids.shape is None else [*ids.tensor.dims, dim]
     return [tensor_type("float32", shape)]
 
 
-def function_name(node: Node) -> str:
-    """The name of the local function that `node` calls once exported."""
-    return f"{OP_TYPE}__{_parts(node)}_parts"
-
-
-def function(node: Node) -> onnx.FunctionProto:
-    """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
-    starts = ", ".join(str(ENTRIES * k) for k in range(_parts(node)))
-    return onnx.parser.parse_function(
-        f"""<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>
-        {function_name(node)} (codes, books, ids) => (found) {{
-            starts = Constant <value_ints = [{starts}]> ()
-            joined = Constant <value_ints = [-1]> ()
-            rows = Gather <axis = 0> (codes, ids)
-            wide = Cast <to = 7> (rows)
-            at = Add (wide, starts)
-            stored = Gather <axis = 0> (books, at)
-            parts = Cast <to = 1> (stored)
-            leading = Shape (ids)
-            shape = Concat <axis = 0> (leading, joined)
-            found = Reshape (parts, shape)
-        }}"""
-    )
-
-
-def _parts(node: Node) -> int:
+def parts_of(node: Node) -> int:
+    """How many parts a row of the table of `node` has."""
     codes = node.inputs[0]
     assert codes is not None
     parts = codes.tensor.dims[1]
     assert isinstance(parts, int)
     return parts
+
+
+def function_name(node: Node) -> str:
+    """The name of the local function that `node` calls once exported."""
+    return f"{OP_TYPE}__{parts_of(node)}_parts"
+
+
+def assembled(parts: int, ids: str) -> str:
+    """Lines of a function body: `found` [..., parts * width], the rows of `ids` as floats."""
+    starts = ", ".join(str(ENTRIES * k) for k in range(parts))
+    return f"""
+        starts_of_books = Constant <value_ints = [{starts}]> ()
+        all_parts = Constant <value_ints = [-1]> ()
+        rows = Gather <axis = 0> (codes, {ids})
+        wide_rows = Cast <to = 7> (rows)
+        entries = Add (wide_rows, starts_of_books)
+        stored_parts = Gather <axis = 0> (books, entries)
+        parts = Cast <to = 1> (stored_parts)
+        leading = Shape ({ids})
+        shape_of_rows = Concat <axis = 0> (leading, all_parts)
+        found = Reshape (parts, shape_of_rows)"""
+
+
+def function(node: Node) -> onnx.FunctionProto:
+    """The local function that says in standard ONNX what `node` computes."""
+    assert node.graph is not None
+    body = assembled(parts_of(node), "ids")
+    return onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
+        f"{function_name(node)} (codes, books, ids) => (found) {{{body}\n}}"
+    )

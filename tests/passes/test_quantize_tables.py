@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from graphopt.ir.graph import Graph, Value
+from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.ops.product_lookup import product_lookup
 from graphopt.passes._bands import bands_of
 from graphopt.passes._codebooks import Codebooks
@@ -180,6 +181,26 @@ def test_rows_of_large_tables_are_parts_out_of_codebooks() -> None:
     assert not run_onnxruntime(graph, {"ids": np.arange(7, 11)})["y"].any()
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+def test_bags_of_parts_out_of_codebooks(mode: str) -> None:
+    pytest.importorskip("faiss")
+    graph = parse(
+        f"""(int64[n] ids, int64[b] starts) => (float[b,16] y) <float[5000,16] t> {{
+            y = graphopt.EmbeddingBag<mode="{mode}">(t, ids, starts)
+        }}"""
+    )
+    (table,) = graph.constants()
+    table.const = clustered()
+    assert QuantizeTables().run(graph, PassContext(budget=Lavish()))
+    assert [node.op for node in graph.nodes] == ["graphopt::ProductEmbeddingBag"]
+    feeds = {"ids": np.arange(0, 5000, 7), "starts": np.array([0, 3, 3, 50])}
+    wanted = EmbeddingBag(mode).pool(clustered(), feeds["ids"], feeds["starts"])  # type: ignore
+    found = run_onnxruntime(graph, feeds)["y"]
+    # As far off as rows are; a sum has 665 of them.
+    np.testing.assert_allclose(found[:3], wanted[:3], atol=0.08 * (47 if mode == "sum" else 1))
+    np.testing.assert_allclose(Compiled(graph)(feeds)["y"], found, rtol=1e-4, atol=1e-4)
+
+
 def test_codebooks_are_the_same_on_every_run() -> None:
     pytest.importorskip("faiss")
     first, second = (Codebooks.of(clustered(), 4) for _ in range(2))
@@ -234,6 +255,55 @@ def test_rows_that_are_read_often_have_more_bits() -> None:
     assert 0.03 < np.median(lost) < 0.1  # of 4 bits
     outside = Compiled(graph, "zero")({"ids": np.array([3000, -3001, 2**40])})["y"]
     assert not outside.any()
+
+
+@pytest.mark.parametrize(
+    ("ids", "inputs", "attrs"),
+    [
+        ("int64[n] ids, int64[b] starts", "ids, starts", 'mode="mean"'),
+        ("int64[b,4] ids", "ids", 'mode="sum"'),
+        ("int64[b,4] ids", "ids", 'mode="mean"'),
+    ],
+)
+def test_bags_of_rows_that_have_more_bits_the_more_they_are_read(
+    ids: str, inputs: str, attrs: str
+) -> None:
+    graph = parse(
+        f"""({ids}) => (float[b,32] y) <float[3000,32] t> {{
+            y = graphopt.EmbeddingBag<{attrs}>(t, {inputs})
+        }}"""
+    )
+    (table,) = graph.constants()
+    array = table.const
+    assert array is not None
+    *_, smallest = bands_of(array, np.bincount(skewed(), minlength=3000))
+    _into(table, smallest)(graph, {table: table})
+    assert sum(n.op == "graphopt::QuantizedEmbeddingBag" for n in graph.nodes) == 2
+    feeds = {"ids": skewed()[:200].reshape(50, 4)}
+    if "starts" in inputs:
+        feeds = {"ids": feeds["ids"].reshape(-1), "starts": np.array([0, 0, 30, 199])}
+    mode = "sum" if "sum" in attrs else "mean"
+    wanted = EmbeddingBag(mode).pool(array, feeds["ids"], feeds.get("starts"))  # type: ignore
+    found = run_onnxruntime(graph, feeds)["y"]
+    # Half a step of 4 bits at most, of rows whose largest element is 4.
+    np.testing.assert_allclose(found, wanted, atol=4 / 14 * (4 if mode == "sum" else 1))
+    assert np.abs(found - wanted).mean() < 0.1
+    np.testing.assert_allclose(Compiled(graph)(feeds)["y"], found, rtol=1e-5, atol=1e-5)
+
+
+def test_bands_and_padding_by_id_do_not_go_together() -> None:
+    class Traced(Lavish):
+        def traced(self, graph: Graph, values: Sequence[Value]) -> list[list[np.ndarray]]:
+            return [[skewed()] for _ in values]
+
+    text = """(int64[b,4] ids) => (float[b,32] y) <float[3000,32] t> {
+        y = graphopt.EmbeddingBag<mode="sum"PADDED>(t, ids)
+    }"""
+    for padded, banded in (("", True), (", padding_idx=0, by_id=1", False)):
+        graph = parse(text.replace("PADDED", padded))
+        offered = [p.what for p in QuantizeTables().propose(graph, PassContext(budget=Traced()))]
+        assert any("%" in what for what in offered) == banded
+        assert "int4" in offered
 
 
 def test_bands_are_proposed_with_a_trace_only() -> None:

@@ -6,17 +6,14 @@ from tvm import relax, tirx
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
+from graphopt.ops import product_embedding_bag as product_bag_op
 from graphopt.ops import product_lookup as product_op
 from graphopt.ops import quantized_embedding_bag as bag_op
 from graphopt.ops import quantized_lookup as lookup_op
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
+from graphopt.targets.cpu.kernels.coded_bag import CodedPooling, coded_bag, coded_fixed_bag
 from graphopt.targets.cpu.kernels.embedding_bag import embedding_bag, fixed_bag
 from graphopt.targets.cpu.kernels.product_lookup import product_lookup
-from graphopt.targets.cpu.kernels.quantized_bag import (
-    QuantizedPooling,
-    quantized_bag,
-    quantized_fixed_bag,
-)
 from graphopt.targets.cpu.kernels.quantized_lookup import quantized_lookup
 from graphopt.targets.kernels.pooling import Pooling
 from graphopt.targets.relax.lowering import Lowering, lowers
@@ -108,18 +105,29 @@ def _rows(
 
 @lowers(bag_op.OP_TYPE, domain=DOMAIN)
 def _quantized_embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
-    codes, scales, ids = node.inputs[:3]
-    assert codes is not None and scales is not None and ids is not None
-    rows, width = codes.tensor.dims
-    if not (isinstance(rows, int) and isinstance(width, int)):
-        raise lower.unsupported(f"the size of its table ({codes.type}) is known only at run time")
+    return _coded_bag(lower, node, node.attr("bits", 8), 1)
+
+
+@lowers(product_bag_op.OP_TYPE, domain=DOMAIN)
+def _product_embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
+    books = node.inputs[1]
+    assert books is not None
+    return _coded_bag(lower, node, 0, _known_size(lower, books)[1])
+
+
+def _coded_bag(lower: Lowering, node: Node, bits: int, part: int) -> relax.Expr:
+    """Bags over codes with scales, or over codes of parts of some elements in codebooks."""
+    codes, keys, ids = node.inputs[:3]
+    assert codes is not None and keys is not None and ids is not None
+    rows, width = _known_size(lower, codes)
     name = f"graphopt: id out of range: {node.op_type} {node.where[0]}"
-    pooling = QuantizedPooling(
+    pooling = CodedPooling(
         rows,
         width,
-        node.attr("bits", 8),
-        scales.dtype,
+        bits,
+        keys.dtype,
         ids.dtype,
+        part,
         node.attr("mode", "sum") == "mean",
         lower.oob,
         f"{name} (axis of size {rows})",
@@ -129,9 +137,9 @@ def _quantized_embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
     offsets = node.input(3)
     if offsets is not None:
         csr = bool(node.attr("include_last_offset", 0))
-        kernel = quantized_bag(pooling, offsets.dtype, csr)
+        kernel = coded_bag(pooling, offsets.dtype, csr)
     else:
         length = ids.tensor.dims[1]
-        kernel = quantized_fixed_bag(pooling, length if isinstance(length, int) else None)
+        kernel = coded_fixed_bag(pooling, length if isinstance(length, int) else None)
     args = [lower.expr(value) for value in node.inputs if value is not None]
     return lower.kernel(kernel, args, [(lower.shape(node.output), "float32")])[0]

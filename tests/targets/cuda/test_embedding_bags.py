@@ -11,7 +11,8 @@ import pytest
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
-from graphopt.ops import embedding_bags, quantized_embedding_bag
+from graphopt.ops import embedding_bags, product_embedding_bag, quantized_embedding_bag
+from graphopt.ops.product_lookup import product_lookup
 from graphopt.ops.quantized_lookup import packed
 
 from .conftest import Feeds, Runner
@@ -90,4 +91,20 @@ def test_bags_of_codes(bits: int, fixed: bool, run_model: Runner) -> None:
     )
     graph.set_outputs([node.output], ["pooled"])
     (found,) = run_model(graph, feed)
+    np.testing.assert_allclose(found["pooled"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bags_out_of_codebooks(run_model: Runner) -> None:
+    """They have no kernel of their own: standard ops look parts up and add them."""
+    codes = RNG.integers(0, 256, (15, 4)).astype(np.uint8)
+    books = RNG.normal(size=(1024, 4)).astype(np.float16)
+    graph = Graph(opsets={"": 18})
+    ids = graph.add_input("ids", TensorType("int64", (B, 5)))
+    inputs = [graph.constant(codes), graph.constant(books), ids]
+    op, domain = product_embedding_bag.OP_TYPE, product_embedding_bag.DOMAIN
+    node = graph.insert(op, inputs, {"mode": "mean"}, domain=domain)
+    graph.set_outputs([node.output], ["pooled"])
+    feed = {"ids": RNG.integers(-15, 15, (33, 5))}
+    (found,) = run_model(graph, feed)
+    expected = product_lookup(codes, books, feed["ids"]).mean(1)
     np.testing.assert_allclose(found["pooled"], expected, rtol=1e-5, atol=1e-5)
