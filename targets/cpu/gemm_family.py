@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
 from graphopt.targets.cpu.kernels.bfloat16 import Words
-from graphopt.targets.cpu.kernels.gemm import (
+from graphopt.targets.cpu.kernels.gemm import gemm
+from graphopt.targets.cpu.kernels.panels import (
     MAX_ROWS,
     GemmParams,
+    by_blocks,
     default_params,
-    gemm,
     pack_bias,
     pack_weights,
     registers,
@@ -80,8 +81,8 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
         return [Trial([left[:m], packed, bias], ((m, problem.n), "float32")) for m in sizes]
 
     @staticmethod
-    def kernel_source() -> Any:
-        return gemm
+    def kernel_sources() -> Sequence[Any]:
+        return gemm, by_blocks
 
 
 class Bf16GemmFamily(GemmFamily):
@@ -102,5 +103,5 @@ class Bf16GemmFamily(GemmFamily):
         return pack_bf16(weights, params, self.words)
 
     @staticmethod
-    def kernel_source() -> Any:
-        return bf16_gemm
+    def kernel_sources() -> Sequence[Any]:
+        return bf16_gemm, by_blocks

@@ -26,15 +26,11 @@ from graphopt.targets.cpu import (
 )
 from graphopt.targets.cpu.kernels import bf16_gemm, dot
 from graphopt.targets.cpu.kernels.bfloat16 import Words
-from graphopt.targets.cpu.kernels.gemm import (
-    MAX_STEPS,
-    default_params,
-    gemm,
-    pack_bias,
-    pack_weights,
-)
+from graphopt.targets.cpu.kernels.gemm import gemm
+from graphopt.targets.cpu.kernels.panels import default_params, pack_bias, pack_weights
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights, dequantized_to_dense
 from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.steps import MAX_STEPS
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")

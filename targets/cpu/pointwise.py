@@ -12,7 +12,7 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.panels import pack_bias, pack_weights
 from graphopt.targets.cpu.kernels.pointwise import pointwise, pointwise_params
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, lowers

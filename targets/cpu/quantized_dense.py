@@ -9,18 +9,18 @@ from graphopt.ir.graph import Node, Value
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.gemm import Step
 from graphopt.targets.cpu.kernels.int8_gemm import (
     GROUP,
     Quantization,
     int8_gemm,
     int8_params,
     pack_int8,
-    pack_row,
     pack_start,
 )
+from graphopt.targets.cpu.kernels.panels import pack_bias
 from graphopt.targets.cpu.packed_weights import dense_of, shared
 from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.steps import Step
 
 x, d, c = var("x"), var("d"), const("c")
 _SHIFT = {"uint8": 0, "int8": 128}  # what makes the bytes of the data unsigned
@@ -88,9 +88,8 @@ def int8_kernel(
     data, bias, rounding, params = node.inputs[0], node.const(2), node.attrs["data"], int8_params(n)
     assert data is not None
     scale = node.attrs["scale"] * np.float32(rounding.scale)
-    row = np.zeros(n, np.float32) if bias is None else bias
     packed = [pack_int8(codes, params), pack_start(codes, rounding.zero, params)]
-    packed += [pack_row(scale, params), pack_row(row, params)]
+    packed += [pack_bias(scale, n, params), pack_bias(bias, n, params)]
     kernel = int8_gemm(
         k,
         n,

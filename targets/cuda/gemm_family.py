@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
@@ -92,8 +92,8 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
         return f"{super().version()[:8]}{device[:8]}"
 
     @staticmethod
-    def kernel_source() -> Any:
-        return gemm
+    def kernel_sources() -> Sequence[Any]:
+        return (gemm,)
 
 
 def ranges_of(chosen: Mapping[int, Variant]) -> tuple[Range, ...]:

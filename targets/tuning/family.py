@@ -66,11 +66,14 @@ class KernelFamily(ABC, Generic[Problem, Params]):
 
     def version(self) -> str:
         """Changes with the template's code, so that nothing measured with other code is used."""
-        module = inspect.getmodule(type(self).kernel_source())
-        assert module is not None
-        return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]
+        code = hashlib.sha256()
+        for function in type(self).kernel_sources():
+            module = inspect.getmodule(function)
+            assert module is not None
+            code.update(inspect.getsource(module).encode())
+        return code.hexdigest()[:16]
 
     @staticmethod
     @abstractmethod
-    def kernel_source() -> Any:
-        """The function that makes the kernel; its module is the template's code."""
+    def kernel_sources() -> Sequence[Any]:
+        """The functions that make the kernel; their modules are the template's code."""

@@ -14,12 +14,12 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, TILE, Words, pair_rows, word
-from graphopt.targets.cpu.kernels.gemm import GemmParams, Step, checked_steps, registers
-from graphopt.targets.cpu.kernels.panels import by_blocks, storing
+from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
 from graphopt.targets.cpu.kernels.tile_products import by_tiles, configuring
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.steps import Step, checked_steps
 from graphopt.targets.kernels.storage import element_bytes
 
 _TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}
@@ -71,12 +71,13 @@ def bf16_gemm(
     """
     checked_steps(steps)
     width, depth, panels = params.width, words.depth(k), params.panels(n)
-    heights = [2 * TILE, TILE, *params.blocks] if words.tiles else params.blocks
-    rows = max(1, CHUNK_BYTES // (4 * depth) // heights[0]) * heights[0]
+    tiles = (2 * TILE, TILE) if words.tiles else ()
+    tallest = max((*tiles, params.rows))
+    rows = max(1, CHUNK_BYTES // (4 * depth) // tallest) * tallest
     align, uses_tiles = element_bytes("float32"), bool(words.tiles)
     rounded, (configure, release) = _rounding(k, words), configuring(words)
     store = storing(n, params.lanes, activation or Activation(), steps)
-    visit = by_blocks(heights, _block(depth, params, words, store))
+    visit = by_blocks(params, panels, _block(depth, params, words, store), tiles)
 
     @T.prim_func(private=True, s_tir=True)
     def bf16_gemm(x: T.handle, w: T.handle, b: T.handle, p: T.handle, q: T.handle, y: T.handle):
@@ -96,8 +97,7 @@ def bf16_gemm(
                 count = T.min(T.int64(rows), m - chunk * rows)
                 rounded(left, data, chunk * rows, count)
                 results = T.meta_var((chunk * rows, bias, (one, two), out))
-                for panel in range(panels):
-                    visit(((data, weights), results), count, panel)
+                visit(((data, weights), results), count)
             if uses_tiles:
                 release(m)
 
@@ -105,7 +105,7 @@ def bf16_gemm(
 
 
 def _block(depth, params, words, store):
-    """For use in a kernel: `block(tensors, first, panel, height)` computes rows of a panel."""
+    """For use in a kernel: `block(tensors, first, panel, height, _)` computes rows of a panel."""
     lanes, vectors, width = params.lanes, params.vectors, params.width
     multiply = by_tiles(words, depth, vectors)
 
@@ -131,7 +131,7 @@ def _block(depth, params, words, store):
         store(y, start + first + r, column, sums, at, operands)
 
     @inlined
-    def block(tensors, first, panel, height):
+    def block(tensors, first, panel, height, _):
         data, weights = T.meta_var(tensors[0])
         sums = T.alloc_buffer((height * width,), "float32", scope="local")
         if words.tiles != "" and height % TILE == 0:

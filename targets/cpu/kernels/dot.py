@@ -10,10 +10,10 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.gemm import Step, checked_steps, combined
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.steps import Step, checked_steps, combined
 from graphopt.targets.kernels.storage import element_bytes
 
 MOST_COLUMNS = 4  # with more, `gemm` is as fast

@@ -7,21 +7,17 @@ through the value that sums start from: sum((q - zero) * w) = sum(q * w) - zero 
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.gemm import (
-    GemmParams,
-    Step,
-    checked_steps,
-    combined,
-    default_params,
-)
+from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, default_params
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.steps import Step, checked_steps, combined
 from graphopt.targets.kernels.storage import element_bytes
 
 GROUP = 4  # bytes that one instruction multiplies and adds up in each int32
@@ -60,13 +56,6 @@ def pack_start(weights: np.ndarray, zero: int, params: GemmParams) -> np.ndarray
     return start
 
 
-def pack_row(row: np.ndarray, params: GemmParams) -> np.ndarray:
-    """float32[N] as float32[panels * width]."""
-    padded = np.zeros(params.panels(len(row)) * params.width, np.float32)
-    padded[: len(row)] = row
-    return padded
-
-
 @cache
 def int8_gemm(
     k: int,
@@ -95,117 +84,12 @@ def int8_gemm(
     checked_steps(steps)
     if takes_codes and k % GROUP:
         raise ValueError(f"rows of {k} codes are not of whole groups of {GROUP}")
-    width, vectors, panels, blocks = params.width, params.vectors, params.panels(n), params.blocks
-    depth = -(-k // GROUP)
-    whole, align = k - k % LANES, element_bytes("float32")
+    width, panels, depth = params.width, params.panels(n), -(-k // GROUP)
+    align = element_bytes("float32")
     taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
-    activated = activation or Activation()
-
-    def quantized(x, to, count):
-        """`count` elements as uint8. (TVM would take a vectorized `T.nearbyint` apart.)"""
-        lanes = f"x{count}" if count > 1 else ""
-        # A product may round to the neighbour of what the quotient rounds to, but takes a tenth.
-        scale, zero, low, high = (
-            T.Broadcast(T.float32(value), count) if count > 1 else T.float32(value)
-            for value in (1 / np.float32(to.scale), to.zero, 0, 255)
-        )
-        rounded = T.call_llvm_pure_intrin(f"float32{lanes}", "llvm.nearbyint", x * scale)
-        limited = T.max(T.min(rounded + zero, high), low)
-        return T.Cast(f"uint8{lanes}", T.Cast(f"int32{lanes}", limited))
-
-    def rest(m, level):
-        """Rows left over by the blocks before `level`."""
-        for height in blocks[:level]:
-            m = m % height
-        return m
-
-    def place(first, row):
-        """Where the codes of a row are: rounded ones are kept for some rows at a time."""
-        return first + row if takes_codes else row
-
-    def dot(total, data, weights):
-        bytes_ = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
-        return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *bytes_)
-
-    @inlined
-    def quantize(x, q, first, count):
-        for r in range(count):
-            for chunk in range(whole // LANES):
-                q[r, T.ramp(chunk * LANES, 1, LANES)] = quantized(
-                    x[first + r, T.ramp(chunk * LANES, 1, LANES)], quantization, LANES
-                )
-            for c in range(k - whole):
-                q[r, whole + c] = quantized(x[first + r, whole + c], quantization, 1)
-            for c in range(depth * GROUP - k):
-                q[r, k + c] = T.uint8(0)
-
-    @inlined
-    def store(y, row, column, values, at, operands):
-        if column + LANES <= n:
-            for lane in T.vectorized(LANES):
-                values[at + lane] = combined(steps, values[at + lane], operands, row, column + lane)
-            if result is not None:
-                y[row, T.ramp(column, 1, LANES)] = quantized(
-                    values[T.ramp(at, 1, LANES)], result, LANES
-                )
-            else:
-                for lane in T.vectorized(LANES):
-                    y[row, column + lane] = values[at + lane]
-        else:
-            for lane in range(LANES):
-                if column + lane < n:
-                    values[at + lane] = combined(
-                        steps, values[at + lane], operands, row, column + lane
-                    )
-                    if result is not None:
-                        y[row, column + lane] = quantized(values[at + lane], result, 1)
-                    else:
-                        y[row, column + lane] = values[at + lane]
-
-    @inlined
-    def block(words, w, start, factor, b, y, operands, row, first, panel, height):
-        acc = T.alloc_buffer((height * width,), "int32", scope="local")
-        out = T.alloc_buffer((height * width,), "float32", scope="local")
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * LANES, 1, LANES)] = start[
-                    T.ramp(panel * width + v * LANES, 1, LANES)
-                ]
-        for kk in range(depth):
-            for r in T.unroll(height):
-                for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
-                        acc[T.ramp(r * width + v * LANES, 1, LANES)],
-                        T.Broadcast(words[place(first, row + r), kk], LANES),
-                        w[panel, kk, T.ramp(v * LANES, 1, LANES)],
-                    )
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                for lane in T.vectorized(LANES):
-                    out[r * width + v * LANES + lane] = activated(
-                        T.Cast("float32", acc[r * width + v * LANES + lane])
-                        * factor[panel * width + v * LANES + lane]
-                        + b[panel * width + v * LANES + lane]
-                    )
-                column = T.meta_var(panel * width + v * LANES)
-                store(y, first + row + r, column, out, r * width + v * LANES, operands)
-
-    @inlined
-    def level(words, w, start, factor, b, y, operands, first, count, panel, depth_of_blocks):
-        if depth_of_blocks < len(blocks):
-            for i in range(rest(count, depth_of_blocks) // blocks[depth_of_blocks]):
-                row = count - rest(count, depth_of_blocks) + i * blocks[depth_of_blocks]
-                height = T.meta_var(blocks[depth_of_blocks])
-                block(words, w, start, factor, b, y, operands, row, first, panel, height)
-
-    @inlined
-    def panels_of(words, w, start, factor, b, y, operands, first, count):
-        for panel in range(panels):
-            level(words, w, start, factor, b, y, operands, first, count, panel, 0)
-            level(words, w, start, factor, b, y, operands, first, count, panel, 1)
-            level(words, w, start, factor, b, y, operands, first, count, panel, 2)
-            level(words, w, start, factor, b, y, operands, first, count, panel, 3)
-            level(words, w, start, factor, b, y, operands, first, count, panel, 4)
+    quantize, store = _quantizing(k, quantization), _storing(n, steps, result)
+    block = _block(depth, params, activation or Activation(), takes_codes, store)
+    visit = by_blocks(params, panels, block)
 
     @T.prim_func(private=True, s_tir=True)
     def int8_gemm(
@@ -228,17 +112,131 @@ def int8_gemm(
         first = T.match_buffer(one, (m, n), "float32", align=align)
         second = T.match_buffer(two, (m, n), "float32", align=align)
         out = T.match_buffer(y, (m, n), given, align=element_bytes(given))
+        constants, others = T.meta_var((right, begin, factor, b)), T.meta_var((first, second))
         for batch in range((m + _ROWS - 1) // _ROWS):
             count = T.min(T.int64(_ROWS), m - batch * _ROWS)
             start_row = T.meta_var(batch * _ROWS)
-            others = T.meta_var((first, second))
             if takes_codes:
                 codes = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
-                panels_of(codes, right, begin, factor, b, out, others, start_row, count)
+                visit((codes, start_row, *constants, others, out), count)
             else:
                 q = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
                 words = T.decl_buffer((_ROWS, depth), "int32", data=q.data, align=align)
                 quantize(left, q, start_row, count)
-                panels_of(words, right, begin, factor, b, out, others, start_row, count)
+                visit((words, start_row, *constants, others, out), count)
 
     return without_parameters(int8_gemm, *("first", "second")[len(steps) :])
+
+
+def _quantized(x: Any, to: Quantization, count: int) -> Any:
+    """`count` elements as uint8. (TVM would take a vectorized `T.nearbyint` apart.)"""
+    lanes = f"x{count}" if count > 1 else ""
+    # A product may round to the neighbour of what the quotient rounds to, but takes a tenth.
+    scale, zero, low, high = (
+        T.Broadcast(T.float32(value), count) if count > 1 else T.float32(value)
+        for value in (1 / np.float32(to.scale), to.zero, 0, 255)
+    )
+    rounded = T.call_llvm_pure_intrin(f"float32{lanes}", "llvm.nearbyint", x * scale)
+    limited = T.max(T.min(rounded + zero, high), low)
+    return T.Cast(f"uint8{lanes}", T.Cast(f"int32{lanes}", limited))
+
+
+def _quantizing(k: int, quantization: Quantization) -> Emitted:
+    """For use in a kernel: `quantize(x, q, first, count)` rounds rows of x; groups end in zeros."""
+    whole, depth = k - k % LANES, -(-k // GROUP)
+
+    @inlined
+    def quantize(x, q, first, count):
+        for r in range(count):
+            for chunk in range(whole // LANES):
+                q[r, T.ramp(chunk * LANES, 1, LANES)] = _quantized(
+                    x[first + r, T.ramp(chunk * LANES, 1, LANES)], quantization, LANES
+                )
+            for c in range(k - whole):
+                q[r, whole + c] = _quantized(x[first + r, whole + c], quantization, 1)
+            for c in range(depth * GROUP - k):
+                q[r, k + c] = T.uint8(0)
+
+    return quantize
+
+
+def _storing(n: int, steps: tuple[Step, ...], result: Quantization | None) -> Emitted:
+    """For use in a kernel: `store(y, row, column, values, at, operands)` writes one vector.
+
+    As that of `panels`, for values that are activated already, and that may become codes.
+    """
+
+    @inlined
+    def store(y, row, column, values, at, operands):
+        if column + LANES <= n:
+            for lane in T.vectorized(LANES):
+                values[at + lane] = combined(steps, values[at + lane], operands, row, column + lane)
+            if result is not None:
+                y[row, T.ramp(column, 1, LANES)] = _quantized(
+                    values[T.ramp(at, 1, LANES)], result, LANES
+                )
+            else:
+                for lane in T.vectorized(LANES):
+                    y[row, column + lane] = values[at + lane]
+        else:
+            for lane in range(LANES):
+                if column + lane < n:
+                    values[at + lane] = combined(
+                        steps, values[at + lane], operands, row, column + lane
+                    )
+                    if result is not None:
+                        y[row, column + lane] = _quantized(values[at + lane], result, 1)
+                    else:
+                        y[row, column + lane] = values[at + lane]
+
+    return store
+
+
+def _block(
+    depth: int, params: GemmParams, activated: Activation, takes_codes: bool, store: Emitted
+) -> Emitted:
+    """For use in a kernel: `block(tensors, row, panel, height, _)` computes rows of a panel."""
+    width, vectors = params.width, params.vectors
+
+    def place(first, row):
+        """Where the codes of a row are: rounded ones are kept for some rows at a time."""
+        return first + row if takes_codes else row
+
+    def dot(total, data, weights):
+        bytes_ = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
+        return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *bytes_)
+
+    @inlined
+    def sums(words, w, start, acc, at, panel, height):
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                acc[T.ramp(r * width + v * LANES, 1, LANES)] = start[
+                    T.ramp(panel * width + v * LANES, 1, LANES)
+                ]
+        for kk in range(depth):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
+                        acc[T.ramp(r * width + v * LANES, 1, LANES)],
+                        T.Broadcast(words[at + r, kk], LANES),
+                        w[panel, kk, T.ramp(v * LANES, 1, LANES)],
+                    )
+
+    @inlined
+    def block(tensors, row, panel, height, _):
+        words, first, w, start, factor, b, operands, y = T.meta_var(tensors)
+        acc = T.alloc_buffer((height * width,), "int32", scope="local")
+        out = T.alloc_buffer((height * width,), "float32", scope="local")
+        sums(words, w, start, acc, place(first, row), panel, height)
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                for lane in T.vectorized(LANES):
+                    out[r * width + v * LANES + lane] = activated(
+                        T.Cast("float32", acc[r * width + v * LANES + lane])
+                        * factor[panel * width + v * LANES + lane]
+                        + b[panel * width + v * LANES + lane]
+                    )
+                column = T.meta_var(panel * width + v * LANES)
+                store(y, first + row + r, column, out, r * width + v * LANES, operands)
+
+    return block

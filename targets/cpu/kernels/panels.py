@@ -1,23 +1,127 @@
-"""What packed products have in common: blocks of rows over a panel of columns, and their store."""
+"""What packed products have in common: panels of columns, blocks of rows over them, the store."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from tvm.script import tirx as T
 
-from graphopt.targets.cpu.kernels.gemm import Step, combined
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.steps import Step, combined
 
+MAX_ROWS = 16
+_SUMS = 8
+"""Vectors of sums that keep two units for fused multiply-adds of 4 cycles busy."""
 Emitted = Callable[..., None]
 
 
-def by_blocks(heights: Sequence[int], block: Emitted) -> Emitted:
-    """For use in a kernel: `visit(tensors, rows, panel)` calls `block` for all rows of a panel.
+@dataclass(frozen=True)
+class GemmParams:
+    """How the kernel uses registers.
+
+    Attributes:
+        lanes: float32 elements in one vector register.
+        vectors: vector registers across the columns of a panel.
+        rows: rows of the left operand computed together, at most `MAX_ROWS`.
+    """
+
+    lanes: int
+    vectors: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rows <= MAX_ROWS:
+            raise ValueError(f"a block has 1 to {MAX_ROWS} rows, not {self.rows}")
+
+    @property
+    def width(self) -> int:
+        """Columns of a panel."""
+        return self.lanes * self.vectors
+
+    def panels(self, n: int) -> int:
+        """Panels for `n` columns."""
+        return -(-n // self.width)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Block heights that make up any number of rows: `rows`, then the powers of two below."""
+        below = (self.rows - 1).bit_length() if self.rows > 1 else 0
+        return [self.rows, *(1 << power for power in reversed(range(below)))]
+
+    def side(self, height: int) -> int:
+        """Panels that a block of `height` rows spans: the sums of one alone may be too few.
+
+        Vectors of 16 lanes are as many as there are registers for in one panel.
+        """
+        return max(1, _SUMS // (height * self.vectors)) if self.lanes == 8 else 1
+
+
+def registers(lanes: int) -> tuple[int, int]:
+    """How many vector registers there are, and how many of them a panel is wide at most."""
+    return {16: (32, 4), 8: (16, 3)}.get(lanes, (16, 2))
+
+
+def default_params(n: int, lanes: int) -> GemmParams:
+    """Parameters for `n` columns: as little padding as possible, then as many accumulators."""
+    vectors = vectors_across(n, lanes)
+    return GemmParams(lanes, vectors, rows=min(12, rows_beside(vectors, lanes)))
+
+
+def vectors_across(n: int, lanes: int) -> int:
+    """Vectors of a panel for `n` columns: as little padding as possible, then as many of them."""
+    _, widest = registers(lanes)
+
+    def time(vectors: int) -> float:
+        return -(-n // (lanes * vectors)) * (1.5 if narrow(vectors, lanes) else vectors)
+
+    return min(range(1, widest + 1), key=lambda v: (time(v), -v))
+
+
+def rows_beside(vectors: int, lanes: int) -> int:
+    """Rows of a block as registers allow beside `vectors`, one of weights and one of data."""
+    available, _ = registers(lanes)
+    return 6 if narrow(vectors, lanes) else (available - vectors - 1) // vectors
+
+
+def narrow(vectors: int, lanes: int) -> bool:
+    """True for panels of one vector of 8 lanes, which take 1.5 times as long a vector as others.
+
+    LLVM computes two steps of their short loop at a time, and with more than 6 rows it spills.
+    """
+    return vectors == 1 and lanes == 8
+
+
+def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:
+    """float32 or int8 [K, N] as [panels, K, width]; columns beyond N are zero."""
+    k, n = weights.shape
+    panels = params.panels(n)
+    dtype = np.int8 if weights.dtype == np.int8 else np.float32
+    padded = np.zeros((k, panels * params.width), dtype)
+    padded[:, :n] = weights
+    return np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
+
+
+def pack_bias(bias: np.ndarray | None, n: int, params: GemmParams) -> np.ndarray:
+    """float32[N] (None for zeros) as float32[panels * width]."""
+    padded = np.zeros(params.panels(n) * params.width, np.float32)
+    if bias is not None:
+        padded[:n] = bias
+    return padded
+
+
+def by_blocks(
+    params: GemmParams, panels: int, block: Emitted, taller: Sequence[int] = ()
+) -> Emitted:
+    """For use in a kernel: `visit(tensors, rows)` calls `block` for all rows of all panels.
 
     Args:
-        heights: at most 7 block heights, tallest first, that make up any number of rows.
-        block: called with the tensors, the first row, the panel and a height.
+        block: called with the tensors, the first row, the first panel, a height and how many panels
+            it spans.
+        taller: heights of blocks before those of `params`, tallest first.
     """
+    heights = [*taller, *params.blocks]
+    group = min(params.side(1), panels)
 
     def rest(rows, level):
         """Rows left over by the blocks before `level`."""
@@ -26,21 +130,36 @@ def by_blocks(heights: Sequence[int], block: Emitted) -> Emitted:
         return rows
 
     @inlined
-    def level(tensors, rows, panel, place):
+    def level(tensors, rows, panel, count, place):
+        """The rows that blocks of one height take, for `count` panels."""
         if place < len(heights):
-            for i in range(rest(rows, place) // heights[place]):
-                first = rows - rest(rows, place) + i * heights[place]
-                block(tensors, first, panel, heights[place])
+            height = T.meta_var(heights[place])
+            side = T.meta_var(min(params.side(height), count))
+            for p in range(count // side):
+                for i in range(rest(rows, place) // height):
+                    first = rows - rest(rows, place) + i * height
+                    block(tensors, first, panel + p * side, height, side)
+            if count % side > 0:
+                for i in range(rest(rows, place) // height):
+                    first = rows - rest(rows, place) + i * height
+                    block(tensors, first, panel + count - count % side, height, count % side)
 
     @inlined
-    def visit(tensors, rows, panel):
-        level(tensors, rows, panel, 0)
-        level(tensors, rows, panel, 1)
-        level(tensors, rows, panel, 2)
-        level(tensors, rows, panel, 3)
-        level(tensors, rows, panel, 4)
-        level(tensors, rows, panel, 5)
-        level(tensors, rows, panel, 6)
+    def levels(tensors, rows, panel, count):
+        level(tensors, rows, panel, count, 0)
+        level(tensors, rows, panel, count, 1)
+        level(tensors, rows, panel, count, 2)
+        level(tensors, rows, panel, count, 3)
+        level(tensors, rows, panel, count, 4)
+        level(tensors, rows, panel, count, 5)
+        level(tensors, rows, panel, count, 6)
+
+    @inlined
+    def visit(tensors, rows):
+        for i in range(panels // group):
+            levels(tensors, rows, i * group, group)
+        if panels % group > 0:
+            levels(tensors, rows, panels - panels % group, panels % group)
 
     return visit
 

@@ -9,7 +9,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.gemm import GemmParams
+from graphopt.targets.cpu.kernels.panels import GemmParams, rows_beside, vectors_across
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
@@ -17,9 +17,8 @@ from graphopt.targets.kernels.storage import element_bytes
 
 def pointwise_params(n: int, length: int, lanes: int) -> GemmParams:
     """Parameters for `n` columns and samples of `length`: wide panels, few and even blocks."""
-    registers, widest = (32, 4) if lanes == 16 else (16, 2)
-    vectors = min(range(1, widest + 1), key=lambda v: (-(-n // (lanes * v)) * v, -v))
-    most = (registers - vectors - 1) // vectors
+    vectors = vectors_across(n, lanes)
+    most = rows_beside(vectors, lanes)
     rows = min(range(1, most + 1), key=lambda r: (-(-length // r), r))
     return GemmParams(lanes, vectors, rows)
 

@@ -17,10 +17,10 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.gemm import Step, checked_steps, combined
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.steps import Step, checked_steps, combined
 
 Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16"]
 """How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32

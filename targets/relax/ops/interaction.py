@@ -15,7 +15,7 @@ from graphopt.targets.cpu.kernels.compressed_interaction import (
 )
 from graphopt.targets.cpu.kernels.cross_network import cross_network
 from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
-from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.panels import pack_bias, pack_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 

@@ -12,7 +12,8 @@ from tvm import relax, te
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.ops import attentional_gru, gru
-from graphopt.targets.cpu.kernels import gemm, recurrent
+from graphopt.targets.cpu.kernels import panels, recurrent
+from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 
@@ -126,10 +127,10 @@ class Layer:
 
     def _packed(self, flat: relax.Expr, weights: np.ndarray, rows: Any) -> relax.Expr:
         columns, width = weights.shape
-        params = gemm.default_params(columns, lanes=16)
-        packed = self.lower.constant(gemm.pack_weights(weights.T, params))
-        bias = self.lower.constant(gemm.pack_bias(None, columns, params))
-        kernel = gemm.gemm(width, columns, params)
+        params = panels.default_params(columns, self.lanes)
+        packed = self.lower.constant(panels.pack_weights(weights.T, params))
+        bias = self.lower.constant(panels.pack_bias(None, columns, params))
+        kernel = gemm(width, columns, params)
         (result,) = self.lower.kernel(kernel, [flat, packed, bias], [([rows, columns], "float32")])
         return result
 

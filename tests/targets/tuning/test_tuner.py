@@ -12,7 +12,7 @@ from graphopt.errors import SpecError, TuningMissError
 from graphopt.latency import Latency
 from graphopt.targets.cpu.gemm_family import Bf16GemmFamily, GemmFamily, GemmProblem
 from graphopt.targets.cpu.kernels.bfloat16 import words_for
-from graphopt.targets.cpu.kernels.gemm import MAX_ROWS, GemmParams
+from graphopt.targets.cpu.kernels.panels import MAX_ROWS, GemmParams
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.tuning import tuner as tuning_module
 from graphopt.targets.tuning.calls import calls_of

@@ -17,8 +17,9 @@ from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels import bf16_gemm as kernels
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16, suits
 from graphopt.targets.cpu.kernels.bfloat16 import Words, pair_rows, round_bits, words_for
-from graphopt.targets.cpu.kernels.gemm import Step, pack_bias
+from graphopt.targets.cpu.kernels.panels import pack_bias
 from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.steps import Step
 
 EXECUTES = pytest.mark.skipif(
     "avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16"

@@ -7,13 +7,8 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.targets.cpu.kernels.gemm import (
-    GemmParams,
-    default_params,
-    gemm,
-    pack_bias,
-    pack_weights,
-)
+from graphopt.targets.cpu.kernels.gemm import gemm
+from graphopt.targets.cpu.kernels.panels import GemmParams, default_params, pack_bias, pack_weights
 
 
 def run(
@@ -36,19 +31,28 @@ def sample(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
-@pytest.mark.parametrize("n", [1, 16, 33, 93])
-def test_every_row_count(lanes: int, n: int) -> None:
-    params = default_params(n, lanes)
-    k = 13
+@pytest.mark.parametrize("n", [1, 16, 33, 93, 100])
+def test_every_row_count_gives_the_same_bits(lanes: int, n: int) -> None:
+    params, k = default_params(n, lanes), 13
     kernel = gemm(k, n, params).with_attr("global_symbol", "gemm")
     compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
-    for m in [*range(1, 2 * params.rows + 2), 64]:
-        x, w, b = sample(m, k, n)
-        y = np.full((m, n), np.nan, np.float32)
-        operands = (x, pack_weights(w, params), pack_bias(b, n, params), y)
+    x, w, b = sample(64, k, n)
+    results = {}
+    for m in [64, *range(1, 2 * params.rows + 2)]:
+        y = results[m] = np.full((m, n), np.nan, np.float32)
+        operands = (x[:m], pack_weights(w, params), pack_bias(b, n, params), y)
         compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
-        # Sums of 13 products of numbers near 1: a few units in the last place.
-        np.testing.assert_allclose(y, x.astype(np.float64) @ w + b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(y, results[64][:m])
+    # Sums of 13 products of numbers near 1: a few units in the last place.
+    np.testing.assert_allclose(results[64], x.astype(np.float64) @ w + b, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_of_few_rows_span_panels() -> None:
+    params = default_params(100, 8)
+    assert (params.vectors, params.rows, params.panels(100)) == (2, 6, 7)
+    assert [params.side(height) for height in params.blocks] == [1, 1, 2, 4]
+    assert default_params(8, 8) == GemmParams(8, 1, 6)
+    assert [default_params(512, 16).side(height) for height in (6, 4, 2, 1)] == [1] * 4
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])

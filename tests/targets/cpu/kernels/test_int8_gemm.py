@@ -17,9 +17,9 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
     int8_gemm,
     int8_params,
     pack_int8,
-    pack_row,
     pack_start,
 )
+from graphopt.targets.cpu.kernels.panels import pack_bias
 from graphopt.targets.kernels.activation import Activation
 
 EXECUTES = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def call(
     room = np.full(m * n + 64, 7, dtype)
     y = room[: m * n].reshape(m, n)
     packed = [pack_int8(w, params), pack_start(w, rounding.zero, params)]
-    operands = [x, *packed, pack_row(scale, params), pack_row(bias, params), *others, y]
+    operands = [x, *packed, pack_bias(scale, n, params), pack_bias(bias, n, params), *others, y]
     function(*map(tvm_ffi.from_dlpack, passed(operands)))  # type: ignore[operator]
     assert (room[m * n :] == 7).all()
     return y

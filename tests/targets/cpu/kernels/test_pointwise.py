@@ -7,7 +7,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.targets.cpu.kernels.gemm import pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.panels import pack_bias, pack_weights
 from graphopt.targets.cpu.kernels.pointwise import pointwise, pointwise_params
 from graphopt.targets.kernels.activation import Activation
 
