@@ -36,14 +36,19 @@ from graphopt.targets.relax.lowering import Lowering, lowers
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 # Ops whose kernels are told how long vectors are.
 _VECTORIZED = (
+    "GRU",
+    "LSTM",
+    "RNN",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::Pointwise",
     "graphopt::Attention",
+    "graphopt::AttentionalGRU",
     "graphopt::BiInteraction",
     "graphopt::CompressedInteraction",
     "graphopt::CrossNetwork",
     "graphopt::DotInteraction",
+    "graphopt::GRU",
 )
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
 # and `steps`, which say how the others, of the shape of the result, then change it. Weights are

@@ -1,7 +1,8 @@
 """Weighted sums of products of feature vectors: a matrix product whose left operand is not stored.
 
 Rows of the left operand hold the products of one element of all pairs of features. They are made a
-few at a time, stay in the first-level cache, and are multiplied by the packed weights as in `gemm`.
+few at a time, of several samples where these are short, so that all of them share what is read of
+the weights, and are multiplied by the packed weights as in `gemm`.
 """
 
 from functools import cache
@@ -10,18 +11,26 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.panels import GemmParams
+from graphopt.targets.cpu.kernels.panels import (
+    Emitted,
+    GemmParams,
+    adding_up,
+    by_blocks,
+    vectors_across,
+)
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.storage import element_bytes
 
-_ROWS = 8
+_ROWS = 24  # a multiple of what blocks have
 
 
 def params_for(maps: int, lanes: int) -> GemmParams:
     """How to pack the weights of a layer with `maps` outputs."""
-    return GemmParams(lanes, min(2, -(-maps // lanes)), _ROWS)
+    if lanes == 8:
+        return GemmParams(lanes, vectors_across(maps, lanes), 4)
+    return GemmParams(lanes, min(2, -(-maps // lanes)), 8)
 
 
 def fold_symmetric(weights: np.ndarray, features: int) -> np.ndarray:
@@ -44,51 +53,24 @@ def compressed_interaction(
     The weights are packed as for `gemm`. `same` says that y is x and is left out, and that the
     weights are those of the products of features i <= j, in order of i, then j.
     """
-    align, lanes = element_bytes("float32"), params.lanes
-    vectors, width, panels = params.vectors, params.width, params.panels(maps)
+    align, panels, width = element_bytes("float32"), params.panels(maps), params.width
     pairs = left * (left + 1) // 2 if same else left * right
-    activated = Activation(activation)
 
     @inlined
-    def products(x, y, z, turned, n, first, height):
-        """z[r, :] = the products of the elements `first + r` of the features."""
-        for f in range(right):
-            for r in range(height):
-                turned[r, f] = y[n, f, first + r]
-        for r in range(height):
+    def products(x, y, z, turned, first, count):
+        """z[r, :] = the products of element (first + r) % dim of the features of its sample."""
+        for r in range(count):
+            n = (first + r) // dim
+            at = (first + r) % dim
+            for f in range(right):
+                turned[f] = y[n, f, at]
             for f in range(left):
                 skipped = f if same else 0
                 start = T.meta_var(f * right - f * (f - 1) // 2 if same else f * right)
                 for j in range(right - skipped):
-                    z[r, start + j] = x[n, f, first + r] * turned[r, skipped + j]
+                    z[r, start + j] = x[n, f, at] * turned[skipped + j]
 
-    @inlined
-    def block(z, w, b, out, n, first, panel, height):
-        acc = T.alloc_buffer((height * width,), "float32", scope="local")
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * lanes, 1, lanes)] = b[
-                    T.ramp(panel * width + v * lanes, 1, lanes)
-                ]
-        for p in range(pairs):
-            for r in T.unroll(height):
-                for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = (
-                        acc[T.ramp(r * width + v * lanes, 1, lanes)]
-                        + T.Broadcast(z[r, p], lanes) * w[panel, p, T.ramp(v * lanes, 1, lanes)]
-                    )
-        for j in T.vectorized(height * width):
-            acc[j] = activated(acc[j])
-        for j in range(T.min(width, maps - panel * width)):
-            for r in T.unroll(height):
-                out[n, panel * width + j, first + r] = acc[r * width + j]
-
-    @inlined
-    def rows(x, y, z, turned, w, b, out, n, first, height):
-        if height > 0:
-            products(x, y, z, turned, n, first, height)
-            for panel in range(panels):
-                block(z, w, b, out, n, first, panel, height)
+    visit = by_blocks(params, panels, _block(pairs, dim, maps, params, Activation(activation)))
 
     @T.prim_func(private=True, s_tir=True)
     def compressed_interaction(
@@ -102,10 +84,32 @@ def compressed_interaction(
         b = T.match_buffer(bias_, (panels * width,), "float32", align=align)
         out = T.match_buffer(out_, (samples, maps, dim), "float32", align=align)
         z = T.alloc_buffer((_ROWS, pairs), "float32")
-        turned = T.alloc_buffer((_ROWS, right), "float32")
-        for n in range(samples):
-            for part in range(dim // _ROWS):
-                rows(x, (y, x)[same], z, turned, w, b, out, n, part * _ROWS, _ROWS)
-            rows(x, (y, x)[same], z, turned, w, b, out, n, dim - dim % _ROWS, dim % _ROWS)
+        turned = T.alloc_buffer((right,), "float32")
+        for chunk in range((samples * dim + _ROWS - 1) // _ROWS):
+            first = T.meta_var(chunk * _ROWS)
+            count = T.min(T.int64(_ROWS), samples * dim - first)
+            products(x, (y, x)[same], z, turned, first, count)
+            visit((z, w, b, out, first), count)
 
     return without_parameters(compressed_interaction, *["y"] * same)
+
+
+def _block(pairs: int, dim: int, maps: int, params: GemmParams, activated: Activation) -> Emitted:
+    """For use in a kernel: `block(tensors, row, panel, height, side)` computes rows of panels."""
+    lanes, vectors = params.lanes, params.vectors
+    add_up = adding_up(pairs, params)
+
+    @inlined
+    def block(tensors, row, panel, height, side):
+        z, w, b, out, first = T.meta_var(tensors)
+        across = T.meta_var(side * vectors)
+        acc = T.alloc_buffer((height * across * lanes,), "float32", scope="local")
+        add_up(z, w, b, acc, row, panel, height, across)
+        for j in T.vectorized(height * across * lanes):
+            acc[j] = activated(acc[j])
+        for j in range(T.min(across * lanes, maps - panel * params.width)):
+            for r in T.unroll(height):
+                at = T.meta_var(first + row + r)
+                out[at // dim, panel * params.width + j, at % dim] = acc[r * across * lanes + j]
+
+    return block

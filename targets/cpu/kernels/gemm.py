@@ -15,7 +15,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, storing
+from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, adding_up, by_blocks, storing
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -81,27 +81,7 @@ def gemm(
 def _block(k: int, params: GemmParams, codes: bool, store: Emitted) -> Emitted:
     """For use in a kernel: `block(tensors, first, panel, height, side)` computes rows of panels."""
     lanes, vectors = params.lanes, params.vectors
-
-    def as_float(vector):
-        return T.Cast(f"float32x{lanes}", vector) if codes else vector
-
-    @inlined
-    def sums(x, w, b, acc, first, panel, height, across):
-        for r in T.unroll(height):
-            for v in T.unroll(across):
-                acc[T.ramp((r * across + v) * lanes, 1, lanes)] = (
-                    T.Broadcast(T.float32(0), lanes)
-                    if codes
-                    else b[T.ramp((panel * vectors + v) * lanes, 1, lanes)]
-                )
-        for kk in range(k):
-            for r in T.unroll(height):
-                for v in T.unroll(across):
-                    acc[T.ramp((r * across + v) * lanes, 1, lanes)] = acc[
-                        T.ramp((r * across + v) * lanes, 1, lanes)
-                    ] + T.Broadcast(x[first + r, kk], lanes) * as_float(
-                        w[panel + v // vectors, kk, T.ramp(v % vectors * lanes, 1, lanes)]
-                    )
+    add_up = adding_up(k, params, codes)
 
     @inlined
     def scaled(acc, s, b, column, at):
@@ -114,7 +94,7 @@ def _block(k: int, params: GemmParams, codes: bool, store: Emitted) -> Emitted:
         x, w, b, s, y, operands = T.meta_var(tensors)
         across = T.meta_var(side * vectors)
         acc = T.alloc_buffer((height * across * lanes,), "float32", scope="local")
-        sums(x, w, b, acc, first, panel, height, across)
+        add_up(x, w, b, acc, first, panel, height, across)
         for r in T.unroll(height):
             for v in T.unroll(across):
                 column = T.meta_var((panel * vectors + v) * lanes)

@@ -164,6 +164,41 @@ def by_blocks(
     return visit
 
 
+def adding_up(k: int, params: GemmParams, codes: bool = False) -> Emitted:
+    """For use in a kernel: `add_up(x, w, b, acc, first, panel, height, across)`.
+
+    acc[height, across, lanes], flat, becomes the bias plus `height` rows of x[:, k] from `first` on
+    times `across` vectors of the packed weights from `panel` on, added up in the order of k.
+
+    Args:
+        codes: the weights are int8, and sums start from 0.
+    """
+    lanes, vectors = params.lanes, params.vectors
+
+    def as_float(vector):
+        return T.Cast(f"float32x{lanes}", vector) if codes else vector
+
+    @inlined
+    def add_up(x, w, b, acc, first, panel, height, across):
+        for r in T.unroll(height):
+            for v in T.unroll(across):
+                acc[T.ramp((r * across + v) * lanes, 1, lanes)] = (
+                    T.Broadcast(T.float32(0), lanes)
+                    if codes
+                    else b[T.ramp((panel * vectors + v) * lanes, 1, lanes)]
+                )
+        for kk in range(k):
+            for r in T.unroll(height):
+                for v in T.unroll(across):
+                    acc[T.ramp((r * across + v) * lanes, 1, lanes)] = acc[
+                        T.ramp((r * across + v) * lanes, 1, lanes)
+                    ] + T.Broadcast(x[first + r, kk], lanes) * as_float(
+                        w[panel + v // vectors, kk, T.ramp(v % vectors * lanes, 1, lanes)]
+                    )
+
+    return add_up
+
+
 def storing(n: int, lanes: int, activated: Activation, steps: Sequence[Step]) -> Emitted:
     """For use in a kernel: `store(y, row, column, values, at, operands)` writes one vector.
 

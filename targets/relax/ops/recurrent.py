@@ -66,6 +66,7 @@ class Layer:
 
     def __init__(self, lower: Lowering, node: Node, gates: int) -> None:
         self.lower, self.node, self.gates = lower, node, gates
+        self.lanes: int = node.attrs.get("lanes", 16)
         data = node.inputs[0]
         assert data is not None
         if data.dtype != "float32":
@@ -216,14 +217,14 @@ class Layer:
 @lowers("RNN", target="cpu")
 def _rnn(lower: Lowering, node: Node) -> list[relax.Expr]:
     layer = Layer(lower, node, gates=1)
-    return layer.run(recurrent.rnn(**layer.options()), [], [5])
+    return layer.run(recurrent.rnn(**layer.options(), lanes=layer.lanes), [], [5])
 
 
 @lowers("GRU", target="cpu")
 def _gru(lower: Lowering, node: Node) -> list[relax.Expr]:
     layer = Layer(lower, node, gates=3)
     linear = bool(node.attr("linear_before_reset"))
-    kernel = recurrent.gru(**layer.options(), linear_before_reset=linear)
+    kernel = recurrent.gru(**layer.options(), linear_before_reset=linear, lanes=layer.lanes)
     return layer.run(kernel, [hidden_bias(lower, layer)] if linear else [], [5])
 
 
@@ -231,14 +232,22 @@ def _gru(lower: Lowering, node: Node) -> list[relax.Expr]:
 def _last_state(lower: Lowering, node: Node) -> relax.Expr:
     layer, linear = Layer(lower, node, gates=3), gru.is_linear(node)
     initial = node.input(4) is not None
-    kernel = recurrent.gru(layer.hidden, linear_before_reset=linear, initial_h=initial)
+    kernel = recurrent.gru(
+        layer.hidden, linear_before_reset=linear, initial_h=initial, lanes=layer.lanes
+    )
     return layer.last_state(kernel, linear, node.inputs[4:])
 
 
 @lowers(attentional_gru.OP_TYPE, domain=attentional_gru.DOMAIN)
 def _attentional_gru(lower: Lowering, node: Node) -> relax.Expr:
     layer = Layer(lower, node, gates=3)
-    kernel = recurrent.gru(layer.hidden, linear_before_reset=True, initial_h=True, attention=True)
+    kernel = recurrent.gru(
+        layer.hidden,
+        linear_before_reset=True,
+        initial_h=True,
+        attention=True,
+        lanes=layer.lanes,
+    )
     return layer.last_state(kernel, True, node.inputs[4:5], layer.attention(node.inputs[5]))
 
 
@@ -266,6 +275,7 @@ def _lstm(lower: Lowering, node: Node) -> list[relax.Expr]:
         input_forget=bool(node.attr("input_forget")),
         peepholes=peepholes is not None,
         initial_c=node.input(6) is not None,
+        lanes=layer.lanes,
     )
     extra = [lower.expr(peepholes)] if peepholes is not None else []
     return layer.run(kernel, extra, [5, 6])
