@@ -40,15 +40,20 @@ class Cell:
     def directions(self) -> int:
         return 2 if self.direction == "bidirectional" else 1
 
-    def activate(self, d: int, which: int, value):
+    def activate(self, d, which: int, value):
         """Activation `which` (f, g, h are 0, 1, 2) of direction `d`, its input limited.
 
-        The cell, input of h, is not: ONNX Runtime limits the gates alone.
+        The cell, input of h, is not: ONNX Runtime limits the gates alone. `d` may be an expression.
         """
         if self.limit is not None and which < 2:
             value = clip(value, -self.limit, self.limit)
         per_direction = len(self.activations) // self.directions
-        return self.activations[d * per_direction + which](value)
+        first, *second = self.activations[which::per_direction]
+        if isinstance(d, int):
+            return (first, *second)[d](value)
+        if not second or second[0] == first:
+            return first(value)
+        return T.Select(d == 1, second[0](value), first(value))
 
     def has(self, name: str) -> bool:
         """Whether the optional buffer `name` is among the arguments."""
@@ -60,21 +65,19 @@ class Cell:
             return T.bool(True)
         return T.Cast("int64", io.lens[sample]) > t
 
-    def lstm_gate(self, io, at, m, u, gate: int, c):
+    def lstm_gate(self, io, d, u, gate: int, total, c):
         """Input, output or forget gate (0, 1, 2) of one unit, which may see the cell `c`."""
-        total = at.gates[m, gate * self.hidden + u]
         if self.has("extra"):
-            total = total + io.extra[at.d, gate * self.hidden + u] * c
-        return self.activate(at.d, 0, total)
+            total = total + io.extra[d, gate * self.hidden + u] * c
+        return self.activate(d, 0, total)
 
-    def forget_gate(self, io, at, m, u, c):
-        if self.option:
-            return T.float32(1) - self.lstm_gate(io, at, m, u, 0, c)
-        return self.lstm_gate(io, at, m, u, 2, c)
-
-    def time(self, step, steps, d: int):
-        """The time at which direction `d` makes its `step`."""
-        return steps - 1 - step if self.direction == "reverse" or d == 1 else step
+    def time(self, step, steps, d):
+        """The time at which direction `d`, which may be an expression, makes its `step`."""
+        if self.direction == "reverse":
+            return steps - 1 - step
+        if isinstance(d, int) or self.directions == 1:
+            return steps - 1 - step if self.directions == 2 and d == 1 else step
+        return T.Select(d == 1, steps - 1 - step, step)
 
 
 @dataclass(frozen=True)

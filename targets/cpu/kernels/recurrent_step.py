@@ -114,17 +114,22 @@ def gru_step(cell, io, at, t):
 
 @inlined
 def lstm_step(cell, io, at, t):
+    hidden = T.meta_var(cell.hidden)
     _project(cell, io, at, t, at.h, 0, 4, False)
     for m, v in T.grid(at.rows, cell.units.count):
         for j in T.vectorized(cell.units.lanes):
             u = T.meta_var(cell.units.column(v, 0) + j)
             old = T.meta_var(at.c[m, u])
-            new = T.meta_var(cell.activate(at.d, 1, at.gates[m, 3 * cell.hidden + u]))
-            at.new_c[m, u] = (
-                cell.forget_gate(io, at, m, u, old) * old
-                + cell.lstm_gate(io, at, m, u, 0, old) * new
+            new = T.meta_var(cell.activate(at.d, 1, at.gates[m, 3 * hidden + u]))
+            taken = T.meta_var(cell.lstm_gate(io, at.d, u, 0, at.gates[m, u], old))
+            kept = T.meta_var(
+                T.float32(1) - taken
+                if cell.option
+                else cell.lstm_gate(io, at.d, u, 2, at.gates[m, 2 * hidden + u], old)
             )
+            at.new_c[m, u] = kept * old + taken * new
         for j in T.vectorized(cell.units.lanes):
             u = T.meta_var(cell.units.column(v, 0) + j)
-            out = T.meta_var(cell.activate(at.d, 2, at.new_c[m, u]))
-            at.new_h[m, u] = cell.lstm_gate(io, at, m, u, 1, at.new_c[m, u]) * out
+            new = T.meta_var(at.new_c[m, u])
+            shown = T.meta_var(cell.lstm_gate(io, at.d, u, 1, at.gates[m, hidden + u], new))
+            at.new_h[m, u] = shown * cell.activate(at.d, 2, new)

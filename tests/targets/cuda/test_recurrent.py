@@ -1,0 +1,105 @@
+"""The recurrence of an RNN, GRU or LSTM on a GPU against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from graphopt.errors import UnsupportedOpError
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ops import gru
+from graphopt.testing import run_onnxruntime
+
+from .conftest import Runner
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+HIDDEN, WIDTH = 20, 6
+
+
+def model(op: str, hidden: int = HIDDEN, **attrs: Any) -> onnx.ModelProto:
+    """One layer with all its operands, for sequences x [t, n, WIDTH] of different lengths."""
+    rng, directions = np.random.default_rng(1), 2 if attrs["direction"] == "bidirectional" else 1
+    wide = GATES[op] * hidden
+    arrays = {"w": (directions, wide, WIDTH), "r": (directions, wide, hidden)}
+    arrays["b"] = (directions, 2 * wide)
+    state = f"float[{directions}, n, {hidden}]"
+    inputs, operands = f"{state} start", "x, w, r, b, lens, start"
+    results, last = "y, last", f"{state} last"
+    if op == "LSTM":
+        arrays["p"] = (directions, 3 * hidden)
+        inputs, operands = f"{inputs}, {state} cell", f"{operands}, cell, p"
+        results, last = "y, last, last_cell", f"{last}, {state} last_cell"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 21]>
+        agraph (float[t, n, {WIDTH}] x, int32[n] lens, {inputs})
+            => (float[t, {directions}, n, {hidden}] y, {last}) {{
+            {results} = {op} <hidden_size = {hidden}> ({operands})
+        }}"""
+    )
+    for name, value in attrs.items():
+        proto.graph.node[0].attribute.append(onnx.helper.make_attribute(name, value))
+    for name, shape in arrays.items():
+        array = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return proto
+
+
+def feed_of(source: onnx.ModelProto, steps: int, samples: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(2)
+    sizes = {"t": steps, "n": samples}
+    feed = {}
+    for value in source.graph.input:
+        dims = [sizes.get(d.dim_param, d.dim_value) for d in value.type.tensor_type.shape.dim]
+        feed[value.name] = rng.standard_normal(dims).astype(np.float32)
+    feed["lens"] = rng.integers(1, steps + 1, samples).astype(np.int32)
+    return feed
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs"),
+    [
+        ("RNN", {"direction": "bidirectional", "activations": ["Relu", "Tanh"]}),
+        ("RNN", {"direction": "reverse", "clip": 0.5}),
+        ("GRU", {"direction": "forward"}),
+        ("GRU", {"direction": "reverse", "linear_before_reset": 1}),
+        ("GRU", {"direction": "bidirectional", "linear_before_reset": 1}),
+        ("LSTM", {"direction": "forward"}),
+        ("LSTM", {"direction": "bidirectional", "clip": 0.4}),
+        ("LSTM", {"direction": "reverse", "input_forget": 1}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "-".join(map(str, given.values())),
+)
+def test_against_onnxruntime(op: str, attrs: dict[str, Any], run_model: Runner) -> None:
+    source = model(op, **attrs)
+    session = onnxruntime.InferenceSession(source.SerializeToString())
+    feeds = [feed_of(source, 4, 3), feed_of(source, 2, 8)]  # blocks hold 6 samples
+    for feed, found in zip(feeds, run_model(source, *feeds)):
+        for name, expected in zip((o.name for o in session.get_outputs()), session.run(None, feed)):
+            # float32 sums of 20 products, four steps
+            np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("linear", "initial"), [(0, True), (1, False)])
+def test_last_state(linear: int, initial: bool, run_model: Runner) -> None:
+    rng, graph = np.random.default_rng(3), Graph(opsets={"": 18, gru.DOMAIN: 1})
+    shapes = {"x": (4, 3, WIDTH), "w": (1, 3 * HIDDEN, WIDTH), "r": (1, 3 * HIDDEN, HIDDEN)}
+    shapes |= {"b": (1, 6 * HIDDEN)} | ({"start": (1, 3, HIDDEN)} if initial else {})
+    values = [graph.add_input(name, TensorType("float32", dims)) for name, dims in shapes.items()]
+    attrs = {"hidden_size": HIDDEN, "linear_before_reset": linear}
+    graph.set_outputs([graph.insert(gru.OP_TYPE, values, attrs, domain=gru.DOMAIN).output], ["y"])
+    feed = {
+        name: (rng.standard_normal(dims) * 0.3).astype(np.float32) for name, dims in shapes.items()
+    }
+    (found,) = run_model(graph, feed)
+    # float32 sums of 20 products, four steps
+    np.testing.assert_allclose(found["y"], run_onnxruntime(graph, feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_more_units_than_a_block_has_threads(run_model: Runner) -> None:
+    with pytest.raises(UnsupportedOpError, match="more than 1024 hidden units"):
+        run_model(model("LSTM", 1025, direction="forward"))
