@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from graphopt.passes.balance_units import BalanceUnits
 from graphopt.passes.bypass_concats import BypassConcats
+from graphopt.passes.cancel_sorts import CancelSorts
 from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
@@ -34,6 +35,7 @@ from graphopt.passes.hoist_repeated_columns import HoistRepeatedColumns
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
 from graphopt.passes.keep_reduced_axes import KeepReducedAxes
+from graphopt.passes.mask_rows import MaskRows
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
 from graphopt.passes.merge_factors import MergeFactors
 from graphopt.passes.prune_dead_units import PruneDeadUnits
@@ -84,6 +86,8 @@ _CLEAN_UP = (
 )
 _UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
 _SEQUENCES = (
+    CancelSorts(),
+    MaskRows(),
     RaiseGru(),
     RaiseLayerNormalization(),
     UnflattenGemms(),

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+import numpy as np
 
 from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError
 from graphopt.runtime import ID_ERROR
 
 
-def check(messages: Sequence[str], counts: Iterable[int]) -> None:
-    """Raise what kernels reported: they cannot stop a program, so they count what was wrong.
+def check(messages: Sequence[str], broken: np.ndarray) -> None:
+    """Raise what kernels reported: they cannot stop a program, so they note what was wrong.
 
     Args:
         messages: what each number stands for (`manifest["gpu"]["demands"]`).
-        counts: how often each demand was broken.
+        broken: int32 [messages, parts]; not 0 where some part of the data breaks a demand.
 
     Raises:
         IdError: an id lies outside its table.
         InputError: sizes of inputs disagree in another way.
     """
-    for message, count in zip(messages, counts):
-        if not count:
-            continue
+    for message in (messages[k] for k in np.flatnonzero(broken.any(axis=1))):
         _, found, rest = message.partition(ID_ERROR)
         if found:
             raise IdError(f"an id is out of range: {rest}")

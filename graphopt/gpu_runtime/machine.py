@@ -70,7 +70,7 @@ class MachineProgram:
         except RuntimeError as error:
             raise translated(error) from None
         if self._messages:
-            check(self._messages, results.pop().tolist())
+            check(self._messages, results.pop())
         return results
 
     def on_device(
@@ -90,7 +90,8 @@ class MachineProgram:
             cuda.synchronize(_STREAM)
         except RuntimeError as error:
             raise translated(error) from None
-        check(self._messages, reported[0].tolist() if reported else [])
+        if reported:
+            check(self._messages, reported[0])
         return results
 
     def device_times(self, inputs: Inputs, calls: int) -> np.ndarray:

@@ -55,7 +55,7 @@ class StraightProgram:
         self._signature, self._messages = signature, list(messages)
         self._outputs = list(signature.outputs)
         if messages:
-            self._outputs.append(TensorSpec("broken demands", "int32", (len(messages),)))
+            self._outputs.append(TensorSpec("broken demands", "int32", (len(messages), "parts")))
         self.weights: Weights = place(arrays, share)
         self.refusal: str | None = None
         self._plans: dict[Any, Plan] = {}
@@ -75,7 +75,7 @@ class StraightProgram:
             cuda.synchronize(stream)
             results = [lane.result(plan, k) for k in range(len(self._outputs))]
         if self._messages:
-            check(self._messages, results.pop().tolist())
+            check(self._messages, results.pop())
         return results
 
     def on_device(
@@ -89,7 +89,7 @@ class StraightProgram:
                 report broken demands, and where there is no stream.
             out: arrays on the GPU to write the results to.
         """
-        reported: list[int] = []
+        reported = None
         with self._lane() as lane:
             on = lane.stream.handle if stream is None else stream
             plan, given = self._prepared(inputs, on)
@@ -111,8 +111,9 @@ class StraightProgram:
             else:
                 lane.leave(on)
             if self._messages:
-                reported = lane.result(plan, len(results)).tolist()
-        check(self._messages, reported)
+                reported = lane.result(plan, len(results))
+        if reported is not None:
+            check(self._messages, reported)
         return results
 
     def device_times(self, inputs: Inputs, calls: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Lowering for a GPU, where a kernel cannot stop the program.
 
 What a CPU kernel would assert is gathered here instead: the program has one more output, int32
-numbers that say which demands were broken, and whoever runs it turns them into errors. Until then
-no kernel reads outside its operands: a broken id is clamped, a broken loop is left.
+numbers that say which demands were broken, a row each, and whoever runs it turns them into errors.
+Until then no kernel reads outside its operands: a broken id is clamped, a broken loop is left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvm.ir import Range, StringImm
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
-from graphopt.targets.cuda.kernels.demands import Holds, check
+from graphopt.targets.cuda.kernels.demands import PARTS, Holds, check
 from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import Converter, Lowering, Oob, compute, int64
@@ -143,7 +143,7 @@ class CudaLowering(Lowering):
         return [*found, self._broken()] if self.demands else found
 
     def _broken(self) -> relax.Expr:
-        """int32 per demand: whether it was broken; one launch checks them all."""
+        """int32 [demands, PARTS]: whether each was broken; one launch checks them all."""
         flat = [arg for demand in self.demands for arg in demand.args]
 
         def body(*buffers: Any) -> None:
@@ -155,7 +155,7 @@ class CudaLowering(Lowering):
             ]
             check(conditions, broken)
 
-        return loops(self, body, flat, [([len(self.demands)], "int32")])[0]
+        return loops(self, body, flat, [([len(self.demands), PARTS], "int32")])[0]
 
 
 def _condition(demand: _Demand, buffers: list[Any]) -> Holds:

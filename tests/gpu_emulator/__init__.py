@@ -15,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import tvm
 
 from graphopt.targets.cuda import build, nvcc
+from graphopt.targets.cuda.straight import Straight
 
 HERE = Path(__file__).parent
 MAGIC = b"graphopt emulator:"
@@ -108,7 +110,7 @@ def library_of(source: str, folder: Path, races: bool) -> Path:
 @contextmanager
 def compiled_for_emulation(
     folder: Path, *, races: bool = False, machine: bool = False, edit: Callable[[str], str] = str
-) -> Iterator[None]:
+) -> Iterator[list[tvm.IRModule]]:
     """Within, `--target cuda` builds artifacts whose kernels run here.
 
     Args:
@@ -116,18 +118,27 @@ def compiled_for_emulation(
         machine: make all programs ones for the virtual machine, which gives each tensor memory of
             its own. Guard pages stand at every tensor then.
         edit: changes the source first.
+
+    Yields:
+        a list, to which each program that is built is added, fused and scheduled.
     """
+    programs: list[tvm.IRModule] = []
+    straighten = build.straighten
 
     def fatbin(source: str, architectures: Sequence[str]) -> tuple[bytes, nvcc.Resources]:
         library = library_of(edit(source), folder, races)
         return MAGIC + str(library).encode() + b"\0", {}
 
+    def straightened(module: tvm.IRModule) -> Straight | None:
+        programs.append(module)
+        return None if machine else straighten(module)
+
     with (
         mock.patch.object(nvcc, "fatbin", fatbin),
         mock.patch.object(nvcc, "find", lambda: Path("nvcc")),
-        mock.patch.object(build, "straighten", lambda module: None) if machine else nullcontext(),
+        mock.patch.object(build, "straighten", straightened),
     ):
-        yield
+        yield programs
 
 
 def stand_ins(folder: Path) -> list[Path]:

@@ -34,7 +34,7 @@ NODES = {
     "public_ncf_keras": 25,
     "recbole_sasrec_ml100k": 83,
     "rechub_bst_ml100k": 77,
-    "rechub_dien": 1090,
+    "rechub_dien": 110,
     "rechub_mmoe_ml100k": 48,
     "tf_deepfm_ml100k": 57,
     "torchrec_dlrm_mean": 28,

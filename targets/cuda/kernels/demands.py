@@ -1,4 +1,4 @@
-"""Whether what a program demands of its data holds: a block for each demand, one launch for all."""
+"""Whether what a program demands of its data holds: some blocks for each, one launch for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.targets.cuda.kernels.lookup import choose
 from graphopt.targets.relax.primfunc import int64
 
-THREADS = 1024
+PARTS = 32  # blocks that share the elements of a demand
+THREADS = 256
 AHEAD = 8  # elements that a thread asks for before it looks at the first
 
 Holds = Callable[[Any], Any]
@@ -19,14 +20,15 @@ Holds = Callable[[Any], Any]
 
 
 def check(demands: Sequence[tuple[Holds, Any]], broken: Any) -> None:
-    """The statements of the kernel: broken[d] = 1 if demand d fails for a k below its count.
+    """The statements of the kernel: broken[d, p] = 1 if demand d fails for a k of part p.
 
     Args:
         demands: the condition and the count of each.
-        broken: a buffer, int32 [demands].
+        broken: a buffer, int32 [demands, PARTS].
     """
     with (
         T.thread_binding(int64(0), int64(len(demands)), thread="blockIdx.x") as which,
+        T.thread_binding(int64(0), int64(PARTS), thread="blockIdx.y") as part,
         T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
     ):
         found = T.alloc_buffer([1], "int32", scope="shared")
@@ -35,22 +37,24 @@ def check(demands: Sequence[tuple[Holds, Any]], broken: Any) -> None:
             T.buffer_store(found, 0, [0])
         T.buffer_store(mine, 0, [0])
         T.evaluate(T.call_intrin("", "tirx.tvm_storage_sync", "shared"))
-        choose(which, range(len(demands)), lambda d: _look(*demands[d], thread, mine))
+        choose(which, range(len(demands)), lambda d: _look(*demands[d], part, thread, mine))
         with T.If(mine[0] > 0), T.Then():
             T.evaluate(T.call_extern("int32", "atomicMax", T.address_of(found[0]), mine[0]))
         T.evaluate(T.call_intrin("", "tirx.tvm_storage_sync", "shared"))
         with T.If(thread == 0), T.Then():
-            T.buffer_store(broken, found[0], [which])
+            T.buffer_store(broken, found[0], [which, part])
 
 
-def _look(holds: Holds, count: Any, thread: Any, mine: Any) -> None:
+def _look(holds: Holds, count: Any, part: Any, thread: Any, mine: Any) -> None:
     """mine[0] = 1 if one of the elements of this thread fails."""
     count = int64(count)
-    stride = THREADS * AHEAD
+    threads = PARTS * THREADS
+    stride = threads * AHEAD
+    first = T.bind(part * THREADS + thread)
     with T.serial(int64(0), (count + (stride - 1)) // stride) as turn:
         fine = []
         for k in range(AHEAD):
-            at = T.bind(tirx.min(turn * stride + k * THREADS + thread, count - 1))
+            at = T.bind(tirx.min(turn * stride + k * threads + first, count - 1))
             fine.append(T.bind(holds(at).astype("int32")))
         total = fine[0]
         for one in fine[1:]:

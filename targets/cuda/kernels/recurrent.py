@@ -87,9 +87,7 @@ def _lstm_step(cell, io, at, t):
     _add_products(cell, io, at, at.h, 0, 4)
     acc[0] = cell.lstm_gate(io, at.d, at.u, 0, acc[0], at.c[0])
     acc[2] = (
-        T.float32(1) - acc[0]
-        if cell.option
-        else cell.lstm_gate(io, at.d, at.u, 2, acc[2], at.c[0])
+        T.float32(1) - acc[0] if cell.option else cell.lstm_gate(io, at.d, at.u, 2, acc[2], at.c[0])
     )
     acc[3] = cell.activate(at.d, 1, acc[3])
     at.c[1] = acc[2] * at.c[0] + acc[0] * acc[3]
@@ -119,9 +117,7 @@ def _step(cell, io, at, t, inside):
 @inlined
 def _run(cell, io, at, inside):
     """All steps of one unit."""
-    at.h[at.row, at.u] = (
-        io.initial_h[at.d, at.s, at.u] if cell.has("initial_h") else T.float32(0)
-    )
+    at.h[at.row, at.u] = io.initial_h[at.d, at.s, at.u] if cell.has("initial_h") else T.float32(0)
     if cell.kind == "lstm":
         at.c[0] = io.initial_c[at.d, at.s, at.u] if cell.has("initial_c") else T.float32(0)
     for step in range(io.steps):

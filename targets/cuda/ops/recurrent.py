@@ -40,9 +40,7 @@ class _Layer(Layer):
     def one_way(self, linear: bool, *given: str) -> tirx.PrimFunc:
         """The kernel for an op of ours: forward, with the usual activations."""
         names = [*given, *(["extra"] if linear else [])]
-        return self._kernel(
-            _ACTIVATIONS[self.kind], linear, names, direction="forward", limit=None
-        )
+        return self._kernel(_ACTIVATIONS[self.kind], linear, names, direction="forward", limit=None)
 
     def _kernel(
         self, chosen: tuple[Activation, ...], option: bool, names: list[str], **facts: Any

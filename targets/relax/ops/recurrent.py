@@ -58,6 +58,10 @@ def _times_transposed(rows: Any, columns: int, x: te.Tensor, w: te.Tensor) -> te
     )
 
 
+def _plus_row(x: te.Tensor, row: te.Tensor) -> te.Tensor:
+    return te.compute(x.shape, lambda i, j: x(i, j) + row(j), name="biased")
+
+
 class Layer:
     """The operands of one recurrent node, in the layout of the kernels."""
 
@@ -97,7 +101,7 @@ class Layer:
 
     def projected(self, separate_bias: bool) -> relax.Expr:
         """X W^T + Wb + Rb of all steps: [t, b, d * g * h]; `separate_bias` leaves Rb of h out."""
-        lower, node, wide = self.lower, self.node, self.gates * self.hidden
+        lower, node = self.lower, self.node
         data, weights, bias = node.inputs[0], node.inputs[1], node.input(3)
         assert data is not None and weights is not None
         steps, samples, width = self.sizes(self.steps, self.samples, self.width)
@@ -105,32 +109,43 @@ class Layer:
         if self.batch_first:
             x = self.swapped(x, [steps, samples, width])
         rows = lower.dim(product([self.steps, self.samples]))
-        flat, columns = lower.reshape(x, [rows, width]), self.directions * wide
-        if self.packs and weights.const is not None:
-            result = self._packed(flat, weights.const.reshape(columns, -1), rows)
+        flat, columns = lower.reshape(x, [rows, width]), self.directions * self.gates * self.hidden
+        added = None if bias is None else self._added(bias, separate_bias)
+        if self.packs and weights.const is not None and not isinstance(added, relax.Expr):
+            result = self._packed(flat, weights.const.reshape(columns, -1), added, rows)
         else:
             stacked = lower.reshape(lower.expr(weights), [columns, width])
             result = lower.te(functools.partial(_times_transposed, rows, columns), flat, stacked)
-        gates = lower.reshape(result, [steps, samples, self.directions * wide])
-        if bias is None:
-            return gates
+            if added is not None:
+                row = added if isinstance(added, relax.Expr) else lower.constant(added)
+                result = lower.te(_plus_row, result, row, name="biased")
+        return lower.reshape(result, [steps, samples, columns])
+
+    def _added(self, bias: Value, separate_bias: bool) -> np.ndarray | relax.Expr:
+        """What is added to each row of X W^T: [d * g * h], known now if the bias is constant."""
+        wide = self.gates * self.hidden
         kept = wide - self.hidden if separate_bias else wide
+        if bias.const is not None:
+            added = bias.const[:, :wide].copy()
+            added[:, :kept] += bias.const[:, wide : wide + kept]
+            return added.reshape(-1)
 
-        def add(x: te.Tensor, b: te.Tensor) -> te.Tensor:
-            def element(t: Any, s: Any, column: Any) -> Any:
+        def add(b: te.Tensor) -> te.Tensor:
+            def element(column: Any) -> Any:
                 d, gate = column // wide, column % wide
-                recurrent_bias = te.if_then_else(gate < kept, b(d, wide + gate), 0.0)
-                return x(t, s, column) + (b(d, gate) + recurrent_bias)
+                return b(d, gate) + te.if_then_else(gate < kept, b(d, wide + gate), 0.0)
 
-            return te.compute(x.shape, element, name="biased")
+            return te.compute([self.directions * wide], element, name="bias")
 
-        return lower.te(add, gates, lower.expr(bias), name="biased")
+        return self.lower.te(add, self.lower.expr(bias), name="bias")
 
-    def _packed(self, flat: relax.Expr, weights: np.ndarray, rows: Any) -> relax.Expr:
+    def _packed(
+        self, flat: relax.Expr, weights: np.ndarray, added: np.ndarray | None, rows: Any
+    ) -> relax.Expr:
         columns, width = weights.shape
         params = panels.default_params(columns, self.lanes)
         packed = self.lower.constant(panels.pack_weights(weights.T, params))
-        bias = self.lower.constant(panels.pack_bias(None, columns, params))
+        bias = self.lower.constant(panels.pack_bias(added, columns, params))
         kernel = gemm(width, columns, params)
         (result,) = self.lower.kernel(kernel, [flat, packed, bias], [([rows, columns], "float32")])
         return result
@@ -256,9 +271,9 @@ def hidden_bias(lower: Lowering, layer: Layer) -> relax.Expr:
     bias: Value | None = layer.node.input(3)
     shape, start = [layer.directions, layer.hidden], 5 * layer.hidden
     if bias is None:
-        return lower.te(
-            lambda: te.compute(shape, lambda *_: te.const(0.0, "float32"), name="none"), name="none"
-        )
+        return lower.constant(np.zeros(shape, np.float32))
+    if bias.const is not None:
+        return lower.constant(bias.const[:, start:])
     return lower.te(
         lambda b: te.compute(shape, lambda d, h: b(d, int64(start) + h), name="hidden_bias"),
         lower.expr(bias),
