@@ -21,7 +21,7 @@ def check(messages: Sequence[str], broken: np.ndarray) -> None:
         IdError: an id lies outside its table.
         InputError: sizes of inputs disagree in another way.
     """
-    for message in (messages[k] for k in np.flatnonzero(broken.any(axis=1))):
+    for message in (messages[k] for k in np.flatnonzero(broken.any(axis=1)).tolist()):
         _, found, rest = message.partition(ID_ERROR)
         if found:
             raise IdError(f"an id is out of range: {rest}")
