@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.analysis.cost import Cost, costs, dtype_bits, is_parameter, parameters
-from graphopt.analysis.ids import id_ranges
+from graphopt.analysis.ids import id_ranges, region_text
 from graphopt.artifact import LIBRARY, PORTABLE, WEIGHTS, read_manifest
 from graphopt.errors import ArtifactError, SpecError
 from graphopt.ir import dims, onnx_io
@@ -264,16 +264,8 @@ def _id_sources(graph: Graph) -> dict[tuple[str, ...], list[str]]:
     for name, ranges in id_ranges(graph).items():
         for ids in ranges:
             if ids.sorted_axis is None:
-                found[ids.node].append(_region_text(name, ranks[name], ids.region))
+                found[ids.node].append(region_text(name, ranks[name], ids.region))
     return found
-
-
-def _region_text(name: str, rank: int, region: tuple[tuple[int, int, int], ...]) -> str:
-    """`x[:, 3]`, or `x` for all of it."""
-    parts = {axis: str(a) if b == a + 1 else f"{a}:{b}" for axis, a, b in region}
-    if not parts:
-        return name
-    return f"{name}[{', '.join(parts.get(axis, ':') for axis in range(rank))}]"
 
 
 # -------------------------------------------------------------------------- the rest

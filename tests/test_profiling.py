@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,99 @@ def test_groups_of_equal_code(tmp_path: Path) -> None:
     assert [kernel.ops for kernel in kernels] == [("Sin", "ReduceSum")] * 2
 
 
+def test_results_of_fused_groups_are_theirs(tmp_path: Path) -> None:
+    """TVM calls the result of a fused group as it calls results of single kernels elsewhere."""
+    text = """(int64[N,3] ids, float[N,8] x) => (float[N,8] y) <float[9,8] t> {
+        e = graphopt.EmbeddingBag(t, ids)  z = Add(e, x)  y = Sigmoid(z)
+    }"""
+    graphopt.compile(parse(text), output=tmp_path / "m.gopt")
+    kernels = profile(tmp_path / "m.gopt", seconds=0, peaks=PEAKS).kernels
+    assert [kernel.ops for kernel in kernels] == [("graphopt::EmbeddingBag",), ("Add", "Sigmoid")]
+
+
+TABLES = """(int64[N] user, int64[N,2] ids, float[N,4] dense, int64[N,3] history) => (float[N,1] y)
+<float[50,8] users, float[30,4] items, float[9,4] places, float[40,8] past, float[28,1] w> {
+    u = Gather(users, user)
+    zero = Constant<value = int64[1] {0}>()  one = Constant<value = int64[1] {1}>()
+    two = Constant<value = int64[1] {2}>()  axis = Constant<value = int64[1] {1}>()
+    first = Slice(ids, zero, one, axis)  item = Squeeze(first, axis)  i = Gather(items, item)
+    second = Slice(ids, one, two, axis)  place = Squeeze(second, axis)  p = Gather(places, place)
+    h = graphopt.EmbeddingBag(past, history)
+    d = Exp(dense)
+    x = Concat<axis = 1>(u, i, p, d, h)
+    y = MatMul(x, w)
+}"""
+SIZES = {"users": 50, "items": 30, "places": 9, "past": 40}
+
+
+@pytest.fixture(scope="module")
+def with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "m.gopt"
+    graphopt.compile(parse(TABLES), output=path)
+    return path
+
+
+def test_tables_share_the_kernel_that_looks_them_up(with_tables: Path) -> None:
+    found = profile(with_tables, 16, seconds=0, peaks=PEAKS)
+    tables = {table.table: table for table in found.tables}
+    assert {name: table.rows for name, table in tables.items()} == SIZES
+    assert tables["users"].features == ("user",)
+    assert tables["items"].features == ("ids[:, 0]",)
+    assert tables["places"].features == ("ids[:, 1]",)
+    assert tables["users"].bytes == 16 * (8 + 2 * 4 * 8)
+    assert tables["past"].bytes == 16 * (3 * (8 + 4 * 8) + 4 * 8)
+    times = {name: table.microseconds or 0.0 for name, table in tables.items()}
+    assert times["items"] == pytest.approx(times["places"], abs=0.002)
+    assert times["users"] / times["items"] == pytest.approx((8 + 64) / (8 + 32), rel=0.05)
+
+
+def test_features_add_up_to_the_kernels(with_tables: Path) -> None:
+    found = profile(with_tables, 16, seconds=0, peaks=PEAKS)
+    times = {feature.feature: feature.microseconds for feature in found.features}
+    assert times.keys() == {"user", "ids[:, 0]", "ids[:, 1]", "history", "dense", ""}
+    assert sum(times.values()) == pytest.approx(found.inside, abs=0.01)
+    (bag,) = (k for k in found.kernels if k.ops == ("graphopt::EmbeddingBag",))
+    assert times["history"] == bag.microseconds
+
+
+def test_stacked_tables_are_told_apart(tmp_path: Path) -> None:
+    """They have the names of the source, by the features that their ids come from."""
+    fields = [f"f{k}" for k in range(6)]
+    takes = "".join(
+        f"c{k} = Constant<value = int64 {{{k}}}>()  s{k} = Gather<axis = 1>(ids, c{k})\n"
+        f"e{k} = Gather({name}, s{k})\n"
+        for k, name in enumerate(fields)
+    )
+    tables = ", ".join(f"float[{10 + k},4] {name}" for k, name in enumerate(fields))
+    joined = ", ".join(f"e{k}" for k in range(6))
+    text = f"""(int64[N,6] ids) => (float[N,24] y) <{tables}> {{
+        {takes} y = Concat<axis = 1>({joined}) }}"""
+    spec = "fixpoint(canonicalize,fold-constants,simplify-slices,fuse-lookups{min_fields=2},dce)"
+    graphopt.compile(parse(text), output=tmp_path / "m.gopt", passes=spec)
+    found = profile(tmp_path / "m.gopt", 16, seconds=0, peaks=PEAKS)
+    assert any("graphopt::TableRows" in kernel.ops for kernel in found.kernels)
+    named = {table.table: (table.rows, table.features) for table in found.tables}
+    assert named == {f"f{k}": (10 + k, (f"ids[:, {k}]",)) for k in range(6)}
+
+
+def test_what_cannot_run_here_is_described(with_tables: Path, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.gopt"
+    shutil.copytree(with_tables, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({**manifest, "machine": "riscv64"}))
+    here, found = profile(with_tables, 5, seconds=0, peaks=PEAKS), profile(path, 5)
+    assert found.total is None
+    assert "riscv64" in found.device
+    assert [k.bytes for k in found.kernels] == [k.bytes for k in here.kernels]
+    assert {t.table: t.bytes for t in found.tables} == {t.table: t.bytes for t in here.tables}
+    shown = command("profile", path, "--batch", "5")
+    assert shown.status == 0, shown.err
+    assert "not run here" in shown.out and "whole call" not in shown.out
+    given = {"user": np.zeros(5, np.int64)}
+    with pytest.raises(InputError, match="missing input"):
+        profile(path, inputs=given)
+
+
 def test_loops_have_no_profile(tmp_path: Path) -> None:
     text = """(float[N] x) => (float[K] y) { k = NonZero(x)  f = Cast<to=1>(k)
         y = ReduceSum<keepdims=0>(f) }"""
@@ -107,6 +201,7 @@ def test_command(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = command("profile", artifact, "--batch", "4", "--seconds", "0")
     assert shown.status == 0, shown.err
     assert "dense" in shown.out
+    assert "ids from" in shown.out and "several together" in shown.out
     assert "whole call" in shown.out
     parsed = json.loads(command("profile", artifact, "--seconds", "0", "--json").out)
     assert parsed["batch"] == 64

@@ -53,7 +53,7 @@ class IdRange:
 
 
 @dataclass(frozen=True)
-class _Origin:
+class Origin:
     """Where a value's elements come from: a region of an input, plus a number in [low, high].
 
     `axes` maps the value's axes to the input's; an axis made by reshaping maps to None.
@@ -64,6 +64,16 @@ class _Origin:
     region: tuple[tuple[int, int, int], ...] = ()
     shift: tuple[int, int] = (0, 0)
 
+    def cut(self, axis: int | None, start: int, stop: int) -> Origin:
+        """The part between two positions of an axis of the input."""
+        if axis is None:
+            return self
+        for known, first, last in self.region:
+            if known == axis:
+                start, stop = first + start, min(first + stop, last)
+        region = [entry for entry in self.region if entry[0] != axis]
+        return replace(self, region=tuple(sorted([*region, (axis, start, stop)])))
+
 
 def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
     """The ranges of valid ids and offsets, by graph input.
@@ -71,22 +81,37 @@ def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
     Raises:
         nothing: an index that cannot be traced to an input is left out.
     """
-    origins: dict[Value, _Origin] = {
-        value: _Origin(value, tuple(range(value.rank or 0)))
-        for value in graph.inputs
-        if isinstance(value.type, TensorType)
-    }
+    known = origins(graph)
     found: dict[str, list[IdRange]] = {}
     for node in graph.walk():
-        for origin, low, high in _traced(node, origins):
+        for origin, low, high in _traced(node, known):
             ids = IdRange(origin.region, low - origin.shift[0], high - origin.shift[1], node.where)
             found.setdefault(origin.source.name, []).append(ids)
-        for origin, high in _offsets(node, origins):
+        for origin, high in _offsets(node, known):
             axis = (origin.source.rank or 1) - 1
             offsets = IdRange(origin.region, 0, high + 1, node.where, axis)
             found.setdefault(origin.source.name, []).append(offsets)
-        _follow(node, origins)
     return {name: list(dict.fromkeys(ranges)) for name, ranges in found.items()}
+
+
+def origins(graph: Graph) -> dict[Value, Origin]:
+    """Where the elements of values come from that hold those of one graph input, moved about."""
+    found = {
+        value: Origin(value, tuple(range(value.rank or 0)))
+        for value in graph.inputs
+        if isinstance(value.type, TensorType)
+    }
+    for node in graph.walk():
+        _follow(node, found)
+    return found
+
+
+def region_text(name: str, rank: int, region: tuple[tuple[int, int, int], ...]) -> str:
+    """`x[:, 3]`, or `x` for all of it."""
+    parts = {axis: str(a) if b == a + 1 else f"{a}:{b}" for axis, a, b in region}
+    if not parts:
+        return name
+    return f"{name}[{', '.join(parts.get(axis, ':') for axis in range(rank))}]"
 
 
 def inexact_ids(graph: Graph) -> list[tuple[Value, IdRange, int]]:
@@ -128,7 +153,7 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
             yield ids, 0, codes.shape[0]
 
 
-def _traced(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim, Dim]]:
+def _traced(node: Node, origins: dict[Value, Origin]) -> Iterator[tuple[Origin, Dim, Dim]]:
     """`_lookups` of ids whose origin is known; those of stacked tables column by column."""
     for value, low, high in _lookups(node):
         if value in origins:
@@ -143,10 +168,10 @@ def _traced(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin
         origin = origins[ids]
         for column, high in enumerate(rows.tolist()):
             axis = None if origin.axes is None else origin.axes[1]
-            yield _cut(origin, axis, column, column + 1), 0, high
+            yield origin.cut(axis, column, column + 1), 0, high
 
 
-def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim]]:
+def _offsets(node: Node, origins: dict[Value, Origin]) -> Iterator[tuple[Origin, Dim]]:
     """Where values come from that say at what position of another tensor, of that length, a piece
     of it starts or ends.
     """
@@ -168,7 +193,7 @@ def _offsets(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origi
             yield origins[value], ids.shape[0]
 
 
-def _offsets_of_fields(node: Node, origins: dict[Value, _Origin]) -> Iterator[tuple[_Origin, Dim]]:
+def _offsets_of_fields(node: Node, origins: dict[Value, Origin]) -> Iterator[tuple[Origin, Dim]]:
     """`_offsets` of a matrix with a row for each field, which may be made of vectors."""
     matrix, sizes = node.inputs[3], [v.tensor.dims[0] for v in node.inputs[4:] if v is not None]
     assert matrix is not None
@@ -177,7 +202,7 @@ def _offsets_of_fields(node: Node, origins: dict[Value, _Origin]) -> Iterator[tu
     if matrix in origins and origins[matrix].axes is not None:
         axis = origins[matrix].axes[0]  # type: ignore[index]
         for field, size in enumerate(sizes):
-            yield _cut(origins[matrix], axis, field, field + 1), size
+            yield origins[matrix].cut(axis, field, field + 1), size
     elif joined is not None and joined.producer is not None and joined.producer.op == "Concat":
         for value, size in zip(joined.producer.inputs, sizes):
             if value is not None and value in origins:
@@ -187,7 +212,7 @@ def _offsets_of_fields(node: Node, origins: dict[Value, _Origin]) -> Iterator[tu
 # ----------------------------------------------------------------------- following values
 
 
-def _follow(node: Node, origins: dict[Value, _Origin]) -> None:
+def _follow(node: Node, origins: dict[Value, Origin]) -> None:
     """Note where the outputs of `node`, and what its subgraphs are given, come from."""
     if node.op in ("Loop", "Scan"):
         _enter_body(node, origins)
@@ -206,7 +231,7 @@ def _follow(node: Node, origins: dict[Value, _Origin]) -> None:
             origins[value] = _moved(node, position, origins[data])
 
 
-def _moved(node: Node, position: int, origin: _Origin) -> _Origin:
+def _moved(node: Node, position: int, origin: Origin) -> Origin:
     """The origin of output `position` of an op that only moves elements about."""
     axes = origin.axes
     if node.op in ("Cast", "CastLike", "Identity", "Dropout") or axes is None:
@@ -238,18 +263,7 @@ def _same_sizes(node: Node, axes: tuple[int | None, ...]) -> tuple[int | None, .
     return tuple(next(rest)[1] if size != 1 else None for size in new.shape)
 
 
-def _cut(origin: _Origin, axis: int | None, start: int, stop: int) -> _Origin:
-    """The part of `origin` between two positions of an axis of the value."""
-    if axis is None:
-        return origin
-    for known, first, last in origin.region:
-        if known == axis:
-            start, stop = first + start, min(first + stop, last)
-    region = [entry for entry in origin.region if entry[0] != axis]
-    return replace(origin, region=tuple(sorted([*region, (axis, start, stop)])))
-
-
-def _sliced(node: Node, origin: _Origin, axes: tuple[int | None, ...]) -> _Origin:
+def _sliced(node: Node, origin: Origin, axes: tuple[int | None, ...]) -> Origin:
     starts, ends = (known_ints(v.content) if v is not None else None for v in node.inputs[1:3])
     chosen = node.input(3)
     where = known_ints(chosen.content) if chosen is not None else list(range(len(starts or ())))
@@ -262,20 +276,20 @@ def _sliced(node: Node, origin: _Origin, axes: tuple[int | None, ...]) -> _Origi
             continue
         first, last, step = slice(start, end).indices(size)
         if step == 1:
-            origin = _cut(origin, axes[axis], first, last)
+            origin = origin.cut(axes[axis], first, last)
     return origin
 
 
-def _split(node: Node, position: int, origin: _Origin, axes: tuple[int | None, ...]) -> _Origin:
+def _split(node: Node, position: int, origin: Origin, axes: tuple[int | None, ...]) -> Origin:
     axis = node.attr("axis", 0)
     sizes = [value.shape[axis] if value.shape else None for value in node.outputs]
     if not all(isinstance(size, int) for size in sizes):
         return origin
     start = sum(sizes[:position])  # type: ignore[arg-type]
-    return _cut(origin, axes[axis], start, start + sizes[position])  # type: ignore[operator]
+    return origin.cut(axes[axis], start, start + sizes[position])  # type: ignore[operator]
 
 
-def _gathered(node: Node, origin: _Origin, axes: tuple[int | None, ...]) -> _Origin:
+def _gathered(node: Node, origin: Origin, axes: tuple[int | None, ...]) -> Origin:
     axis, indices = node.attr("axis", 0) % len(axes), node.const(1)
     rank = node.inputs[1].rank if node.inputs[1] is not None else None
     if rank is None:
@@ -285,11 +299,11 @@ def _gathered(node: Node, origin: _Origin, axes: tuple[int | None, ...]) -> _Ori
     if indices is not None and indices.size and (isinstance(size, int) or indices.min() >= 0):
         positions = indices % size if isinstance(size, int) else indices
         if np.ptp(positions) < positions.size:
-            origin = _cut(origin, axes[axis], int(positions.min()), int(positions.max()) + 1)
+            origin = origin.cut(axes[axis], int(positions.min()), int(positions.max()) + 1)
     return replace(origin, axes=axes[:axis] + (None,) * rank + axes[axis + 1 :])
 
 
-def _shifted(node: Node, origins: dict[Value, _Origin]) -> _Origin | None:
+def _shifted(node: Node, origins: dict[Value, Origin]) -> Origin | None:
     """`x + constant` or `x - constant`, the constant being one number or a range of them."""
     a, b = node.inputs[:2]
     if node.op == "Add" and a is not None and a.const is not None:
@@ -312,7 +326,7 @@ def _same_sizes_of(
     return axes if old.rank == new.rank else None
 
 
-def _enter_body(node: Node, origins: dict[Value, _Origin]) -> None:
+def _enter_body(node: Node, origins: dict[Value, Origin]) -> None:
     """What the body of a Loop or Scan is given in terms of what the node reads."""
     body = node.subgraphs[0]
     skip = node.attr("num_scan_inputs", 0) if node.op == "Scan" else 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 from graphopt.analysis.cost import UnknownCost, fused_cost
+from graphopt.analysis.lookups import Features, Lookup, lookups_of
 from graphopt.ir.dims import Dim, Sym
-from graphopt.ir.graph import Node
+from graphopt.ir.graph import Graph, Node
 
 Size = Union[int, list[Any], None]
 """A number, the terms of a polynomial [coefficient, factor…], or None where it is not known.
@@ -22,19 +23,49 @@ _FUNCTIONS: Mapping[str, Callable[[int, int], int]] = {
 }
 
 
-def describe(program: Iterable[tuple[str, Sequence[Node]]]) -> list[dict[str, Any]]:
-    """An entry for each call of a kernel that computes some nodes."""
-    return [_entry(kernel, nodes) for kernel, nodes in program]
+def describe(graph: Graph, program: Sequence[tuple[str, Sequence[Node]]]) -> list[dict[str, Any]]:
+    """An entry for each call of a kernel that computes some nodes of `graph`.
+
+    What a node costs counts for the last one of several calls that compute it.
+    """
+    features = Features(graph)
+    last = {node: call for call, (_, nodes) in enumerate(program) for node in nodes}
+    return [
+        _entry(features, kernel, nodes, [node for node in nodes if last[node] == call])
+        for call, (kernel, nodes) in enumerate(program)
+    ]
 
 
-def _entry(kernel: str, nodes: Sequence[Node]) -> dict[str, Any]:
+def _entry(
+    features: Features, kernel: str, nodes: Sequence[Node], done: Sequence[Node]
+) -> dict[str, Any]:
+    """The entry of a call that has a part in `nodes` and after which some are `done`."""
     sources = dict.fromkeys(name for node in nodes for name in node.where)
-    entry = {"kernel": kernel, "ops": [node.op for node in nodes], "sources": list(sources)}
+    entry = {
+        "kernel": kernel,
+        "ops": [node.op for node in nodes],
+        "sources": list(sources),
+        "features": sorted(features.of(value for node in nodes for value in node.outputs)),
+        "lookups": [
+            _lookup(features, found, node in done) for node in nodes for found in lookups_of(node)
+        ],
+    }
     try:
-        cost = fused_cost(nodes)
+        cost = fused_cost(done)
     except UnknownCost:
         return {**entry, "flops": None, "bytes": None}
     return {**entry, "flops": to_json(cost.flops), "bytes": to_json(cost.read + cost.written)}
+
+
+def _lookup(features: Features, found: Lookup, counts: bool) -> dict[str, Any]:
+    return {
+        "table": found.name,
+        "rows": found.rows,
+        "dim": found.dim,
+        "bits": found.bits,
+        "features": sorted(features.naming(found)),
+        "bytes": to_json(found.moved if counts else 0),
+    }
 
 
 def to_json(dim: Dim) -> Size:

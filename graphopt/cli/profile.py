@@ -10,10 +10,13 @@ from graphopt.cli import options
 from graphopt.console import count_text, size_text
 
 if TYPE_CHECKING:
+    from graphopt.feature_times import TableTime
     from graphopt.profiling import KernelTime, Profile
     from graphopt.roofline import Roofline
 
 MOST_SOURCES = 3
+KERNEL_COLUMNS = (">µs", ">share", ">flops", ">bytes", ">bound µs", "kernel", "from")
+TABLE_COLUMNS = (">µs", ">share", ">bytes", ">rows", ">dim", ">bits", "table", "ids from")
 
 
 def profile(
@@ -24,11 +27,15 @@ def profile(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Show where the time of an artifact goes, kernel by kernel.
+    """Show where the time of an artifact goes: kernels, tables, features.
 
     The bound is the time that this machine needs at least for the operations of a kernel, or to
     move its bytes if they are in the smallest cache that holds them. Peaks are measured once and
     kept in the user's cache folder. There are no bounds for a GPU.
+
+    A kernel that looks rows up in several tables is shared out among them by the bytes moved.
+    What depends on one feature alone counts for it. Of an artifact for another machine, or for
+    a GPU where there is none, operations and bytes are shown.
     """
     from graphopt import arrays, profiling
 
@@ -42,16 +49,28 @@ def profile(
 
 def _print(found: Profile) -> None:
     out = console.stdout()
-    rows = [_row(kernel, found.inside) for kernel in found.kernels]
-    columns = (">µs", ">share", ">flops", ">bytes", ">bound µs", "kernel", "from")
-    title = f"batch {found.batch}, medians of {found.runs} runs; {found.device}"
+    runs = f", medians of {found.runs} runs" if found.runs else ""
+    title = f"batch {found.batch}{runs}; {found.device}"
     if found.peaks is not None:
         title += f", one core: {_rates(found.peaks)}"
-    out.print(console.table(columns, rows, title))
-    out.print(
-        f"\nwhole call {found.total:.1f} µs, in kernels {found.inside:.1f} µs"
-        + (f", bound {found.bound:.1f} µs" if found.peaks is not None else "")
-    )
+    rows = [_row(kernel, found.inside) for kernel in found.kernels]
+    out.print(console.table(KERNEL_COLUMNS, rows, title))
+    if found.tables:
+        rows = [_table_row(table, found.inside) for table in found.tables]
+        out.print()
+        out.print(console.table(TABLE_COLUMNS, rows))
+    if found.features:
+        rows = [
+            (*_time(f.microseconds, found.inside), f.feature or "several together")
+            for f in found.features
+        ]
+        out.print()
+        out.print(console.table((">µs", ">share", "feature"), rows))
+    if found.total is not None:
+        out.print(
+            f"\nwhole call {found.total:.1f} µs, in kernels {found.inside:.1f} µs"
+            + (f", bound {found.bound:.1f} µs" if found.peaks is not None else "")
+        )
 
 
 def _rates(peaks: Roofline) -> str:
@@ -64,11 +83,27 @@ def _row(kernel: KernelTime, inside: float) -> tuple[object, ...]:
     more = len(kernel.sources) - MOST_SOURCES
     sources = ", ".join(kernel.sources[:MOST_SOURCES]) + (f" and {more} more" if more > 0 else "")
     return (
-        f"{kernel.microseconds:.2f}",
-        f"{kernel.microseconds / inside:.1%}" if inside else "",
+        *_time(kernel.microseconds, inside),
         "" if kernel.flops is None else count_text(kernel.flops),
-        "" if kernel.bytes is None else size_text(kernel.bytes),
+        _bytes(kernel.bytes),
         "" if kernel.bound is None else f"{kernel.bound:.2f}",
         kernel.kernel,
         sources,
     )
+
+
+def _table_row(table: TableTime, inside: float) -> tuple[object, ...]:
+    size = (table.rows, table.dim, table.bits)
+    named = (table.table, ", ".join(table.features))
+    return (*_time(table.microseconds, inside), _bytes(table.bytes), *size, *named)
+
+
+def _time(microseconds: float | None, inside: float) -> tuple[str, str]:
+    """The columns µs and share."""
+    if microseconds is None:
+        return "", ""
+    return f"{microseconds:.2f}", f"{microseconds / inside:.1%}" if inside else ""
+
+
+def _bytes(moved: int | None) -> str:
+    return "" if moved is None else size_text(moved)

@@ -231,4 +231,4 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
 
 
 def _reshaped(lower: Lowering, expr: Any, shape: list[Any], is_matrix: bool) -> Any:
-    return expr if is_matrix else lower.bb.emit(relax.op.reshape(expr, shape))
+    return expr if is_matrix else lower.bb.emit(relax.op.reshape(expr, shape), "view")

@@ -10,7 +10,8 @@ import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.analysis.cost import Cost, cost_rule, dtype_bits
+from graphopt.analysis.cost import Cost, cost_rule
+from graphopt.analysis.lookups import Lookup, lookup_in, lookup_rule
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
@@ -72,11 +73,16 @@ def _lookup_concat_type(node: Node) -> list[Type | None]:
 
 @cost_rule("LookupConcat", domain=DOMAIN)
 def _lookup_concat_cost(node: Node) -> Cost:
-    """Float32 is read and written once; ids are read, of 4 or 8 bytes."""
+    """Values, and what lookups take, are read and written once."""
     written = 4 * product(node.output.tensor.dims)
-    looked_up = [part.value for part in _parts(node) if part.table is not None]
-    ids = (product(v.tensor.dims) * (dtype_bits(v.dtype) // 8) for v in looked_up)
-    return Cost(0, sum(ids, written), written)
+    copied = (4 * product(p.value.tensor.dims) for p in _parts(node) if p.table is None)
+    moved = sum((found.moved for found in _lookups(node)), 2 * sum(copied, 0))
+    return Cost(0, moved - written, written)
+
+
+@lookup_rule("LookupConcat", domain=DOMAIN)
+def _lookups(node: Node) -> list[Lookup]:
+    return [lookup_in(p.table, p.value, p.bits) for p in _parts(node) if p.table is not None]
 
 
 def _part(rw: Rewriter, value: Value) -> _Part:

@@ -151,7 +151,7 @@ class CpuTarget(Target):
             "precision": self.precision,
             "tvm": tvm.__version__,
             "sizes": built.sizes,
-            "program": describe(built.program),
+            "program": describe(working, built.program),
             **tuned,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from graphopt.analysis.cost import Cost, cost_rule, streaming
+from graphopt.analysis.cost import Cost, cost_rule, dtype_bits
+from graphopt.analysis.lookups import Lookup, lookup_in, lookup_rule, lookups_in_pieces
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
@@ -94,7 +95,26 @@ def _lookup_type(node: Node) -> list[Type | None]:
 
 @cost_rule("Lookup", domain=DOMAIN)
 def _lookup_cost(node: Node) -> Cost:
-    return streaming(node, 0)
+    """Values, and what lookups take, are read and written once."""
+    written = 4 * product(node.output.tensor.dims)
+    values = (part.operands[0] for part in _parts(node) if part.kind == "value")
+    copied = sum((4 * product(value.tensor.dims) for value in values), 0)
+    moved = sum((found.moved for found in _lookups(node)), 2 * copied)
+    return Cost(0, moved - written, written)
+
+
+@lookup_rule("Lookup", domain=DOMAIN)
+def _lookups(node: Node) -> Iterator[Lookup]:
+    for part in _parts(node):
+        if part.kind == "value":
+            continue
+        table = part.operands[0]
+        if part.stacked:
+            rows, starts = (value.const for value in part.operands[-2:])
+            assert rows is not None and starts is not None
+            yield from lookups_in_pieces(table, part.ids, rows.tolist(), starts.tolist())
+        else:
+            yield lookup_in(table, part.ids, part.bits or dtype_bits(table.dtype))
 
 
 # --------------------------------------------------------------------- matching

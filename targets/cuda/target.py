@@ -120,7 +120,7 @@ class CudaTarget(Target):
             },
             "tvm": tvm.__version__,
             "sizes": None,
-            "program": describe(built.program),
+            "program": describe(working, built.program),
             **tuned,
         }
         arrays = tuple(value.const for value in lowered.constants if value.const is not None)

@@ -337,13 +337,13 @@ class Lowering:
         wanted = [int64(d) for d in shape]
         if tvm_ffi.structural_equal(_shape_of(expr), wanted):
             return expr
-        return self.bb.emit(relax.op.reshape(expr, relax.ShapeExpr(wanted)))
+        return self.bb.emit(relax.op.reshape(expr, relax.ShapeExpr(wanted)), "view")
 
     def untuple(self, result: relax.Expr, count: int) -> list[relax.Expr]:
         """The outputs of a computation with `count` of them."""
         if count == 1:
             return [result]
-        return [self.bb.emit(relax.TupleGetItem(result, k)) for k in range(count)]
+        return [self.bb.emit(relax.TupleGetItem(result, k), "part") for k in range(count)]
 
     def constant(self, array: np.ndarray) -> relax.Expr:
         """An array made while lowering, such as packed weights."""
@@ -398,7 +398,7 @@ class Lowering:
         name = name or (self._node.op_type.lower() if self._node else "kernel")
         symbol = self.bb.add_func(kernel, name)
         call = relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types)
-        result = self.bb.emit(call)
+        result = self.bb.emit(call, f"{name}_result")  # FuseOps calls what it makes gv
         if self._node is not None:
             self.emitted[result.name] = self._node
         return result

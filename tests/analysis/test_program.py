@@ -50,7 +50,7 @@ def test_what_others_read_too_is_written() -> None:
 
 def test_entries() -> None:
     graph = parse("(float[N] x) => (float[N] y) { a = Exp(x)  y = Neg(a) }")
-    (entry,) = describe([("fused_exp_neg", list(graph.nodes))])
+    (entry,) = describe(graph, [("fused_exp_neg", list(graph.nodes))])
     assert entry["kernel"] == "fused_exp_neg"
     assert entry["ops"] == ["Exp", "Neg"]
     assert evaluate(entry["flops"], {"N": 3}) == 6
@@ -59,5 +59,5 @@ def test_entries() -> None:
 
 def test_costs_known_at_run_time_only() -> None:
     graph = parse("(float[N] x, int64[K] s) => (y) { a = Reshape(x, s)  y = Exp(a) }")
-    (entry,) = describe([("exp", [list(graph.nodes)[-1]])])
+    (entry,) = describe(graph, [("exp", [list(graph.nodes)[-1]])])
     assert entry["flops"] is None
