@@ -13,6 +13,7 @@ from torch_builder import Builder, Untranslatable, rule
 from torch_ops import transposed
 
 from graphopt.ir.graph import Node
+from graphopt.ops import pair_products
 from graphopt.ops.attention import Attention
 from graphopt.ops.embedding_bag import EmbeddingBag
 
@@ -27,6 +28,20 @@ def _dot_interaction(b: Builder, node: Node) -> fx.Node:
     if node.input(1) is None:
         return pairs
     return b.call(torch.cat, [b[node.inputs[1]], pairs], 1)
+
+
+@rule("graphopt::PairProducts")
+def _pair_products(b: Builder, node: Node) -> fx.Node:
+    left, right, matrices = (b.buffer(np.asarray(side)) for side in pair_products.sides(node))
+
+    def products(x: Tensor, i: Tensor, j: Tensor, *weights: Tensor) -> Tensor:
+        chosen = x[:, i]
+        if weights:
+            chosen = torch.einsum("npd,pde->npe", chosen, weights[0][weights[1]])
+        return chosen * x[:, j]
+
+    rest = [] if node.input(1) is None else [b[node.inputs[1]], matrices]
+    return b.call(products, b[node.inputs[0]], left, right, *rest)
 
 
 @rule("graphopt::BiInteraction")

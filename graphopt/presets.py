@@ -31,6 +31,7 @@ from graphopt.passes.fuse_dot_interaction import FuseDotInteraction
 from graphopt.passes.fuse_gemm import FuseGemm
 from graphopt.passes.fuse_inner_products import FuseInnerProducts
 from graphopt.passes.fuse_lookups import FuseLookups
+from graphopt.passes.fuse_pair_products import FusePairProducts
 from graphopt.passes.hoist_repeated_columns import HoistRepeatedColumns
 from graphopt.passes.hoist_selections import HoistSelections
 from graphopt.passes.inline_subgraphs import InlineSubgraphs
@@ -117,6 +118,7 @@ _INTERACT = (
     FuseCrossNetwork(),
     FuseInnerProducts(),
     FuseDotInteraction(),
+    FusePairProducts(),
 )
 
 O0 = Pipeline()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.passes._shapes import reshape_target
@@ -16,23 +17,24 @@ _BINARY = (op.Add, op.Sub, op.Mul, op.Div)
 _UNARY = (op.Relu, op.LeakyRelu, op.Sigmoid, op.Tanh, op.Neg, op.Exp, op.Sqrt)
 
 
-def _reshaped(rw: Rewriter, value: Value, wanted: Value) -> Value | None:
-    """`value` with the shape of another, None if that cannot be written with constants."""
-    target = reshape_target(value.tensor, wanted.tensor)
+def _reshaped(rw: Rewriter, value: Value, shape: tuple[Dim, ...]) -> Value | None:
+    """`value` with another shape, None if that cannot be written with constants."""
+    target = reshape_target(value.tensor, TensorType(value.dtype, shape))
     return None if target is None else rw.op.Reshape(value, rw.ints(*target))
 
 
 def _without_column(rw: Rewriter, value: Value) -> Value | None:
-    """`value` [..., 1] as [...]: what it was reshaped from, or a constant."""
+    """`value` [..., 1] as [...], if it is a constant, or was brought into that shape."""
     if value.const is not None:
         array = value.const
         narrow = array.ndim > 0 and array.shape[-1] == 1
         return rw.const(array[..., 0]) if narrow else value if array.ndim == 0 else None
     node = value.producer
-    if node is None or node.op != "Reshape" or node.inputs[0] is None:
+    source = None if node is None or node.op != "Reshape" else node.inputs[0]
+    if source is None:
         return None
-    source = node.inputs[0]
-    return source if (*source.tensor.dims, 1) == value.tensor.dims else None
+    shape = value.tensor.dims[:-1]
+    return source if source.tensor.dims == shape else _reshaped(rw, source, shape)
 
 
 @rule(op.MatMul(w, x))
@@ -44,12 +46,11 @@ def matrix_times_column(rw: Rewriter, w: Value, x: Value, node: Node) -> Value |
         return NoMatch("it does not multiply one matrix with a column of each sample")
     rows = _without_column(rw, x)
     if rows is None:
-        target = reshape_target(x.tensor, TensorType(x.dtype, x.tensor.dims[:-1]))
-        if target is None:
-            return NoMatch("a shape cannot be written with constants")
-        rows = rw.op.Reshape(x, rw.ints(*target))
+        rows = _reshaped(rw, x, x.tensor.dims[:-1])
+    if rows is None:
+        return NoMatch("a shape cannot be written with constants")
     product = rw.op.MatMul(rows, rw.const(np.ascontiguousarray(matrix.T)))
-    result = _reshaped(rw, product, node.output)
+    result = _reshaped(rw, product, node.output.tensor.dims)
     return NoMatch("a shape cannot be written with constants") if result is None else result
 
 
@@ -60,7 +61,8 @@ def rows_times_vector(rw: Rewriter, x: Value, w: Value, node: Node) -> Value | N
     assert vector is not None
     if vector.ndim != 1 or (x.rank or 0) < 2:
         return NoMatch("it does not multiply rows with one vector")
-    result = _reshaped(rw, rw.op.MatMul(x, rw.const(vector[:, np.newaxis])), node.output)
+    product = rw.op.MatMul(x, rw.const(vector[:, np.newaxis]))
+    result = _reshaped(rw, product, node.output.tensor.dims)
     return NoMatch("a shape cannot be written with constants") if result is None else result
 
 
@@ -84,7 +86,7 @@ def columns_combined(rw: Rewriter, x: Value, y: Value, node: Node) -> Value | No
     known = [value for value in bare if value is not None]
     if len(known) < 2 or all(value.const is not None for value in operands):
         return NoMatch("an operand is not a vector reshaped to a column")
-    result = _reshaped(rw, rw.insert(node.op_type, known).output, node.output)
+    result = _reshaped(rw, rw.insert(node.op_type, known).output, node.output.tensor.dims)
     return NoMatch("its shape cannot be written with constants") if result is None else result
 
 
@@ -97,7 +99,41 @@ def column_mapped(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     if bare is None:
         return None
     mapped = rw.insert(node.op_type, [bare], dict(node.attrs)).output
-    result = _reshaped(rw, mapped, node.output)
+    result = _reshaped(rw, mapped, node.output.tensor.dims)
+    return NoMatch("its shape cannot be written with constants") if result is None else result
+
+
+@rule(op.Softmax(x))
+def column_normalized(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """Softmax<axis=-2>(Reshape(a, [..., 1])) -> Reshape(Softmax<axis=-1>(a), [..., 1])"""
+    if not x.rank or x.tensor.dims[-1] != 1 or node.attr("axis") % x.rank != x.rank - 2:
+        return None
+    bare = _without_column(rw, x)
+    if bare is None:
+        return NoMatch("its operand is not a vector reshaped to a column")
+    result = _reshaped(rw, rw.op.Softmax(bare, axis=-1), node.output.tensor.dims)
+    return NoMatch("its shape cannot be written with constants") if result is None else result
+
+
+@rule(op.MatMul(op.Concat(x, ...).named("whole"), y))
+def columns_mixed(rw: Rewriter, whole: Value, y: Value, node: Node) -> Value | NoMatch | None:
+    """MatMul(Concat<axis=-1>(columns), shares) -> MatMul(shares as a row, the columns as rows)"""
+    assert whole.producer is not None
+    columns = [value for value in whole.producer.inputs if value is not None]
+    shape = whole.tensor.dims
+    if whole.rank != 3 or y.rank != 3 or y.tensor.dims[-1] != 1 or y.tensor.dims[0] != shape[0]:
+        return None
+    if whole.producer.attr("axis") % 3 != 2 or any(v.tensor.dims[2] != 1 for v in columns):
+        return NoMatch("it does not mix columns, each of which is a value of its own")
+    bare = [_without_column(rw, value) for value in columns]
+    rows = [value for value in bare if value is not None and value.rank == 2]
+    if len(rows) < len(columns):
+        return NoMatch("an operand is not a vector reshaped to a column")
+    stacked = _reshaped(rw, rw.op.Concat(*rows, axis=1), (shape[0], shape[2], shape[1]))
+    shares = _reshaped(rw, y, (shape[0], 1, shape[2]))
+    if stacked is None or shares is None:
+        return NoMatch("a shape cannot be written with constants")
+    result = _reshaped(rw, rw.op.MatMul(shares, stacked), node.output.tensor.dims)
     return NoMatch("its shape cannot be written with constants") if result is None else result
 
 
@@ -111,7 +147,7 @@ def columns_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None
     known = [value for value in bare if value is not None and value.rank == x.rank - 1]
     if len(known) < len(node.inputs):
         return NoMatch("an operand is not a vector reshaped to a column")
-    result = _reshaped(rw, rw.op.Concat(*known, axis=axis), node.output)
+    result = _reshaped(rw, rw.op.Concat(*known, axis=axis), node.output.tensor.dims)
     return NoMatch("its shape cannot be written with constants") if result is None else result
 
 
@@ -120,8 +156,9 @@ class DropUnitAxes(RewritePass):
 
     Needs columns that are vectors reshaped to [n, d, 1], or rows that one vector multiplies. Cross
     layers and mixtures of experts often hold a sample as [n, d, 1] and multiply from the left. The
-    last axis goes where all operands allow it; then a layer is one product of matrices. For a
-    product with a vector, ONNX Runtime asks for one number at a time. Fidelity: reassociates.
+    last axis goes where all operands allow it; then a layer is one product of matrices. Columns
+    that are joined and mixed become rows, which are joined and normalized whole. For a product with
+    a vector, ONNX Runtime asks for one number at a time. Fidelity: reassociates.
 
     Before:
         (float[N,4] x) => (float[N,4] y)
@@ -154,5 +191,7 @@ class DropUnitAxes(RewritePass):
         column_times_row,
         columns_combined,
         column_mapped,
+        column_normalized,
+        columns_mixed,
         columns_joined,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.dot_interaction import DOMAIN, OP_TYPE
-from graphopt.passes._concats import axis_of, concat
-from graphopt.passes._shapes import ints_of, reshape_target, slice_bounds
+from graphopt.passes._features import features, joined, starts_of
+from graphopt.passes._shapes import ints_of, reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -14,37 +14,6 @@ p, q = var("p"), var("q")
 # The op's body multiplies all features with all others: worth it for many of the pairs only. All
 # pairs of two different ones are at least this share.
 _LEAST_SHARE = 1 / 4
-
-Feature = tuple[Value, int]
-"""A value [n, f, d], and which of its features."""
-
-
-def _features(value: Value) -> list[Feature]:
-    """What the features of `value`, [n, f, d] with f known, are copies of."""
-    node = value.producer
-    if node is not None and node.op == "Concat" and axis_of(node) == 1:
-        parts = [v for v in node.inputs if v is not None]
-        return [feature for part in parts for feature in _features(part)]
-    whole = [(value, k) for k in range(_count(value))]
-    data = node.inputs[0] if node is not None and node.op in ("Gather", "Slice") else None
-    if node is None or data is None or data.rank != 3 or not isinstance(data.tensor.dims[1], int):
-        return whole
-    if node.op == "Slice":
-        bounds = slice_bounds(node)
-        return _features(data)[slice(*bounds[1])] if bounds and set(bounds) == {1} else whole
-    index = node.const(1)
-    if index is None or index.ndim != 1 or node.attr("axis") % 3 != 1:
-        return whole
-    taken = _features(data)
-    if any(not -len(taken) <= k < len(taken) for k in index):
-        return whole  # for the model to fail on
-    return [taken[k] for k in index]
-
-
-def _count(value: Value) -> int:
-    count = value.tensor.dims[1]
-    assert isinstance(count, int)
-    return count
 
 
 @rule(op.ReduceSum(op.Mul(p, q).named("products"), ...))
@@ -56,19 +25,21 @@ def inner_products_to_interaction(
         return None
     if ints_of(node.input(1)) not in ([2], [-1]) or p.dtype != "float32":
         return NoMatch("it does not add up float32 products over the last axis")
-    if not all(isinstance(size, int) for size in p.tensor.dims[1:]):
+    count, dim = p.tensor.dims[1:]
+    if not isinstance(count, int) or not isinstance(dim, int) or dim < 1:
         return NoMatch("the number or the length of the features is not known")
-    left, right = _features(p), _features(q)
-    sources = list(dict.fromkeys(value for value, _ in (*left, *right)))
-    counts = [_count(source) for source in sources]
-    starts = {source: sum(counts[:k]) for k, source in enumerate(sources)}
-    total = sum(counts)
+    left, right = features(p, dim), features(q, dim)
+    sources = list(dict.fromkeys(f.source for f in (*left, *right)))
+    starts = starts_of(sources, dim)
+    x = joined(rw, sources, dim)
+    if any(f.matrix is not None for f in (*left, *right)) or x is None:
+        return NoMatch("a matrix multiplies features, or their shape is not known")
+    total = x.tensor.dims[1]
+    assert isinstance(total, int)
     if total < 3 or left == right or len(left) < _LEAST_SHARE * total**2:
         return NoMatch("it takes few of the possible pairs")
-    pairs = [
-        (starts[a] + i) * total + starts[b] + j for (a, i), (b, j) in zip(left, right, strict=True)
-    ]
-    x = concat(rw, sources, 1)
+    positions = ([starts[f.source] + f.index for f in side] for side in (left, right))
+    pairs = [i * total + j for i, j in zip(*positions, strict=True)]
     dots = rw.insert(OP_TYPE, [x], {"pairs": pairs}, domain=DOMAIN).output
     if dots.shape == node.output.shape:
         return dots

@@ -84,6 +84,26 @@ def concat_of_split(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     return data
 
 
+@rule(op.Concat(x, ...))
+def concat_of_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """Concat(a, b, c) -> Concat(Concat(a, b), c), if a and b are joined before it anyway"""
+    axis, operands = axis_of(node), operands_of(node)
+    for other in x.users:
+        joined = operands_of(other) if other.op == "Concat" and other is not node else []
+        if not 1 < len(joined) < len(operands) or axis_of(other) != axis:
+            continue
+        if joined == operands[: len(joined)] and _is_before(other, node):
+            return rw.op.Concat(other.output, *operands[len(joined) :], axis=axis)
+    return None
+
+
+def _is_before(node: Node, other: Node) -> bool:
+    """True if `node` comes before `other` in the same graph."""
+    if node.graph is None or node.graph is not other.graph:
+        return False
+    return next(n for n in node.graph.nodes if n is node or n is other) is node
+
+
 @rule(op.Reshape(op.Concat(x, ...).named("whole"), ...))
 def flattened_stack(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch | None:
     """Reshape(Concat(Reshape(a), Reshape(b))) -> Concat(a, b), if it flattens what was stacked"""
@@ -124,10 +144,40 @@ def stacked_twin(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     )
 
 
+@rule(op.Concat(x, ...))
+def stack_to_reshape(rw: Rewriter, node: Node) -> Value | NoMatch | None:
+    """Concat<axis=1>(Reshape(a, [N,1,D]), Reshape(b, [N,1,D])) -> Reshape(Concat<axis=1>(a, b))"""
+    axis, stacked = axis_of(node), operands_of(node)
+    if not axis or len(stacked) < 2:
+        return None
+    rows = [_unstacked(value, axis) for value in stacked]
+    known = [value for value in rows if value is not None]
+    if len(known) < len(rows):
+        return None
+    if any(reader.op in ("Gather", "Slice", "Split") for reader in node.output.users):
+        return NoMatch("parts of it are read, which may be those that it stacks")
+    joined = rw.op.Concat(*known, axis=axis)
+    target = reshape_target(joined.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(joined, rw.ints(*target))
+
+
+def _unstacked(value: Value, axis: int) -> Value | None:
+    """What `value` is with a new axis of size 1 at `axis`, which is not the last."""
+    node = value.producer
+    source = node.inputs[0] if node is not None and node.op == "Reshape" else None
+    if source is None or value.shape is None or value.shape[axis] != 1:
+        return None
+    shape = value.shape[:axis] + value.shape[axis + 1 :]
+    return source if source.shape == shape and axis < len(shape) else None
+
+
 class SimplifyConcats(RewritePass):
     """Flattens concatenations, joins neighbouring slices in them, and undoes splits and stacks.
 
-    Needs values that nobody else reads, unless nothing is computed for them alone. Fidelity: exact.
+    Needs values that nobody else reads, unless nothing is computed for them alone. Rows are stacked
+    by joining them first, so that lookups among them can become one. Fidelity: exact.
 
     Before:
         (float[N,9] x, float[N,3] z) => (float[N,8] y)
@@ -148,4 +198,12 @@ class SimplifyConcats(RewritePass):
 
     name = "simplify-concats"
     fidelity = Fidelity.EXACT
-    rules = (concat_of_concat, concat_of_slices, concat_of_split, flattened_stack, stacked_twin)
+    rules = (
+        concat_of_concat,
+        concat_of_slices,
+        concat_of_split,
+        concat_of_joined,
+        flattened_stack,
+        stacked_twin,
+        stack_to_reshape,
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from graphopt.ir.graph import Node, Value
+from graphopt.ir.graph import Node, Use, Value
+from graphopt.ir.types import TensorType
 from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
@@ -48,6 +49,31 @@ def _sources(node: Node) -> list[Value]:
         found.append(value)
         current = value.producer
     return found
+
+
+@rule(op.Squeeze(x))
+def squeeze_to_needed_rank(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """Squeeze(x) -> Reshape(x), where a reader needs the rank without the axes known to be 1"""
+    if node.output.shape is not None or x.shape is None:
+        return None
+    kept = TensorType(x.dtype, tuple(dim for dim in x.shape if dim != 1))
+    if not any(_needed_rank(use) == kept.rank for use in node.output.uses):
+        return NoMatch("a size that is not known may be 1, and no reader says that it is not")
+    target = reshape_target(x.tensor, kept)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(x, rw.ints(*target))
+
+
+def _needed_rank(use: Use) -> int | None:
+    """The only rank that a reader takes, if that is known."""
+    reader = use.user
+    if not isinstance(reader, Node):
+        return None
+    if reader.op == "Gemm":
+        return 2
+    ranks = [value.rank for value in reader.inputs if value is not None and value.rank is not None]
+    return ranks[0] if reader.op == "Concat" and ranks else None
 
 
 _UNARY = (op.Cast, op.Not, op.Neg, op.Abs, op.Relu, op.Sigmoid, op.Tanh, op.Exp, op.Log, op.Sqrt)
@@ -117,7 +143,8 @@ class SimplifyReshapes(RewritePass):
     Needs a result whose shape can be written with constants. Reshape is the one form because later
     passes then need to know only that: Flatten, Squeeze and Unsqueeze stay only where several
     unknown sizes make a constant shape impossible. A batch of any size passes as -1, several
-    unknown sizes as 0 (copied from the same axis). Transposes merge, and become a Reshape where
+    unknown sizes as 0 (copied from the same axis). A Squeeze without axes keeps a size that is not
+    known where a reader would refuse it to be 1. Transposes merge, and become a Reshape where
     they move only axes of size 1. Fidelity: exact.
 
     Before:
@@ -139,6 +166,7 @@ class SimplifyReshapes(RewritePass):
     fidelity = Fidelity.EXACT
     rules = (
         reshapes_to_one,
+        squeeze_to_needed_rank,
         reshape_around_unary,
         transpose_of_transpose,
         transpose_to_less,

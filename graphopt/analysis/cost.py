@@ -264,6 +264,14 @@ def _dot_interaction(node: Node) -> Cost:
     return streaming(node, 2 * samples * dim * len(node.attr("pairs")))
 
 
+@cost_rule("PairProducts", domain="graphopt")
+def _pair_products(node: Node) -> Cost:
+    samples, count, dim = _dims(node, 0)
+    matrices = node.attr("matrices") or ()  # each multiplies a left feature once
+    multiplied = len({(p // count, k) for p, k in zip(node.attr("pairs"), matrices)})
+    return streaming(node, _elements(node.output) + 2 * samples * dim * dim * multiplied)
+
+
 @cost_rule("CrossNetwork", domain="graphopt")
 def _cross_network(node: Node) -> Cost:
     rows, width = _dims(node, 0)

@@ -21,9 +21,10 @@ from graphopt.ir.types import TensorType, Type, is_float
 DOMAIN = "graphopt"
 OP_TYPE = "CompressedInteraction"
 
-# One product of matrices with n * d rows; a convolution, as the layer is usually written, would
-# make n products of matrices with d columns each.
-_BODY = """
+# One product of matrices with n * d rows. ONNX Runtime multiplies in stretches of the last axis, so
+# this is up to twice as fast as a convolution, as the layer is usually written, if there are as
+# many features on the right as elements in each, and up to 1.6 times as slow if there are less.
+_ROWS = """
     two = Constant<value_ints = [2]>()
     three = Constant<value_ints = [3]>()
     merged = Constant<value_ints = [0, 0, {pairs}]>()
@@ -34,7 +35,21 @@ _BODY = """
     products = Mul(tall, wide)
     flat = Reshape(products, merged)
     sums = MatMul(flat, weights)
-    linear = Add(sums, bias)
+    linear = Add(sums, bias){activation}
+    result = Transpose<perm = [0, 2, 1]>({last})
+"""
+_CONVOLUTION = """
+    one = Constant<value_ints = [1]>()
+    two = Constant<value_ints = [2]>()
+    merged = Constant<value_ints = [0, {pairs}, {dim}]>()
+    tall = Unsqueeze(left, two)
+    wide = Unsqueeze(right, one)
+    products = Mul(tall, wide)
+    flat = Reshape(products, merged)
+    turned = Transpose<perm = [1, 0]>(weights)
+    kernel = Unsqueeze(turned, two)
+    linear = Conv(flat, kernel, bias){activation}
+    result = Identity({last})
 """
 
 
@@ -69,25 +84,35 @@ def _pairs(node: Node) -> Dim:
     return weights.tensor.dims[0]
 
 
+def _convolved(node: Node) -> int | None:
+    """The length of the features if the body with a convolution is the faster one."""
+    right = node.inputs[1]
+    assert right is not None
+    _, count, dim = right.tensor.dims
+    return dim if isinstance(count, int) and isinstance(dim, int) and count < dim else None
+
+
 def function_name(node: Node) -> str:
     """The name of the local function that `node` calls once exported.
 
-    A Reshape cannot work the number of pairs out where there are no samples, so the body says it.
+    A Reshape cannot work sizes out where there are no samples, so the body says them.
     """
     suffix = "_relu" if node.attr("activation", "none") == "relu" else ""
-    return f"{OP_TYPE}__{_pairs(node)}{suffix}"
+    dim = _convolved(node)
+    return f"{OP_TYPE}__{_pairs(node)}{'' if dim is None else f'x{dim}'}{suffix}"
 
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
     assert node.graph is not None
-    activation = node.attr("activation", "none")
-    last, line = ("active", "active = Relu(linear)\n") if activation == "relu" else ("linear", "")
+    activation, dim = node.attr("activation", "none"), _convolved(node)
+    relu = activation == "relu"
+    last, line = ("active", "\n    active = Relu(linear)") if relu else ("linear", "")
+    body = _ROWS if dim is None else _CONVOLUTION
+    lines = body.format(pairs=_pairs(node), dim=dim, activation=line, last=last)
     proto = onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (left, right, weights, bias) => (result) {{"
-        f"{_BODY.format(pairs=_pairs(node))}    {line}"
-        f"    result = Transpose<perm = [0, 2, 1]>({last})\n}}"
+        f"{function_name(node)} (left, right, weights, bias) => (result) {{{lines}}}"
     )
     proto.attribute_proto.append(onnx.helper.make_attribute("activation", activation))
     return proto

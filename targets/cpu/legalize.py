@@ -49,6 +49,7 @@ _VECTORIZED = (
     "graphopt::CrossNetwork",
     "graphopt::DotInteraction",
     "graphopt::GRU",
+    "graphopt::PairProducts",
 )
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
 # and `steps`, which say how the others, of the shape of the result, then change it. Weights are

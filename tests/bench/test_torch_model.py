@@ -82,6 +82,11 @@ ONE = {
     ),
     "BiInteraction": "float[N,4,3] x => graphopt.BiInteraction<scale=0.5>(x)",
     "BiInteraction, pooled": "float[N,4,3] x => graphopt.BiInteraction<pooled=1>(x)",
+    "PairProducts": "float[N,4,3] x => graphopt.PairProducts<pairs=[4,8,9]>(x)",
+    "PairProducts, weighted": (
+        "float[N,4,3] x => "
+        "graphopt.PairProducts<pairs=[4,8,9], matrices=[1,0,1]>(x, float[2,3,3])"
+    ),
     "CompressedInteraction": (
         "float[N,4,3] x, float[N,2,3] y => "
         "graphopt.CompressedInteraction<activation=\"relu\">(x, y, float[8,5], float[5])"

@@ -12,7 +12,8 @@ TEXT = """(float[N,4] x, float[N,4,1] k, float[N,1] d, float[N,3,4] z) => (float
     float[1,1,4] wide, float half = {{0.5}}, float[1] one = {{1}}, int64[3] up = {{-1, 4, 1}},
     int64[3] up3 = {{-1, 3, 1}}, int64[3] up9 = {{-1, 9, 1}}, int64[3] dot = {{-1, 1, 1}},
     int64[2] down = {{-1, 4}}, int64[3] flat = {{-1, 1, 4}}, int64[1] all = {{-1}},
-    int64[2] three = {{-1, 3}}, float[2,3,4] stack> {{
+    int64[2] three = {{-1, 3}}, float[2,3,4] stack, int64[3] square = {{-1, 4, 4}},
+    int64[3] cut = {{-1, 2, 2}}> {{
     {} y = Erf(s) }}"""
 C = "c = Reshape(x, up) "
 
@@ -32,6 +33,12 @@ C = "c = Reshape(x, up) "
         (C + "s = Tanh(c)", "a = Tanh(x) s = Reshape(a, up)"),
         (C + "e = Reshape(d, dot) s = Concat<axis=-2>(c, e, c)",
          "a = Concat<axis=1>(x, d, x) s = Reshape(a, up9)"),
+        ("h = Reshape(x, cut) i = Reshape(h, up) s = Add(i, b)",
+         "h = Reshape(x, cut) i = Reshape(h, down) a = Add(i, row) s = Reshape(a, up)"),
+        (C + "s = Softmax<axis=1>(c)", "a = Softmax<axis=-1>(x) s = Reshape(a, up)"),
+        (C + "j = Concat<axis=2>(c, c, c, c) s = MatMul(j, k)",
+         "j = Concat<axis=1>(x, x, x, x) t = Reshape(j, square) r = Reshape(k, flat)"
+         " m = MatMul(r, t) s = Reshape(m, up)"),
         (C + "f = Reshape(x, flat) s = MatMul(c, f)",
          C + "f = Reshape(x, flat) s = Mul(c, f)"),
     ],
@@ -50,6 +57,10 @@ def test_columns_become_rows(body: str, after: str) -> None:
         (C + "s = Add(c, k)", "not a vector reshaped"),
         (C + "s = Concat<axis=1>(c, k)", "not a vector reshaped"),
         (C + "s = Concat<axis=2>(c, c)", None),
+        (C + "s = Softmax<axis=-1>(c)", None),
+        ("s = Softmax<axis=1>(k)", "not a vector reshaped"),
+        (C + "j = Concat<axis=2>(c, c, c, k) s = MatMul(j, k)", "not a vector reshaped"),
+        (C + "u = Reshape(x, square4) j = Concat<axis=2>(c, c, u) s = MatMul(j, k)", "mix columns"),
         (C + "s = Add(c, wide)", None),
         ("s = Mul(x, d)", None),
         ("s = MatMul(x, b)", None),
@@ -58,4 +69,5 @@ def test_columns_become_rows(body: str, after: str) -> None:
 )
 def test_others_stay(body: str, reason: str | None) -> None:
     text = TEXT.replace("float[N,3,4] z)", "float[N,3,4] z, float[2,4,1] k2, float[4,N] x4)")
+    body = body.replace("Reshape(x, square4)", "Concat<axis=-1>(k, k)")
     assert_unchanged(DropUnitAxes(), text.format(body), reason)

@@ -124,9 +124,9 @@ def test_a_split_joined_along_another_axis_stays() -> None:
 
 
 STACK = """(float[N,4] a, float[N,4] b) => ({outputs})
-    <int64[3] three = {{-1, 1, 4}}, int64[2] flat = {{-1, 8}}, int64[2] turned = {{-1, 4}}> {{
-    u = Reshape(a, three)
-    v = Reshape(b, three)
+    <int64[3] square = {{-1, 2, 2}}, int64[2] flat = {{-1, 8}}, int64[2] turned = {{-1, 4}}> {{
+    u = Reshape(a, square)
+    v = Reshape(b, square)
     s = Concat<axis=1>(u, v)
     {body} }}"""
 
@@ -134,13 +134,13 @@ STACK = """(float[N,4] a, float[N,4] b) => ({outputs})
 def test_a_flattened_stack_is_a_concatenation() -> None:
     before = STACK.format(body="f = Reshape(s, flat) y = Neg(f)", outputs="float[] y")
     wanted = """(float[N,4] a, float[N,4] b) => (float[] y) <int64[2] t = {-1, 4}> {
-        u = Reshape(a, three)
+        u = Reshape(a, square)
         p = Reshape(u, t)
-        v = Reshape(b, three)
+        v = Reshape(b, square)
         q = Reshape(v, t)
         f = Concat<axis=1>(p, q)
         y = Neg(f)
-    }""".replace("<int64[2] t", "<int64[3] three = {-1, 1, 4}, int64[2] t")
+    }""".replace("<int64[2] t", "<int64[3] square = {-1, 2, 2}, int64[2] t")
     assert_rewrites(SimplifyConcats(), before, wanted)
 
 
@@ -176,3 +176,57 @@ def test_what_is_also_stacked_is_joined_once() -> None:
     assert_unchanged(SimplifyConcats(), alone, "not also stacked")
     narrow = "(float[N,1,3] a, float[N,1,2] b) => (float[] z) { z = Concat<axis=2>(a, b) }"
     assert_unchanged(SimplifyConcats(), narrow, "not also stacked")
+
+
+ROWS = """(float[N,4] a, float[N,4] b, float[N,3,4] c) => ({outputs}) <int64[3] up = {{-1, 1, 4}},
+    int64[4] high = {{-1, 1, 3, 4}}, int64[3] two = {{-1, 2, 4}}, int64[4] both = {{-1, 2, 3, 4}},
+    int64[3] tall = {{-1, 4, 1}}, int64[1] i = {{0}}, int64[1] j = {{1}}> {{ {body} }}"""
+UP = "u = Reshape(a, up) v = Reshape(b, up) s = Concat<axis=1>(u, v) "
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (UP + "y = Neg(s)", "t = Concat<axis=1>(a, b) s = Reshape(t, two) y = Neg(s)"),
+        (
+            "u = Reshape(c, high) s = Concat<axis=-3>(u, u) y = Neg(s)",
+            "t = Concat<axis=1>(c, c) s = Reshape(t, both) y = Neg(s)",
+        ),
+    ],
+)
+def test_stacked_rows_are_joined_and_reshaped(body: str, after: str) -> None:
+    texts = (ROWS.format(body=text, outputs="float[] y") for text in (body, after))
+    assert_rewrites(SimplifyConcats(), *texts)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (UP + "y = Slice(s, i, j, j)", "parts of it are read"),
+        ("u = Reshape(a, up) s = Concat<axis=1>(u, c) y = Neg(s)", None),
+        ("u = Reshape(a, tall) v = Reshape(b, tall) s = Concat<axis=2>(u, v) y = Neg(s)", None),
+    ],
+)
+def test_rows_that_stay(body: str, reason: str | None) -> None:
+    assert_unchanged(SimplifyConcats(), ROWS.format(body=body, outputs="float[] y"), reason)
+
+
+JOINED = "(float[N,4] a, float[N,4] b, float[N,3] c) => (float[] y, float[] z) {{ {} }}"
+
+
+def test_what_is_joined_anyway_is_joined_once() -> None:
+    before = "s = Concat<axis=1>(a, b) y = Neg(s) t = Concat<axis=-1>(a, b, c) z = Exp(t)"
+    after = "s = Concat<axis=1>(a, b) y = Neg(s) t = Concat<axis=1>(s, c) z = Exp(t)"
+    assert_rewrites(SimplifyConcats(), JOINED.format(before), JOINED.format(after))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Concat<axis=1>(a, b, c) z = Exp(t) s = Concat<axis=1>(a, b) y = Neg(s)",
+        "s = Concat<axis=1>(b, a) y = Neg(s) t = Concat<axis=1>(b, c, a) z = Exp(t)",
+        "s = Concat<axis=0>(a, b) y = Neg(s) t = Concat<axis=1>(a, b, c) z = Exp(t)",
+    ],
+)
+def test_what_is_not_joined_before_stays(body: str) -> None:
+    assert_unchanged(SimplifyConcats(), JOINED.format(body), "no operand is a concatenation")

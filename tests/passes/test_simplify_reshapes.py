@@ -172,3 +172,20 @@ def test_a_reshape_before_a_shared_elementwise_op_stays() -> None:
         y = Neg(h)
     }"""
     assert_unchanged(SimplifyReshapes(), given, "also read elsewhere")
+
+
+SQUEEZED = """(float[N,4,1] x, float[N,2] z) => (float[] y) <
+    float[4,3] w, float[6,3] v, int64[2] rows = {{-1, 4}}> {{ {} }}"""
+
+
+@pytest.mark.parametrize("reader", ["y = Gemm(s, w)", "t = Concat<axis=1>(s, z) y = Gemm(t, v)"])
+def test_a_squeeze_that_a_reader_gives_its_rank(reader: str) -> None:
+    before, after = (
+        SQUEEZED.format(f"s = {how} {reader}") for how in ("Squeeze(x)", "Reshape(x, rows)")
+    )
+    assert_rewrites(SimplifyReshapes(), before, after, sizes={"N": 3})
+
+
+@pytest.mark.parametrize("reader", ["y = Neg(s)", "y = Identity(s)", "y = MatMul(s, w)"])
+def test_a_squeeze_that_may_drop_the_batch_too(reader: str) -> None:
+    assert_unchanged(SimplifyReshapes(), SQUEEZED.format(f"s = Squeeze(x) {reader}"), "may be 1")

@@ -1,4 +1,4 @@
-"""Factorization machines and cross layers: a thread an element, or a warp a sample."""
+"""Factorization machines, products of pairs, cross layers: a thread an element, a warp a sample."""
 
 from __future__ import annotations
 
@@ -105,3 +105,41 @@ def cross_network(x: Any, weights: Any, shifts: Any, bias: Any, out: Any) -> Non
                 with T.If(column < dim), T.Then():
                     value = multiple[0] * x[row, column] + bias[column]
                     T.buffer_store(out, value, [row, column])
+
+
+_ROWS = 4  # samples of a thread, which share what it reads of a matrix
+
+
+def pair_products(x: Any, pairs: Any, matrices: Any, weights: Any, out: Any) -> None:
+    """The statements of the kernel (x[n, f, d], pairs[p], matrices[p]?, weights?) -> out[n, p, d].
+
+    A thread has one element of a pair, of `_ROWS` samples. Pairs are positions `i * f + j`; with
+    weights[g, d, d], the element of x_i is that of its product with the matrix of the pair.
+    """
+    samples, count, dim = x.shape
+    columns = int64(int(out.shape[1]) * int(dim))
+    with (
+        T.thread_binding(int64(0), _blocks(samples, _ROWS), thread="blockIdx.x") as part,
+        T.thread_binding(int64(0), _blocks(columns, THREADS), thread="blockIdx.y") as block,
+        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
+    ):
+        at = T.bind(block * THREADS + thread)
+        with T.If(at < columns), T.Then():
+            pair, e = T.bind(at // dim), T.bind(at % dim)
+            place = T.bind(T.Cast("int64", pairs[pair]))
+            i, j = T.bind(place // count), T.bind(place % count)
+            own = T.alloc_buffer([_ROWS], "float32", scope="local")
+            rows = [T.bind(T.min(part * _ROWS + r, samples - 1)) for r in range(_ROWS)]
+            if weights is None:
+                for r in range(_ROWS):
+                    T.buffer_store(own, x[rows[r], i, e], [r])
+            else:
+                matrix = T.bind(T.Cast("int64", matrices[pair]))
+                _clear(own)
+                with T.serial(int64(0), int64(int(dim))) as k:
+                    weight = T.bind(weights[matrix, k, e])
+                    for r in range(_ROWS):
+                        T.buffer_store(own, own[r] + x[rows[r], i, k] * weight, [r])
+            for r in range(_ROWS):
+                with T.If(part * _ROWS + r < samples), T.Then():
+                    T.buffer_store(out, own[r] * x[rows[r], j, e], [rows[r], pair, e])

@@ -12,6 +12,7 @@ from graphopt.ops import attention as attention_op
 from graphopt.ops import bi_interaction as bi_op
 from graphopt.ops import cross_network as cross_op
 from graphopt.ops import dot_interaction as dot_op
+from graphopt.ops import pair_products as pairs_op
 from graphopt.targets.cuda.kernels import interaction
 from graphopt.targets.cuda.kernels.attention import Heads, attention
 from graphopt.targets.cuda.kernels.dot_interaction import Shape, dot_interaction
@@ -31,6 +32,7 @@ def is_suited(node: Node) -> bool:
         f"{bi_op.DOMAIN}::{bi_op.OP_TYPE}": _suits_bi_interaction,
         f"{cross_op.DOMAIN}::{cross_op.OP_TYPE}": _suits_cross_network,
         f"{attention_op.DOMAIN}::{attention_op.OP_TYPE}": _suits_attention,
+        f"{pairs_op.DOMAIN}::{pairs_op.OP_TYPE}": _suits_pairs,
     }.get(node.op)
     return suits is None or suits(node)
 
@@ -56,6 +58,11 @@ def _suits_cross_network(node: Node) -> bool:
         and weights.const is not None
         and weights.const.shape[1] <= _MOST_LAYERS
     )
+
+
+def _suits_pairs(node: Node) -> bool:
+    features = tensor_input(node, 0)
+    return features.dtype == "float32" and isinstance(features.tensor.dims[2], int)
 
 
 def _suits_attention(node: Node) -> bool:
@@ -85,6 +92,21 @@ def _bi_interaction(lower: CudaLowering, node: Node) -> relax.Expr:
     scale, features = node.attr("scale", 1.0), lower.expr(tensor_input(node, 0))
     out = [(lower.shape(node.output), "float32")]
     return loops(lower, lambda x, y: kernel(x, scale, y), [features], out)[0]
+
+
+@lowers(pairs_op.OP_TYPE, domain=pairs_op.DOMAIN)
+def _pair_products(lower: CudaLowering, node: Node) -> relax.Expr:
+    weighted = node.input(1) is not None
+    positions = [node.attr(name) for name in ("pairs", "matrices")[: 1 + weighted]]
+    arguments = [lower.expr(tensor_input(node, 0))]
+    arguments += [lower.constant(np.array(ints, np.int32)) for ints in positions]
+    arguments += [lower.expr(tensor_input(node, 1))] if weighted else []
+
+    def body(x: Any, pairs: Any, *rest: Any) -> None:
+        matrices, weights, out = rest if weighted else (None, None, *rest)
+        interaction.pair_products(x, pairs, matrices, weights, out)
+
+    return loops(lower, body, arguments, [(lower.shape(node.output), "float32")])[0]
 
 
 @lowers(cross_op.OP_TYPE, domain=cross_op.DOMAIN)

@@ -6,6 +6,7 @@ import numpy as np
 from tvm import relax
 
 from graphopt.ir.graph import Node
+from graphopt.ops import pair_products as pairs_op
 from graphopt.ops.dot_interaction import DOMAIN
 from graphopt.targets.cpu.kernels.bi_interaction import bi_interaction
 from graphopt.targets.cpu.kernels.compressed_interaction import (
@@ -15,7 +16,8 @@ from graphopt.targets.cpu.kernels.compressed_interaction import (
 )
 from graphopt.targets.cpu.kernels.cross_network import cross_network
 from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
-from graphopt.targets.cpu.kernels.panels import pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.pair_products import pair_products, weighted_pair_products
+from graphopt.targets.cpu.kernels.panels import default_params, pack_bias, pack_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 
@@ -83,3 +85,31 @@ def _cross_network(lower: Lowering, node: Node) -> relax.Expr:
     columns = lower.constant(np.ascontiguousarray(weights.const.T))
     operands = [lower.expr(x), columns, lower.expr(shifts), lower.expr(bias)]
     return lower.kernel(kernel, operands, [(lower.shape(node.output), "float32")])[0]
+
+
+@lowers("PairProducts", domain=DOMAIN)
+def _pair_products(lower: Lowering, node: Node) -> relax.Expr:
+    features, weights = node.inputs[0], node.const(1)
+    assert features is not None
+    _, count, dim = features.tensor.dims
+    if features.dtype != "float32" or not isinstance(dim, int) or not isinstance(count, int):
+        raise lower.unsupported(f"its features are not float32 of known length ({features.type})")
+    left, right, matrices = (np.array(side, np.int32) for side in pairs_op.sides(node))
+    pairs, lanes = len(left), node.attrs["lanes"]
+    out = [(lower.shape(node.output), "float32")]
+    if node.input(1) is None:
+        operands = [lower.expr(features), lower.constant(left), lower.constant(right)]
+        return lower.kernel(pair_products(count, dim, pairs, lanes), operands, out)[0]
+    if weights is None:
+        raise lower.unsupported("its weights are not constants")
+    # Pairs of one left feature and matrix side by side, in the order they had.
+    order = np.lexsort((matrices, left)).astype(np.int32)
+    keys = np.stack([left, matrices], 1)[order]
+    first = np.flatnonzero(np.append(True, (keys[1:] != keys[:-1]).any(1)))
+    starts = np.append(first, pairs).astype(np.int32)
+    params = default_params(dim, lanes)
+    packed = np.stack([pack_weights(matrix, params) for matrix in weights])
+    constants = [packed, *np.ascontiguousarray(keys[first].T), starts, order, right[order]]
+    kernel = weighted_pair_products(count, dim, pairs, len(first), len(weights), params)
+    operands = [lower.expr(features), *map(lower.constant, constants)]
+    return lower.kernel(kernel, operands, out)[0]

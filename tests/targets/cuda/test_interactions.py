@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from graphopt.ir.dims import Sym
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Attr, Graph
 from graphopt.ir.types import TensorType
-from graphopt.ops import attention, bi_interaction, cross_network, dot_interaction
+from graphopt.ops import attention, bi_interaction, cross_network, dot_interaction, pair_products
 from graphopt.testing import run_onnxruntime
 
 from .conftest import Feeds, Runner
@@ -72,6 +72,21 @@ def test_factorization_machine(pooled: int, dim: int, run_model: Runner) -> None
     node = graph.insert(bi_interaction.OP_TYPE, [features], attrs, domain=domain)
     graph.set_outputs([node.output], ["y"])
     check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64)], run_model)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_pair_products(weighted: bool, run_model: Runner) -> None:
+    graph, domain, dim = Graph(opsets={"": 18}), pair_products.DOMAIN, 24
+    inputs = [graph.add_input("x", TensorType("float32", (N, 6, dim)))]
+    pairs = [6 * i + j for i in range(6) for j in range(i, 6)]
+    attrs: dict[str, Attr] = {"pairs": pairs}
+    if weighted:
+        inputs.append(graph.constant(normal(7, dim, dim)))
+        attrs["matrices"] = [p % 7 for p in pairs]
+    node = graph.insert(pair_products.OP_TYPE, inputs, attrs, domain=domain)
+    graph.set_outputs([node.output], ["y"])
+    (source,) = check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64)], run_model)
+    assert "pairproducts_kernel" in source
 
 
 def test_cross_network(run_model: Runner) -> None:
