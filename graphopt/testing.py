@@ -207,7 +207,11 @@ def run_compiled(
 
 
 class Compiled:
-    """A model compiled for this machine, to be called with a dict of arrays as often as needed."""
+    """A model compiled for this machine, to be called with a dict of arrays as often as needed.
+
+    Attributes:
+        calls: how many kernels it calls where nothing loops.
+    """
 
     def __init__(
         self, model: onnx.ModelProto | Graph, oob: Literal["error", "clamp", "zero"] = "error"
@@ -225,6 +229,7 @@ class Compiled:
                 TensorSpec(name, value.dtype, tuple(map(str, value.tensor.dims)))
                 for name, value in zip(graph.output_names, graph.outputs)
             ]
+            self.calls: int = compiled.kernels["calls"]
             weights = [_owned(array) for array in compiled.constants]
             self._program = load_program(library, weights, compiled.facts["sizes"], outputs)
         self._outputs = [(spec.name, spec.numpy_dtype) for spec in outputs]

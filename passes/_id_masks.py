@@ -12,15 +12,35 @@ from graphopt.ir.graph import Node, Value
 from graphopt.passes._shapes import ints_of
 
 _INTEGERS = ("int32", "int64")
+# What comes of `ids` and a number: padding less that number, whether it holds for padding, and
+# whether ids below padding are padding too.
+_COMPARISONS = {
+    "Equal": (0, True, False),
+    "Greater": (0, False, True),
+    "GreaterOrEqual": (-1, False, True),
+    "Less": (-1, True, True),
+    "LessOrEqual": (0, True, True),
+}
+_REVERSED = {
+    "Greater": "Less",
+    "GreaterOrEqual": "LessOrEqual",
+    "Less": "Greater",
+    "LessOrEqual": "GreaterOrEqual",
+}
 
 
 @dataclass(frozen=True)
 class Mask:
-    """One number per id: 1 (or true) where `ids` is not `padding`; 0 there if it is `turned`."""
+    """One number per id: 1 (or true) where `ids` is not `padding`; 0 there if it is `turned`.
+
+    Attributes:
+        below: smaller ids are padding as well.
+    """
 
     ids: Value
     padding: int
     turned: bool = False
+    below: bool = False
 
 
 def mask_of(value: Value, dims: tuple[Dim, ...]) -> Mask | None:
@@ -34,13 +54,15 @@ def mask_of(value: Value, dims: tuple[Dim, ...]) -> Mask | None:
             return None
         turned ^= node.op == "Not"
         value = before
-    if node is None or node.op != "Equal":
+    if node is None or node.op not in _COMPARISONS:
         return None
-    for ids, padding in (node.inputs, node.inputs[::-1]):
-        if ids is not None and padding is not None and padding.const is not None:
-            plain = plain_ids(ids)
-            if padding.const.size == 1 and plain.dtype in _INTEGERS and ids.dtype in _INTEGERS:
-                return Mask(plain, int(padding.const.item()), not turned)
+    reversed_op = _REVERSED.get(node.op, node.op)
+    for op, (ids, bound) in ((node.op, node.inputs), (reversed_op, node.inputs[::-1])):
+        if ids is not None and bound is not None and bound.const is not None:
+            plain, (shift, at_padding, below) = plain_ids(ids), _COMPARISONS[op]
+            if bound.const.size == 1 and plain.dtype in _INTEGERS and ids.dtype in _INTEGERS:
+                padding = int(bound.const.item()) + shift
+                return Mask(plain, padding, at_padding != turned, below)
     return None
 
 
@@ -71,10 +93,17 @@ def mean_along(value: Value, axis: int) -> Value | None:
     return _reduced(value, axis, "ReduceMean")
 
 
-def count_along(value: Value, axis: int) -> Value | None:
-    """As `sum_along`, of integers too, which `value` has cast to floats."""
+def count_of(value: Value) -> Value | None:
+    """What `value`, of whole numbers that are cast to floats or of floats, counts in each row.
+
+    Rows lie along the last axis that is not of size 1.
+    """
     node = value.producer
     counted = node.inputs[0] if node is not None and node.op == "Cast" else value
+    marks = None if counted is None or counted.producer is None else counted.producer.inputs[0]
+    if marks is None or not marks.rank:
+        return None
+    axis = max((k for k, size in enumerate(marks.tensor.dims) if size != 1), default=0)
     return sum_along(counted, axis)
 
 
@@ -94,6 +123,11 @@ def divisor_of(value: Value | None) -> tuple[Value, float] | None:
     So `count` itself, `Max(count, 1)`, and `count + tiny`, which rounds to `count` from 1 on.
     """
     node = None if value is None else value.producer
+    if node is not None and node.op == "Cast" and node.inputs[0] is not None:
+        whole = node.inputs[0].dtype in _INTEGERS
+        found = divisor_of(node.inputs[0]) if whole else None
+        if found is not None and found[0] is not node.inputs[0]:
+            return found
     if value is None or node is None or node.op not in ("Add", "Clip", "Max"):
         return None if value is None else (value, math.nan)
     if node.op == "Clip":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 
-from graphopt.ir.graph import Node, Value
+from graphopt.ir.graph import Node, Use, Value
 from graphopt.passes._one_position import Place, Selection, at_one, selection
 from graphopt.passes._rowwise import operands_at
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import ints_of, reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
-from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
 x, indices = var("x"), var("indices")
+table, ids = const("table"), var("ids")
 
 _COSTLY = frozenset(["MatMul", "Gemm", "Softmax", "LayerNormalization", "graphopt::Attention"])
 
@@ -119,14 +120,41 @@ def _at_one_position(rw: Rewriter, node: Node, rebuilt: dict[Value, Value], plac
     return rw.insert(node.op_type, inputs, attrs, domain=node.domain, origin=node.origin).output
 
 
+def _position_of(use: Use, axis: int) -> int | None:
+    """The one position that a Gather takes along `axis`; None for any other use."""
+    if not isinstance(use.user, Node) or use.user.op != "Gather" or use.user.attr("axis") != axis:
+        return None
+    position = ints_of(use.user.inputs[1])
+    return position[0] if position is not None and len(position) == 1 else None
+
+
+@rule(op.Gather(op.Gather(table, ids).named("rows").shared(), indices))
+def select_ids(
+    rw: Rewriter, table: Value, ids: Value, rows: Value, indices: Value, node: Node
+) -> Value | NoMatch | None:
+    """Gather(Gather(t, ids), k, axis=1) -> Gather(t, Gather(ids, k, axis=1)), if only such read it
+
+    As field-aware models (FFM) take from the rows of all fields those for one other field each.
+    """
+    assert rows.producer is not None
+    if rows.producer.attr("axis") != 0 or ids.rank != 2 or node.attr("axis") != 1:
+        return None
+    places = [_position_of(use, 1) for use in rows.uses]
+    columns = ids.tensor.dims[1]
+    if None in places or not isinstance(columns, int) or len(set(places)) > columns:
+        return NoMatch("rows of all columns of ids are read together")
+    return rw.op.Gather(table, rw.op.Gather(ids, indices, axis=1), axis=0)
+
+
 class HoistSelections(RewritePass):
     """Computes only the position of a sequence that is read, not all of them.
 
     Needs one position of an axis, taken by a constant or one number per row. A selection moves up
     through ops that compute a position from the same position of operands; attention keeps all keys
     and values and gets one query. The last position, or one given per row of the batch. A selection
-    stays where nothing costly would be saved. Fidelity: reassociates (a product of fewer rows may
-    be summed in another order).
+    stays where nothing costly would be saved. Ids of which a lookup's rows are only read column by
+    column are taken apart before they are looked up. Fidelity: reassociates (a product of fewer
+    rows may be summed in another order).
 
     Before:
         (float[N,20,4] x) => (float[N,8] y) <float[4,8] w, float[8] b, int64 last = {-1}> {
@@ -147,4 +175,4 @@ class HoistSelections(RewritePass):
 
     name = "hoist-selections"
     fidelity = Fidelity.REASSOCIATES
-    rules = (select_first,)
+    rules = (select_ids, select_first)

@@ -126,12 +126,25 @@ def _emit(node: Node, bags: list[Node]) -> Value:
 
 def _matrix(rw: Rewriter, offsets: list[Value]) -> Value:
     """The vectors `offsets` as the rows of one matrix: the one that they are taken from, if so."""
-    takes = [value.producer for value in offsets]
-    if all(take is not None and take.op == "Gather" and not take.attr("axis") for take in takes):
-        matrices = {take.inputs[0] for take in takes if take is not None}
-        places = [ints_of(take.inputs[1]) for take in takes if take is not None]
-        matrix = matrices.pop()
-        whole = places == [[k] for k in range(len(offsets))] and matrix is not None
-        if not matrices and whole and matrix.tensor.dims[0] == len(offsets):  # type: ignore
-            return matrix  # type: ignore[return-value]
+    rows = [_row(value) for value in offsets]
+    matrix = rows[0][0] if rows[0] is not None else None
+    in_order = rows == [(matrix, k) for k in range(len(offsets))]
+    if matrix is not None and in_order and matrix.tensor.dims[0] == len(offsets):
+        return matrix
     return rw.op.Reshape(rw.op.Concat(*offsets, axis=0), rw.ints(len(offsets), -1))
+
+
+def _row(vector: Value) -> tuple[Value, int] | None:
+    """The matrix and the row of it that `vector` is."""
+    node = vector.producer
+    if node is not None and node.op == "Gather" and not node.attr("axis"):
+        matrix, at = node.inputs[0], ints_of(node.input(1))
+        return None if matrix is None or at is None else (matrix, at[0])
+    viewed = node.inputs[0] if node is not None and node.op in ("Reshape", "Squeeze") else None
+    split = None if viewed is None else viewed.producer
+    if viewed is None or split is None or split.op != "Split" or split.attr("axis"):
+        return None
+    matrix, sizes = split.inputs[0], [value.tensor.dims[0] for value in split.outputs]
+    if matrix is None or matrix.rank != 2 or set(sizes) != {1}:
+        return None
+    return matrix, split.outputs.index(viewed)

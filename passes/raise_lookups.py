@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.types import TensorType
 from graphopt.passes._linear import is_per_column
-from graphopt.passes._shapes import ints_of
+from graphopt.passes._shapes import ints_of, reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
 ids, depth, values, w, hot = var("ids"), var("depth"), const("values"), const("w"), var("hot")
+classes = const("classes")
 _one_hot = op.OneHot(ids, depth, values).named("hot")
+_equal = (op.Cast(op.Equal(ids, classes)), op.Cast(op.Cast(op.Equal(ids, classes))))
 MAX_GROWTH = 1 << 20
 """Bytes that a table may take more than the matrix; above, one-hot rows are rare."""
 
@@ -35,7 +38,9 @@ def _rows(node: Node, w: Value) -> np.ndarray | NoMatch:
     return scaled
 
 
-@rule(op.MatMul(_one_hot, w), op.Gemm(_one_hot, w, ...))
+@rule(
+    *(p for one in (_one_hot, op.Cast(_one_hot)) for p in (op.MatMul(one, w), op.Gemm(one, w, ...)))
+)
 def one_hot_product_to_gather(
     rw: Rewriter, ids: Value, depth: Value, values: Value, w: Value, hot: Value, node: Node
 ) -> Value | NoMatch:
@@ -58,13 +63,38 @@ def one_hot_product_to_gather(
     return rw.op.Gather(table, rw.op.Clip(ids, *bounds), axis=0)
 
 
+@rule(*(p for one in _equal for p in (op.MatMul(one, w), op.Gemm(one, w, ...))))
+def comparison_product_to_gather(
+    rw: Rewriter, ids: Value, classes: Value, w: Value, node: Node
+) -> Value | NoMatch:
+    """MatMul(ids == [0, 1, …], w) -> Gather(w, ids), zeros for an id that is none of them"""
+    numbers, shape = classes.const, ids.shape
+    assert numbers is not None
+    if ids.dtype not in ("int32", "int64") or not shape or shape[-1] != 1:
+        return NoMatch("it does not compare one whole number a row")
+    rows = _rows(node, w)
+    if isinstance(rows, NoMatch):
+        return rows
+    size = len(rows) - 1
+    if numbers.shape[-1:] != (size,) or not np.array_equal(numbers.reshape(-1), np.arange(size)):
+        return NoMatch("it does not compare with 0, 1, 2 and so on, one for each row")
+    target = reshape_target(ids.tensor, TensorType(ids.dtype, shape[:-1]))
+    if target is None or len(shape) != node.output.rank:
+        return NoMatch("its shape cannot be written with constants")
+    # One below 0 reads the last row, which is that of zeros.
+    bounds = [rw.const(np.array(bound, ids.dtype)) for bound in (-1, size)]
+    row = rw.op.Clip(rw.op.Reshape(ids, rw.ints(*target)), *bounds)
+    return rw.op.Gather(rw.const(rows), row, axis=0)
+
+
 class RaiseLookups(RewritePass):
     """Replaces products of one-hot rows and a constant matrix by lookups.
 
-    Needs integer ids, as many classes as the finite constant matrix has rows, and marks 0 and 1. An
-    id outside, which OneHot turns into zeros, still gives zeros (and the bias, if there is one).
-    For that the table holds the rows twice, with a row of zeros between. In ONNX Runtime it is
-    faster at any number of classes and any batch size. Fidelity: reassociates.
+    Needs integer ids, as many classes as the finite constant matrix has rows, and marks 0 and 1, be
+    they made by OneHot or by comparing ids with 0, 1, 2 and so on. An id outside, which these turn
+    into zeros, still gives zeros (and the bias, if there is one). For that the table also holds a
+    row of zeros, and for OneHot, where ids may count from the end, all rows twice. In ONNX Runtime
+    it is faster at any number of classes and any batch size. Fidelity: reassociates.
 
     Before:
         (int64[N] ids) => (float[N,4] y) <int64 depth = {9}, float[2] marks = {0, 1}, float[9,4] w>
@@ -82,4 +112,4 @@ class RaiseLookups(RewritePass):
 
     name = "raise-lookups"
     fidelity = Fidelity.REASSOCIATES
-    rules = (one_hot_product_to_gather,)
+    rules = (one_hot_product_to_gather, comparison_product_to_gather)

@@ -9,7 +9,8 @@ import numpy as np
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.embedding_bag import DOMAIN, OP_TYPE, EmbeddingBag
 from graphopt.passes._id_masks import (
-    count_along,
+    Mask,
+    count_of,
     divisor_of,
     mask_of,
     mean_along,
@@ -27,14 +28,22 @@ rows = op.Gather(table, ids).named("rows")
 bag = Pattern(OP_TYPE, (table, ids), domain=DOMAIN, name="pooled")
 
 
-def _no_bags(node: Node, rows: Value, table: Value, ids: Value) -> str | None:
-    """Why `node` does not add up what comes of `rows` over bags, if it does not."""
+def _no_rows(rows: Value, table: Value, ids: Value) -> str | None:
+    """Why `rows` are not those of bags of ids in a table, if they are not."""
     gather = rows.producer
     assert gather is not None and table.const is not None
     if gather.attr("axis") != 0 or table.const.ndim != 2 or table.dtype != "float32":
         return "it does not look up rows of a float32 matrix"
     if ids.rank != 2 or not isinstance(ids.tensor.dims[1], int) or ids.tensor.dims[1] < 1:
         return "the number of ids in a bag is not known"
+    return None
+
+
+def _no_bags(node: Node, rows: Value, table: Value, ids: Value) -> str | None:
+    """Why `node` does not add up what comes of `rows` over bags, if it does not."""
+    reason = _no_rows(rows, table, ids)
+    if reason:
+        return reason
     if (sum_along(node.output, 1) or mean_along(node.output, 1)) is None:
         return "it does not add up the rows of a bag"
     return None
@@ -86,13 +95,36 @@ def masked_sum_to_bag(
             return NoMatch("what it takes at padding is not 0")
     elif found.turned:
         return NoMatch("the mask keeps padding alone")
+    return _masked(rw, table, ids, found, node.output)
+
+
+@rule(op.MatMul(mask, rows))
+def masked_product_to_bag(
+    rw: Rewriter, rows: Value, table: Value, ids: Value, mask: Value, node: Node
+) -> Value | NoMatch:
+    """MatMul(ids != p, Gather(table, ids)) -> EmbeddingBag<padding_idx=p>(table, ids)"""
+    reason = _no_rows(rows, table, ids)
+    if reason:
+        return NoMatch(reason)
+    found = mask_of(mask, ids.tensor.dims)
+    wanted = (ids.tensor.dims[0], 1, ids.tensor.dims[1])
+    if found is None or mask.tensor.dims != wanted or found.turned:
+        return NoMatch("what it multiplies with does not compare each id with a constant")
+    return _masked(rw, table, ids, found, node.output)
+
+
+def _masked(rw: Rewriter, table: Value, ids: Value, found: Mask, wanted: Value) -> Value | NoMatch:
+    """The bag of what `found` says is no padding."""
+    assert table.const is not None
     if found.ids is not plain_ids(ids):
         return NoMatch("the mask is one of other ids")
     if not -len(table.const) <= found.padding < len(table.const):
         return NoMatch("the padding is no row of the table")
     if not np.isfinite(table.const).all():
         return NoMatch("the table holds NaN or infinity")
-    return _pooled(rw, table, ids, EmbeddingBag(padding_idx=found.padding, by_id=True), node.output)
+    if found.below:
+        ids = rw.op.Max(ids, rw.const(np.array(found.padding, ids.dtype)))
+    return _pooled(rw, table, ids, EmbeddingBag(padding_idx=found.padding, by_id=True), wanted)
 
 
 def _divides_bags(node: Node) -> bool:
@@ -104,6 +136,18 @@ def _divides_bags(node: Node) -> bool:
     return divisor.shape == (sums.tensor.dims[0], *[1] * (sums.rank - 1))
 
 
+def _are_counted(told: Mask, ids: Value) -> bool:
+    """True if `told` counts the `ids` that a bag looks up."""
+    clipped = ids.producer
+    if told.below and clipped is not None and clipped.op == "Max":
+        least = clipped.const(1)
+        if least is None or least.size != 1 or least.item() != told.padding:
+            return False
+        assert clipped.inputs[0] is not None
+        ids = clipped.inputs[0]
+    return told.ids is plain_ids(ids)
+
+
 @rule(op.Div(bag, divisor), op.Div(op.Reshape(bag, ...), divisor))
 def quotient_to_mean(
     rw: Rewriter, table: Value, ids: Value, pooled: Value, divisor: Value, node: Node
@@ -113,11 +157,11 @@ def quotient_to_mean(
     before, found = EmbeddingBag.of(pooled.producer), divisor_of(divisor)
     if before.mode != "sum" or not before.by_id or len(pooled.producer.inputs) != 2:
         return NoMatch("it is not a sum of what is not padding")
-    counted = None if found is None else count_along(found[0], 1)
+    counted = None if found is None else count_of(found[0])
     told = None if counted is None else mask_of(counted, ids.tensor.dims)
     if found is None or told is None or told.turned or not _divides_bags(node):
         return NoMatch("it is not divided by the number of ids that are not padding")
-    if told.ids is not plain_ids(ids) or told.padding != before.padding_idx:
+    if not _are_counted(told, ids) or told.padding != before.padding_idx:
         return NoMatch("the ids that are counted are not those that are looked up")
     return _pooled(rw, table, ids, replace(before, mode="mean", empty=found[1]), node.output)
 
@@ -126,6 +170,7 @@ class RaisePooling(RewritePass):
     """Replaces lookups whose rows are added up or averaged by `graphopt::EmbeddingBag`.
 
     Needs a float32 table, ids [n, k] of known k, and one constant id for padding, if there is any.
+    Where a mask compares ids by order (`ids > 0`), all below are padding, whatever rows they name.
     What is divided by the number of the other ids becomes their mean, whatever keeps it from
     dividing by 0. Fidelity: reassociates.
 
@@ -149,4 +194,4 @@ class RaisePooling(RewritePass):
 
     name = "raise-pooling"
     fidelity = Fidelity.REASSOCIATES
-    rules = (sum_to_bag, masked_sum_to_bag, quotient_to_mean)
+    rules = (sum_to_bag, masked_sum_to_bag, masked_product_to_bag, quotient_to_mean)

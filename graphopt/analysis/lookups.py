@@ -66,7 +66,7 @@ def lookup_in(table: Value, ids: Value, bits: int, pooled: Dim | None = None) ->
     (rows, stored), count = table.tensor.dims, product(ids.tensor.dims)
     assert isinstance(rows, int) and isinstance(stored, int)
     dim = stored * 2 if bits == 4 else stored
-    moved = _moved(ids, count, dim, bits, count if pooled is None else pooled)
+    moved = bytes_moved(ids, count, dim, bits, count if pooled is None else pooled)
     return Lookup(table.name, rows, dim, bits, ids, None, moved)
 
 
@@ -77,7 +77,7 @@ def lookups_in_pieces(
     count, bits = ids.tensor.dims[0], dtype_bits(table.dtype)
     for column, (rows, start) in enumerate(zip(sizes, starts)):
         yield _piece(
-            table, rows, start, ids, column, _moved(ids, count, _width(table), bits, count)
+            table, rows, start, ids, column, bytes_moved(ids, count, _width(table), bits, count)
         )
 
 
@@ -94,7 +94,7 @@ def _width(table: Value) -> int:
     return width
 
 
-def _moved(ids: Value, count: Dim, dim: int, bits: int, written: Dim) -> Dim:
+def bytes_moved(ids: Value, count: Dim, dim: int, bits: int, written: Dim) -> Dim:
     """Bytes of `count` ids and rows, and of `written` rows of float32; scales are left out."""
     each = dtype_bits(ids.dtype) // 8 + -(-dim * bits // 8)
     return count * each + written * (4 * dim)
@@ -146,7 +146,9 @@ def _product(node: Node) -> Iterable[Lookup]:
     assert isinstance(dim, int)
     bits = -(-8 * parts // dim)
     pooled = count if node.op_type == "ProductLookup" else node.output.tensor.dims[0]
-    return [Lookup(codes.name, rows, dim, bits, ids, None, _moved(ids, count, dim, bits, pooled))]
+    return [
+        Lookup(codes.name, rows, dim, bits, ids, None, bytes_moved(ids, count, dim, bits, pooled))
+    ]
 
 
 @lookup_rule("EmbeddingBags", domain="graphopt")
@@ -157,7 +159,7 @@ def _embedding_bags(node: Node) -> Iterator[Lookup]:
     bags, bits = node.output.tensor.dims[0], dtype_bits(table.dtype)
     for ids, rows, start in zip(node.inputs[4:], sizes.tolist(), starts.tolist()):
         assert ids is not None
-        moved = _moved(ids, product(ids.tensor.dims), _width(table), bits, bags)
+        moved = bytes_moved(ids, product(ids.tensor.dims), _width(table), bits, bags)
         yield _piece(table, rows, start, ids, None, moved)
 
 

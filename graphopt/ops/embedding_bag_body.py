@@ -118,15 +118,15 @@ class Body:
         return self.result("pooled")
 
     def masked(self, rows: str) -> str:
-        """Multiply by 0 what padding reads, which ONNX Runtime does faster than a Where."""
+        """Multiply with a row of ones and zeros, the fastest of all in ONNX Runtime."""
         self.add(f"""
             own_padding = CastLike (padding, ids)
             is_padding = Equal (ids, own_padding)
             is_other = Not (is_padding)
             other = CastLike (is_other, {rows})
-            mask = Unsqueeze (other, axis2)
-            kept = Mul ({rows}, mask)
-            pooled = ReduceSum <keepdims = 0> (kept, axis1)""")
+            mask = Unsqueeze (other, axis1)
+            sums = MatMul (mask, {rows})
+            pooled = Squeeze (sums, axis1)""")
         if self.counts:
             self.add("count = ReduceSum <keepdims = 1> (other, axis1)")
         return self.result("pooled")

@@ -21,6 +21,7 @@ from graphopt.targets.cpu import (
     activations,
     layer_norm,
     lookup_concat,
+    lookup_loops,  # noqa: F401  (importing registers its lowering)
     pointwise,
     quantized_dense,
 )
@@ -71,6 +72,8 @@ def legalize(graph: Graph, lanes: int, vnni: bool = False, words: Words | None =
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     rewrite(graph, (dequantized_to_dense,), RewriteStats())
     rewrite(graph, _RULES, RewriteStats())
+    for rules in (lookup_concat.COMBINED, lookup_concat.COMPUTED):
+        rewrite(graph, rules, RewriteStats())
     rewrite(graph, (quantized_dense.floats_to_codes,), RewriteStats())
     for node in graph.walk():
         if node.op in _VECTORIZED:
@@ -184,7 +187,7 @@ _RULES: tuple[Rule, ...] = (
     *DENSE_RULES,
     *layer_norm.RULES,
     *pointwise.RULES,
-    *lookup_concat.RULES,
+    *lookup_concat.CONCATENATED,
 )
 
 

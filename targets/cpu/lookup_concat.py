@@ -1,122 +1,290 @@
-"""Concatenations of looked-up rows: each row goes from its table straight to its place."""
+"""Lookups and their concatenations: each row goes from its table straight to its place.
+
+Rows may be added, multiplied or pooled on their way, and their ids computed: see `id_arithmetic`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from tvm import tirx
-from tvm.script.ir_builder import tirx as T
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from graphopt.analysis.cost import Cost, cost_rule
-from graphopt.analysis.lookups import Lookup, lookup_in, lookup_rule
-from graphopt.ir.dims import Dim, product
+from graphopt.analysis.lookups import Lookup, bytes_moved, lookup_rule
+from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
+from graphopt.ops import quantized_lookup, table_rows
+from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.rows import CACHE_LINE, PREFETCH_BYTES, PREFETCH_DISTANCE
-from graphopt.targets.kernels import bounds
-from graphopt.targets.relax.loops import loops, require, store
-from graphopt.targets.relax.lowering import Lowering, int64, lowers
-from graphopt.targets.relax.ops.indexing import load, out_of_range
+from graphopt.targets.cpu.id_arithmetic import UNROLLED, Expression, Given, Ids, givens, ids_of
+from graphopt.targets.relax.ops.indexing import out_of_range
 
-x = var("x")
-_LANES = 16  # codes restored at once
+OP_TYPE = "LookupConcat"
+x, y = var("x"), var("y")
+_COMBINED = {"Add": "add", "Mul": "mul"}
+_BAG = "graphopt::EmbeddingBag"
+_VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
+
+
+class Extents(NamedTuple):
+    """Where in a table that holds one for each column these begin, and how many rows each has."""
+
+    starts: tuple[int, ...]
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """An operand of the concatenation: a value, or the rows of `table` that a value names.
+class Term:
+    """Rows of a table.
 
     Attributes:
-        bits: of an element of the table; those of 4 and 8 bits are codes, with a scale per row.
+        bits: of an element; those of 4 and 8 bits are codes, with a scale per row.
+        dim: elements of a row.
+        columns: ids in a row of them.
+        ids: what they are, in terms of the last `len(widths)` inputs.
+        widths, shared: of each of these; see `id_arithmetic.Source`.
+        extents: if the table holds one for each column.
         complaint: what is said of an id that the table does not have.
     """
 
-    value: Value
-    table: Value | None = None
-    scales: Value | None = None
-    bits: int = 32
-    complaint: str = ""
+    bits: int
+    dim: int
+    columns: int
+    ids: Expression
+    widths: tuple[int, ...]
+    shared: tuple[bool, ...]
+    complaint: str
+    extents: Extents | None = None
 
     @property
-    def dims(self) -> tuple[Dim, ...]:
-        own = self.value.tensor.dims
-        if self.table is None:
-            return own
-        return (*own, self.table.tensor.dims[1] * (2 if self.bits == 4 else 1))
+    def tables(self) -> int:
+        """How many inputs come before the ids: a table, and scales if it holds codes."""
+        return 1 if self.bits == 32 else 2
 
     @property
-    def inputs(self) -> list[Value]:
-        return [v for v in (self.table, self.scales, self.value) if v is not None]
+    def read(self) -> Given:
+        """Where the ids, or the first of those that they are computed from, begin."""
+        return next(given for given in givens(self.ids) if not self.shared[given.source])
+
+    @property
+    def by_column(self) -> bool:
+        """True if the code for one column is not that for another."""
+        return self.extents is not None or (not isinstance(self.ids, Given) and self.ids.differ)
 
 
-def _parts(node: Node) -> Iterator[_Part]:
-    """The operands of a LookupConcat; `bits` says of each what it is: 0 for a value."""
+@dataclass(frozen=True)
+class Part:
+    """An operand of a concatenation: a value, or rows, added or multiplied if of several tables.
+
+    Attributes:
+        width: its elements in a row of the concatenation.
+        terms: empty for a value, which is one input.
+        combined: "add" or "mul", how the rows of several terms become one.
+        pool: how all rows of one term become one.
+    """
+
+    width: int
+    terms: tuple[Term, ...] = ()
+    combined: str = ""
+    pool: EmbeddingBag | None = None
+
+    @property
+    def inputs(self) -> int:
+        return sum(term.tables + len(term.widths) for term in self.terms) or 1
+
+
+def parts_of(node: Node) -> Iterator[tuple[Part, list[Value]]]:
+    """The operands of a LookupConcat and the inputs of each."""
     inputs = iter(value for value in node.inputs if value is not None)
-    for bits, complaint in zip(node.attrs["bits"], node.attrs["complaints"]):
-        table = next(inputs) if bits else None
-        scales = next(inputs) if bits in (4, 8) else None
-        yield _Part(next(inputs), table, scales, bits, complaint)
+    for part in node.attrs["parts"]:
+        yield part, [next(inputs) for _ in range(part.inputs)]
 
 
-@type_rule("LookupConcat", domain=DOMAIN)
+@type_rule(OP_TYPE, domain=DOMAIN)
 def _lookup_concat_type(node: Node) -> list[Type | None]:
-    axis, shapes = node.attrs["axis"], [part.dims for part in _parts(node)]
-    joined = sum((shape[axis] for shape in shapes[1:]), shapes[0][axis])
-    return [tensor_type("float32", [*shapes[0][:axis], joined, *shapes[0][axis + 1 :]])]
+    return [tensor_type("float32", node.attrs["shape"])]
 
 
-@cost_rule("LookupConcat", domain=DOMAIN)
+@cost_rule(OP_TYPE, domain=DOMAIN)
 def _lookup_concat_cost(node: Node) -> Cost:
-    """Values, and what lookups take, are read and written once."""
+    """Values, and what lookups take, are read and written once; rows are added or multiplied."""
+    rows, parts = node.attrs["rows"], node.attrs["parts"]
     written = 4 * product(node.output.tensor.dims)
-    copied = (4 * product(p.value.tensor.dims) for p in _parts(node) if p.table is None)
-    moved = sum((found.moved for found in _lookups(node)), 2 * sum(copied, 0))
-    return Cost(0, moved - written, written)
+    copied = sum(part.width for part in parts if not part.terms)
+    moved = sum((found.moved for found in _lookups(node)), 8 * copied * rows)
+    pooled = sum(part.width * part.terms[0].columns for part in parts if part.pool is not None)
+    combined = sum(part.width * (len(part.terms) - 1) for part in parts if part.terms)
+    return Cost((pooled + combined) * rows, moved - written, written)
 
 
-@lookup_rule("LookupConcat", domain=DOMAIN)
-def _lookups(node: Node) -> list[Lookup]:
-    return [lookup_in(p.table, p.value, p.bits) for p in _parts(node) if p.table is not None]
+@lookup_rule(OP_TYPE, domain=DOMAIN)
+def _lookups(node: Node) -> Iterator[Lookup]:
+    rows = node.attrs["rows"]
+    for part, inputs in parts_of(node):
+        at = 0
+        for number, term in enumerate(part.terms):
+            read = term.read
+            table, ids = inputs[at], inputs[at + term.tables + read.source]
+            at += term.tables + len(term.widths)
+            one = term.columns == 1 and term.widths[read.source] > 1
+            column = read.start if one or term.extents is not None else None
+            written = 0 if number else rows * (part.width // term.dim)
+            whole = Extents((0,), (table.tensor.dims[0],))  # type: ignore[arg-type]
+            starts, sizes = term.extents or whole
+            count = rows * (1 if term.extents is not None else term.columns)
+            for k, (start, size) in enumerate(zip(starts, sizes)):
+                name = f"{table.name}[{start}:{start + size}]" if term.extents else table.name
+                moved = bytes_moved(ids, count, term.dim, term.bits, written // len(starts))
+                place = None if column is None else column + k
+                yield Lookup(name, size, term.dim, term.bits, ids, place, moved)
 
 
-def _part(rw: Rewriter, value: Value) -> _Part:
-    """An operand of a Concat: whole rows of a table if they are looked up for nobody else."""
-    whole = _Part(value)
-    node, reshaped = value.producer, None
-    if node is not None and node.op == "Reshape" and len(value.uses) == 1:
-        node, reshaped = node.inputs[0].producer, node  # type: ignore[union-attr]
-    if node is None or len(node.output.uses) > 1 or node.output.is_graph_output:
-        return whole
-    inputs = [v for v in node.inputs if v is not None]
-    if node.op == "Gather" and node.attr("axis") == 0:
-        (table, ids), scales, bits = inputs, None, 32
-    elif node.op == "graphopt::QuantizedLookup":
-        (table, scales, ids), bits = inputs, node.attr("bits", 8)  # type: ignore[assignment]
-    else:
-        return whole
-    if table.const is None or ids.const is not None or table.const.ndim != 2:
-        return whole
-    if reshaped is not None:
-        ids = _named_by(rw, ids, value, node.output)  # type: ignore[assignment]
-    if not table.const.size or ids is None:
-        return whole
-    return _Part(ids, table, scales, bits, out_of_range(node, table.tensor.dims[0]))
+# --------------------------------------------------------------------- matching
 
 
-def _named_by(rw: Rewriter, ids: Value, reshaped: Value, rows: Value) -> Value | None:
-    """`ids`, shaped as the rows of `reshaped` are; None if these are not the rows looked up."""
-    *lead, dim = reshaped.tensor.dims if reshaped.rank else (0, 0)
-    unknown = [not isinstance(size, int) for size in lead]
-    if not lead or dim != rows.tensor.dims[-1] or sum(unknown) > 1:
+@dataclass
+class _Matched:
+    """Rows of one or more tables, what they are made of, and the nodes that this stands for."""
+
+    terms: tuple[Term, ...]
+    inputs: list[Value]
+    combined: str = ""
+    pool: EmbeddingBag | None = None
+    nodes: list[Node] = field(default_factory=list)
+
+
+def _matched(value: Value, width: int) -> _Matched | None:
+    """What looks `value` up, `width` elements at a time, if nobody else reads it."""
+    node = value.producer
+    views = []
+    while node is not None and len(value.uses) == 1 and node.op in _VIEWS:
+        assert node.inputs[0] is not None
+        views.append(node)
+        value, node = node.inputs[0], node.inputs[0].producer
+    if node is None or len(value.uses) > 1 or value.is_graph_output or value.dtype != "float32":
         return None
-    sizes = [-1 if free else int(size) for size, free in zip(lead, unknown)]  # type: ignore
-    return rw.op.Reshape(ids, rw.const(np.array(sizes, np.int64)))
+    if node.op in _COMBINED:
+        found = _sum_of(node, width)
+    else:
+        found = _bag(node, width) if node.op == _BAG else _lookup(node, width)
+    if found is not None:
+        found.nodes += [*views, node]
+    return found
+
+
+def _sum_of(node: Node, width: int) -> _Matched | None:
+    """Rows that a node adds or multiplies, element by element."""
+    operands = [value for value in node.inputs if value is not None]
+    if any(value.shape != node.output.shape for value in operands) or operands[0] is operands[1]:
+        return None
+    found = [part for value in operands if (part := _matched(value, width)) is not None]
+    kind = _COMBINED[node.op]
+    if len(found) < 2 or any(part.pool is not None for part in found):
+        return None
+    first, second = found
+    if len({term.dim for term in (*first.terms, *second.terms)}) > 1:
+        return None
+    if len(second.terms) > 1:
+        first, second = second, first  # exact: only the order within one sum counts
+    if len(second.terms) > 1 or (len(first.terms) > 1 and first.combined != kind):
+        return None
+    terms, inputs = first.terms + second.terms, first.inputs + second.inputs
+    return _Matched(terms, inputs, kind, nodes=first.nodes + second.nodes)
+
+
+def _lookup(node: Node, width: int) -> _Matched | None:
+    """The rows of a constant table that a node looks up."""
+    inputs = [value for value in node.inputs if value is not None]
+    if node.op == "Gather" and node.attr("axis") == 0:
+        (*tables, ids), bits = inputs, 32
+    elif node.op == f"{quantized_lookup.DOMAIN}::{quantized_lookup.OP_TYPE}":
+        (*tables, ids), bits = inputs, node.attr("bits", 8)
+    else:
+        return None
+    table = tables[0].const
+    if table is None or ids.const is not None or table.ndim != 2 or not table.size:
+        return None
+    dim = table.shape[1] * (2 if bits == 4 else 1)
+    if width % dim or ids.dtype not in ("int32", "int64"):
+        return None
+    stacked = _stacked(ids, width // dim)
+    extents, complaint = None, out_of_range(node, len(table))
+    covered: Sequence[Node] = ()
+    if stacked is not None:
+        ids, extents, covered = stacked
+        complaint = f"graphopt: id out of range: TableRows {covered[0].where[0]}"
+    found = ids_of(ids, width // dim)
+    return _matched_term(bits, dim, width // dim, tables, found, complaint, extents, covered)
+
+
+def _bag(node: Node, width: int) -> _Matched | None:
+    """The rows of a constant table that a node adds up or compares, one bag a row."""
+    table, ids = node.inputs[0], node.inputs[1]
+    if len(node.inputs) != 2 or table is None or ids is None or ids.const is not None:
+        return None
+    length = ids.tensor.dims[1]
+    if table.const is None or not table.const.size or table.dtype != "float32":
+        return None
+    if not isinstance(length, int) or not length or table.const.shape[1] != width:
+        return None
+    found = ids_of(ids, length, literals=False)
+    matched = _matched_term(32, width, length, [table], found, out_of_range(node, len(table.const)))
+    matched.pool = EmbeddingBag.of(node)
+    return matched
+
+
+def _matched_term(
+    bits: int,
+    dim: int,
+    columns: int,
+    tables: list[Value],
+    ids: Ids,
+    complaint: str,
+    extents: Extents | None = None,
+    covered: Sequence[Node] = (),
+) -> _Matched:
+    widths = tuple(source.width for source in ids.sources)
+    shared = tuple(source.shared for source in ids.sources)
+    term = Term(bits, dim, columns, ids.expression, widths, shared, complaint, extents)
+    inputs = [*tables, *(source.value for source in ids.sources)]
+    return _Matched((term,), inputs, nodes=[*ids.nodes, *covered])
+
+
+def _stacked(ids: Value, columns: int) -> tuple[Value, Extents, list[Node]] | None:
+    """The ids of single tables of which a TableRows made `ids`, one table for each column."""
+    node = ids.producer
+    if node is None or node.op != f"{table_rows.DOMAIN}::{table_rows.OP_TYPE}":
+        return None
+    own, rows, starts = node.inputs[0], node.const(1), node.const(2)
+    if own is None or rows is None or starts is None or rows.min(initial=1) < 1:
+        return None
+    if len(rows) != columns or columns > UNROLLED:
+        return None
+    return own, Extents(tuple(starts.tolist()), tuple(rows.tolist())), [node]
+
+
+def _insert(rw: Rewriter, axis: int, operands: list[Value], found: list[_Matched | None]) -> Value:
+    """The op that joins `operands` along `axis`, those that were `found` as lookups."""
+    root, parts, inputs = rw.root, [], []
+    nodes = [root]
+    for operand, rows in zip(operands, found):
+        width = product(operand.tensor.dims[axis:])
+        assert isinstance(width, int)
+        if rows is None:
+            parts.append(Part(width))
+            inputs.append(operand)
+        else:
+            parts.append(Part(width, rows.terms, rows.combined, rows.pool))
+            inputs += rows.inputs
+            nodes += rows.nodes
+    shape = root.output.tensor.dims
+    attrs = {"parts": parts, "rows": product(shape[:axis]), "shape": shape}
+    origin = dict.fromkeys(name for node in nodes for name in node.origin)
+    return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN, origin=tuple(origin)).output  # type: ignore[arg-type]
 
 
 @rule(op.Concat(x, ...))
@@ -129,109 +297,59 @@ def concat_to_lookup_concat(rw: Rewriter, node: Node) -> Value | NoMatch:
     axis = node.attr("axis") % (node.output.rank or 1)
     if len({shape[:axis] + shape[axis + 1 :] for shape in shapes if shape is not None}) > 1:
         return NoMatch("whether its operands agree is known only at run time")
-    if not all(isinstance(product(v.tensor.dims[axis:]), int) for v in operands):
+    widths = [product(value.tensor.dims[axis:]) for value in operands]
+    if not all(isinstance(width, int) for width in widths):
         return NoMatch("the width of an operand is known only at run time")
-    parts = [_part(rw, value) for value in operands]
-    if all(part.table is None for part in parts):
+    found = [_matched(value, width) for value, width in zip(operands, widths)]  # type: ignore
+    if not any(found):
         return NoMatch("no operand is looked up for it alone")
-    attrs = {
-        "axis": axis,
-        "bits": [0 if part.table is None else part.bits for part in parts],
-        "complaints": [part.complaint for part in parts],
-    }
-    inputs = [value for part in parts for value in part.inputs]
-    return rw.insert("LookupConcat", inputs, attrs, domain=DOMAIN).output
+    return _insert(rw, axis, operands, found)
 
 
-RULES = (concat_to_lookup_concat,)
+def _first_axis(value: Value) -> int:
+    """From which axis on the rows of `value` that are written together lie."""
+    dims = value.tensor.dims
+    return len(dims) - (2 if len(dims) > 2 and isinstance(dims[-2], int) else 1)
 
 
-@lowers("LookupConcat", domain=DOMAIN)
-def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
-    axis, parts = node.attrs["axis"], list(_parts(node))
-    widths = [int(product(part.dims[axis:])) for part in parts]  # type: ignore[arg-type]
-    rows = lower.dim(product(node.output.tensor.dims[:axis]))
-    args = []
-    for part, width in zip(parts, widths):
-        args += [lower.expr(v) for v in (part.table, part.scales) if v is not None]
-        if part.table is not None:
-            width //= int(part.dims[-1])  # type: ignore[arg-type]
-        args.append(lower.reshape(lower.expr(part.value), [rows, width]))
-
-    def body(*buffers: Any) -> None:
-        *sources, target = buffers
-        with T.serial(int64(rows)) as i:
-            place, remaining = 0, iter(sources)
-            for part, width in zip(parts, widths):
-                given = [next(remaining) for _ in part.inputs]
-                if part.table is None:
-                    _copy(target, i, place, given[0], i, width, None)
-                else:
-                    _look_up(lower, part, given, target, i, place)
-                place += width
-
-    (joined,) = loops(lower, body, args, [([rows, sum(widths)], "float32")])
-    return lower.reshape(joined, lower.shape(node.output))
+def _alone(rw: Rewriter, node: Node, found: _Matched | None) -> Value | NoMatch:
+    if found is None:
+        return NoMatch("it does not look up rows of constant tables of float32 for it alone")
+    return _insert(rw, _first_axis(node.output), [node.output], [found])
 
 
-def _copy(target: Any, i: Any, place: Any, source: Any, row: Any, width: int, valid: Any) -> None:
-    with T.serial(width) as j:
-        store(target, [i, place + j], load(source, [row, j], valid))
+@rule(
+    op.Gather(x, y),
+    Pattern(quantized_lookup.OP_TYPE, (x, var("scales"), y), domain="graphopt"),
+    Pattern("EmbeddingBag", (x, y), domain="graphopt"),
+)
+def lookup_of_computed_ids(rw: Rewriter, node: Node) -> Value | NoMatch:
+    """Gather(t, Mod(i, 9)) -> LookupConcat(t, i)"""
+    if node.output.dtype != "float32" or not node.output.rank:
+        return NoMatch("not float32, or of unknown rank")
+    width = product(node.output.tensor.dims[_first_axis(node.output) :])
+    look_up = _bag if node.op == _BAG else _lookup
+    found = look_up(node, width) if isinstance(width, int) and width else None
+    if found is not None and not found.nodes:
+        return NoMatch("its ids are not computed")
+    return _alone(rw, node, found)
 
 
-def _restore(
-    target: Any, i: Any, place: Any, codes: Any, scale: Any, row: Any, bits: int, valid: Any
-) -> None:
-    """target[i, place:] = a row of codes times `scale`."""
-    width = int(codes.shape[1])
-    for start in range(0, width, _LANES):
-        with T.vectorized(min(_LANES, width - start)) as lane:
-            code, j = load(codes, [row, start + lane], valid), place + start + lane
-            if bits == 8:
-                store(target, [i, j], code.astype("float32") * scale)
-            else:
-                byte = code.astype("int32")
-                store(target, [i, j], ((byte & 15) - 8).astype("float32") * scale)
-                store(target, [i, width + j], ((byte >> 4) - 8).astype("float32") * scale)
+@rule(op.Mul(x, y), op.Add(x, y))
+def sum_to_lookup(rw: Rewriter, node: Node) -> Value | NoMatch:
+    """Mul(Gather(t, i), Gather(u, j)) -> LookupConcat(t, i, u, j)"""
+    if node.output.dtype != "float32" or not node.output.rank:
+        return NoMatch("not float32, or of unknown rank")
+    width = product(node.output.tensor.dims[_first_axis(node.output) :])
+    if not isinstance(width, int) or not width:
+        return NoMatch("the width of its operands is known only at run time")
+    users = [use.user for use in node.output.uses]
+    longer = isinstance(users[0], Node) and users[0].op in _COMBINED and len(users) == 1
+    if longer and _sum_of(users[0], width) is not None:  # type: ignore[arg-type]
+        return NoMatch("it is part of a longer sum")
+    return _alone(rw, node, _sum_of(node, width))
 
 
-def _look_up(
-    lower: Lowering, part: _Part, given: Sequence[Any], target: Any, i: Any, place: int
-) -> None:
-    """target[i, place:] = the rows of the table that ids[i] names, one after the other."""
-    table, ids = given[0], given[-1]
-    size, width = (int(extent) for extent in table.shape)
-    dim = int(part.dims[-1])  # type: ignore[arg-type]
-    element = 1 if part.scales is not None else 4
-    with T.serial(ids.shape[1]) as k:
-        if size * width * element >= PREFETCH_BYTES:
-            ahead = ids[T.min(i + PREFETCH_DISTANCE, ids.shape[0] - 1), k]
-            _prefetch(table, ahead, size, width, element)
-            if part.scales is not None:
-                _prefetch(given[1], ahead, size, 1, element)
-        at = T.bind(ids[i, k].astype("int64"))
-        if lower.oob != "zero":
-            require(bounds.is_allowed(at, size, lower.oob), part.complaint)
-        valid = bounds.is_valid(at, size) if lower.oob == "zero" else None
-        row = bounds.row_of(at, size, lower.oob)
-        if part.scales is None:
-            _copy(target, i, place + k * dim, table, row, width, valid)
-        else:
-            scale = T.bind(load(given[1], [row], valid).astype("float32"))
-            _restore(target, i, place + k * dim, table, scale, row, part.bits, valid)
-
-
-def _prefetch(table: Any, index: Any, size: int, width: int, element: int) -> None:
-    """Ask for the row that `index` names; any index is harmless here."""
-    row = T.max(T.min(index.astype("int64"), size - 1), T.int64(0))
-    for start in range(0, width, CACHE_LINE // element):
-        T.evaluate(
-            tirx.call_llvm_intrin(
-                "void",
-                "llvm.prefetch",
-                table.access_ptr("r", offset=row * width + start),
-                T.int32(0),  # for reading
-                T.int32(3),  # into every level
-                T.int32(1),  # of the data cache
-            )
-        )
+CONCATENATED = (concat_to_lookup_concat,)
+COMBINED = (sum_to_lookup,)
+COMPUTED = (lookup_of_computed_ids,)

@@ -131,3 +131,29 @@ def test_names_of_the_source_are_kept() -> None:
     names = {node.op: node.origin for node in graph.nodes}
     assert_keeps_outputs(HoistSelections(), graph)
     assert next(n.origin for n in graph.nodes if n.op == "MatMul") == names["MatMul"]
+
+
+PAIRS = """(int64[N,3] ids) => (float[] y) <float[9,4] t, float[9,4] u, int64 first = {0},
+    int64 second = {1}, int64[1] third = {2}, int64[2] shape = {-1, 4}> { BODY }"""
+
+
+def test_ids_whose_rows_are_read_one_by_one_are_taken_apart() -> None:
+    before = """a = Gather(t, ids) b = Gather(u, ids) c = Gather<axis=1>(a, second)
+        d = Gather<axis=1>(b, first) e = Gather<axis=1>(a, third) f = Reshape(e, shape)
+        p = Mul(c, d) y = Mul(p, f)"""
+    after = """i = Gather<axis=1>(ids, second) c = Gather(t, i) j = Gather<axis=1>(ids, first)
+        d = Gather(u, j) k = Gather<axis=1>(ids, third) e = Gather(t, k) f = Reshape(e, shape)
+        p = Mul(c, d) y = Mul(p, f)"""
+    assert_rewrites(HoistSelections(), PAIRS.replace("BODY", before), PAIRS.replace("BODY", after))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Gather(t, ids) c = Gather<axis=1>(a, second) s = ReduceSum(a) y = Add(c, s)",
+        "a = Gather(t, ids) c = Gather<axis=2>(a, second) y = Neg(c)",
+        "a = Gather<axis=1>(t, ids) c = Gather<axis=1>(a, second) y = Neg(c)",
+    ],
+)
+def test_ids_whose_rows_are_read_together_stay(body: str) -> None:
+    assert_unchanged(HoistSelections(), PAIRS.replace("BODY", body))

@@ -44,6 +44,33 @@ def test_bags_with_ends() -> None:
 
 
 @pytest.mark.parametrize(
+    ("order", "rows"),
+    [(("o", "p"), "int64[2]"), (("p", "o"), "int64[2]"), (("o", "p"), "int64[3]")],
+)
+def test_rows_of_a_matrix_of_offsets(order: tuple[str, str], rows: str) -> None:
+    """Taken apart by a Split; they are that matrix again only in its own order, and all of them."""
+    sizes = "int64[2] one = {1, 1}" if rows == "int64[2]" else "int64[3] one = {1, 1, 1}"
+    parts = "r, s" if rows == "int64[2]" else "r, s, z"
+    taken = f"{parts} = Split<axis=0>(m, one) o = Reshape(r, flat) p = Reshape(s, flat)"
+    o, p = order
+    bags = f"""a = graphopt.EmbeddingBag<mode="sum">(t, i, {o})
+        b = graphopt.EmbeddingBag<mode="sum">(u, j, {p}) y = Concat<axis=1>(a, b)"""
+    count = rows[6:7]
+    given = f"(int64[{count},B] m, int64[n] i, int64[k] j) => (float[] y)"
+    text = f"{given} <{TABLES}, {sizes}, int64[1] flat = {{-1}}> {{ {taken} {bags} }}"
+    merged = """ab = graphopt.EmbeddingBags<mode="sum">(tu, rows, starts, m, i, j)
+        y = Reshape(ab, shape)"""
+    if order == ("o", "p") and count == "2":
+        whole = WHOLE.replace("int64[2] fields = {2, -1}, ", "")
+        assert_rewrites(PASS, text, f"{given} <{whole}> {{ {merged} }}")
+    else:
+        joined = f"{taken} c = Concat<axis=0>({o}, {p}) offsets = Reshape(c, fields)"
+        merged = merged.replace(" m,", " offsets,")
+        weights = f"{WHOLE}, {sizes}, int64[1] flat = {{-1}}"
+        assert_rewrites(PASS, text, f"{given} <{weights}> {{ {joined} {merged} }}")
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         (before("y = Concat<axis=0>(a, b)"), None),

@@ -32,7 +32,37 @@ def test_layers_and_types_of_ids() -> None:
     assert_rewrites(RaiseLookups(), narrow, text(body, weights, "int32[N,L] ids"))
 
 
-@pytest.mark.parametrize("source", [PLAIN, LAYER])
+def test_marks_that_are_cast() -> None:
+    marks = "int64[1] depth = {5}, int64[2] marks = {0, 1}, float[5,3] w"
+    source = text(f"{HOT} f = Cast<to=1>(h) y = MatMul(f, w)", marks)
+    weights = "int64 low = {-6}, int64 high = {5}, float[11,3] t"
+    after = text("c = Clip(ids, low, high) y = Gather(t, c)", weights)
+    assert_rewrites(RaiseLookups(), source, after)
+
+
+# What PyTorch's newer exporter writes for `one_hot(ids, 5).float() @ w`.
+COMPARED = text(
+    "u = Reshape(ids, column) h = Equal(u, classes) i = Cast<to=7>(h) f = Cast<to=1>(i)"
+    " y = MatMul(f, w)",
+    "int64[2] column = {-1, 1}, int64[5] classes = {0, 1, 2, 3, 4}, float[5,3] w",
+)
+
+
+def test_comparisons_with_all_classes() -> None:
+    after = text(
+        "u = Reshape(ids, column) r = Reshape(u, row) c = Clip(r, low, high) y = Gather(t, c)",
+        "int64[2] column = {-1, 1}, int64[1] row = {-1}, int64 low = {-1}, int64 high = {5},"
+        " float[6,3] t",
+    )
+    assert_rewrites(RaiseLookups(), COMPARED, after)
+    others = COMPARED.replace("{0, 1, 2, 3, 4}", "{0, 1, 2, 4, 3}")
+    assert_unchanged(RaiseLookups(), others, "not compare with 0, 1, 2")
+    wide = COMPARED.replace("u = Reshape(ids, column)", "u = Identity(ids)")
+    wide = wide.replace("int64[N] ids", "int64[N,5] ids")
+    assert_unchanged(RaiseLookups(), wide, "one whole number a row")
+
+
+@pytest.mark.parametrize("source", [PLAIN, LAYER, COMPARED])
 def test_ids_outside_give_zeros(source: str) -> None:
     limits = np.iinfo(np.int64)
     ids = np.array([0, 4, -1, -5, 5, -6, limits.max, limits.min, 2**32])

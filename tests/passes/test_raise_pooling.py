@@ -13,13 +13,18 @@ TEXT = """(int64[N,3] ids, int32[N,3] narrow, int64[N,3] others, float[N,3,1] ma
     => (float[] y)
     <float[9,4] t, int64 pad = {0}, int32 pad32 = {0}, int64 far = {9}, int64[3] col = {-1, 3, 1},
      int64[1] first = {0}, int64[1] k = {1}, int64[1] last = {2}, float zero = {0},
-     float tiny = {1e-9}, float one = {1}, float two = {2}, int64[2] flat2 = {-1, 3}> { BODY }"""
+     float tiny = {1e-9}, float one = {1}, float two = {2}, int64[2] flat2 = {-1, 3},
+     int64[3] across = {-1, 1, 3}, int64[2] flat4 = {-1, 4}, int64 single = {1}> { BODY }"""
 
 LOOK_UP = "e = Gather(t, ids)"
 MASK = "q = Equal(ids, pad) o = Not(q) m = Cast<to=1>(o) r = Reshape(m, col)"
 SUM = f"{LOOK_UP} {MASK} p = Mul(e, r) s = ReduceSum<keepdims=0>(p, k)"
 COUNT = "c = ReduceSum<keepdims=1>(m, k)"
 BAG = 'graphopt.EmbeddingBag<mode="MODE", empty=EMPTY, padding_idx=0, by_id=1>(t, ids)'
+
+
+ACROSS = "q = Equal(ids, pad) o = Not(q) m = Cast<to=1>(o) r = Reshape(m, across)"
+ORDERED = "o = Less(pad, ids) m = Cast<to=1>(o) r = Reshape(m, across)"
 
 
 def text(body: str) -> str:
@@ -79,6 +84,36 @@ def bag(mode: str = "sum", empty: str = "0.0") -> str:
             " c = ReduceSum<keepdims=1>(r, k) d = Max(c, one) y = Div(s, d)",
             f"b = {bag('mean')} y = Reshape(b, rows)",
         ),
+        (
+            f"{SUM} whole = Cast<to=7>(o) n = ReduceSum<keepdims=1>(whole, k)"
+            " f = Clip(n, single) d = Cast<to=1>(f) y = Div(s, d)",
+            f"y = {bag('mean')}",
+        ),
+        (
+            f"{LOOK_UP} {ACROSS} p = MatMul(r, e) c = ReduceSum<keepdims=1>(r, last)"
+            " d = Add(c, tiny) y = Div(p, d)",
+            f"b = {bag('mean')} y = Reshape(b, rows)",
+        ),
+        (
+            f"{LOOK_UP} {ORDERED} p = MatMul(r, e) c = ReduceSum<keepdims=1>(r, last)"
+            " d = Max(c, one) y = Div(p, d)",
+            f"i = Max(ids, pad) b = {bag('mean').replace('ids', 'i')} y = Reshape(b, rows)",
+        ),
+        (
+            f"{LOOK_UP} g = GreaterOrEqual(single, ids) c = Reshape(g, col) p = Where(c, zero, e)"
+            " y = ReduceSum<keepdims=0>(p, k)",
+            f"i = Max(ids, single) y = {bag().replace('ids', 'i').replace('idx=0', 'idx=1')}",
+        ),
+        (
+            f"{LOOK_UP} g = GreaterOrEqual(ids, single) c = Reshape(g, col) p = Where(c, e, zero)"
+            " y = ReduceSum<keepdims=0>(p, k)",
+            f"i = Max(ids, pad) y = {bag().replace('ids', 'i')}",
+        ),
+        (
+            f"{LOOK_UP} g = Less(ids, single) o = Not(g) c = Reshape(o, col) p = Where(c, e, zero)"
+            " y = ReduceSum<keepdims=0>(p, k)",
+            f"i = Max(ids, pad) y = {bag().replace('ids', 'i')}",
+        ),
     ],
 )
 def test_forms(body: str, after: str) -> None:
@@ -112,9 +147,26 @@ def with_all(graph, feeds):  # type: ignore[no-untyped-def]
     return {name: np.zeros(s, dtypes[name]) for name, s in shapes.items()} | feeds
 
 
+def test_ids_below_padding_are_padding_where_they_are_compared_by_order() -> None:
+    graph = parse(text(f"{LOOK_UP} {ORDERED} p = MatMul(r, e) y = Reshape(p, flat4)"))
+    feeds = with_all(graph, {"ids": np.array([[0, -1, 3], [-9, -2, -1], [8, 0, 1], [0, 0, 0]])})
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    assert RaisePooling().run(graph, PassContext())
+    for run in (run_onnxruntime, run_compiled):
+        np.testing.assert_allclose(run(graph, feeds)["y"], wanted, rtol=1e-6)
+    feeds["ids"][0, 1] = -10  # no row, which the mask leaves out all the same
+    for run in (run_onnxruntime, run_compiled):
+        np.testing.assert_allclose(run(graph, feeds)["y"], wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
+        (
+            "e = Gather(t, ids) r = Reshape(mask, across) y = MatMul(r, e)",
+            "compare each id with a constant",
+        ),
+        (f"e = Gather(t, others) {ACROSS} y = MatMul(r, e)", "one of other ids"),
         ("e = Gather(t, flat) y = ReduceSum(e, k)", "ids in a bag"),
         (f"{LOOK_UP} y = ReduceSum(e, last)", "add up the rows"),
         ("e = Gather<axis=1>(t, ids) y = ReduceSum(e, k)", "rows of a float32 matrix"),

@@ -193,7 +193,7 @@ def _clip(lower: Lowering, node: Node) -> relax.Expr:
 
 # ------------------------------------------------------------ several operands
 
-_BINARY: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
+BINARY: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
     "Mul": lambda a, b: a * b,
@@ -215,9 +215,9 @@ _BINARY: dict[str, Callable[[Scalar, Scalar], Scalar]] = {
 }
 
 
-@lowers(*_BINARY)
+@lowers(*BINARY)
 def _folded(lower: Lowering, node: Node) -> relax.Expr:
-    function = _BINARY[node.op_type]
+    function = BINARY[node.op_type]
 
     def element(*operands: Scalar) -> Scalar:
         return functools.reduce(function, operands)

@@ -1,0 +1,238 @@
+"""The kernel of a LookupConcat: a loop over rows, each part writing its elements in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from graphopt.ir.graph import Node, Value
+from graphopt.ops.embedding_bag import EmbeddingBag
+from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.kernels.rows import CACHE_LINE, PREFETCH_BYTES, PREFETCH_DISTANCE
+from graphopt.targets.cpu.kernels.tiles import Tiles
+from graphopt.targets.cpu.lookup_concat import OP_TYPE, Part, Term, parts_of
+from graphopt.targets.kernels import bounds
+from graphopt.targets.kernels.pooling import Plan, Pooling
+from graphopt.targets.kernels.storage import vector_lanes
+from graphopt.targets.relax.loops import loops, require, store
+from graphopt.targets.relax.lowering import Lowering, int64, lowers
+from graphopt.targets.relax.ops.indexing import load
+from graphopt.targets.relax.scalar import const
+
+_LANES = 16  # codes restored at once
+_REGISTERS = 8  # vectors summed up at once; a wider row takes several passes over the ids
+_COMBINED: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+}
+
+
+@lowers(OP_TYPE, domain=DOMAIN)
+def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
+    rows = lower.dim(node.attrs["rows"])
+    parts, args = [], []
+    for part, inputs in parts_of(node):
+        parts.append(part)
+        args += list(_arguments(lower, part, inputs, rows))
+
+    def body(*buffers: Any) -> None:
+        *sources, target = buffers
+        with T.serial(int64(rows)) as i:
+            place, remaining = 0, iter(sources)
+            for part in parts:
+                given = [next(remaining) for _ in range(part.inputs)]
+                _write(lower, part, given, target, i, place)
+                place += part.width
+
+    width = sum(part.width for part in parts)
+    (joined,) = loops(lower, body, args, [([rows, width], "float32")])
+    return lower.reshape(joined, lower.shape(node.output))
+
+
+def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> Iterator[Any]:
+    """The operands of the kernel for a part: tables as they are, all else with its rows."""
+    remaining = iter(inputs)
+    if not part.terms:
+        yield lower.reshape(lower.expr(next(remaining)), [rows, part.width])
+    for term in part.terms:
+        for _ in range(term.tables):
+            yield lower.expr(next(remaining))
+        for width, shared in zip(term.widths, term.shared):
+            yield lower.reshape(lower.expr(next(remaining)), [1 if shared else rows, width])
+
+
+def _write(lower: Lowering, part: Part, given: list[Any], target: Any, i: Any, place: int) -> None:
+    """target[i, place:] = the part."""
+    if not part.terms:
+        _copy(target, i, place, given[0], i, part.width, None, None)
+        return
+    columns, at, owned = part.terms[0].columns, 0, []
+    for term in part.terms:
+        owned.append(given[at : at + term.tables + len(term.widths)])
+        at += len(owned[-1])
+    if part.pool is not None:
+        _pool(lower, part.terms[0], part.pool, owned[0], target, i, place)
+    elif any(term.by_column for term in part.terms):
+        for k in range(columns):
+            _look_up(lower, part, owned, target, i, place, k)
+    else:
+        with T.serial(columns) as k:
+            _look_up(lower, part, owned, target, i, place, k)
+
+
+def _look_up(
+    lower: Lowering, part: Part, owned: Sequence[list[Any]], target: Any, i: Any, place: int, k: Any
+) -> None:
+    """target[i, place + k * dim:] = the row that id k of row i names, combined with the others."""
+    combine = None
+    for term, given in zip(part.terms, owned):
+        _look_up_term(lower, term, given, target, i, place + k * term.dim, k, combine)
+        combine = _COMBINED.get(part.combined)
+
+
+def _look_up_term(
+    lower: Lowering,
+    term: Term,
+    given: list[Any],
+    target: Any,
+    i: Any,
+    place: Any,
+    k: Any,
+    combine: Any,
+) -> None:
+    size, start = int(given[0].shape[0]), 0
+    if term.extents is not None:
+        size, start = term.extents.rows[k], term.extents.starts[k]
+    _prefetch(term, given, T.min(i + PREFETCH_DISTANCE, target.shape[0] - 1), k, start, size)
+    at = T.bind(_id(term, given, i, k))
+    if lower.oob != "zero":
+        require(bounds.is_allowed(at, size, lower.oob), term.complaint)
+    valid = bounds.is_valid(at, size) if lower.oob == "zero" else None
+    row = start + bounds.row_of(at, size, lower.oob)
+    if term.bits == 32:
+        _copy(target, i, place, given[0], row, term.dim, valid, combine)
+    else:
+        scale = T.bind(load(given[1], [row], valid).astype("float32"))
+        _restore(target, i, place, given[0], scale, row, term.bits, valid, combine)
+
+
+def _id(term: Term, given: list[Any], i: Any, k: Any) -> Any:
+    """Id k of row i, an int64 expression."""
+
+    def read(source: int, row: Any, column: Any) -> Any:
+        return given[term.tables + source][0 if term.shared[source] else row, column]
+
+    return term.ids.at(read, i, k).astype("int64")
+
+
+def _prefetch(term: Term, given: list[Any], i: Any, k: Any, start: int, size: int) -> None:
+    """Ask for the row that id k of row i names; any id is harmless here."""
+    element = 4 if term.bits == 32 else 1
+    rows, width = (int(extent) for extent in given[0].shape)
+    if rows * width * element < PREFETCH_BYTES:
+        return
+    ahead = T.bind(_id(term, given, i, k))
+    row = start + T.max(T.min(ahead, size - 1), T.int64(0))
+    for table, wide in zip(given[: term.tables], (width, 1)):
+        for first in range(0, wide, CACHE_LINE // element):
+            T.evaluate(
+                tirx.call_llvm_intrin(
+                    "void",
+                    "llvm.prefetch",
+                    table.access_ptr("r", offset=row * wide + first),
+                    T.int32(0),  # for reading
+                    T.int32(3),  # into every level
+                    T.int32(1),  # of the data cache
+                )
+            )
+
+
+def _pool(
+    lower: Lowering,
+    term: Term,
+    bag: EmbeddingBag,
+    given: list[Any],
+    target: Any,
+    i: Any,
+    place: int,
+) -> None:
+    """target[i, place:] = the rows that the ids of row i name, as one."""
+    rows, length = int(given[0].shape[0]), term.columns
+    pooling = Pooling(
+        bag.mode, False, bag.padding_idx, bag.empty, bag.by_id, lower.oob, term.complaint
+    )
+    plan = Plan(rows, term.dim, "float32", "int64", pooling)
+    tiles = Tiles(term.dim, vector_lanes("float32"), _REGISTERS)
+    total = T.alloc_buffer((tiles.vectors, tiles.lanes), "float32", scope="local")
+    count = T.alloc_buffer((1,), "int64", scope="local")
+
+    def vectors(change: Callable[[Any, Any, Any], None], part: Any) -> None:
+        with T.unroll(tiles.vectors) as v, T.vectorized(tiles.lanes) as lane:
+            change(v, lane, tiles.column(part, v) + lane)
+
+    def add(row: Any, valid: Any) -> Callable[[Any, Any, Any], None]:
+        def change(v: Any, lane: Any, column: Any) -> None:
+            element = load(given[0], [row, column], valid)
+            store(total, [v, lane], plan.combined(total[v, lane], element, None))
+
+        return change
+
+    def start(v: Any, lane: Any, column: Any) -> None:
+        store(total, [v, lane], const(plan.nothing, "float32"))
+
+    def finish(v: Any, lane: Any, column: Any) -> None:
+        store(target, [i, place + column], plan.pooled(total[v, lane], count[0]))
+
+    with T.serial(tiles.count) as part:
+        vectors(start, part)
+        store(count, [0], int64(0))
+        with T.serial(length) as k:
+            ahead = k + PREFETCH_DISTANCE
+            _prefetch(term, given, i, T.min(ahead, length - 1), 0, rows)
+            at = T.bind(_id(term, given, i, k))
+            if lower.oob != "zero":
+                require(bounds.is_allowed(at, rows, lower.oob), term.complaint)
+            valid = bounds.is_valid(at, rows) if lower.oob == "zero" else None
+            with T.If(plan.counts(at)), T.Then():
+                store(count, [0], count[0] + 1)
+                vectors(add(bounds.row_of(at, rows, lower.oob), valid), part)
+        vectors(finish, part)
+
+
+def _put(target: Any, index: list[Any], value: Any, combine: Any) -> None:
+    store(target, index, value if combine is None else combine(target[tuple(index)], value))
+
+
+def _copy(
+    target: Any, i: Any, place: Any, source: Any, row: Any, width: int, valid: Any, combine: Any
+) -> None:
+    with T.serial(width) as j:
+        _put(target, [i, place + j], load(source, [row, j], valid), combine)
+
+
+def _restore(
+    target: Any,
+    i: Any,
+    place: Any,
+    codes: Any,
+    scale: Any,
+    row: Any,
+    bits: int,
+    valid: Any,
+    combine: Any,
+) -> None:
+    """target[i, place:] = a row of codes times `scale`."""
+    width = int(codes.shape[1])
+    for start in range(0, width, _LANES):
+        with T.vectorized(min(_LANES, width - start)) as lane:
+            code, j = load(codes, [row, start + lane], valid), place + start + lane
+            if bits == 8:
+                _put(target, [i, j], code.astype("float32") * scale, combine)
+            else:
+                byte = code.astype("int32")
+                _put(target, [i, j], ((byte & 15) - 8).astype("float32") * scale, combine)
+                high = ((byte >> 4) - 8).astype("float32") * scale
+                _put(target, [i, width + j], high, combine)
