@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from graphopt.ir.dims import Dim
-from graphopt.ir.graph import Value
+from graphopt.ir.graph import Node, Value
 from graphopt.passes._views import Atom, View, factor_of, views_of, whole
 from graphopt.rewrite import Rewriter
 
@@ -55,24 +57,51 @@ def _as_heads(view: View, value: Value, perm: tuple[int, ...]) -> Heads | None:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """`number` where `where` is `chosen`, and the scores elsewhere."""
+
+    where: Value
+    chosen: bool
+    number: float
+
+    def as_bias(self, rw: Rewriter) -> Value:
+        """What does the same when it is added: see `ABSORBING`."""
+        sides = (self.number, 0.0) if self.chosen else (0.0, self.number)
+        if self.where.const is not None:
+            return rw.const(np.where(self.where.const, *np.float32(sides)))
+        return rw.op.Where(self.where, *(rw.const(np.float32(side)) for side in sides))
+
+
+ABSORBING = -1e9
+"""From here on the sum of a mask and a score below 32 is the mask again in float32, so that scores
+may be added to it instead of replaced: even where all keys are masked, all shares are the same."""
+
+
+@dataclass(frozen=True)
 class Scores:
-    """`q k * scale + bias`, k being turned already."""
+    """`q k * scale + bias`, k being turned already, and then masked."""
 
     q: Value
     k: Value
     scale: float
     bias: Value | None
+    mask: Mask | None
 
 
 def scores_of(value: Value) -> Scores | str:
     """`value` as scores of queries and keys, or why it is not; each part read only here."""
-    bias, scale, node = None, 1.0, value.producer
-    while node is not None and node.op in ("Add", "Mul", "Div"):
+    bias, mask, scale, node = None, None, 1.0, value.producer
+    while node is not None and node.op in ("Add", "Mul", "Div", "Where"):
         if len(node.output.uses) > 1:
             return "its scores are also read elsewhere"
         scaled = factor_of(node)
         if scaled is not None:
             value, scale = scaled[0], scale * scaled[1]
+        elif node.op == "Where":
+            masked = _masked(node, scale)
+            if masked is None or mask is not None or bias is not None:
+                return "its scores are replaced by other numbers than one of -1e9 or less, once"
+            value, mask = masked
         elif node.op == "Add" and bias is None and scale == 1.0:
             a, b = node.inputs
             assert a is not None and b is not None
@@ -86,14 +115,26 @@ def scores_of(value: Value) -> Scores | str:
         return "its scores are no product that is read only there"
     q, k = node.inputs
     assert q is not None and k is not None
-    return Scores(q, k, scale, bias)
+    return Scores(q, k, scale, bias, mask)
+
+
+def _masked(node: Node, scale: float) -> tuple[Value, Mask] | None:
+    """What a Where masks, and how, if an infinite or very large negative number takes its place."""
+    where, *sides = node.inputs
+    for chosen, number, scores in ((True, *sides), (False, *sides[::-1])):
+        assert where is not None and number is not None and scores is not None
+        if number.const is None or number.const.size != 1 or scores.type != node.output.type:
+            continue
+        if number.const.item() * scale <= ABSORBING:
+            return scores, Mask(where, chosen, number.const.item() * scale)
+    return None
 
 
 def _are_scores(value: Value) -> bool:
     node = value.producer
     return (
         node is not None
-        and node.op in ("MatMul", "Mul", "Div")
+        and node.op in ("MatMul", "Mul", "Div", "Where")
         and not isinstance(scores_of(value), str)
     )
 

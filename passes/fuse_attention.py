@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from graphopt.ir.dims import exact_div
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
@@ -13,7 +14,7 @@ from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 
-scores, values = var("scores"), var("values")
+scores, values, bias = var("scores"), var("values"), var("bias")
 
 
 @rule(op.MatMul(op.Softmax(scores).named("shares"), values))
@@ -36,7 +37,11 @@ def products_to_attention(
         return NoMatch("its heads are not columns of rows")
     if not (query.heads, query.dim) == (key.heads, key.dim) == (value.heads, value.dim):
         return NoMatch("queries, keys and values differ in their heads")
-    bias = _bias(rw, found.bias, rank, query.heads)
+    bias = found.bias
+    if found.mask is not None:
+        mask = found.mask.as_bias(rw)
+        bias = mask if bias is None else rw.op.Add(mask, bias)
+    bias = _bias(rw, bias, rank, query.heads)
     if isinstance(bias, NoMatch):
         return bias
     scale = found.scale * query.scale * key.scale
@@ -54,9 +59,17 @@ def _bias(rw: Rewriter, bias: Value | None, rank: int, heads: int) -> Value | No
     """The bias as the op wants it, with an axis for heads."""
     if bias is None or rank == 4 or (bias.rank or 0) < 3 or bias.tensor.dims[0] == 1:
         return bias
-    if heads > 1:
-        return NoMatch("its bias differs between heads that are laid out as samples")
-    return rw.op.Unsqueeze(bias, rw.ints(1))
+    if heads == 1:
+        return rw.op.Unsqueeze(bias, rw.ints(1))
+    samples = exact_div(bias.tensor.dims[0], heads)
+    if samples is None:
+        return NoMatch("its bias is neither one for each head nor one for all")
+    target = reshape_target(
+        bias.tensor, TensorType(bias.dtype, (samples, heads, *bias.tensor.dims[1:]))
+    )
+    if target is None:
+        return NoMatch("the shape of its bias cannot be written with constants")
+    return rw.op.Reshape(bias, rw.ints(*target))
 
 
 def _as_before(rw: Rewriter, rows: Value, attention: Attention, old: Value) -> Value | NoMatch:
@@ -92,14 +105,25 @@ def rows_in_place(rw: Rewriter, node: Node) -> Value | None:
     return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN).output
 
 
+@rule(Pattern(OP_TYPE, (var("q"), var("k"), var("v"), op.Expand(bias, ...)), domain=DOMAIN))
+def bias_unexpanded(rw: Rewriter, node: Node, bias: Value) -> Value | NoMatch:
+    """Attention(q, k, v, Expand(b)) -> Attention(q, k, v, b), which broadcasts it"""
+    wide = node.inputs[3]
+    assert wide is not None
+    if bias.rank != 4 or wide.rank != 4:
+        return NoMatch("the expansion adds axes")
+    inputs = [*node.inputs[:3], bias]
+    return rw.insert(OP_TYPE, inputs, Attention.of(node).attrs, domain=DOMAIN).output
+
+
 class FuseAttention(RewritePass):
     """Replaces scaled dot-product attention by `graphopt::Attention`.
 
     Needs a softmax over the last axis between two products, and a known number of heads. Heads may
     be split off in any way that leaves each of them columns of rows: they are then read where they
     are, and the reshapes and transposes around them are not needed. Queries, keys and values may be
-    columns of one product. One bias (a mask, say) may be added to the scores. Fidelity:
-    reassociates.
+    columns of one product. One bias may be added to the scores, and a mask may replace them by a
+    number of -1e9 or less. Fidelity: reassociates.
 
     Before:
         (float[N,5,8] x, float[N,5,8] z, float[N,1,1,5] mask) => (float[N,5,8] y)
@@ -131,4 +155,4 @@ class FuseAttention(RewritePass):
 
     name = "fuse-attention"
     fidelity = Fidelity.REASSOCIATES
-    rules = (products_to_attention, rows_in_place)
+    rules = (products_to_attention, rows_in_place, bias_unexpanded)

@@ -17,10 +17,13 @@ from graphopt.testing import (
 )
 
 TEXT = """(float[N,5,8] x, float[N,5,24] qkv, float[5,N,24] tqkv, float[N,1,5,5] mask,
-     float[1,5,5] mask3, float[N,5,5] maskn, float[M,2,5,5] wide) => (float[] y)
+     float[1,5,5] mask3, float[N,5,5] maskn, float[M,2,5,5] wide, bool[N,1,1,5] pad) => (float[] y)
     <int64[4] heads = {-1, 5, 2, 4}, int64[4] theads = {5, -1, 2, 4},
      int64[5] three = {0, 0, 3, 2, 4}, float half = {0.5}, float one0 = {1}, float two = {2},
      int64[3] rows = {-1, 5, 8},
+     float least = {-inf}, float low = {-1e9}, float less = {-1e4}, float zerof = {0},
+     bool[1,1,5,5] later = {0,1,1,1,1, 0,0,1,1,1, 0,0,0,1,1, 0,0,0,0,1, 0,0,0,0,0},
+     int64[4] wider = {1, 2, 1, 1}, int64[3] folded = {-1, 1, 5},
      int64[3] merged = {5, -1, 4}, int64 zero = {0}, int64 one = {1}, int64 second = {2},
      int64[1] at0 = {0}, int64[1] at8 = {8}, int64[1] at16 = {16}, int64[1] at24 = {24},
      int64[1] last = {2}, int64[4] wrong = {-1, 2, 5, 4}, float[8,8] w, int64[3] bh = {-1, 5, 4}> {
@@ -55,6 +58,28 @@ FORMS = {
         v1 = Reshape(vs, merged) v = Transpose<perm=[1, 0, 2]>(v1)
         s = MatMul(q, k) d = Mul(s, half) m = Add(d, mask3) a = Softmax(m) o = MatMul(a, v)
         y = Transpose<perm=[1, 0, 2]>(o)""",
+    "masked by a constant": SPLIT
+    + "s = MatMul(q, k) d = Div(s, two) m = Where(later, least, d) a = Softmax(m) o = MatMul(a, v)"
+    + TAIL,
+    "masked padding, also all of it": SPLIT
+    + """s = MatMul(q, k) d = Mul(s, half) real = Not(pad) m = Where(real, d, low) a = Softmax(m)
+         o = MatMul(a, v)"""
+    + TAIL,
+    "masked before the scale": SPLIT
+    + "s = MatMul(q, k) m = Where(pad, least, s) d = Mul(m, half) a = Softmax(d) o = MatMul(a, v)"
+    + TAIL,
+    "added to and masked": SPLIT
+    + """s = MatMul(q, k) b = Add(s, mask) m = Where(later, least, b) a = Softmax(m)
+         o = MatMul(a, v)"""
+    + TAIL,
+    "a mask for heads as samples": """
+        qs, ks, vs = Split<axis=2, num_outputs=3>(tqkv)
+        q1 = Reshape(qs, merged) q = Transpose<perm=[1, 0, 2]>(q1)
+        k1 = Reshape(ks, merged) k = Transpose<perm=[1, 2, 0]>(k1)
+        v1 = Reshape(vs, merged) v = Transpose<perm=[1, 0, 2]>(v1)
+        b = Where(pad, low, zerof) w2 = Expand(b, wider) m3 = Reshape(w2, folded)
+        s = MatMul(q, k) d = Mul(s, half) m = Add(m3, d) a = Softmax(m) o = MatMul(a, v)
+        y = Transpose<perm=[1, 0, 2]>(o)""",
     "one head": """k = Transpose<perm=[0, 2, 1]>(x) s = MatMul(x, k) d = Div(s, two)
         m = Add(d, maskn) a = Softmax(m) y = MatMul(a, x)""",
 }
@@ -77,6 +102,7 @@ def test_forms(form: str) -> None:
     assert not any(other.op == "Softmax" for other in graph.nodes)
     assert node.attr("heads") == (1 if form == "one head" else 2)
     feeds = random_inputs(source, {"N": 4, "M": 4})
+    feeds["pad"][0] = True
     wanted = run_onnxruntime(source, feeds)["y"]
     np.testing.assert_allclose(run_compiled(graph, feeds)["y"], wanted, rtol=1e-4, atol=1e-5)
 
@@ -98,12 +124,28 @@ def test_columns_cut_out_before_are_read_in_place() -> None:
     assert node.attr("columns") == [8, 0, 8]
 
 
+def test_an_expanded_bias_is_read_as_it_was() -> None:
+    graph = parse(
+        text("e = Expand(mask, wider) y = graphopt.Attention<heads=2, dim=4>(x, x, x, e)")
+    )
+    assert_keeps_outputs(FuseAttention(), graph)
+    (node,) = attentions(graph)
+    assert node.inputs[3] is not None
+    assert node.inputs[3].name == "mask"
+
+
 SCORES = SPLIT + "s = MatMul(q, k)"
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
+        (SCORES + "m = Where(later, less, s) a = Softmax(m) o = MatMul(a, v)" + TAIL,
+         "one of -1e9 or less"),
+        (SCORES + "m = Where(later, s, s) a = Softmax(m) o = MatMul(a, v)" + TAIL,
+         "one of -1e9 or less"),
+        (SCORES + "m = Where(later, low, s) n = Where(pad, low, m) a = Softmax(n) o = MatMul(a, v)"
+         + TAIL, "one of -1e9 or less, once"),
         (SCORES + "a = Softmax<axis=2>(s) o = MatMul(a, v)" + TAIL, "another axis"),
         (SCORES + "a = Softmax(s) o = MatMul(a, v)" + TAIL + " z = Relu(a)", "also read elsewhere"),
         (SCORES + "a = Softmax(s) o = MatMul(a, v)" + TAIL + " z = Relu(s)", "read only there"),
