@@ -32,7 +32,7 @@ class Compression:
         limit: the drop that is allowed.
         chooser, judge: the two halves of the data.
         trace: a log of requests, if there is one.
-        multiplies_bytes: what the target says of itself; see `Spending`.
+        multiplies_bytes, multiplies_bfloat16: what the target says of itself; see `Spending`.
     """
 
     limit: float
@@ -40,6 +40,7 @@ class Compression:
     judge: Judge
     trace: Trace | None = None
     multiplies_bytes: bool | None = True
+    multiplies_bfloat16: bool = False
 
     @staticmethod
     def of(
@@ -47,10 +48,12 @@ class Compression:
         signature: Signature,
         budget: Budget,
         multiplies_bytes: bool | None = True,
+        multiplies_bfloat16: bool = False,
     ) -> Compression:
         """Read the data and measure the original on it."""
         judges, trace = budget.judges(original, signature), budget.requests()
-        return Compression(budget.max_drop, *judges, trace, multiplies_bytes)
+        facts = multiplies_bytes, multiplies_bfloat16
+        return Compression(budget.max_drop, *judges, trace, *facts)
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
         """A copy of `source` after `passes`, compressed as far as the budget allows.
@@ -70,6 +73,7 @@ class Compression:
                     trace=self.trace,
                     bench=bench,
                     multiplies_bytes=self.multiplies_bytes,
+                    multiplies_bfloat16=self.multiplies_bfloat16,
                 )
                 passes(graph, spending)
                 if spending.proposed and not spending.taken:

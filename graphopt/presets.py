@@ -54,6 +54,7 @@ from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_sequences import ResolveSequences
 from graphopt.passes.resolve_shapes import ResolveShapes
+from graphopt.passes.round_layers import RoundLayers
 from graphopt.passes.share_initializers import ShareInitializers
 from graphopt.passes.simplify_casts import SimplifyCasts
 from graphopt.passes.simplify_concats import SimplifyConcats
@@ -138,7 +139,8 @@ O2 = Pipeline(
 
 # Each takes what the budget still allows. Rows go first, if a trace tells which. Bags are merged
 # where they are not in few bits by then; units go before factors are made, which have none, and
-# both before codes, which have neither.
+# both before codes, which have neither. What stays in float32 is rounded to bfloat16 where that is
+# multiplied.
 O3 = Pipeline(
     (
         *O2.steps[:-1],
@@ -155,6 +157,7 @@ O3 = Pipeline(
         BalanceUnits(),
         QuantizeWeights(),
         QuantizeActivations(),
+        RoundLayers(),
         Fixpoint((ShareInitializers(), Cse(), Dce())),
     )
 )

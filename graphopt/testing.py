@@ -316,6 +316,8 @@ def assert_keeps_outputs(
 class Lavish:
     """A budget that allows every site the proposal that saves most, measured on random inputs."""
 
+    multiplies_bfloat16 = True
+
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
     ) -> list[Proposal]:

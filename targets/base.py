@@ -64,6 +64,11 @@ class Target(ABC):
         """True if layers are faster in 8 bits than in float32; None if only measuring tells."""
         return False
 
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """True if layers whose operands are rounded to bfloat16 are faster than in float32."""
+        return False
+
     @classmethod
     @abstractmethod
     def parse(cls, argument: str) -> Target:

@@ -86,6 +86,7 @@ class Spending:
         bench: where models run.
         multiplies_bytes: whether what is done for speed alone makes the target faster; None to
             measure it on the bench.
+        multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
     """
 
     judge: Judge
@@ -97,6 +98,7 @@ class Spending:
     trace: Trace | None = None
     bench: Workbench = field(default_factory=Workbench, repr=False)
     multiplies_bytes: bool | None = True
+    multiplies_bfloat16: bool = False
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0

@@ -105,7 +105,13 @@ class Proposal:
 
 
 class ErrorBudget(Protocol):
-    """Decides which proposals a graph can bear, by measuring it."""
+    """Decides which proposals a graph can bear, by measuring it.
+
+    Attributes:
+        multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
+    """
+
+    multiplies_bfloat16: bool
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0

@@ -24,6 +24,7 @@ from graphopt.targets.cpu import (
     lookup_loops,  # noqa: F401  (importing registers its lowering)
     pointwise,
     quantized_dense,
+    rounded_dense,
 )
 from graphopt.targets.cpu.kernels import bf16_gemm, dot
 from graphopt.targets.cpu.kernels.bfloat16 import Words
@@ -60,13 +61,21 @@ dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
-def legalize(graph: Graph, lanes: int, vnni: bool = False, words: Words | None = None) -> None:
+def legalize(
+    graph: Graph,
+    lanes: int,
+    vnni: bool = False,
+    words: Words | None = None,
+    every_layer: bool = False,
+) -> None:
     """Turn what the CPU has kernels for into ops of our own, in place.
 
     Args:
         lanes: float32 elements in a vector register of the target.
         vnni: it multiplies bytes (AVX512-VNNI). Quantized layers are computed in float32 elsewhere.
-        words: how dense layers multiply bfloat16; None for those that are to multiply float32.
+        words: how it multiplies bfloat16; None if it does not.
+        every_layer: layers multiply bfloat16 wherever it is faster, not only where the graph rounds
+            their operands to it.
     """
     if vnni:
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
@@ -79,7 +88,11 @@ def legalize(graph: Graph, lanes: int, vnni: bool = False, words: Words | None =
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
         weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
-        if words is not None and weights is not None and bf16_gemm.suits(weights.shape, lanes):
+        if words is None or weights is None or weights.dtype != np.float32:
+            continue
+        if not bf16_gemm.suits(weights.shape, lanes):
+            continue
+        if every_layer or rounded_dense.take_rounding(node):
             node.attrs["words"] = words
 
 

@@ -96,21 +96,31 @@ class CpuTarget(Target):
     def multiplies_bytes(self) -> bool:
         return "avx512_vnni" in self.features
 
-    def computing(self, precision: Precision) -> CpuTarget:
+    @property
+    def multiplies_bfloat16(self) -> bool:
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
 
+        return words_for(self.features, self.lanes) is not None
+
+    @property
+    def with_tiles(self) -> CpuTarget:
+        """This target using AMX, where it has it."""
+        # A CPU's name promises AMX even where the hypervisor hides it.
+        hidden = self.mcpu == str(codegen.llvm_get_system_cpu()) and not tiles_allowed()
+        tiled = replace(self, tiles=True)
+        promised = set(_TILES.values()) <= set(tiled.features)
+        return tiled if promised and not hidden else self
+
+    def computing(self, precision: Precision) -> CpuTarget:
         if precision == "tf32":
             super().computing(precision)
-        if precision == "bf16" and words_for(self.features, self.lanes) is None:
+        if precision == "bf16" and not self.multiplies_bfloat16:
             raise SpecError(
                 f"{self.mcpu} has no instruction that multiplies bfloat16 (AVX512-BF16, or BF16 of "
                 "Armv8.6), so --precision bf16 would gain nothing"
             )
-        # A CPU's name promises AMX even where the hypervisor hides it.
-        hidden = self.mcpu == str(codegen.llvm_get_system_cpu()) and not tiles_allowed()
-        with_tiles = replace(self, precision=precision, tiles=True)
-        promised = set(_TILES.values()) <= set(with_tiles.features)
-        return replace(with_tiles, tiles=precision == "bf16" and promised and not hidden)
+        found = replace(self, precision=precision, tiles=False)
+        return found.with_tiles if precision == "bf16" else found
 
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.targets.cpu import legalize
@@ -120,9 +130,15 @@ class CpuTarget(Target):
         working = graph.clone()
         expand.expand_functions(working)
         bfloat16.widen_bfloat16(working)
-        words = words_for(self.features, self.lanes) if self.precision == "bf16" else None
-        legalize.legalize(working, self.lanes, vnni=self.multiplies_bytes, words=words)
+        words = words_for(self.with_tiles.features, self.lanes)
+        every = self.precision == "bf16"
+        legalize.legalize(working, self.lanes, self.multiplies_bytes, words, every_layer=every)
         return working
+
+    def _using(self, graph: Graph) -> CpuTarget:
+        """This target with the instruction sets that a legalized graph needs."""
+        rounds = any("words" in node.attrs for node in graph.walk())
+        return self.with_tiles if rounds else self
 
     def compile(
         self,
@@ -136,18 +152,19 @@ class CpuTarget(Target):
 
         stage("lower")
         working = self.legalize(graph)
+        used = self._using(working)
         tuned = {}
         if tuning is not None:
             stage("tune")
-            tuned["tuning"] = asdict(self._tune(working, tuning))
+            tuned["tuning"] = asdict(used._tune(working, tuning))
             stage("lower")
         lowered = lowering.lower(working, oob)
         stage("build")
-        built = build.build(lowered.module, self.llvm, self.machine, library, lowered.emitted)
+        built = build.build(lowered.module, used.llvm, self.machine, library, lowered.emitted)
         facts = {
             "target": f"cpu:{self.mcpu}",
             "machine": self.machine,
-            "cpu_features": list(self.features),
+            "cpu_features": list(used.features),
             "precision": self.precision,
             "tvm": tvm.__version__,
             "sizes": built.sizes,
@@ -161,7 +178,7 @@ class CpuTarget(Target):
     def _tune(self, graph: Graph, tuning: Tuning) -> Summary:
         from graphopt.targets.cpu.tuned import choose_params
 
-        host = set(CpuTarget.parse("").computing(self.precision).features)
+        host = set(CpuTarget.parse("").with_tiles.features)
         machine = f"{cpu_name()}; {self.mcpu}: {','.join(self.features)}"
         runs_here = self.machine == platform.machine() and host.issuperset(self.features)
         if tuning.measures and not runs_here:

@@ -10,6 +10,7 @@ from graphopt.ir.graph import Graph
 from graphopt.rewrite import RewriteStats, rewrite
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights
+from graphopt.targets.cpu.target import CpuTarget
 from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
 
 LAYER = """(float[N,6] x) => (float[N,4] y) <{weights}> {{
@@ -122,3 +123,12 @@ def test_a_layer_and_a_lookup_share_a_table() -> None:
     feeds = {"ids": np.array([0, 8, 3])}
     wanted = run_onnxruntime(graph, feeds)["y"]
     np.testing.assert_allclose(run_compiled(graph, feeds)["y"], wanted, rtol=1e-5)
+
+
+def test_codes_are_not_multiplied_as_bfloat16() -> None:
+    """The kernel for bfloat16 knows no scales."""
+    text = """(float[N,64] x) => (float[N,64] y) <int8[64,64] c, float[64] s> {
+        w = DequantizeLinear<axis=1>(c, s)  y = MatMul(x, w) }"""
+    working = CpuTarget.parse("sapphirerapids").computing("bf16").legalize(parse(text))
+    (layer,) = working.nodes
+    assert "scale" in layer.attrs and "words" not in layer.attrs
