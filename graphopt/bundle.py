@@ -40,18 +40,27 @@ def bundle(artifact: str | Path, output: str | Path) -> None:
         raise OutputError(f"{output}: exists; choose another name")
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent}: no such folder; create it first")
-    own, bridge, libraries = Path(__file__).parent, _package("tvm_ffi"), runtime_folder()
     with replacing_folder(output) as folder:
         (folder / ARTIFACT).mkdir()
         for name in (MANIFEST, LIBRARY, WEIGHTS):
             shutil.copy2(artifact / name, folder / ARTIFACT / name)
-        (folder / "graphopt").mkdir()
-        for name in MODULES:
-            _copied(own / name, folder / "graphopt" / name)
-        _copied(bridge, folder / "tvm_ffi")
-        (folder / "tvm" / "lib").mkdir(parents=True)
-        for library in libraries.glob("libtvm_runtime*.so"):
-            shutil.copy2(library, folder / "tvm" / "lib")
+        copy_runtime(folder)
+
+
+def copy_runtime(folder: Path) -> None:
+    """Put what runs artifacts into `folder`: the packages graphopt, tvm and tvm_ffi.
+
+    Raises:
+        ArtifactError: the runtime is not installed.
+    """
+    own, bridge, libraries = Path(__file__).parent, _package("tvm_ffi"), runtime_folder()
+    (folder / "graphopt").mkdir()
+    for name in MODULES:
+        _copied(own / name, folder / "graphopt" / name)
+    _copied(bridge, folder / "tvm_ffi")
+    (folder / "tvm" / "lib").mkdir(parents=True)
+    for library in libraries.glob("libtvm_runtime*.so"):
+        shutil.copy2(library, folder / "tvm" / "lib")
 
 
 def _package(name: str) -> Path:

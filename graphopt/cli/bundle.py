@@ -5,20 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
-from graphopt.cli import options
+from graphopt.errors import SpecError
 
 
 def bundle(
-    artifact: options.Compiled,
-    output: Annotated[Path, Option("-o", "--output", help="A new folder.")],
+    output: Annotated[
+        Path, Option("-o", "--output", help="A new folder; for a wheel an existing one.")
+    ],
+    artifact: Annotated[
+        Path | None, Argument(metavar="[ARTIFACT]", help="A .gopt folder.", show_default=False)
+    ] = None,
+    wheel: Annotated[
+        bool, Option("--wheel", help="The runtime alone, as a wheel for pip to install.")
+    ] = False,
 ) -> None:
     """Put an artifact and its runtime into one folder.
 
-    It is for images that serve the artifact: with the folder on PYTHONPATH, Python needs NumPy and
-    typing_extensions besides, but no compiler.
+    Or, with --wheel, the runtime alone into a wheel.
+    They are for images that serve artifacts: with the folder on PYTHONPATH, or the wheel installed,
+    Python needs NumPy and typing_extensions besides, but no compiler.
     """
     from graphopt import bundle as bundles
+    from graphopt import runtime_wheel
 
-    bundles.bundle(artifact, output)
+    if wheel != (artifact is None):
+        raise SpecError("bundle takes either an ARTIFACT or --wheel")
+    if artifact is None:
+        print(runtime_wheel.write_wheel(output))
+    else:
+        bundles.bundle(artifact, output)
