@@ -27,7 +27,7 @@ def profile(
     seed: options.Seed = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Show where the time of an artifact goes: kernels, tables, features.
+    """Show where the time goes: kernels, tables, features.
 
     The bound is the time that this machine needs at least for the operations of a kernel, or to
     move its bytes if they are in the smallest cache that holds them. Peaks are measured once and
