@@ -61,6 +61,7 @@ from graphopt.passes.simplify_concats import SimplifyConcats
 from graphopt.passes.simplify_gates import SimplifyGates
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
 from graphopt.passes.simplify_slices import SimplifySlices
+from graphopt.passes.sink_divisions import SinkDivisions
 from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.sink_gathers import SinkGathers
 from graphopt.passes.unflatten_gemms import UnflattenGemms
@@ -114,6 +115,7 @@ _INTERACT = (
     DecomposeEinsum(),
     DropUnitAxes(),
     SinkGathers(),
+    SinkDivisions(),
     FuseBiInteraction(),
     FuseCompressedInteraction(),
     FuseCrossNetwork(),

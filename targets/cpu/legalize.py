@@ -19,6 +19,7 @@ from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import (
     DOMAIN,
     activations,
+    cosine,
     layer_norm,
     lookup_concat,
     lookup_loops,  # noqa: F401  (importing registers its lowering)
@@ -41,6 +42,7 @@ _VECTORIZED = (
     "GRU",
     "LSTM",
     "RNN",
+    f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::Pointwise",
@@ -199,6 +201,7 @@ DENSE_RULES: tuple[Rule, ...] = (
 _RULES: tuple[Rule, ...] = (
     *DENSE_RULES,
     *layer_norm.RULES,
+    *cosine.RULES,
     *pointwise.RULES,
     *lookup_concat.CONCATENATED,
 )
