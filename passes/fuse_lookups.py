@@ -7,11 +7,10 @@ from itertools import groupby
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
-from graphopt.ops.table_rows import DOMAIN, OP_TYPE
-from graphopt.passes._columns import Column, column_of
 from graphopt.passes._concats import axis_of
+from graphopt.passes._lanes import Lane, Together, lane_of
 from graphopt.passes._shapes import reshape_target
-from graphopt.passes._stacked import stacked, stacking_refusal
+from graphopt.passes._stacked import stacking_refusal
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite import Rewriter
 from graphopt.rewrite.rewriter import erase_dead
@@ -25,10 +24,12 @@ class FuseLookups(Pass):
 
     What exporters write per field (take the column, cast it, look it up) and then concatenate
     becomes one lookup in the tables stacked in one, by row numbers that `graphopt::TableRows` makes
-    of the ids. Needs `min_fields` such columns, which follow one another in the matrix as their
-    rows do in the concatenation, and rows of one width. An id outside its own table stays an error.
-    In ONNX Runtime this pays from `min_fields` on (measured for widths 1 to 64, batches 1 to 2048).
-    Fidelity: exact.
+    of the ids. So does arithmetic that is the same for each column but for its constants, as in
+    hashed ids, and sums and products of rows, as in quotient-remainder embeddings (Shi et al.,
+    "Compositional embeddings using complementary partitions", 2020). Needs `min_fields` such
+    columns, which follow one another in the matrix as their rows do in the concatenation, and rows
+    of one width. An id outside its own table stays an error. In ONNX Runtime this pays from
+    `min_fields` on (measured for widths 1 to 64, batches 1 to 2048). Fidelity: exact.
 
     Options:
         min_fields: the fewest fields to fuse.
@@ -77,11 +78,11 @@ class FuseLookups(Pass):
         for run in _runs(node):
             reason = self._refusal(run)
             if reason is None:
-                operands.append(_emit(node, run))  # type: ignore[arg-type]
+                operands.append(_emit(node, [entry for entry in run if isinstance(entry, Lane)]))
                 fused = True
                 ctx.stats.hits[RULE] += 1
             else:
-                operands += [entry.value if isinstance(entry, Column) else entry for entry in run]
+                operands += [entry.value if isinstance(entry, Lane) else entry for entry in run]
                 if reason:
                     ctx.stats.refuse(RULE, node, reason)
         if fused:
@@ -93,49 +94,46 @@ class FuseLookups(Pass):
             node.graph.replace_uses(node.output, joined)
             erase_dead(node.graph, [node])
 
-    def _refusal(self, run: list[Column | Value]) -> str | None:
+    def _refusal(self, run: list[Lane | Value]) -> str | None:
         """Why not to fuse `run`; empty where there is nothing to explain."""
-        columns = [entry for entry in run if isinstance(entry, Column)]
-        if len(columns) < len(run) or len(columns) < 2:
+        lanes = [entry for entry in run if isinstance(entry, Lane)]
+        if len(lanes) < len(run) or len(lanes) < 2:
             return ""
-        if len(columns) < self.min_fields:
-            return f"{len(columns)} fields are too few to pay; min_fields is {self.min_fields}"
-        if any(len(column.value.uses) > 1 for column in columns):
+        if len(lanes) < self.min_fields:
+            return f"{len(lanes)} fields are too few to pay; min_fields is {self.min_fields}"
+        if any(len(lane.value.uses) > 1 for lane in lanes):
             return "rows of one field are also read elsewhere"
-        tables = [column.table for column in columns]
-        readers = [c.value.producer for c in columns if c.value.producer is not None]
-        return stacking_refusal(tables, readers, self.max_bytes, self.max_growth)
+        lookups = [node for lane in lanes for node in lane.lookups]
+        for tables in zip(*(lane.tables for lane in lanes)):
+            reason = stacking_refusal(tables, lookups, self.max_bytes, self.max_growth)
+            if reason is not None and len(set(tables)) > 1:
+                return reason
+        return None
 
 
-def _runs(node: Node) -> list[list[Column | Value]]:
+def _runs(node: Node) -> list[list[Lane | Value]]:
     """The operands of `node` in order, neighbours that may become one lookup together."""
-    entries = [column_of(v) or v for v in node.inputs if v is not None]
+    entries = [lane_of(v) or v for v in node.inputs if v is not None]
 
-    def key(pair: tuple[int, Column | Value]) -> tuple[object, ...]:
+    def key(pair: tuple[int, Lane | Value]) -> tuple[object, ...]:
         place, entry = pair
-        return (*entry.kind, entry.at - place) if isinstance(entry, Column) else (place,)
+        if not isinstance(entry, Lane):
+            return (place,)
+        return (*entry.form, *(column - place for column in entry.columns))
 
     return [[entry for _, entry in run] for _, run in groupby(enumerate(entries), key)]
 
 
-def _emit(node: Node, run: list[Column]) -> Value:
-    """The rows of all columns, in the shape that concatenating them gives."""
-    gathers = [column.value.producer for column in run if column.value.producer is not None]
-    rw = Rewriter(node, gathers)
-    matrix, first, to = run[0].matrix, run[0].at, run[0].to
-    ids = matrix
-    if matrix.tensor.dims[1] != len(run):
-        ids = rw.op.Slice(matrix, rw.ints(first), rw.ints(first + len(run)), rw.ints(1))
-    if to is not None:
-        ids = rw.op.Cast(ids, to=to)
-    whole, starts = stacked([column.table for column in run])
-    rows = [len(c.table.const) for c in run if c.table.const is not None]
-    number = rw.insert(OP_TYPE, [ids, rw.ints(*rows), rw.ints(*starts)], domain=DOMAIN).output
-    found = rw.op.Gather(rw.const(whole), number, axis=0)
-    dims = run[0].value.tensor.dims
-    if len(dims) == 3 and node.attr("axis") in (1, -2):
+def _emit(node: Node, run: list[Lane]) -> Value:
+    """The rows of all lanes, in the shape that concatenating them gives."""
+    rw = Rewriter(node, [covered for lane in run for covered in lane.nodes])
+    found = Together(rw).of(tuple(lane.value for lane in run))
+    axis = axis_of(node)
+    dims = list(run[0].value.tensor.dims)
+    dims[axis] = len(run) * dims[axis]  # type: ignore[index]
+    side_by_side = TensorType(found.dtype, tuple(dims))
+    if found.tensor == side_by_side:
         return found
-    side_by_side = TensorType(found.dtype, (*dims[:-1], len(run) * dims[-1]))
     shape = reshape_target(found.tensor, side_by_side)
     assert shape is not None, "all sizes but the first are known"
     return rw.op.Reshape(found, rw.ints(*shape))

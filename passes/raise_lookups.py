@@ -90,11 +90,11 @@ def comparison_product_to_gather(
 class RaiseLookups(RewritePass):
     """Replaces products of one-hot rows and a constant matrix by lookups.
 
-    Needs integer ids, as many classes as the finite constant matrix has rows, and marks 0 and 1, be
-    they made by OneHot or by comparing ids with 0, 1, 2 and so on. An id outside, which these turn
-    into zeros, still gives zeros (and the bias, if there is one). For that the table also holds a
-    row of zeros, and for OneHot, where ids may count from the end, all rows twice. In ONNX Runtime
-    it is faster at any number of classes and any batch size. Fidelity: reassociates.
+    Needs integer ids, as many classes as the finite constant matrix has rows, and marks 0 and 1.
+    OneHot makes these, or a comparison of ids with 0, 1, 2 and so on. An id outside, which they
+    turn into zeros, still gives zeros (and the bias, if there is one). For that the table also has
+    a row of zeros, and for OneHot, where ids may count from the end, all rows twice. In ONNX
+    Runtime it is faster at any number of classes and any batch size. Fidelity: reassociates.
 
     Before:
         (int64[N] ids) => (float[N,4] y) <int64 depth = {9}, float[2] marks = {0, 1}, float[9,4] w>

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 import pytest
 
+from graphopt.ir.verifier import verify
 from graphopt.passes.fuse_lookups import FuseLookups
-from graphopt.testing import assert_rewrites, assert_unchanged
+from graphopt.pipeline.base import PassContext
+from graphopt.testing import assert_rewrites, assert_unchanged, parse, run_onnxruntime
 
 PASS = FuseLookups(min_fields=3)
 TABLES = "float[7,4] t, float[5,4] u"
@@ -81,3 +86,110 @@ def test_tables_that_others_read_may_not_be_copied_without_bound() -> None:
 def test_an_output_stays() -> None:
     text = sliced("y = Concat<axis=1>(a, b, c)").replace("(float[] y)", "(float[] y, float[] b)")
     assert_unchanged(PASS, text, "also read elsewhere")
+
+
+# --------------------------------------------------------------- computed of ids
+
+# Every field hashed on its own: by remainders, with quotients as PyTorch's exporters write them.
+# Divisor, rows of quotients, rows of remainders.
+FIELDS = {"a": (4, 6, 4), "b": (5, 5, 5), "c": (4, 3, 4)}
+MATRIX = "(int64[N,3] x) => (float[] y)"
+FLOORED = """p{f} = Div(x{f}, c{f}) n{f} = Less(x{f}, zero) e{f} = Equal(m{f}, zero)
+    o{f} = Not(e{f}) d{f} = And(n{f}, o{f}) s{f} = Sub(p{f}, one) q{f} = Where(d{f}, s{f}, p{f})"""
+FLOATS = "w{f} = Cast<to=1>(x{f}) v{f} = Div(w{f}, g{f}) u{f} = Floor(v{f}) q{f} = Cast<to=7>(u{f})"
+
+
+def hashed(per_field: str, join: str, columns: str = "abc") -> str:
+    """The text of a model that does `per_field` for each of three columns."""
+    body, weights = "", "int64 zero = {0}, int64 one = {1}, int64[3] side = {-1, 1, 4}"
+    for k, f in enumerate(columns):
+        divisor, quotients, remainders = FIELDS[f]
+        take = f"x{f} = Gather<axis=1>(x, k{f}) m{f} = Mod(x{f}, c{f}) "
+        body += take + per_field.replace("{f}", f) + "\n"
+        weights += f", int64 k{f} = {{{k}}}, int64 c{f} = {{{divisor}}}, float g{f} = {{{divisor}}}"
+        weights += f", float[{quotients},4] t{f}, float[{remainders},4] r{f}"
+    return f"{MATRIX} <{weights}> {{ {body} y = {join} }}"
+
+
+LOOK_UP = "h{f} = Gather(t{f}, q{f}) i{f} = Gather(r{f}, m{f}) "
+FORMS = {
+    "remainders": ("z{f} = Gather(r{f}, m{f})", "Concat<axis=1>(za, zb, zc)"),
+    "quotients": (f"{FLOORED} z{{f}} = Gather(t{{f}}, q{{f}})", "Concat<axis=1>(za, zb, zc)"),
+    "products": (f"{FLOORED} {LOOK_UP} z{{f}} = Mul(h{{f}}, i{{f}})", "Concat<axis=1>(za, zb, zc)"),
+    "sums, stacked": (
+        f"{FLOATS} {LOOK_UP} s{{f}}0 = Add(h{{f}}, i{{f}}) z{{f}} = Reshape(s{{f}}0, side)",
+        "Concat<axis=1>(za, zb, zc)",
+    ),
+    "stacked, side by side": (
+        f"{FLOATS} {LOOK_UP} s{{f}}0 = Sub(h{{f}}, i{{f}}) z{{f}} = Reshape(s{{f}}0, side)",
+        "Concat<axis=2>(za, zb, zc)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("per_field", "join"), FORMS.values(), ids=FORMS)
+def test_what_is_computed_of_each_column_is_computed_of_all(per_field: str, join: str) -> None:
+    graph = parse(hashed(per_field, join))
+    source = graph.clone()
+    assert PASS.run(graph, PassContext())
+    verify(graph)
+    counts = Counter(node.op_type for node in graph.nodes)
+    once = {"Div", "Mod", "Where", "Cast", "Concat", "Mul", "Floor"}
+    assert all(counts[op] <= (2 if op == "Cast" else 1) for op in once)
+    assert counts["Gather"] == per_field.count("Gather")
+    assert counts["TableRows"] == (1 if "t{f}" in per_field else 0)  # remainders need none
+    assert not PASS.run(graph, PassContext())
+    for ids in ([[0, 0, 0]], [[23, 24, 11], [-1, -25, -12], [-4, 7, 5], [3, -8, 9]]):
+        feeds = {"x": np.array(ids)}
+        found, wanted = (run_onnxruntime(g, feeds)["y"] for g in (graph, source))
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_remainders_name_rows_and_need_no_check() -> None:
+    graph = parse(hashed(*FORMS["remainders"]))
+    assert PASS.run(graph, PassContext())
+    assert [n.op_type for n in graph.nodes] == ["Mod", "Add", "Gather", "Reshape"]
+    wide = hashed(*FORMS["remainders"]).replace("float[4,4] ra", "float[3,4] ra")
+    graph = parse(wide)
+    assert PASS.run(graph, PassContext())
+    assert "TableRows" in [n.op_type for n in graph.nodes]
+    with pytest.raises(Exception, match="out of data bounds"):
+        run_onnxruntime(graph, {"x": np.array([[3, 0, 0]])})
+
+
+@pytest.mark.parametrize("stray", [24, -25])
+def test_quotients_outside_stay_an_error(stray: int) -> None:
+    graph = parse(hashed(*FORMS["products"]))
+    assert PASS.run(graph, PassContext())
+    with pytest.raises(Exception, match="out of data bounds"):
+        run_onnxruntime(graph, {"x": np.array([[stray, 0, 0]])})
+
+
+def test_one_table_for_all_columns_is_not_stacked() -> None:
+    text = sliced("y = Concat<axis=1>(a, b, c)").replace("Gather(u, j)", "Gather(t, j)")
+    taken = "ids = Slice(x, c1, c4, c1) y = Gather(t, ids)"
+    weights = "float[7,4] t, int64[1] c1 = {1}, int64[1] c4 = {4}"
+    after = f"(int64[N,5] x) => (float[] y) <{weights}> {{ {taken} }}"
+    assert_rewrites(PASS, text, after)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Another op, another order of columns, or an operand that is no column.
+        hashed("z{f} = Gather(r{f}, m{f})", "Concat<axis=1>(za, zb, zc)").replace(
+            "mb = Mod(", "mb = Div("
+        ),
+        hashed("z{f} = Gather(r{f}, m{f})", "Concat<axis=1>(zc, zb, za)"),
+        hashed("z{f} = Gather(r{f}, m{f})", "Concat<axis=1>(za, zb, zc)").replace(
+            "Mod(xb, cb)", "Mod(cb, xb)"
+        ),
+        hashed("z{f} = Gather(r{f}, m{f})", "Concat<axis=0>(za, zb, zc)"),
+        hashed(
+            "w{f} = Gather(r{f}, m{f}) z{f} = Reshape(w{f}, side)", "Concat<axis=1>(za, zb, zc)"
+        ).replace("{-1, 1, 4}", "{1, -1, 4}"),
+        hashed("w{f} = Gather(r{f}, m{f}) z{f} = Mul(w{f}, w{f})", "Concat<axis=1>(za, zb, zc)"),
+    ],
+)
+def test_columns_that_are_not_alike_stay(text: str) -> None:
+    assert_unchanged(PASS, text)
