@@ -179,7 +179,7 @@ class _Reader:
         viewed = node.inputs[0] if node.op in _VIEWS else None
         if viewed is not None and _without_ones(viewed) == frame.shape:
             return self.read(viewed, frame, last)
-        taken = _columns_of(value)
+        taken = columns_of(value)
         if taken is not None and len(_without_ones(taken[0])) == 2:
             matrix, first = taken
             self.nodes.append(node)
@@ -244,7 +244,7 @@ def _bounds_of(value: Value) -> Bounds:
     return (0, 0) if scalar.is_float(value.dtype) else _range_of(value.dtype)
 
 
-def _columns_of(value: Value) -> tuple[Value, int] | None:
+def columns_of(value: Value) -> tuple[Value, int] | None:
     """The matrix [n, m] that `value` is columns of, and the first of these."""
     node = value.producer
     matrix = None if node is None or not node.inputs else node.inputs[0]
@@ -325,6 +325,13 @@ def _extremum(node: Node, bounds: _Operands) -> Bounds | None:
     return apply(a for a, _ in bounds), apply(b for _, b in bounds)
 
 
+def _clip(node: Node, bounds: _Operands) -> Bounds | None:
+    if _is_float(node) or len(bounds) != 3 or node.const(1) is None or node.const(2) is None:
+        return None
+    (low, high), (least, _), (most, _) = bounds
+    return (min(max(low, least), most), max(min(high, most), least)) if least <= most else None
+
+
 def _cast(node: Node, bounds: _Operands) -> Bounds | None:
     source = node.inputs[0]
     assert source is not None
@@ -351,6 +358,7 @@ _BOUNDS: dict[str, Callable[[Node, _Operands], Bounds | None]] = {
     "Where": _choice,
     **dict.fromkeys(("Max", "Min"), _extremum),
     "Cast": _cast,
+    "Clip": _clip,
     "Floor": _floor,
     **dict.fromkeys((*_COMPARISONS, "And", "Or", "Not"), _condition),
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from graphopt.analysis.cost import Cost, cost_rule
 from graphopt.analysis.lookups import Lookup, bytes_moved, lookup_rule
-from graphopt.ir.dims import product
+from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
@@ -20,7 +20,15 @@ from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.id_arithmetic import UNROLLED, Expression, Given, Ids, givens, ids_of
+from graphopt.targets.cpu.id_arithmetic import (
+    UNROLLED,
+    Expression,
+    Given,
+    Ids,
+    columns_of,
+    givens,
+    ids_of,
+)
 from graphopt.targets.relax.ops.indexing import out_of_range
 
 OP_TYPE = "LookupConcat"
@@ -85,12 +93,15 @@ class Part:
         terms: empty for a value, which is one input.
         combined: "add" or "mul", how the rows of several terms become one.
         pool: how all rows of one term become one.
+        start, source: of a value: columns from `start` on of an input of `source` columns.
     """
 
     width: int
     terms: tuple[Term, ...] = ()
     combined: str = ""
     pool: EmbeddingBag | None = None
+    start: int = 0
+    source: int = 0
 
     @property
     def inputs(self) -> int:
@@ -267,6 +278,31 @@ def _stacked(ids: Value, columns: int) -> tuple[Value, Extents, list[Node]] | No
     return own, Extents(tuple(starts.tolist()), tuple(rows.tolist())), [node]
 
 
+def _copied(value: Value, width: int, rows: Dim) -> tuple[list[Part], list[Value], list[Node]]:
+    """The parts that a value stands for: columns of a matrix, or what was joined before."""
+    taken, source, views = columns_of(value), value, []
+    if taken is not None and taken[0].tensor.dims[0] == rows and taken[0].dtype == "float32":
+        matrix, start = taken
+        assert value.producer is not None
+        return [Part(width, start=start, source=_width(matrix))], [matrix], [value.producer]
+    while source.producer is not None and source.producer.op in _VIEWS and len(source.uses) == 1:
+        views.append(source.producer)
+        assert source.producer.inputs[0] is not None
+        source = source.producer.inputs[0]
+    node = source.producer
+    if node is None or node.op != f"{DOMAIN}::{OP_TYPE}" or len(source.uses) > 1:
+        return [Part(width, source=width)], [value], []
+    if node.attrs["rows"] != rows:
+        return [Part(width, source=width)], [value], []
+    return node.attrs["parts"], [v for v in node.inputs if v is not None], [*views, node]
+
+
+def _width(matrix: Value) -> int:
+    width = matrix.tensor.dims[1]
+    assert isinstance(width, int)
+    return width
+
+
 def _insert(rw: Rewriter, axis: int, operands: list[Value], found: list[_Matched | None]) -> Value:
     """The op that joins `operands` along `axis`, those that were `found` as lookups."""
     root, parts, inputs = rw.root, [], []
@@ -275,8 +311,10 @@ def _insert(rw: Rewriter, axis: int, operands: list[Value], found: list[_Matched
         width = product(operand.tensor.dims[axis:])
         assert isinstance(width, int)
         if rows is None:
-            parts.append(Part(width))
-            inputs.append(operand)
+            own, given, covered = _copied(operand, width, product(root.output.tensor.dims[:axis]))
+            parts += own
+            inputs += given
+            nodes += covered
         else:
             parts.append(Part(width, rows.terms, rows.combined, rows.pool))
             inputs += rows.inputs
@@ -301,7 +339,9 @@ def concat_to_lookup_concat(rw: Rewriter, node: Node) -> Value | NoMatch:
     if not all(isinstance(width, int) for width in widths):
         return NoMatch("the width of an operand is known only at run time")
     found = [_matched(value, width) for value, width in zip(operands, widths)]  # type: ignore
-    if not any(found):
+    rows = product(node.output.tensor.dims[:axis])
+    joined = (part for v, w in zip(operands, widths) for part in _copied(v, w, rows)[0])  # type: ignore
+    if not any(found) and not any(part.terms for part in joined):
         return NoMatch("no operand is looked up for it alone")
     return _insert(rw, axis, operands, found)
 

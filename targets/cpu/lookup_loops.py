@@ -56,7 +56,7 @@ def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> I
     """The operands of the kernel for a part: tables as they are, all else with its rows."""
     remaining = iter(inputs)
     if not part.terms:
-        yield lower.reshape(lower.expr(next(remaining)), [rows, part.width])
+        yield lower.reshape(lower.expr(next(remaining)), [rows, part.source])
     for term in part.terms:
         for _ in range(term.tables):
             yield lower.expr(next(remaining))
@@ -67,7 +67,7 @@ def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> I
 def _write(lower: Lowering, part: Part, given: list[Any], target: Any, i: Any, place: int) -> None:
     """target[i, place:] = the part."""
     if not part.terms:
-        _copy(target, i, place, given[0], i, part.width, None, None)
+        _copy(target, i, place, given[0], i, part.width, None, None, part.start)
         return
     columns, at, owned = part.terms[0].columns, 0, []
     for term in part.terms:
@@ -207,10 +207,18 @@ def _put(target: Any, index: list[Any], value: Any, combine: Any) -> None:
 
 
 def _copy(
-    target: Any, i: Any, place: Any, source: Any, row: Any, width: int, valid: Any, combine: Any
+    target: Any,
+    i: Any,
+    place: Any,
+    source: Any,
+    row: Any,
+    width: int,
+    valid: Any,
+    combine: Any,
+    start: int = 0,
 ) -> None:
     with T.serial(width) as j:
-        _put(target, [i, place + j], load(source, [row, j], valid), combine)
+        _put(target, [i, place + j], load(source, [row, start + j], valid), combine)
 
 
 def _restore(
