@@ -70,7 +70,7 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
 def _tuned(tuning: dict[str, Any]) -> str:
     known, problems, measured = (tuning[name] for name in ("known", "problems", "measured"))
     gain = f"; {tuning['speedup']:.2f} times as fast as by default" if known else ""
-    return f"{known} of {problems} layers known, {measured} measurements{gain}"
+    return f"{known} of {problems} kernels known, {measured} measurements{gain}"
 
 
 def _verified(outcome: dict[str, Any] | None) -> str:

@@ -11,6 +11,13 @@ import numpy as np
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
+from graphopt.targets.cpu.kernels.int8_gemm import (
+    Quantization,
+    int8_gemm,
+    int8_params,
+    pack_int8,
+    pack_start,
+)
 from graphopt.targets.cpu.kernels.panels import (
     MAX_ROWS,
     GemmParams,
@@ -105,3 +112,30 @@ class Bf16GemmFamily(GemmFamily):
     @staticmethod
     def kernel_sources() -> Sequence[Any]:
         return bf16_gemm, by_blocks
+
+
+class Int8GemmFamily(GemmFamily):
+    """The same for data that are rounded to 8 bits, and weights in 8 bits."""
+
+    name: ClassVar[str] = "gemm-int8"
+    rounding: ClassVar[Quantization] = Quantization(1 / 32, 128)
+
+    def default(self, problem: GemmProblem) -> GemmParams:
+        return int8_params(problem.n)
+
+    def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
+        return int8_gemm(problem.k, problem.n, self.rounding, params)
+
+    def trials(self, problem: GemmProblem, params: GemmParams) -> list[Trial]:
+        rng = np.random.default_rng(0)
+        codes = rng.integers(-127, 128, (problem.k, problem.n), np.int8)
+        scale = np.full(problem.n, 1e-3, np.float32)
+        packed = [pack_int8(codes, params), pack_start(codes, self.rounding.zero, params)]
+        packed += [pack_bias(scale, problem.n, params), pack_bias(None, problem.n, params)]
+        sizes = sorted({min(rows, MOST_ROWS) for rows in problem.rows})
+        left = rng.standard_normal((max(sizes), problem.k), np.float32)
+        return [Trial([left[:m], *packed], ((m, problem.n), "float32")) for m in sizes]
+
+    @staticmethod
+    def kernel_sources() -> Sequence[Any]:
+        return int8_gemm, by_blocks

@@ -85,7 +85,8 @@ def int8_kernel(
 ) -> tuple[PrimFunc, list[np.ndarray]]:
     """The kernel of a Dense that rounds its data, and the constants that it takes."""
     k, n = codes.shape
-    data, bias, rounding, params = node.inputs[0], node.const(2), node.attrs["data"], int8_params(n)
+    data, bias, rounding = node.inputs[0], node.const(2), node.attrs["data"]
+    params = node.attrs.get("params") or int8_params(n)
     assert data is not None
     scale = node.attrs["scale"] * np.float32(rounding.scale)
     packed = [pack_int8(codes, params), pack_start(codes, rounding.zero, params)]

@@ -1,32 +1,64 @@
-"""Gives the dense layers of a legalized graph the parameters that a tuner chooses."""
+"""Gives the kernels of a legalized graph the parameters that a tuner chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from graphopt.ir.dims import product, substitute, symbols
 from graphopt.ir.graph import Graph, Node
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.gemm_family import Bf16GemmFamily, GemmFamily, GemmProblem
+from graphopt.targets.cpu.gemm_family import (
+    Bf16GemmFamily,
+    GemmFamily,
+    GemmProblem,
+    Int8GemmFamily,
+)
 from graphopt.targets.cpu.kernels import dot
+from graphopt.targets.cpu.kernels.bfloat16 import Words
+from graphopt.targets.cpu.lookup_family import (
+    LEAST_BYTES,
+    LookupFamily,
+    LookupProblem,
+    PoolingFamily,
+    PoolingProblem,
+)
+from graphopt.targets.tuning.family import KernelFamily
 from graphopt.targets.tuning.tuner import Tuner
+
+_BAG = 20  # ids, where a bag has any number of them
 
 
 def choose_params(graph: Graph, tuner: Tuner) -> None:
-    """Tune what the graph needs and set the attribute `params` of its dense layers.
+    """Tune what the graph needs and set the attribute `params` of its layers and lookups.
 
     Raises:
         TuningMissError: the cache had to know them all and does not.
     """
-    batches = tuner.tuning.batches
-    layers = [node for node in graph.walk() if node.op == f"{DOMAIN}::Dense" and _is_gemm(node)]
-    for words in dict.fromkeys(layer.attrs.get("words") for layer in layers):
-        family = GemmFamily() if words is None else Bf16GemmFamily(words)
-        alike = [layer for layer in layers if layer.attrs.get("words") == words]
-        problems = {layer: _problem(layer, batches) for layer in alike}
-        tuner.tune(family, problems.values())
-        for layer, problem in problems.items():
-            layer.attrs["params"] = tuner.params(family, problem)
+    tasks = dict(_tasks(graph, tuner.tuning.batches))
+    tuner.tune_all(tasks.values())
+    for node, (family, problem) in tasks.items():
+        node.attrs["params"] = tuner.params(family, problem)
+
+
+def _tasks(graph: Graph, batches: Sequence[int]) -> Iterator[tuple[Node, tuple[KernelFamily, Any]]]:
+    """The nodes whose kernels have parameters, with their families and problems."""
+    floats, bytes_, lookups, bags = GemmFamily(), Int8GemmFamily(), LookupFamily(), PoolingFamily()
+    narrow: dict[Words, Bf16GemmFamily] = {}
+    for node in graph.walk():
+        if node.op == f"{DOMAIN}::Dense":
+            words = node.attrs.get("words")
+            if "data" in node.attrs:
+                yield node, (bytes_, _layer(node, batches))
+            elif words is not None:
+                family = narrow.setdefault(words, Bf16GemmFamily(words))
+                yield node, (family, _layer(node, batches))
+            elif _is_gemm(node):
+                yield node, (floats, _layer(node, batches))
+        elif node.op == "Gather" and (lookup := _lookup(node)) is not None:
+            yield node, (lookups, lookup)
+        elif node.op == "graphopt::EmbeddingBag" and (pooling := _pooling(node)) is not None:
+            yield node, (bags, pooling)
 
 
 def _is_gemm(layer: Node) -> bool:
@@ -37,7 +69,7 @@ def _is_gemm(layer: Node) -> bool:
     return not dot.suits(k, n, layer.attrs["lanes"])
 
 
-def _problem(layer: Node, batches: Sequence[int]) -> GemmProblem:
+def _layer(layer: Node, batches: Sequence[int]) -> GemmProblem:
     data, weights = layer.inputs[0], layer.const(1)
     assert data is not None and weights is not None
     count = product(data.tensor.dims[:-1])
@@ -46,3 +78,27 @@ def _problem(layer: Node, batches: Sequence[int]) -> GemmProblem:
     known = tuple(sorted(number for number in rows if isinstance(number, int)))
     k, n = weights.shape
     return GemmProblem(k, n, layer.attrs["lanes"], known or tuple(batches))
+
+
+def _lookup(node: Node) -> LookupProblem | None:
+    """Of whole rows of a table that is larger than a cache."""
+    table, ids = node.const(0), node.inputs[1]
+    if table is None or ids is None or ids.const is not None or node.attr("axis") % table.ndim:
+        return None
+    if table.nbytes < LEAST_BYTES or table.ndim < 2:
+        return None
+    return LookupProblem.of(len(table), table[0].size, str(node.output.dtype), ids.dtype)
+
+
+def _pooling(node: Node) -> PoolingProblem | None:
+    """Of a table that is larger than a cache."""
+    table, ids = node.const(0), node.inputs[1]
+    if table is None or ids is None or node.output.dtype != "float32":
+        return None
+    if table.nbytes < LEAST_BYTES:
+        return None
+    length = ids.tensor.dims[1] if node.input(2) is None else None
+    known = length if isinstance(length, int) and length else _BAG
+    stands = LookupProblem.of(*table.shape, "float32", ids.dtype)
+    mode = node.attr("mode", "sum")
+    return PoolingProblem(stands.rows, stands.width, ids.dtype, known, mode)

@@ -30,6 +30,10 @@ One for each size that the problem is tuned at. Candidates that compute somethin
 """
 
 
+_Pending = tuple[KernelFamily, Any, Any]
+"""A family, a problem, and parameters that are to be tried."""
+
+
 @dataclass
 class Summary:
     """What tuning did.
@@ -68,18 +72,22 @@ class Tuner:
         self.summary = Summary()
 
     def tune(self, family: KernelFamily, problems: Iterable[Any]) -> None:
-        """Measure candidates for `problems`, as far as the limits allow; all get their turn.
+        """`tune_all` for problems of one family."""
+        self.tune_all((family, problem) for problem in problems)
+
+    def tune_all(self, tasks: Iterable[tuple[KernelFamily, Any]]) -> None:
+        """Measure candidates for problems, as far as the limits allow; all get their turn.
 
         Raises:
             TuningMissError: nothing is known of a problem, and that is to be an error.
         """
-        distinct = list(dict.fromkeys(problems))
-        pending = [(p, c) for p in distinct for c in self._unknown(family, p)]
+        distinct = list(dict.fromkeys(tasks))
+        pending = [(*task, c) for task in distinct for c in self._unknown(*task)]
         if self.tuning.measures:
-            self._measure_all(family, _in_turns(pending))
+            self._measure_all(_in_turns(pending))
         self.summary.problems += len(distinct)
-        costs = [self._database.costs(self._key(family, problem)) for problem in distinct]
-        for problem, known in zip(distinct, costs):
+        costs = [self._database.costs(self._key(*task)) for task in distinct]
+        for (family, problem), known in zip(distinct, costs):
             if not known and self.tuning.error_on_miss:
                 raise TuningMissError(
                     f"{self.tuning.cache}: nothing about {family.name} {_described(problem)} "
@@ -108,10 +116,10 @@ class Tuner:
         everything = [family.default(problem), *family.candidates(problem)]
         return [c for c in dict.fromkeys(everything) if as_text(asdict(c)) not in known]
 
-    def _measure_all(self, family: KernelFamily, pending: Sequence[tuple[Any, Any]]) -> None:
+    def _measure_all(self, pending: Sequence[_Pending]) -> None:
         tuning = self.tuning
         until = time.monotonic() + tuning.seconds if tuning.seconds is not None else float("inf")
-        for done, (problem, params) in enumerate(pending[: tuning.trials]):
+        for done, (family, problem, params) in enumerate(pending[: tuning.trials]):
             if time.monotonic() >= until:
                 break
             tuning.progress(done, len(pending), f"{family.name} {_described(problem)}")
@@ -157,11 +165,11 @@ def _gainful(cost: float) -> float:
     return cost if cost <= 1 - LEAST_GAIN else 1.0
 
 
-def _in_turns(pending: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+def _in_turns(pending: Sequence[_Pending]) -> list[_Pending]:
     """The first candidate of every problem, then the second of every one, and so on."""
-    groups = [list(group) for _, group in itertools.groupby(pending, key=lambda pair: pair[0])]
+    groups = [list(group) for _, group in itertools.groupby(pending, key=lambda task: task[:2])]
     rounds = itertools.zip_longest(*groups)
-    return [pair for turn in rounds for pair in turn if pair is not None]
+    return [task for turn in rounds for task in turn if task is not None]
 
 
 def _described(problem: Any) -> str:

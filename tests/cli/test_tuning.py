@@ -31,10 +31,10 @@ def test_tune_then_reuse(model: Path, tmp_path: Path) -> None:
     assert not out.exists()
     tuned = graphopt("optimize", model, *options, "--trials", "2")
     assert tuned.status == 0, tuned.err
-    assert "1 of 1 layers known, 2 measurements" in tuned.err
+    assert "1 of 1 kernels known, 2 measurements" in tuned.err
     reused = graphopt("optimize", model, *strict)
     assert reused.status == 0, reused.err
-    assert "1 of 1 layers known, 0 measurements" in reused.err
+    assert "1 of 1 kernels known, 0 measurements" in reused.err
     assert json.loads((out / "report.json").read_text())["facts"]["tuning"]["measured"] == 0
     assert graphopt("check", model, out, "--batch", "1,9").status == 0
 

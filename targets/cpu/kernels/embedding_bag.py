@@ -7,7 +7,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, prefetch_row
+from graphopt.targets.cpu.kernels.rows import lookup_params, prefetch_row
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels.bounds import check_policy, is_allowed, row_of
 from graphopt.targets.kernels.inlining import inlined
@@ -15,12 +15,34 @@ from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.pooling import Plan, Pooling
 from graphopt.targets.kernels.storage import element_bytes, extent, vector_lanes
 
-_REGISTERS = 8  # vectors accumulated at once; a wider row takes several passes over the ids
+
+@dataclass(frozen=True)
+class PoolingParams:
+    """How rows of a table are read and added up.
+
+    Attributes:
+        ahead: as of `LookupParams`.
+        vectors: accumulated at once; a wider row takes several passes over the ids.
+    """
+
+    ahead: int
+    vectors: int = 8
+
+
+def pooling_params(table_bytes: int) -> PoolingParams:
+    """Parameters for a table of that size."""
+    return PoolingParams(lookup_params(table_bytes).ahead)
 
 
 @dataclass(frozen=True)
 class _Plan(Plan):
     """How the CPU goes through the rows."""
+
+    given: PoolingParams | None = None
+
+    @property
+    def params(self) -> PoolingParams:
+        return self.given or pooling_params(self.rows * self.dim * self.align)
 
     @property
     def align(self) -> int:
@@ -28,11 +50,7 @@ class _Plan(Plan):
 
     @property
     def tiles(self) -> Tiles:
-        return Tiles(self.dim, vector_lanes(self.accumulator), _REGISTERS)
-
-    @property
-    def prefetches(self) -> bool:
-        return self.rows * self.dim * self.align >= PREFETCH_BYTES
+        return Tiles(self.dim, vector_lanes(self.accumulator), self.params.vectors)
 
 
 @inlined
@@ -68,8 +86,10 @@ def _pool_bag(plan, src, ids, weights, dst, bag, first, last, start, rows):
         for i in range(last - first):
             at = T.Cast("int64", ids[first + i])
             assert is_allowed(at, rows, plan.pooling.oob), plan.pooling.message
-            if plan.prefetches:
-                prefetch_row(src, ids, first + i, start, rows, plan.dim, plan.align)
+            if plan.params.ahead > 0:
+                prefetch_row(
+                    src, ids, first + i, start, rows, plan.dim, plan.align, plan.params.ahead
+                )
             if plan.counts(at):
                 count = count + 1
                 if plan.is_valid(at, rows):
@@ -108,6 +128,7 @@ def embedding_bag(
     offset_dtype: str,
     pooling: Pooling,
     include_last_offset: bool = False,
+    params: PoolingParams | None = None,
 ) -> PrimFunc:
     """Kernel (table[rows, dim], ids[n], offsets[b], weights[n] if weighted) -> out[b, dim].
 
@@ -116,7 +137,7 @@ def embedding_bag(
     Offsets must not decrease and must lie in [0, n]: under "error" the kernel stops, under the
     other policies they are clamped.  Neither ids nor the table is ever read outside its extent.
     """
-    plan = _Plan(rows, dim, dtype, index_dtype, pooling)
+    plan = _Plan(rows, dim, dtype, index_dtype, pooling, params)
     check_policy(pooling.oob, offset_dtype)
     align, id_align, offset_align = map(element_bytes, (dtype, index_dtype, offset_dtype))
     n, b = tirx.Var("n", "int64"), tirx.Var("b", "int64")
@@ -140,13 +161,19 @@ def embedding_bag(
 
 @cache
 def fixed_bag(
-    rows: int, dim: int, bag_len: int | None, dtype: str, index_dtype: str, pooling: Pooling
+    rows: int,
+    dim: int,
+    bag_len: int | None,
+    dtype: str,
+    index_dtype: str,
+    pooling: Pooling,
+    params: PoolingParams | None = None,
 ) -> PrimFunc:
     """Kernel (table[rows, dim], ids[b, bag_len], weights[b, bag_len] if weighted) -> out[b, dim].
 
     One bag a row of ids.  `b` is symbolic, and so is a `bag_len` given as None.
     """
-    plan = _Plan(rows, dim, dtype, index_dtype, pooling)
+    plan = _Plan(rows, dim, dtype, index_dtype, pooling, params)
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 

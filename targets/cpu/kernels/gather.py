@@ -5,7 +5,13 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, copy_row, prefetch_row, zero_row
+from graphopt.targets.cpu.kernels.rows import (
+    LookupParams,
+    copy_row,
+    lookup_params,
+    prefetch_row,
+    zero_row,
+)
 from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
@@ -26,6 +32,7 @@ def gather_rows(
     index_dtype: str,
     oob: OutOfBounds = "error",
     message: str = OUT_OF_RANGE,
+    params: LookupParams | None = None,
 ) -> PrimFunc:
     """Kernel (table[rows, width], ids[n]) -> out[n, width] with out[i] = table[ids[i]].
 
@@ -37,7 +44,7 @@ def gather_rows(
     bits, align, lanes = bits_dtype(dtype), element_bytes(dtype), vector_lanes(dtype)
     index_align = element_bytes(index_dtype)
     zeroes = oob == "zero"
-    prefetches = rows * width * align >= PREFETCH_BYTES
+    ahead = (params or lookup_params(rows * width * align)).ahead
 
     @T.prim_func(private=True, s_tir=True)
     def gather_rows(table: T.handle, ids: T.handle, out: T.handle):
@@ -51,8 +58,8 @@ def gather_rows(
         for i in range(n):
             at = T.Cast("int64", index[i])
             assert is_allowed(at, rows, oob), message
-            if prefetches:
-                prefetch_row(src, index, i, 0, rows, width, align)
+            if ahead > 0:
+                prefetch_row(src, index, i, 0, rows, width, align, ahead)
             if zeroes:
                 if is_valid(at, rows):
                     copy_row(dst, i, src, row_of(at, rows, oob), width, lanes)

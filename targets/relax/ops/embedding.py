@@ -50,14 +50,13 @@ def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
         message=f"graphopt: id out of range: {name} (axis of size {rows})",
         offsets_message=f"graphopt: id out of range: {name} (offsets decrease or leave the ids)",
     )
-    offsets = node.input(2)
+    offsets, params = node.input(2), node.attrs.get("params")
     if offsets is not None:
         csr = bag.include_last_offset
-        return embedding_bag(rows, dim, table.dtype, ids.dtype, offsets.dtype, pooling, csr)
+        return embedding_bag(rows, dim, table.dtype, ids.dtype, offsets.dtype, pooling, csr, params)
     length = ids.tensor.dims[1]
-    return fixed_bag(
-        rows, dim, length if isinstance(length, int) else None, table.dtype, ids.dtype, pooling
-    )
+    known = length if isinstance(length, int) else None
+    return fixed_bag(rows, dim, known, table.dtype, ids.dtype, pooling, params)
 
 
 @lowers(lookup_op.OP_TYPE, domain=DOMAIN)

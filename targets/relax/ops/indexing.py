@@ -74,7 +74,8 @@ def _gather(lower: Lowering, node: Node) -> relax.Expr:
     message, dtype = out_of_range(node, length), lower.checked_dtype(data.dtype)
     flat = lower.reshape(lower.expr(ids), [count])
     if outer == 1 and is_static(length, inner):
-        kernel = gather_rows(length, inner, dtype, ids.dtype, lower.oob, message)
+        params = node.attrs.get("params")
+        kernel = gather_rows(length, inner, dtype, ids.dtype, lower.oob, message, params)
         source, shape = [length, inner], [count, inner]
     else:
         extents = [size if isinstance(size, int) else None for size in (outer, length, inner)]
