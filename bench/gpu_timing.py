@@ -4,7 +4,8 @@ Three times of a call, in microseconds, each the median after a warm-up:
 
 - `device`: on the GPU's clock, by CUDA events, inputs and outputs on the GPU, calls queued without
   waiting for one another;
-- `call`: on the host's clock until the outputs are there, inputs and outputs on the GPU;
+- `call`: on the host's clock until the outputs are there, inputs and outputs on the GPU (`call_out`
+  of ours: outputs in memory that is given);
 - `end_to_end`: on the host's clock, from NumPy arrays to NumPy arrays.
 
 Calls that take long are timed once.

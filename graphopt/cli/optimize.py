@@ -39,6 +39,7 @@ def optimize(
     verify_latency: options.VerifyLatency = None,
     tune: options.Tune = None,
     trials: options.Trials = None,
+    rpc: options.Rpc = None,
     tune_batches: options.TuneBatches = "1,64,512",
     tuning_cache: options.TuningCache = None,
     tuning_cache_read_only: options.CacheReadOnly = False,
@@ -60,6 +61,7 @@ def optimize(
     from graphopt import Tuning, api, arrays
     from graphopt.cli import budgets, summary, sweeps
     from graphopt.pipeline.report import Report
+    from graphopt.targets.tuning.remote import Remote
 
     pipeline = options.pipeline(level, passes)
     if sweep is not None or plot is not None:
@@ -67,6 +69,7 @@ def optimize(
         unfit |= {
             "--tune": tune,
             "--trials": trials,
+            "--rpc": rpc,
             "--tuning-cache": tuning_cache,
             "--dump-ir": dump_ir,
         }
@@ -79,7 +82,7 @@ def optimize(
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns, trace)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     tuning = None
-    if (tune, trials, tuning_cache) != (None, None, None) or error_on_cache_miss:
+    if (tune, trials, rpc, tuning_cache) != (None,) * 4 or error_on_cache_miss:
         tuning = Tuning(
             tuning_cache,
             tune,
@@ -87,6 +90,7 @@ def optimize(
             options.batch_sizes(tune_batches, "--tune-batches"),
             tuning_cache_read_only,
             error_on_cache_miss,
+            None if rpc is None else Remote.parse(rpc),
         )
     destination = _destination(model, target, output)
     if report_file is not None:

@@ -109,6 +109,9 @@ Tune = Annotated[
 Trials = Annotated[
     int | None, Option(min=1, metavar="N", help="Tune kernels with at most N measurements.")
 ]
+Rpc = Annotated[
+    str | None, Option(metavar="HOST:PORT", help="Tune on the GPU of a TVM RPC server there.")
+]
 TuneBatches = Annotated[str, Option(metavar="N,N,…", help="The batch sizes to tune for.")]
 TuningCache = Annotated[
     Path | None, Option(metavar="FILE", help="Keep measurements there, and use those it has.")

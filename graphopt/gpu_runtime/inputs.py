@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from graphopt.errors import InputError
 from graphopt.gpu_runtime import cuda
 from graphopt.gpu_runtime.connection import CUDA
-from graphopt.gpu_runtime.producers import current_stream
+from graphopt.gpu_runtime.producers import Framework, framework_of
 from graphopt.runtime import ffi
 from graphopt.signature import HOST_DEVICES, TensorSpec, on_host
 
@@ -19,13 +20,12 @@ _MANAGED = 13  # DLPack's number
 _LEGACY_STREAM = 1  # DLPack's name of the default stream, whose handle is 0
 
 
-@dataclass(frozen=True)
-class DeviceArray:
+class DeviceArray(NamedTuple):
     """An array on the GPU.
 
     Attributes:
         owner: keeps it there.
-        stream: what was given to this stream so far may write to it; None if that is waited for.
+        framework: whose current stream may still write to it; None if that is waited for.
     """
 
     address: int
@@ -33,7 +33,7 @@ class DeviceArray:
     dtype: Any
     nbytes: int
     owner: Any
-    stream: int | None
+    framework: Framework | None
 
 
 def taken(
@@ -48,9 +48,16 @@ def taken(
     Raises:
         InputError: it is on another device, or is not contiguous there.
     """
-    if isinstance(given, np.ndarray) or not hasattr(given, "__dlpack_device__"):
-        return on_host(spec, given)
-    device, index = given.__dlpack_device__()
+    if isinstance(given, np.ndarray):
+        return given
+    framework = framework_of(type(given))
+    described = framework.described(given) if framework else None
+    if described is None:
+        if not hasattr(given, "__dlpack_device__"):
+            return on_host(spec, given)
+        device, index = given.__dlpack_device__()
+    else:
+        device, index, address, shape, dtype, contiguous = described
     if device in HOST_DEVICES:
         return on_host(spec, given)
     if device not in (CUDA, _MANAGED) or index:
@@ -58,21 +65,30 @@ def taken(
         raise InputError(
             f"{kind} {spec.name!r} is on {place}, the model on GPU 0; move it there or to the host"
         )
-    current = current_stream(type(given))
-    shared = given if current else given.__dlpack__(stream=stream or _LEGACY_STREAM)
-    tensor = ffi().from_dlpack(shared)
-    if not tensor.is_contiguous():
+    owner = given
+    if described is None:
+        shared = given if framework else given.__dlpack__(stream=stream or _LEGACY_STREAM)
+        owner = ffi().from_dlpack(shared)
+        address, shape, contiguous = owner.data_ptr(), tuple(owner.shape), owner.is_contiguous()
+        dtype = _dtype(str(owner.dtype))
+    if not contiguous:
         raise InputError(f"{kind} {spec.name!r} is not contiguous on the GPU; make it so")
-    dtype = TensorSpec(spec.name, str(tensor.dtype), None).numpy_dtype
-    nbytes = tensor.numel() * tensor.dtype.itemsize
-    producer = current() if current else None
-    return DeviceArray(tensor.data_ptr(), tuple(tensor.shape), dtype, nbytes, tensor, producer)
+    return DeviceArray(address, shape, dtype, prod(shape) * dtype.itemsize, owner, framework)
 
 
-def follow(arrays: Sequence[DeviceArray], stream: int) -> None:
-    """Let `stream` wait for the streams that write the arrays."""
-    producers = {array.stream for array in arrays if array.stream is not None}
-    for producer in producers - {stream}:
-        event = cuda.Event()
-        event.record(producer)
-        cuda.wait(stream, event)
+@cache
+def _dtype(name: str) -> np.dtype[Any]:
+    return TensorSpec("", name, None).numpy_dtype
+
+
+def follow(arrays: Iterable[DeviceArray], stream: int, event: cuda.Event) -> None:
+    """Let `stream` wait for the streams that write the arrays.
+
+    Args:
+        event: of the caller's, to be used again for each of them.
+    """
+    for framework in {array.framework for array in arrays}:
+        producer = stream if framework is None else framework.stream()
+        if producer != stream:
+            event.record(producer)
+            cuda.wait(stream, event)

@@ -4,6 +4,9 @@ The inputs of a call lie one after another in a pinned staging buffer and in an 
 that one copy brings them over; so do the outputs. Between them and the end of the arena is the
 workspace. The addresses of a batch shape therefore never change while the buffers live, and its
 launches can be captured as a CUDA graph: from then on a call is one launch.
+
+Arrays of the caller's that lie on the GPU are copied to the arena, one by one, the first time. Who
+gives the same memory again, as frameworks with a pool do, gets a graph that works in place.
 """
 
 from __future__ import annotations
@@ -21,11 +24,16 @@ from graphopt.gpu_runtime.inputs import DeviceArray, follow
 from graphopt.runtime import ffi
 
 SHAPES = 32
-"""Batch shapes whose graphs a lane keeps; the one not used for longest goes."""
+"""Batch shapes, each at some addresses, whose graphs a lane keeps; the one not used for longest
+goes. As many that were met once are remembered."""
 GRAPH_BYTES = 64 << 20
 """Calls that need more memory are not captured: launching is no part of their time to speak of."""
+_ALIGNMENT = 64  # bytes; what kernels take every tensor to start at a multiple of
 _STEP = 64 << 20  # buffers grow to powers of 2 up to here, and then by this
 
+Given = np.ndarray | DeviceArray
+Places = tuple[int, ...]
+"""Addresses of inputs, then of outputs; 0 for what lies in the arena, and nothing if all do."""
 Launch = Callable[..., None]
 """`graphopt_run` and the like: launches the kernels on the current stream."""
 
@@ -64,20 +72,21 @@ class Plan:
 
 @dataclass(eq=False)
 class _Bound:
-    """A plan at the addresses of a lane.
+    """A plan at certain addresses.
 
     Attributes:
         addresses: as `graphopt_run` takes them.
+        places: of inputs and outputs.
         inputs, outputs: views of the staging buffer.
-        graphs: of the kernels alone (False), and of the copies too (True).
-        warm: whether it ran once without a graph, so that all code is on the GPU.
+        graphs: of the kernels, with the copy from the staging buffer or without, and with that of
+            the outputs from a certain one on to it.
     """
 
     addresses: Any
+    places: Places
     inputs: list[np.ndarray]
     outputs: list[np.ndarray]
-    graphs: dict[bool, cuda.Graph] = field(default_factory=dict)
-    warm: bool = False
+    graphs: dict[tuple[bool, int | None], cuda.Graph] = field(default_factory=dict)
 
 
 class Lane:
@@ -91,10 +100,13 @@ class Lane:
     def __init__(self, launch: Launch, weights: Sequence[int]) -> None:
         self.stream = cuda.Stream()
         self._done, self._left = cuda.Event(), False
+        self._written = cuda.Event()
         self.refusal: str | None = None
         self._launch, self._weights = launch, weights
         self._arena, self._staging = cuda.DeviceMemory(0), cuda.HostMemory(0)
-        self._bound: OrderedDict[Plan, _Bound] = OrderedDict()
+        self._bound: OrderedDict[tuple[Plan, Places], _Bound] = OrderedDict()
+        self._met: OrderedDict[tuple[Plan, Places], None] = OrderedDict()
+        self._warm: set[Plan] = set()  # those that ran once, so that all their code is on the GPU
         self._gpu = ffi().device("cuda", 0)
 
     def enter(self, stream: int) -> None:
@@ -110,68 +122,60 @@ class Lane:
     def run(
         self,
         plan: Plan,
-        inputs: Sequence[np.ndarray | DeviceArray],
+        inputs: Sequence[Given],
         stream: int,
+        targets: Sequence[DeviceArray] = (),
         *,
-        fetch: bool = False,
+        fetch: int | None = None,
+        in_place: bool = True,
     ) -> None:
         """Run on inputs that fit `plan`, up to outputs in the arena.
 
         Args:
-            fetch: copy the outputs on to the staging buffer.
+            targets: where the first outputs are wanted, if not in the arena.
+            fetch: copy the outputs from this one on to the staging buffer.
+            in_place: inputs need not be in the arena after.
 
         Raises:
             OutOfMemoryError: the GPU or the host has no room for this batch.
         """
-        bound = self._bind(plan)
-        on_device = [given for given in inputs if isinstance(given, DeviceArray)]
-        copies = fetch and not on_device  # then both copies are part of a graph
-        if len(on_device) < len(inputs):
+        resident = [given for given in inputs if isinstance(given, DeviceArray)]
+        if resident or targets:
+            follow((*resident, *targets), stream, self._written)
+        bound = self._bind(plan, self._places(plan, inputs, targets) if in_place else ())
+        places = bound.places or (0,) * (len(inputs) + len(targets))
+        staged = len(resident) < len(inputs)
+        if staged:
             self._rest()
             for view, given in zip(bound.inputs, inputs):
                 if not isinstance(given, DeviceArray):
                     view[...] = given
-            if not copies:
-                self._bring(plan, stream)
-        if on_device:
-            follow(on_device, stream)
-            for region, given in zip(plan.inputs, inputs):
-                if isinstance(given, DeviceArray) and given.nbytes:
-                    cuda.copy(self.address(region), given.address, given.nbytes, stream)
-        self.compute(plan, stream, copies=copies)
-        if fetch and not copies:
-            self.fetch(plan, stream)
+        strays = [
+            (region, given)
+            for region, given, place in zip(plan.inputs, inputs, places)
+            if not place and isinstance(given, DeviceArray) and given.nbytes
+        ]
+        if staged and strays:  # the one copy has to come before the others
+            self._bring(plan, stream)
+        for region, given in strays:
+            cuda.copy(self.address(region), given.address, given.nbytes, stream)
+        self._compute(plan, bound, stream, staged and not strays, fetch)
+        for region, target, place in zip(plan.outputs, targets, places[len(inputs) :]):
+            if not place:
+                self.copy_out(region, target.address, stream)
 
-    def compute(self, plan: Plan, stream: int, *, copies: bool = False) -> None:
-        """Launch the kernels, which read the inputs in the arena and write the outputs there.
-
-        Args:
-            copies: bring the inputs from the staging buffer first, and the outputs to it after.
-        """
-        bound = self._bind(plan)
-        if plan.nbytes > GRAPH_BYTES or self.refusal is not None:
-            self._compute(plan, stream, copies)
-        elif not bound.warm:
-            self._compute(plan, stream, copies)
-            bound.warm = True
-        else:
-            graph = bound.graphs.get(copies) or self._capture(plan, bound, copies)
-            if graph is None:
-                self._compute(plan, stream, copies)
-            else:
-                graph.launch(stream)
+    def compute(self, plan: Plan, stream: int) -> None:
+        """Launch the kernels, which read the inputs in the arena and write the outputs there."""
+        self._compute(plan, self._bind(plan), stream, False, None)
 
     def enqueue(self, plan: Plan, stream: int, launch: Launch, *more: Any) -> None:
         """Call `graphopt_run`, or another function that takes its arguments and `more`."""
-        with ffi().use_raw_stream(self._gpu, stream):
-            launch(plan.dims, self._bind(plan).addresses, *more)
+        self._enqueue(plan, self._bind(plan), stream, launch, *more)
 
-    def fetch(self, plan: Plan, stream: int, first: int = 0) -> None:
-        """Copy the outputs from number `first` on to the staging buffer, in one copy."""
-        end = plan.input_bytes + plan.output_bytes
-        start = plan.outputs[first].offset if plan.outputs else end
-        if start < end:
-            cuda.copy(self._staging.handle + start, self._arena.handle + start, end - start, stream)
+    def copy_out(self, region: Region, address: int, stream: int) -> None:
+        """Copy what a region of the arena holds to another place on the GPU."""
+        if region.nbytes:
+            cuda.copy(address, self.address(region), region.nbytes, stream)
 
     def result(self, plan: Plan, number: int) -> np.ndarray:
         """A copy of an output in the staging buffer."""
@@ -188,22 +192,45 @@ class Lane:
 
     # ----
 
-    def _bind(self, plan: Plan) -> _Bound:
-        bound = self._bound.get(plan)
+    def _places(
+        self, plan: Plan, inputs: Sequence[Given], targets: Sequence[DeviceArray]
+    ) -> Places:
+        """Where to work: in place if there is no graph to be had, or one that is used again."""
+        places = tuple([_usable(given) for given in (*inputs, *targets)])
+        key = (plan, places)
+        if key in self._bound:
+            return places
+        if not any(places) or _overlap(inputs, targets):
+            return ()
+        if self._without_graph(plan) or key in self._met:
+            return places
+        if len(self._met) >= SHAPES:
+            self._met.popitem(last=False)
+        self._met[key] = None
+        return ()
+
+    def _without_graph(self, plan: Plan) -> bool:
+        return plan.nbytes > GRAPH_BYTES or self.refusal is not None
+
+    def _bind(self, plan: Plan, places: Places = ()) -> _Bound:
+        key = (plan, places)
+        bound = self._bound.get(key)
         if bound is not None:
-            self._bound.move_to_end(plan)
+            self._bound.move_to_end(key)
             return bound
         self._reserve(plan)
         if len(self._bound) >= SHAPES:
             self._rest()
             self._bound.popitem(last=False)
         regions = (*plan.inputs, *plan.outputs)
-        places = [self.address(region) for region in regions]
-        places.append(self._arena.handle + plan.workspace)
-        addresses = ffi().from_dlpack(np.array([*self._weights, *places], np.int64))
+        addresses = [self.address(region) for region in regions]
+        for k, place in enumerate(places):
+            addresses[k] = place or addresses[k]
+        addresses.append(self._arena.handle + plan.workspace)
+        passed = ffi().from_dlpack(np.array([*self._weights, *addresses], np.int64))
         views = [self._view(region) for region in regions]
         count = len(plan.inputs)
-        self._bound[plan] = bound = _Bound(addresses, views[:count], views[count:])
+        self._bound[key] = bound = _Bound(passed, places, views[:count], views[count:])
         return bound
 
     def _view(self, region: Region) -> np.ndarray:
@@ -232,23 +259,70 @@ class Lane:
         if plan.input_bytes:
             cuda.copy(self._arena.handle, self._staging.handle, plan.input_bytes, stream)
 
-    def _compute(self, plan: Plan, stream: int, copies: bool) -> None:
-        if copies:
-            self._bring(plan, stream)
-        self.enqueue(plan, stream, self._launch)
-        if copies:
-            self.fetch(plan, stream)
+    def _fetch(self, plan: Plan, stream: int, first: int) -> None:
+        end = plan.input_bytes + plan.output_bytes
+        start = plan.outputs[first].offset if first < len(plan.outputs) else end
+        if start < end:
+            cuda.copy(self._staging.handle + start, self._arena.handle + start, end - start, stream)
 
-    def _capture(self, plan: Plan, bound: _Bound, copies: bool) -> cuda.Graph | None:
+    def _enqueue(self, plan: Plan, bound: _Bound, stream: int, launch: Launch, *more: Any) -> None:
+        with ffi().use_raw_stream(self._gpu, stream):
+            launch(plan.dims, bound.addresses, *more)
+
+    def _compute(
+        self, plan: Plan, bound: _Bound, stream: int, bring: bool, fetch: int | None
+    ) -> None:
+        """Launch the kernels, and copies from the staging buffer and to it as far as asked for."""
+        graph = None
+        if plan in self._warm and not self._without_graph(plan):
+            graph = bound.graphs.get((bring, fetch)) or self._capture(plan, bound, bring, fetch)
+        if graph is not None:
+            graph.launch(stream)
+            return
+        self._launched(plan, bound, stream, bring, fetch)
+        if len(self._warm) > SHAPES:
+            self._warm.clear()
+        self._warm.add(plan)
+
+    def _launched(
+        self, plan: Plan, bound: _Bound, stream: int, bring: bool, fetch: int | None
+    ) -> None:
+        if bring:
+            self._bring(plan, stream)
+        self._enqueue(plan, bound, stream, self._launch)
+        if fetch is not None:
+            self._fetch(plan, stream, fetch)
+
+    def _capture(
+        self, plan: Plan, bound: _Bound, bring: bool, fetch: int | None
+    ) -> cuda.Graph | None:
         stream = self.stream.handle
         try:
             with cuda.capturing(stream) as graphs:
-                self._compute(plan, stream, copies)
+                self._launched(plan, bound, stream, bring, fetch)
         except RuntimeError as error:
             self.refusal = str(error).strip().splitlines()[-1]
             return None
-        (bound.graphs[copies],) = graphs
-        return bound.graphs[copies]
+        (bound.graphs[bring, fetch],) = graphs
+        return bound.graphs[bring, fetch]
+
+
+def _usable(given: Given) -> int:
+    """The address that kernels can work at; 0 if they cannot."""
+    if isinstance(given, DeviceArray) and given.nbytes and not given.address % _ALIGNMENT:
+        return given.address
+    return 0
+
+
+def _overlap(inputs: Sequence[Given], targets: Sequence[DeviceArray]) -> bool:
+    """Whether what is written to a target may be what is still to be read, or was just written."""
+    arrays = [*targets, *(given for given in inputs if isinstance(given, DeviceArray))]
+    return any(
+        target.address < other.address + other.nbytes
+        and other.address < target.address + target.nbytes
+        for k, target in enumerate(targets)
+        for other in arrays[k + 1 :]
+    )
 
 
 def _rounded(nbytes: int) -> int:

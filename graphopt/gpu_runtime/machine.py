@@ -117,9 +117,12 @@ class MachineProgram:
     def _taken(self, inputs: Inputs) -> list[Any]:
         given = [taken(spec, x, _STREAM) for spec, x in zip(self._signature.inputs, inputs)]
         self._signature.check(given)
-        follow([array for array in given if isinstance(array, DeviceArray)], _STREAM)
+        resident = [array for array in given if isinstance(array, DeviceArray)]
+        follow(resident, _STREAM, cuda.Event())
         return [
-            array.owner if isinstance(array, DeviceArray) else self._to_device(array)
+            ffi().from_dlpack(array.owner)
+            if isinstance(array, DeviceArray)
+            else self._to_device(array)
             for array in given
         ]
 

@@ -13,8 +13,9 @@ import numpy as np
 from graphopt.errors import GraphoptError, InputError
 from graphopt.gpu_runtime import cuda, tensors
 from graphopt.gpu_runtime.failures import check, translated
-from graphopt.gpu_runtime.inputs import DeviceArray, follow, taken
-from graphopt.gpu_runtime.lane import Lane, Plan, Region
+from graphopt.gpu_runtime.inputs import DeviceArray, taken
+from graphopt.gpu_runtime.lane import Given, Lane, Plan, Region
+from graphopt.gpu_runtime.producers import Framework
 from graphopt.gpu_runtime.weights import Weights, aligned, place
 from graphopt.runtime import Inputs, ffi
 from graphopt.signature import Signature, TensorSpec
@@ -22,7 +23,17 @@ from graphopt.signature import Signature, TensorSpec
 _PLANS = 4096  # plans kept, one for each combination of shapes met
 _WARM_UP = 2  # calls, after which there is a graph
 
-Given = Sequence[np.ndarray | DeviceArray]
+
+def _pool(inputs: Sequence[Given], stream: int, *, waits: bool) -> Framework | None:
+    """A framework that gave inputs and whose pool results may come from.
+
+    Its memory is for work that its current stream is given from now on. So it is for what `stream`
+    does once that has waited for inputs, if nothing comes back before the host has waited, or if
+    the two streams are one.
+    """
+    found = (given.framework for given in inputs if isinstance(given, DeviceArray))
+    pool = next((f for f in found if f is not None and f.allocates), None)
+    return pool if pool is not None and (waits or pool.stream() == stream) else None
 
 
 class StraightProgram:
@@ -71,7 +82,7 @@ class StraightProgram:
         """
         with self._lane() as lane:
             stream = lane.stream.handle
-            plan = self._start(lane, inputs, stream, fetch=True)
+            plan = self._start(lane, inputs, stream, fetch=0)
             cuda.synchronize(stream)
             results = [lane.result(plan, k) for k in range(len(self._outputs))]
         if self._messages:
@@ -93,19 +104,17 @@ class StraightProgram:
         with self._lane() as lane:
             on = lane.stream.handle if stream is None else stream
             plan, given = self._prepared(inputs, on)
-            targets = None if out is None else self._targets(plan, out, on)
+            targets = [] if out is None else self._targets(plan, out, on)
+            pool = _pool(given, on, waits=stream is None) if out is None else None
+            results = [] if pool is None else self._pooled(plan, pool)  # before it is waited for
+            flags = len(self._signature.outputs) if self._messages else None
             lane.enter(on)
-            lane.run(plan, given, on)
-            if targets is None:
-                results = self._copies(lane, plan, on)
+            lane.run(plan, given, on, targets, fetch=flags)
+            if pool is not None:
+                for region, result in zip(plan.outputs, results):
+                    lane.copy_out(region, result.data_ptr(), on)
             else:
-                follow(targets, on)
-                for region, target in zip(plan.outputs, targets):
-                    if region.nbytes:
-                        cuda.copy(target.address, lane.address(region), region.nbytes, on)
-                results = list(out or ())
-            if self._messages:
-                lane.fetch(plan, on, first=len(results))
+                results = self._copies(lane, plan, on) if out is None else list(out)
             if self._messages or stream is None:
                 cuda.synchronize(on)
             else:
@@ -120,8 +129,9 @@ class StraightProgram:
         """Microseconds of the kernels in each of `calls` runs, inputs and outputs on the GPU."""
         with self._lane() as lane:
             stream = lane.stream.handle
+            plan = self._start(lane, inputs, stream, in_place=False)
             for _ in range(_WARM_UP):
-                plan = self._start(lane, inputs, stream)
+                lane.compute(plan, stream)
             events = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
             for start, end in events:
                 start.record(stream)
@@ -138,7 +148,7 @@ class StraightProgram:
         """
         with self._lane() as lane:
             stream = lane.stream.handle
-            plan = self._start(lane, inputs, stream)
+            plan = self._start(lane, inputs, stream, in_place=False)
             events = [cuda.Event() for _ in range(calls + 1)]
             handles = np.array([stream, *(event.handle for event in events)], np.int64)
             lane.enqueue(plan, stream, self._module["graphopt_profile"], ffi().from_dlpack(handles))
@@ -171,18 +181,14 @@ class StraightProgram:
                 self.refusal = lane.refusal or self.refusal
                 self._lanes.append(lane)
 
-    def _start(self, lane: Lane, inputs: Inputs, stream: int, *, fetch: bool = False) -> Plan:
-        """Run on `inputs`, with `stream`, up to outputs in the arena of the lane.
-
-        Args:
-            fetch: copy the outputs on to the lane's staging buffer.
-        """
+    def _start(self, lane: Lane, inputs: Inputs, stream: int, **options: Any) -> Plan:
+        """Run on `inputs`, with `stream`, up to outputs in the arena of the lane (`Lane.run`)."""
         plan, given = self._prepared(inputs, stream)
         lane.enter(stream)
-        lane.run(plan, given, stream, fetch=fetch)
+        lane.run(plan, given, stream, **options)
         return plan
 
-    def _prepared(self, inputs: Inputs, stream: int) -> tuple[Plan, Given]:
+    def _prepared(self, inputs: Inputs, stream: int) -> tuple[Plan, list[Given]]:
         """Inputs where they lie, and the plan for their shapes."""
         given = [taken(spec, x, stream) for spec, x in zip(self._signature.inputs, inputs)]
         key = tuple([(array.shape, array.dtype) for array in given])
@@ -207,6 +213,11 @@ class StraightProgram:
             found.append(target)
         return found
 
+    def _pooled(self, plan: Plan, pool: Framework) -> list[Any]:
+        """Room for the outputs."""
+        specs = self._signature.outputs
+        return [pool.allocate(r.shape, r.dtype) for r, _ in zip(plan.outputs, specs)]
+
     def _copies(self, lane: Lane, plan: Plan, stream: int) -> list[Any]:
         """The outputs in memory of their own."""
         start, memory = plan.input_bytes, tensors.block(plan.output_bytes)
@@ -218,7 +229,7 @@ class StraightProgram:
             for region, spec in zip(plan.outputs, self._signature.outputs)
         ]
 
-    def _planned(self, key: Any, given: Given) -> Plan:
+    def _planned(self, key: Any, given: Sequence[Given]) -> Plan:
         self._signature.check(given)
         dims = np.array([size for array in given for size in array.shape] or [0], np.int64)
         ranks = [len(spec.shape or ()) for spec in self._outputs]

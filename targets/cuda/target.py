@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import tvm
 
 from graphopt.analysis.program import describe
-from graphopt.errors import SpecError
+from graphopt.errors import ArtifactError, SpecError
+from graphopt.gpu_runtime.connection import connect
 from graphopt.ir.graph import Graph
 from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.cuda.kernels.gemm import Math
@@ -46,7 +47,7 @@ class CudaTarget(Target):
 
     @classmethod
     def parse(cls, argument: str) -> CudaTarget:
-        names = [name.strip() for name in argument.split(",")] if argument else DEFAULT
+        names = [name.strip() for name in argument.split(",")] if argument else _present()
         for name in names:
             match = re.fullmatch(r"sm_(\d+)a?", name)
             if match is None or int(match[1]) < _OLDEST:
@@ -137,6 +138,15 @@ class CudaTarget(Target):
                 "host": {"kind": "llvm"},
             }
         )
+
+
+def _present() -> Sequence[str]:
+    """The architecture of this machine's GPU, or those to compile for where there is none."""
+    try:
+        number = int(connect().replace(".", ""))
+    except ArtifactError:
+        return DEFAULT
+    return (f"sm_{number}",) if number >= _OLDEST else DEFAULT
 
 
 def _number(architecture: str) -> int:

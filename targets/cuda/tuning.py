@@ -1,7 +1,13 @@
-"""Tunes the dense layers of a graph on the GPU of this machine, or by what was measured on one."""
+"""Tunes the dense layers of a graph on a GPU, here or far away, or by what was measured on one."""
 
 from __future__ import annotations
 
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,14 +18,16 @@ from graphopt.errors import ArtifactError, SpecError
 from graphopt.gpu_runtime.connection import connect
 from graphopt.ir.dims import product, substitute, symbols
 from graphopt.ir.graph import Graph, Node
-from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda import nvcc, packing
 from graphopt.targets.cuda.build import compiled_by
 from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
 from graphopt.targets.cuda.kernels import elementary
 from graphopt.targets.cuda.kernels.gemm import MAX_RANGES, Math, with_device_code
 from graphopt.targets.cuda.legalize import dense_layers
+from graphopt.targets.relax.build import export
 from graphopt.targets.tuning.family import KernelFamily
 from graphopt.targets.tuning.options import Tuning
+from graphopt.targets.tuning.remote import Remote, Session
 from graphopt.targets.tuning.tuner import Summary, Tuner, require_close
 
 _TURNS = 5
@@ -36,16 +44,16 @@ def tune(
         architecture: what is measured holds for GPUs of it.
 
     Raises:
-        SpecError: something is to be measured, and this machine has no such GPU; or there are more
-            batch sizes than a kernel has variants for.
+        SpecError: something is to be measured, and there is no such GPU; or there are more batch
+            sizes than a kernel has variants for.
         TuningMissError: the cache had to know all layers and does not.
     """
     if len(tuning.batches) > MAX_RANGES:
         raise SpecError(f"kernels for GPUs are tuned for {MAX_RANGES} batch sizes at most")
-    if tuning.measures:
-        _require(architecture)
+    gpu = _gpu(tuning.remote, architecture) if tuning.measures else None
     elementary.register()
-    family, tuner = GpuGemmFamily(), Tuner(tuning, target, f"cuda {architecture}", _ratios)
+    measure = None if gpu is None else partial(_ratios, gpu)
+    family, tuner = GpuGemmFamily(), Tuner(tuning, target, f"cuda {architecture}", measure)
     problems = {layer: _problems(layer, tuning, math) for layer in dense_layers(graph)}
     tuner.tune(family, [problem for found in problems.values() for problem in found])
     for layer, found in problems.items():
@@ -53,19 +61,45 @@ def tune(
     return tuner.summary
 
 
-def _require(architecture: str) -> None:
+@dataclass(frozen=True)
+class _Gpu:
+    """The GPU that measures: of this machine, or of the one that a session leads to."""
+
+    architecture: str
+    session: Session | None
+
+    @property
+    def device(self) -> Any:
+        return tvm.cuda(0) if self.session is None else self.session.device
+
+    def loaded(self, executable: Any, compile_source: Callable[[str], bytes], host: Any) -> Any:
+        """The module of what was compiled."""
+        if self.session is None:
+            return executable.jit()
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "kernel.so"
+            pack = packing.packer(host, compile_source)
+            export(executable, platform.machine(), library, pack)
+            return self.session.load(library)
+
+
+def _gpu(remote: Remote | None, architecture: str) -> _Gpu:
     try:
-        present = f"sm_{connect().replace('.', '')}"
+        session = None if remote is None else remote.connect()
+        version = connect() if session is None else session.compute_version
     except ArtifactError as error:
         raise SpecError(
-            f"kernels for GPUs are tuned on one, but {error}; "
-            "compile with a --tuning-cache that was filled where there is one"
+            f"kernels for GPUs are tuned on one, but {error}; compile with a --tuning-cache that "
+            "was filled where there is one, or measure on another machine with --rpc"
         ) from None
+    present = f"sm_{version.replace('.', '')}"
     if present != architecture.rstrip("a"):
+        where = "of this machine" if remote is None else f"at {remote}"
         raise SpecError(
-            f"the GPU of this machine is {present}, which code for {architecture} is not tuned on; "
+            f"the GPU {where} is {present}, which code for {architecture} is not tuned on; "
             f"try --target cuda:{present}"
         )
+    return _Gpu(present, session)
 
 
 def _problems(layer: Node, tuning: Tuning, math: Math) -> list[GpuGemmProblem]:
@@ -80,10 +114,15 @@ def _problems(layer: Node, tuning: Tuning, math: Math) -> list[GpuGemmProblem]:
 
 
 def _ratios(
-    family: KernelFamily, problem: Any, default: Any, params: Any, target: tvm.target.Target
+    gpu: _Gpu,
+    family: KernelFamily,
+    problem: Any,
+    default: Any,
+    params: Any,
+    target: tvm.target.Target,
 ) -> list[float]:
     """The time of `params` over that of the default, by events of the GPU, in turns."""
-    base, candidate = (_Measured(family, problem, p, target) for p in (default, params))
+    base, candidate = (_Measured(gpu, family, problem, p, target) for p in (default, params))
     require_close(family, problem, params, candidate.result, base.result)
     turns = [(base.seconds(), candidate.seconds()) for _ in range(_TURNS)]
     return [median(b for _, b in turns) / median(a for a, _ in turns)]
@@ -93,26 +132,32 @@ class _Measured:
     """A kernel on the GPU with its operands, and what it gives."""
 
     def __init__(
-        self, family: KernelFamily, problem: Any, params: Any, target: tvm.target.Target
+        self,
+        gpu: _Gpu,
+        family: KernelFamily,
+        problem: Any,
+        params: Any,
+        target: tvm.target.Target,
     ) -> None:
         kernel = family.kernel(problem, params).with_attr("global_symbol", "main")
-        architecture = f"sm_{connect().replace('.', '')}"
 
         def compile_source(source: str) -> bytes:
-            return nvcc.fatbin(with_device_code(source), [architecture])[0]
+            return nvcc.fatbin(with_device_code(source), [gpu.architecture])[0]
 
         with compiled_by(compile_source), target:
-            self._module = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
+            executable = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
+        self._module = gpu.loaded(executable, compile_source, target.host)
+        self._device = gpu.device
         (trial,) = family.trials(problem, params)
         arrays = [*trial.inputs, np.zeros(*trial.output)]
-        self._arguments = [tvm.runtime.tensor(array, tvm.cuda(0)) for array in arrays]
+        self._arguments = [tvm.runtime.tensor(array, self._device) for array in arrays]
         self._module["main"](*self._arguments)
         self.result = self._arguments[-1].numpy()
         once = self._timer(_FIRST)(*self._arguments).mean
         self._time = self._timer(max(_FIRST, min(_MOST, int(_SECONDS / max(once, 1e-9)))))
 
     def _timer(self, launches: int) -> Any:
-        return self._module.mod.time_evaluator("main", tvm.cuda(0), number=launches)
+        return self._module.time_evaluator("main", self._device, number=launches)
 
     def seconds(self) -> float:
         """The mean time of a launch in one turn."""

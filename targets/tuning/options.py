@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphopt.errors import SpecError
+from graphopt.targets.tuning.remote import Remote
 
 BATCHES = (1, 64, 512)
 
@@ -22,6 +23,7 @@ class Tuning:
         batches: what layers are measured at; the geometric mean over them is what counts.
         read_only: never write to the cache.
         error_on_miss: a kernel of which the cache knows nothing is an error.
+        remote: a machine with a GPU that measures, if this one is not to.
         progress: called with the number of measurements done, of all, and the present problem.
 
     Raises:
@@ -34,6 +36,7 @@ class Tuning:
     batches: tuple[int, ...] = BATCHES
     read_only: bool = False
     error_on_miss: bool = False
+    remote: Remote | None = None
     progress: Callable[[int, int, str], None] = lambda done, total, problem: None
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class Tuning:
             raise SpecError("reading a tuning cache needs its file (--tuning-cache)")
         if self.measures and (self.read_only or self.error_on_miss):
             raise SpecError("a cache that is only read cannot take measurements; tune without it")
+        if self.remote is not None and not self.measures:
+            raise SpecError("--rpc is where kernels are measured; say how long (--tune, --trials)")
 
     @property
     def measures(self) -> bool:

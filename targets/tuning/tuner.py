@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tvm
 
-from graphopt.errors import TuningMissError
+from graphopt.errors import SpecError, TuningMissError
 from graphopt.latency import interleaved
 from graphopt.targets.tuning.calls import calls_of
 from graphopt.targets.tuning.database import Database, Key, as_text
@@ -57,6 +57,9 @@ class Tuner:
         target: what to generate code for.
         machine: names the CPU and its instruction sets, or the GPU, in the database.
         measure: how, by default on this CPU.
+
+    Raises:
+        SpecError: another machine is to measure what is for a CPU.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Tuner:
         machine: str,
         measure: Measure | None = None,
     ) -> None:
+        if tuning.remote is not None and measure is None:
+            raise SpecError("--rpc measures on GPUs; kernels for a CPU are tuned on this machine's")
         self.tuning, self._target, self._machine = tuning, target, machine
         self._measure = measure or _on_cpu
         self._database = Database(tuning.cache, tuning.read_only)

@@ -221,15 +221,31 @@ def tune(
     return found
 
 
+@contextmanager
+def rpc_server(folder: Path, architecture: int = 90) -> Iterator[int]:
+    """Within, a server of TVM's RPC on the stand-ins waits at the port that is given."""
+    settings = {"EMULATOR_ARCHITECTURE": architecture}
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "rpc_server.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(folder, settings),
+    )
+    assert server.stdin is not None and server.stdout is not None
+    try:
+        yield int(server.stdout.readline())
+    finally:
+        server.stdin.close()  # which ends it
+        server.stdout.close()
+        server.wait()
+
+
 def _on_stand_ins(
     script: str, arguments: Sequence[object], folder: Path, settings: Mapping[str, int]
 ) -> str:
     """What a script prints."""
-    libraries = ":".join(map(str, stand_ins(folder)))
-    environment = os.environ | {name: str(value) for name, value in settings.items()}
-    environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
-    if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
-        environment["COVERAGE_PROCESS_START"] = str(HERE.parent.parent / "pyproject.toml")
+    environment = _environment(folder, settings)
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode < 0:
@@ -237,6 +253,16 @@ def _on_stand_ins(
     if done.returncode:
         raise LaunchError(done.stderr.strip().splitlines()[-1])
     return done.stdout
+
+
+def _environment(folder: Path, settings: Mapping[str, int]) -> dict[str, str]:
+    """Of a process on the stand-ins."""
+    libraries = ":".join(map(str, stand_ins(folder)))
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
+    environment |= {"LD_PRELOAD": libraries, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current():
+        environment["COVERAGE_PROCESS_START"] = str(HERE.parent.parent / "pyproject.toml")
+    return environment
 
 
 def _execute(command: list[str]) -> None:

@@ -40,6 +40,9 @@ COMMON = (
     "times",
 )
 GRAPHS = (
+    "arrays_of_a_framework",
+    "arrays_at_odd_addresses",
+    "outputs_over_inputs",
     "outputs_in_memory_of_the_caller",
     "a_call_is_one_launch",
     "graphs_are_bounded",

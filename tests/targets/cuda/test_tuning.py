@@ -14,11 +14,15 @@ import tvm
 
 import graphopt
 from graphopt.errors import SpecError, TuningMissError
+from graphopt.pipeline.report import Report
 from graphopt.targets.cuda.gemm_defaults import shared_limit
 from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
 from graphopt.targets.cuda.kernels.gemm import FewRows, RowDots, Tile
+from graphopt.targets.tuning import remote
 from graphopt.targets.tuning.database import Database, Key, as_text
 from graphopt.targets.tuning.options import Tuning
+from graphopt.targets.tuning.remote import Remote
+from graphopt.targets.tuning.tuner import Tuner
 
 FAMILY = GpuGemmFamily()
 K, N = 24, 36
@@ -43,6 +47,7 @@ def key(rows: int) -> Key:
 def test_measured_on_the_gpu_that_is_there(model: Path, emulation: Path, tmp_path: Path) -> None:
     cache = tmp_path / "t.db"
     facts = gpu_emulator.tune(model, cache, emulation, trials=4, batches=(1, 40))
+    assert facts["target"] == "cuda:sm_90"  # that GPU's
     assert facts["tuning"]["measured"] == 4 and facts["tuning"]["known"] == 2
     known = Database(cache, read_only=True).costs(key(40))
     assert len(known) == 2 and known[as_text(asdict(FAMILY.default(_problem(40))))] == 1.0
@@ -71,6 +76,37 @@ def test_what_was_measured_is_used_without_a_gpu(
         missing = Tuning(cache, batches=(1, 65), read_only=True, error_on_miss=True)
         with pytest.raises(TuningMissError, match=r"gpu-gemm .*rows=65 on cuda sm_90"):
             graphopt.compile(model, "cuda", passes="O0", tuning=missing)
+
+
+def test_measured_on_another_machine(
+    model: Path, emulation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, report = tmp_path / "t.db", Report()
+    with gpu_emulator.rpc_server(emulation) as port, gpu_emulator.compiled_for_emulation(emulation):
+        there = Remote("127.0.0.1", port)
+        tuning = Tuning(cache, trials=2, batches=(1,), remote=there)
+        graphopt.compile(model, "cuda", passes="O0", tuning=tuning, report=report, verify=False)
+        assert report.facts["tuning"]["measured"] == 2
+        with pytest.raises(SpecError, match=rf"the GPU at 127\.0\.0\.1:{port} is sm_90, .*sm_80"):
+            graphopt.compile(model, "cuda:sm_80", passes="O0", tuning=tuning, verify=False)
+        monkeypatch.setattr(remote, "key", lambda: "another-version")
+        with pytest.raises(SpecError, match=r"refuses: .*same version.*--key another-version"):
+            there.connect()
+    assert len(Database(cache, read_only=True).costs(key(1))) == 2
+    with pytest.raises(SpecError, match=rf"no server at 127.0.0.1:{port} \(.*--port {port}"):
+        there.connect()
+
+
+def test_where_to_measure() -> None:
+    assert Remote.parse("gpu-box:9090") == Remote("gpu-box", 9090)
+    assert Remote.parse("[::1]:9090") == Remote("::1", 9090)
+    for text in ("gpu-box", "gpu-box:", ":9090", "gpu-box:0", "gpu-box:70000", "gpu-box:x"):
+        with pytest.raises(SpecError, match="--rpc takes HOST:PORT"):
+            Remote.parse(text)
+    with pytest.raises(SpecError, match="say how long"):
+        Tuning(remote=Remote("gpu-box", 9090))
+    with pytest.raises(SpecError, match="tuned on this machine's"):
+        Tuner(Tuning(trials=1, remote=Remote("gpu-box", 9090)), tvm.target.Target("llvm"), "cpu")
 
 
 def test_refusals(model: Path, emulation: Path) -> None:
