@@ -44,6 +44,21 @@ def measured(model: Path, target: str) -> dict[str, Any]:
     }
 
 
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The README's table."""
+    lines = [
+        "| model | seconds to build, of them nvcc | launches | most registers | shared bytes "
+        "| spilled bytes |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in rows.items():
+        seconds = sum(row[stage] for stage in ("optimize", "lower", "build"))
+        numbers = (row[column] for column in ("launches", "registers", "shared", "spills"))
+        cells = [name, f"{seconds:.0f}, {row['nvcc']:.0f}", *map(str, numbers)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -59,8 +74,9 @@ def main() -> None:
             continue
         rows[name] = row = measured(model, options.target)
         print(f"{name:24}" + "".join(f"{row[column]:>10}" for column in COLUMNS), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

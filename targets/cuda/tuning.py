@@ -51,6 +51,21 @@ def tune(
     if len(tuning.batches) > MAX_RANGES:
         raise SpecError(f"kernels for GPUs are tuned for {MAX_RANGES} batch sizes at most")
     gpu = _gpu(tuning.remote, architecture) if tuning.measures else None
+    try:
+        return _tuned(graph, tuning, target, architecture, math, gpu)
+    finally:
+        if gpu is not None and gpu.session is not None:
+            gpu.session.close()
+
+
+def _tuned(
+    graph: Graph,
+    tuning: Tuning,
+    target: tvm.target.Target,
+    architecture: str,
+    math: Math,
+    gpu: _Gpu | None,
+) -> Summary:
     elementary.register()
     measure = None if gpu is None else partial(_ratios, gpu)
     family, tuner = GpuGemmFamily(), Tuner(tuning, target, f"cuda {architecture}", measure)
@@ -94,6 +109,8 @@ def _gpu(remote: Remote | None, architecture: str) -> _Gpu:
         ) from None
     present = f"sm_{version.replace('.', '')}"
     if present != architecture.rstrip("a"):
+        if session is not None:
+            session.close()
         where = "of this machine" if remote is None else f"at {remote}"
         raise SpecError(
             f"the GPU {where} is {present}, which code for {architecture} is not tuned on; "

@@ -6,7 +6,9 @@ code that it runs, so it is for networks where all are trusted.
 
 from __future__ import annotations
 
+import gc
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ class Remote:
         return f"{self.host}:{self.port}"
 
     def connect(self) -> Session:
-        """A session there.
+        """A session there, to be closed.
 
         Raises:
             SpecError: nobody answers, or another version of TVM does.
@@ -60,7 +62,11 @@ class Remote:
         import tvm.rpc
 
         try:
-            socket.create_connection((self.host, self.port), _PATIENCE).close()
+            self._ask()
+        except TimeoutError:
+            raise SpecError(
+                f"the server at {self} does not answer: it serves someone else, or is none of TVM's"
+            ) from None
         except OSError as error:
             reason = error.strerror or str(error)
             raise SpecError(
@@ -76,6 +82,19 @@ class Remote:
             ) from None
         return Session(self, session)
 
+    def _ask(self) -> None:
+        """See that a server answers: it refuses a key that is not its own, and goes on waiting.
+
+        A server takes one session at a time, and who connects meanwhile would wait in silence.
+        """
+        from tvm.rpc import base
+
+        name = b"client:graphopt-asks"
+        with socket.create_connection((self.host, self.port), _PATIENCE) as connection:
+            connection.sendall(struct.pack("<ii", base.RPC_MAGIC, len(name)) + name)
+            if not connection.recv(4):
+                raise ConnectionAbortedError("it closed the connection")
+
 
 class Session:
     """A connection to a server, and the GPU there."""
@@ -83,6 +102,11 @@ class Session:
     def __init__(self, remote: Remote, session: Any) -> None:
         self.remote, self._session, self._count = remote, session, 0
         self.device = session.cuda(0)
+
+    def close(self) -> None:
+        """End it, so that the server serves others."""
+        self._session = self.device = None
+        gc.collect()  # with what was loaded there, which knows the session too
 
     @property
     def compute_version(self) -> str:

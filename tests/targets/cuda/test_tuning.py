@@ -89,6 +89,12 @@ def test_measured_on_another_machine(
         assert report.facts["tuning"]["measured"] == 2
         with pytest.raises(SpecError, match=rf"the GPU at 127\.0\.0\.1:{port} is sm_90, .*sm_80"):
             graphopt.compile(model, "cuda:sm_80", passes="O0", tuning=tuning, verify=False)
+        session = there.connect()
+        monkeypatch.setattr(remote, "_PATIENCE", 0.5)
+        with pytest.raises(SpecError, match="does not answer: it serves someone else"):
+            there.connect()
+        session.close()
+        monkeypatch.setattr(remote, "_PATIENCE", 30)
         monkeypatch.setattr(remote, "key", lambda: "another-version")
         with pytest.raises(SpecError, match=r"refuses: .*same version.*--key another-version"):
             there.connect()
