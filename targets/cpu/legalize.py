@@ -26,6 +26,7 @@ from graphopt.targets.cpu import (
     pointwise,
     quantized_dense,
     rounded_dense,
+    row_products,
 )
 from graphopt.targets.cpu.kernels import bf16_gemm, dot
 from graphopt.targets.cpu.kernels.bfloat16 import Words
@@ -46,6 +47,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::Pointwise",
+    f"{DOMAIN}::RowProducts",
     "graphopt::Attention",
     "graphopt::AttentionalGRU",
     "graphopt::BiInteraction",
@@ -203,6 +205,7 @@ _RULES: tuple[Rule, ...] = (
     *layer_norm.RULES,
     *cosine.RULES,
     *pointwise.RULES,
+    *row_products.RULES,
     *lookup_concat.CONCATENATED,
 )
 

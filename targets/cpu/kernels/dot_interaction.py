@@ -1,17 +1,14 @@
 """Dot products of chosen pairs of the feature vectors of a sample, as DLRM takes them.
 
-As many pairs as a vector has lanes are computed together, one vector of partial sums each. Adding
-up the lanes of each alone would cost more than the products do; instead the vectors are added to
-one another while they are transposed, log2(lanes) times, until one vector holds all the sums.
+As many pairs as a vector has lanes are computed together, one vector of partial sums each.
 """
 
 from functools import cache
-from typing import Any
 
-from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.folding import folding
 from graphopt.targets.cpu.kernels.rows import copy_row
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -53,22 +50,7 @@ def dot_interaction(features: int, dim: int, pairs: int, beside: int, lanes: int
             for chunk in range(1, chunks):
                 add_product(acc, at, x, n, a, b, chunk)
 
-    def both_halves(acc: Any, at: int, step: int) -> Any:
-        """Vector `at` in the lanes without bit `step` plus vector `at + step` in those with it."""
-        vectors = [acc[T.ramp((at + k) * width, 1, width)] for k in (0, step)]
-        own = [lane + (width - step if lane & step else 0) for lane in range(width)]
-        other = [lane + step for lane in own]
-        return tirx.Shuffle(vectors, own) + tirx.Shuffle(vectors, other)
-
-    @inlined
-    def fold(acc, step):
-        for at in T.unroll(width // (2 * step)):
-            acc[T.ramp(at * 2 * step * width, 1, width)] = both_halves(acc, at * 2 * step, step)
-
-    @inlined
-    def fold_all(acc, step):
-        if step < width:
-            fold(acc, step)
+    fold = folding(width)
 
     @T.prim_func(private=True, s_tir=True)
     def dot_interaction(
@@ -89,10 +71,7 @@ def dot_interaction(features: int, dim: int, pairs: int, beside: int, lanes: int
                 first = T.min(group * width, pairs - width)
                 for p in T.unroll(width):
                     multiply(acc, p, x, n, left[first + p], right[first + p])
-                fold_all(acc, 1)
-                fold_all(acc, 2)
-                fold_all(acc, 4)
-                fold_all(acc, 8)
+                fold(acc)
                 for lane in T.vectorized(width):
                     out[n, beside + first + lane] = acc[lane]
 

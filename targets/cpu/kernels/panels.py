@@ -135,13 +135,11 @@ def by_blocks(
         if place < len(heights):
             height = T.meta_var(heights[place])
             side = T.meta_var(min(params.side(height), count))
-            for p in range(count // side):
-                for i in range(rest(rows, place) // height):
-                    first = rows - rest(rows, place) + i * height
+            for i in range(rest(rows, place) // height):
+                first = rows - rest(rows, place) + i * height
+                for p in range(count // side):
                     block(tensors, first, panel + p * side, height, side)
-            if count % side > 0:
-                for i in range(rest(rows, place) // height):
-                    first = rows - rest(rows, place) + i * height
+                if count % side > 0:
                     block(tensors, first, panel + count - count % side, height, count % side)
 
     @inlined

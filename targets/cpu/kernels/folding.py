@@ -1,0 +1,40 @@
+"""As many sums over lanes as a vector has lanes, taken together."""
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+from graphopt.targets.cpu.kernels.panels import Emitted
+from graphopt.targets.kernels.inlining import inlined
+
+
+def folding(width: int) -> Emitted:
+    """For use in a kernel: `fold(acc)` makes acc[:width] the sums of the lanes of `width` vectors.
+
+    Adding up the lanes of each vector alone would cost more than most products that led to them.
+    Instead the vectors acc[width, width], flat, are added to one another while they are transposed,
+    log2(width) times, until one vector holds all the sums. `width` is a power of two, 16 at most.
+    """
+
+    def both_halves(acc: Any, at: int, step: int) -> Any:
+        """Vector `at` in the lanes without bit `step` plus vector `at + step` in those with it."""
+        vectors = [acc[T.ramp((at + k) * width, 1, width)] for k in (0, step)]
+        own = [lane + (width - step if lane & step else 0) for lane in range(width)]
+        other = [lane + step for lane in own]
+        return tirx.Shuffle(vectors, own) + tirx.Shuffle(vectors, other)
+
+    @inlined
+    def halve(acc, step):
+        if step < width:
+            for at in T.unroll(width // (2 * step)):
+                acc[T.ramp(at * 2 * step * width, 1, width)] = both_halves(acc, at * 2 * step, step)
+
+    @inlined
+    def fold(acc):
+        halve(acc, 1)
+        halve(acc, 2)
+        halve(acc, 4)
+        halve(acc, 8)
+
+    return fold
