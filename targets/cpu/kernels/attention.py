@@ -4,12 +4,15 @@ For each head the keys are turned around once, so that the scores of a vector of
 together; scores, softmax and the weighted sum of values then stay in the nearest cache.
 """
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.kernels.inlining import inlined
@@ -17,6 +20,20 @@ from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 4  # queries that share each load of a key
+
+
+@dataclass(frozen=True)
+class _Head:
+    """One head: `dim` elements of a query or a key, `keys` of these, in vectors of `lanes` keys."""
+
+    dim: int
+    keys: Any
+    lanes: int
+
+    @property
+    def blocks(self) -> Any:
+        """Vectors of keys; those beyond the last key count for nothing."""
+        return (self.keys + self.lanes - 1) // self.lanes
 
 
 @cache
@@ -42,26 +59,77 @@ def attention(
         queries: t, symbolic if None, and `keys` is s likewise; `b` is symbolic.
         lanes: float32 elements in a vector register.
     """
-    align, tiles = element_bytes("float32"), Tiles(dim, lanes, 4)
-    at_q, at_k, at_v = columns
+    align, samples = element_bytes("float32"), tirx.Var("samples", "int64")
     t = tirx.Var("queries", "int64") if queries is None else queries
     s = tirx.Var("keys", "int64") if keys is None else keys
-    blocks = (
-        s + lanes - 1
-    ) // lanes  # vectors of keys; those beyond the last key count for nothing
-    has_bias, kept = bias is not None, bias or (False,) * 4
+    head, kept = _Head(dim, s, lanes), bias or (False,) * 4
+    sizes = [size if given else 1 for given, size in zip(kept, (samples, heads, t, s))]
+    turn_keys, blocks = _turning(head, columns[1]), head.blocks
+    attend = _attending(head, scale, columns, bias)
 
-    def bias_at(added, *place):
-        return added[tuple(index if given else 0 for index, given in zip(place, kept))]
+    @T.prim_func(private=True, s_tir=True)
+    def attention(q_: T.handle, k_: T.handle, v_: T.handle, bias_: T.handle, out_: T.handle):
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        q = T.match_buffer(q_, (samples, t, widths[0]), "float32", align=align)
+        k = T.match_buffer(k_, (samples, s, widths[1]), "float32", align=align)
+        v = T.match_buffer(v_, (samples, s, widths[2]), "float32", align=align)
+        added = T.match_buffer(bias_, sizes, "float32", align=align)
+        y = T.match_buffer(out_, (samples, t, heads * dim), "float32", align=align)
+        turned = T.alloc_buffer((dim * blocks * lanes,), "float32")
+        score = T.alloc_buffer((_ROWS * blocks * lanes,), "float32")
+        total = T.alloc_buffer((_ROWS,), "float32", scope="local")
+        for b in range(samples):
+            for h in range(heads):
+                tensors = T.meta_var((q, turned, v, added, y, score, total))
+                turn_keys(turned, k, b, h)
+                for i in range(t // _ROWS):
+                    attend(tensors, b, h, i * _ROWS, _ROWS)
+                for i in range(t % _ROWS):
+                    attend(tensors, b, h, t - 1 - i, 1)
+
+    return attention if bias is not None else without_parameters(attention, "added")
+
+
+def _turning(head: _Head, column: int) -> Emitted:
+    """For use in a kernel: `turn_keys(turned, k, b, h)` puts the keys of a head side by side."""
+    dim, s, padded = head.dim, head.keys, head.blocks * head.lanes
 
     @inlined
     def turn_keys(turned, k, b, h):
         for row in range(s):
             for d in range(dim):
-                turned[d * blocks * lanes + row] = k[b, row, at_k + h * dim + d]
+                turned[d * padded + row] = k[b, row, column + h * dim + d]
         for d in range(dim):
-            for row in range(blocks * lanes - s):
-                turned[d * blocks * lanes + s + row] = T.float32(0)
+            for row in range(padded - s):
+                turned[d * padded + s + row] = T.float32(0)
+
+    return turn_keys
+
+
+def _attending(
+    head: _Head,
+    scale: float,
+    columns: tuple[int, int, int],
+    bias: tuple[bool, bool, bool, bool] | None,
+) -> Emitted:
+    """For use in a kernel: `attend(tensors, b, h, first, rows)` computes rows of y for a head."""
+    scores, mix = _scoring(head, scale, columns[0]), _mixing(head, columns[2])
+    softmax = _softmax(head, bias)
+
+    @inlined
+    def attend(tensors, b, h, first, rows):
+        q, turned, v, added, y, score, total = T.meta_var(tensors)
+        scores(score, q, turned, b, h, first, rows)
+        for m in range(rows):
+            softmax(score, total, added, b, h, first + m, m)
+        mix(y, score, total, v, b, h, first, rows)
+
+    return attend
+
+
+def _scoring(head: _Head, scale: float, column: int) -> Emitted:
+    """For use in a kernel: `scores(score, q, turned, b, h, first, rows)` multiplies with keys."""
+    dim, lanes, blocks = head.dim, head.lanes, head.blocks
 
     @inlined
     def scores(score, q, turned, b, h, first, rows):
@@ -73,7 +141,7 @@ def attention(
                 for m in T.unroll(rows):
                     acc[T.ramp(m * lanes, 1, lanes)] = (
                         acc[T.ramp(m * lanes, 1, lanes)]
-                        + T.Broadcast(q[b, first + m, at_q + h * dim + d], lanes)
+                        + T.Broadcast(q[b, first + m, column + h * dim + d], lanes)
                         * turned[T.ramp((d * blocks + block) * lanes, 1, lanes)]
                     )
             for m in T.unroll(rows):
@@ -81,16 +149,22 @@ def attention(
                     T.ramp(m * lanes, 1, lanes)
                 ] * T.Broadcast(T.float32(scale), lanes)
 
+    return scores
+
+
+def _softmax(head: _Head, bias: tuple[bool, bool, bool, bool] | None) -> Emitted:
+    """For use in a kernel: `softmax(score, total, added, b, h, row, m)` for row m of the scores.
+
+    It leaves shares that add up to total[m]; those beyond the last key are 0.
+    """
+    lanes, blocks, s = head.lanes, head.blocks, head.keys
+    has_bias, kept = bias is not None, bias or (False,) * 4
+
+    def bias_at(added, *place):
+        return added[tuple(index if given else 0 for index, given in zip(place, kept))]
+
     @inlined
-    def softmax(score, total, added, b, h, row, m):
-        """Scores as shares that add up to total[m]; those beyond the last key are 0."""
-        start = T.meta_var(m * blocks * lanes)
-        top = T.alloc_buffer((lanes + 1,), "float32", scope="local")
-        if has_bias:
-            for key in range(s):
-                score[start + key] = score[start + key] + bias_at(added, b, h, row, key)
-        for key in range(blocks * lanes - s):
-            score[start + s + key] = T.float32("-inf")
+    def greatest(score, top, start):
         for lane in T.vectorized(lanes):
             top[lane] = score[start + lane]
         for block in range(1, blocks):
@@ -99,6 +173,17 @@ def attention(
         top[lanes] = top[0]
         for lane in range(1, lanes):
             top[lanes] = T.max(top[lanes], top[lane])
+
+    @inlined
+    def softmax(score, total, added, b, h, row, m):
+        start = T.meta_var(m * blocks * lanes)
+        top = T.alloc_buffer((lanes + 1,), "float32", scope="local")
+        if has_bias:
+            for key in range(s):
+                score[start + key] = score[start + key] + bias_at(added, b, h, row, key)
+        for key in range(blocks * lanes - s):
+            score[start + s + key] = T.float32("-inf")
+        greatest(score, top, start)
         for block in range(blocks):
             for lane in T.vectorized(lanes):
                 score[start + block * lanes + lane] = fast_exp(
@@ -107,6 +192,14 @@ def attention(
         total[m] = T.Select(s == 0, T.float32(1), T.float32(0))
         for key in range(s):
             total[m] = total[m] + score[start + key]
+
+    return softmax
+
+
+def _mixing(head: _Head, first_column: int) -> Emitted:
+    """For use in a kernel: `mix(y, score, total, v, b, h, first, rows)` adds up weighted values."""
+    dim, lanes, blocks, s = head.dim, head.lanes, head.blocks, head.keys
+    tiles = Tiles(dim, lanes, 4)
 
     @inlined
     def mix(y, score, total, v, b, h, first, rows):
@@ -124,7 +217,7 @@ def attention(
                             acc[m * width + n * tiles.lanes + lane] = (
                                 acc[m * width + n * tiles.lanes + lane]
                                 + score[m * blocks * lanes + key]
-                                * v[b, key, at_v + h * dim + tiles.column(tile, n) + lane]
+                                * v[b, key, first_column + h * dim + tiles.column(tile, n) + lane]
                             )
             for m in T.unroll(rows):
                 for n in T.unroll(tiles.vectors):
@@ -133,43 +226,4 @@ def attention(
                             acc[m * width + n * tiles.lanes + lane] / total[m]
                         )
 
-    @inlined
-    def block_of(y, q, turned, v, added, score, total, b, h, first, rows):
-        scores(score, q, turned, b, h, first, rows)
-        for m in range(rows):
-            softmax(score, total, added, b, h, first + m, m)
-        mix(y, score, total, v, b, h, first, rows)
-
-    @T.prim_func(private=True, s_tir=True)
-    def attention(
-        queries_: T.handle, keys_: T.handle, values_: T.handle, bias_: T.handle, out_: T.handle
-    ):
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        samples = T.int64()
-        q = T.match_buffer(queries_, (samples, t, widths[0]), "float32", align=align)
-        k = T.match_buffer(keys_, (samples, s, widths[1]), "float32", align=align)
-        v = T.match_buffer(values_, (samples, s, widths[2]), "float32", align=align)
-        added = T.match_buffer(
-            bias_,
-            (
-                samples if kept[0] else 1,
-                heads if kept[1] else 1,
-                t if kept[2] else 1,
-                s if kept[3] else 1,
-            ),
-            "float32",
-            align=align,
-        )
-        y = T.match_buffer(out_, (samples, t, heads * dim), "float32", align=align)
-        turned = T.alloc_buffer((dim * blocks * lanes,), "float32")
-        score = T.alloc_buffer((_ROWS * blocks * lanes,), "float32")
-        total = T.alloc_buffer((_ROWS,), "float32", scope="local")
-        for b in range(samples):
-            for h in range(heads):
-                turn_keys(turned, k, b, h)
-                for i in range(t // _ROWS):
-                    block_of(y, q, turned, v, added, score, total, b, h, i * _ROWS, _ROWS)
-                for i in range(t % _ROWS):
-                    block_of(y, q, turned, v, added, score, total, b, h, t - 1 - i, 1)
-
-    return attention if has_bias else without_parameters(attention, "added")
+    return mix

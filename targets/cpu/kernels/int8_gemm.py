@@ -93,37 +93,31 @@ def int8_gemm(
 
     @T.prim_func(private=True, s_tir=True)
     def int8_gemm(
-        x: T.handle,
-        weights: T.handle,
-        start: T.handle,
-        scale: T.handle,
-        bias: T.handle,
-        one: T.handle,
-        two: T.handle,
-        y: T.handle,
-    ):
+        x: T.handle, w: T.handle, z: T.handle, s: T.handle, c: T.handle,
+        p: T.handle, q: T.handle, y: T.handle
+    ):  # fmt: skip
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m = T.int64()
         left = T.match_buffer(x, (m, k), taken, align=element_bytes(taken))
-        right = T.match_buffer(weights, (panels, depth, width), "int32", align=align)
-        begin = T.match_buffer(start, (panels * width,), "int32", align=align)
-        factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
-        b = T.match_buffer(bias, (panels * width,), "float32", align=align)
-        first = T.match_buffer(one, (m, n), "float32", align=align)
-        second = T.match_buffer(two, (m, n), "float32", align=align)
+        right = T.match_buffer(w, (panels, depth, width), "int32", align=align)
+        begin = T.match_buffer(z, (panels * width,), "int32", align=align)
+        factor = T.match_buffer(s, (panels * width,), "float32", align=align)
+        b = T.match_buffer(c, (panels * width,), "float32", align=align)
+        first = T.match_buffer(p, (m, n), "float32", align=align)
+        second = T.match_buffer(q, (m, n), "float32", align=align)
         out = T.match_buffer(y, (m, n), given, align=element_bytes(given))
-        constants, others = T.meta_var((right, begin, factor, b)), T.meta_var((first, second))
+        others = T.meta_var((right, begin, factor, b, (first, second), out))
         for batch in range((m + _ROWS - 1) // _ROWS):
             count = T.min(T.int64(_ROWS), m - batch * _ROWS)
             start_row = T.meta_var(batch * _ROWS)
             if takes_codes:
-                codes = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
-                visit((codes, start_row, *constants, others, out), count)
+                words = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
+                visit((words, start_row, *others), count)
             else:
-                q = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
-                words = T.decl_buffer((_ROWS, depth), "int32", data=q.data, align=align)
-                quantize(left, q, start_row, count)
-                visit((words, start_row, *constants, others, out), count)
+                codes = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
+                words = T.decl_buffer((_ROWS, depth), "int32", data=codes.data, align=align)
+                quantize(left, codes, start_row, count)
+                visit((words, start_row, *others), count)
 
     return without_parameters(int8_gemm, *("first", "second")[len(steps) :])
 
