@@ -1,12 +1,18 @@
 """Compression inside an error budget, next to other tools' quantization of the same models.
 
-    python bench/accuracy.py FOLDER [--max-drop 0.001,0.0001] [--only NAME] [--json FILE]
+    python bench/accuracy.py FOLDER [--max-drop 0.001,0.0001] [--only NAME] [--tools A,B]
+                             [--json FILE] [--show FILE]
 
 FOLDER is as for `models.py`; its trained models take part. A budget is spent on one half of the
 rows of `eval.npz`; every figure is from the other half. The other tools (`quantizers.py`)
 calibrate, and NNCF controls accuracy, on the first half too. Sizes are those of the files of a
 model. Latencies are medians of alternating calls with 512 rows (or the first batch, where rows have
 no fixed length), one thread, in units of the compiled model in float32, whatever the engine.
+
+`--tools` measures some tools only ("graphopt" is ours), next to the models in float32. A JSON file
+that is there keeps what it has of others: what one run takes is a time ratio, whose units are
+measured in every run. `--no-times` is for a busy machine, which sizes and drops do not depend on;
+nothing is compiled then. `--show` prints a file's table, and then what the README says of it.
 
 The last column says, of another tool's result, whether one of ours is as small, as fast and as
 accurate; of ours, whether no other tool's is. Times within 3 % are equal, and so are drops below
@@ -20,7 +26,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Annotated, Any
@@ -33,6 +39,8 @@ from rich.table import Table
 
 import graphopt
 from graphopt.accuracy.budget import Budget
+from graphopt.accuracy.judge import Judge
+from graphopt.benchmark import machine
 from graphopt.errors import BudgetExceededError
 from graphopt.ir import onnx_io
 from graphopt.latency import interleaved
@@ -51,8 +59,14 @@ def file_bytes(path: Path) -> int:
     return sum(p.stat().st_size for p in files)
 
 
-def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[str, Any]:
-    """All variants of one model."""
+def measure(
+    folder: Path,
+    spec: Mapping[str, Any],
+    drops: list[float],
+    tools: Collection[str],
+    times: bool,
+) -> dict[str, Any]:
+    """What some tools make of one model."""
     folder = folder.resolve()
     source = folder / "model.onnx"
     original = OnnxModel(source)
@@ -62,46 +76,70 @@ def measure(folder: Path, spec: Mapping[str, Any], drops: list[float]) -> dict[s
     chooser, judge = next(iter(budgets.values())).judges(original, original.signature)
     batch = judge.data.batches[0]
     feeds = batch if judge.data.whole else {n: a[:BATCH] for n, a in batch.items()}
-    rows: dict[str, Any] = {}
     # ONNX Runtime's preparation leaves files in the current folder.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        models: dict[str, Any] = {}
-        for name in QUANTIZERS:
-            path = Path(scratch) / f"{name}.onnx"
-            try:
-                models[name] = quantized(name, source, path, chooser)
-                rows[name] = {"bytes": file_bytes(path)}
-            except Exception as error:  # whatever they, or engines that load the result, raise
-                rows[name] = {"failure": str(error).splitlines()[0]}
+        rows, models = _of_others(source, Path(scratch), chooser, tools)
+        if OURS.strip() in tools:
+            own_rows, own_models = _of_ours(source, Path(scratch), budgets, compiled=times)
+            rows, models = rows | own_rows, models | own_models
+        for name, model in models.items():
+            rows[name]["drop"] = judge.verdict(model).to_json()
+        if not times:
+            return {"model": folder.name, "bytes": file_bytes(source), "variants": rows}
         models |= {"float32": graphopt.compile(source, verify=False)}
         models |= {"ORT float32": original, "OpenVINO float32": openvino_full(source)}
-        for name, budget in budgets.items():
-            try:
-                report = Report()
-                graph = graphopt.optimize(source, budget=budget, report=report)
-            except BudgetExceededError as error:
-                rows[name] = {"failure": str(error)}
-                continue
-            path = Path(scratch) / f"{name}.onnx"
-            onnx_io.save(graph, path)
-            rows[name] = {"bytes": file_bytes(path), "proof": report.facts["compression"]}
-            models[name] = graphopt.compile(graph, passes="O0", verify=False)
-        for name in rows.keys() & models.keys():
-            rows[name]["drop"] = judge.verdict(models[name]).to_json()
         calls = {n: call(model, feeds) for n, model in models.items() if model is not None}
-        for name, latency in interleaved(calls, SECONDS).items():
-            rows.setdefault(name, {})["us"] = latency.median
-    compare(rows, min(drops))
+        taken = interleaved(calls, SECONDS)
+        for name, latency in taken.items():
+            own = rows.setdefault(name, {})
+            own["us"], own["time"] = latency.median, latency.median / taken["float32"].median
     return {"model": folder.name, "bytes": file_bytes(source), "variants": rows}
+
+
+def _of_others(
+    source: Path, scratch: Path, chooser: Judge, tools: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sizes, or why there is none, and models of the tools that others made."""
+    rows: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    for name in [name for name in QUANTIZERS if name in tools]:
+        path = scratch / f"{name}.onnx"
+        try:
+            models[name] = quantized(name, source, path, chooser)
+            rows[name] = {"bytes": file_bytes(path)}
+        except Exception as error:  # whatever they, or engines that load the result, raise
+            rows[name] = {"failure": str(error).splitlines()[0].replace(str(scratch), "")}
+    return rows, models
+
+
+def _of_ours(
+    source: Path, scratch: Path, budgets: Mapping[str, Budget], *, compiled: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sizes, or why there is none, and the model, compiled or portable, under each budget."""
+    rows: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    for name, budget in budgets.items():
+        report = Report()
+        try:
+            graph = graphopt.optimize(source, budget=budget, target="cpu", report=report)
+        except BudgetExceededError as error:
+            rows[name] = {"failure": str(error)}
+            continue
+        path = scratch / f"{name}.onnx"
+        onnx_io.save(graph, path)
+        rows[name] = {"bytes": file_bytes(path), "proof": report.facts["compression"]}
+        full = graphopt.compile(graph, passes="O0", verify=False) if compiled else OnnxModel(path)
+        models[name] = full
+    return rows, models
 
 
 def compare(rows: dict[str, Any], least_drop: float) -> None:
     """Note for each variant which others are as good in everything and better in something."""
-    known = {name: row for name, row in rows.items() if "bytes" in row}
+    known = {name: row for name, row in rows.items() if {"bytes", "time"} <= row.keys()}
 
     def measures(name: str) -> tuple[float, float, float]:
         row = known[name]
-        return row["bytes"], row["us"], max(least_drop, row["drop"]["drop"])
+        return row["bytes"], row["time"], max(least_drop, row["drop"]["drop"])
 
     def beats(one: str, other: str) -> bool:
         allowed = (1.0, 1 + NOISE, 1.0)
@@ -127,52 +165,113 @@ def show(results: list[dict[str, Any]]) -> None:
             if "failure" in row:
                 table.add_row(result["model"], name, "", row["failure"][:60], "", "", "")
                 continue
-            time = row["us"] / result["variants"]["float32"]["us"]
-            times.setdefault(name, []).append(time)
+            time = ""
+            if "time" in row:
+                times.setdefault(name, []).append(row["time"])
+                time = f"{row['time']:.2f}"
             if "bytes" not in row:
-                table.add_row(result["model"], name, "1", "0", "", f"{time:.2f}", "")
+                table.add_row(result["model"], name, "1", "0", "", time, "")
                 continue
             size = row["bytes"] / result["bytes"]
             sizes.setdefault(name, []).append(size)
             drop, (low, high) = row["drop"]["drop"], row["drop"]["interval"]
             interval = f"{low:.5f} and {high:.5f}"
-            beaten = f"behind {', '.join(row['beaten_by'])}" if row["beaten_by"] else "on it"
+            front = "" if "beaten_by" not in row else "on it"
+            if row.get("beaten_by"):
+                front = f"behind {', '.join(row['beaten_by'])}"
             table.add_row(
-                result["model"], name, f"{size:.3f}", f"{drop:.5f}", interval, f"{time:.2f}", beaten
+                result["model"], name, f"{size:.3f}", f"{drop:.5f}", interval, time, front
             )
-    for name, found in times.items():
-        label = f"geometric mean of {len(found)}"
+    for name in sizes | times:
+        count = len(sizes.get(name, times.get(name, [])))
         size_text = f"{geometric_mean(sizes[name]):.3f}" if name in sizes else "1"
-        table.add_row(label, name, size_text, "", "", f"{geometric_mean(found):.2f}", style="bold")
+        time = f"{geometric_mean(times[name]):.2f}" if name in times else ""
+        table.add_row(f"geometric mean of {count}", name, size_text, "", "", time, "", style="bold")
     Console(width=150).print(table)
+
+
+LABELS = {
+    "graphopt 0.001": "`--max-drop 0.001`",
+    "graphopt 0.0001": "`--max-drop 0.0001`",
+    "ORT dynamic": "ONNX Runtime, dynamic int8",
+    "ORT static": "ONNX Runtime, static int8",
+    "INC dynamic": "Intel Neural Compressor, dynamic int8",
+    "INC static": "Intel Neural Compressor, static int8",
+    "NNCF": "NNCF with accuracy control (0.001), in OpenVINO",
+}
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The README's table; without times if some were not measured."""
+    every = [row for result in results for row in result["variants"].values()]
+    quiet = all("time" in row for row in every if "bytes" in row)
+    head = ["", "models", "size, geometric mean", "largest drop"]
+    head += ["time, geometric mean"] if quiet else []
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, label in LABELS.items():
+        made = [(r["variants"].get(name, {}), r["bytes"]) for r in results]
+        rows = [(row, size) for row, size in made if "bytes" in row]
+        if not rows:
+            continue
+        size = geometric_mean(row["bytes"] / size for row, size in rows)
+        drop = max(row["drop"]["drop"] for row, _ in rows)
+        cells = [label, str(len(rows)), f"{size:.2f}", f"{drop:.4f}"]
+        cells += [f"{geometric_mean(row['time'] for row, _ in rows):.2f}"] if quiet else []
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All that is known of each model, what is new in place of the same that is old."""
+    known = {result["model"]: result for result in old}
+    for result in new:
+        before = known.get(result["model"], {"variants": {}})
+        known[result["model"]] = {
+            **result,
+            "variants": before["variants"] | result["variants"],
+        }
+    return list(known.values())
 
 
 def main(
     folder: Path,
     max_drop: Annotated[str, typer.Option(help="budgets, by comma")] = "0.001,0.0001",
     only: Annotated[str, typer.Option(help="a model's name; all trained ones by default")] = "",
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows here")] = None,
+    tools: Annotated[str, typer.Option(help="by comma")] = ",".join([OURS.strip(), *QUANTIZERS]),
+    times: Annotated[bool, typer.Option(help="compile and measure latencies")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="add the rows to it")] = None,
+    show_file: Annotated[Path | None, typer.Option("--show", help="show a file's rows")] = None,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Compress every trained model of a folder, and hold the results against the originals."""
+    if show_file:
+        results = json.loads(show_file.read_text())["results"]
+        show(results)
+        print(markdown(results))
+        return
     described = json.loads((folder / "models.json").read_text())["models"]
     specs = {entry["name"]: entry["metric"] for entry in described if entry.get("metric")}
+    drops = [float(text) for text in max_drop.split(",")]
     if child:
-        drops = [float(text) for text in max_drop.split(",")]
-        print(json.dumps(measure(folder / only, specs[only], drops)))
+        print(json.dumps(measure(folder / only, specs[only], drops, tools.split(","), times)))
         return
-    results = []
+    there = json_file is not None and json_file.exists()
+    results = json.loads(json_file.read_text())["results"] if json_file and there else []
     for name in [only] if only else specs:
         command = [sys.executable, __file__, str(folder), "--only", name, "--child"]
-        done = subprocess.run([*command, "--max-drop", max_drop], capture_output=True, text=True)
+        command += ["--max-drop", max_drop, "--tools", tools, "--times" if times else "--no-times"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"{name}: {done.stderr.strip()[-2000:]}", file=sys.stderr)
             continue
-        results.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        results = merged(results, [json.loads(done.stdout.strip().splitlines()[-1])])
+        for result in results:
+            compare(result["variants"], min(drops))
         print(f"{name}: done", file=sys.stderr)
+        if json_file:
+            text = json.dumps({"machine": machine(), "results": results}, indent=1)
+            json_file.write_text(f"{text}\n")
     show(results)
-    if json_file:
-        json_file.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import numpy as np
 from graphopt.ir.graph import Node
 from graphopt.passes._evaluate import evaluate
 
+_STORED = ("DequantizeLinear", "graphopt::StoredWeights")
+
 
 def mean_row(batches: Sequence[np.ndarray]) -> np.ndarray:
     """The mean over everything but the last axis, float64."""
@@ -36,7 +38,7 @@ def weight_of(layer: Node) -> np.ndarray | None:
     value = layer.inputs[1]
     assert value is not None
     weight = value.const
-    if weight is None and value.producer is not None and value.producer.op == "DequantizeLinear":
+    if weight is None and value.producer is not None and value.producer.op in _STORED:
         stored = [v.const if v is not None else None for v in value.producer.inputs]
         found = evaluate(value.producer, stored)
         weight = None if isinstance(found, str) else found[0]

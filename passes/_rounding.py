@@ -21,6 +21,7 @@ class RoundedRows:
     """A matrix [rows, columns] as int8 codes, each to be multiplied by the scale of its row.
 
     Attributes:
+        scales: [rows], or [rows, groups] for groups of as many neighbouring columns.
         error: root mean square of what the elements lost.
     """
 
@@ -29,13 +30,20 @@ class RoundedRows:
     error: float
 
     @staticmethod
-    def of(matrix: np.ndarray, bits: int, *, half_scales: bool) -> RoundedRows:
+    def of(
+        matrix: np.ndarray, bits: int, *, half_scales: bool, group: int | None = None
+    ) -> RoundedRows:
         """`matrix` with the scale of each row that loses least; rows of zeros stay zero.
 
         Args:
             half_scales: scales have 16 bits if that is exact enough for all of them. Codes are
                 rounded with the scales as they are stored.
+            group: columns that share a scale, which must divide their number; None for all.
         """
+        if group is not None:
+            found = RoundedRows.of(matrix.reshape(-1, group), bits, half_scales=half_scales)
+            scales = found.scales.reshape(len(matrix), -1)
+            return RoundedRows(found.codes.reshape(matrix.shape), scales, found.error)
         clips, top = _CLIPS[bits], 2 ** (bits - 1) - 1
         half = half_scales and _fit_in_half(matrix, top, min(clips))
         codes = np.zeros(matrix.shape, np.int8)
@@ -58,20 +66,27 @@ class RoundedRows:
         damped = with_damping(moments)
         root, left = inverse_root(damped), matrix.astype(np.float64)
         codes = np.empty(matrix.shape, np.int8)
-        steps = np.where(self.scales > 0, self.scales, 1).astype(np.float64)
+        steps = np.where(self._spread > 0, self._spread, 1)
         top = int(np.abs(self.codes).max(initial=1))
         for column in range(len(root)):
             wanted = left[:, column]
-            codes[:, column] = np.clip(np.rint(wanted / steps), -top, top)
-            lost = (wanted - codes[:, column] * steps) / root[column, column]
+            step = steps[:, column]
+            codes[:, column] = np.clip(np.rint(wanted / step), -top, top)
+            lost = (wanted - codes[:, column] * step) / root[column, column]
             left[:, column + 1 :] -= np.outer(lost, root[column, column + 1 :])
         made = RoundedRows(codes, self.scales, self.error)
         return min(self, made, key=lambda rounded: rounded._lost(matrix, damped))
 
     def _lost(self, matrix: np.ndarray, moments: np.ndarray) -> float:
         """Mean square of what outputs of the matrix lose, all of them together."""
-        off = self.codes * self.scales.astype(np.float64)[:, None] - matrix
+        off = self.codes * self._spread - matrix
         return float(np.sum(off @ moments * off))
+
+    @property
+    def _spread(self) -> np.ndarray:
+        """The scale of each element, float64."""
+        scales = self.scales.reshape(len(self.codes), -1).astype(np.float64)
+        return np.repeat(scales, self.codes.shape[1] // scales.shape[1], axis=1)
 
 
 def _fit_in_half(matrix: np.ndarray, top: int, clip: float) -> bool:

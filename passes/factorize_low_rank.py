@@ -11,6 +11,7 @@ from scipy.linalg import cholesky, solve_triangular, svd
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.passes._inline import replace
+from graphopt.passes._ranks import ranks_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _LOSSES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the outputs' norm, as offers to the budget
@@ -75,25 +76,15 @@ class FactorizeLowRank(LossyPass):
 
     def _proposals(self, node: Node, batches: list[np.ndarray]) -> Iterator[Proposal]:
         weight = weight_of(node)
-        inner, outer = weight.shape
-        data = np.concatenate([batch.reshape(-1, inner) for batch in batches])
+        data = np.concatenate([batch.reshape(-1, len(weight)) for batch in batches])
         if not np.isfinite(data).all():
             return
         left, values, right = whitened_svd(weight, data[:: max(1, len(data) // _ROWS)])
-        energy = np.cumsum(values[::-1] ** 2)[::-1]  # lost with the values from each on
-        if not energy[0] > 0:
-            return
-        ranks: dict[int, float] = {}
-        for loss in _LOSSES:
-            needed = int(np.count_nonzero(energy > loss**2 * energy[0]))
-            ranks.setdefault(max(1, -(-needed // _STEP)) * _STEP, loss)
-        for rank, loss in ranks.items():
-            size = rank * (inner + outer)
-            if size > self.max_share * weight.size:
-                continue
+        ranks = ranks_of(values**2, weight.shape, _LOSSES, _STEP, self.max_share)
+        for rank, loss, saved in ranks:
             factors = (left[:, :rank] * values[:rank], right[:rank])
             change = _into(node, [factor.astype(np.float32) for factor in factors])
-            saves = (weight.size - size) * weight.itemsize
+            saves = saved * weight.itemsize
             yield Proposal(node.output.name, f"rank {rank}", saves, loss, change)
 
 

@@ -12,6 +12,7 @@ from scipy.linalg import eigh
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.passes._inline import replace
+from graphopt.passes._ranks import ranks_of
 from graphopt.passes._row_maps import reads_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
@@ -76,19 +77,11 @@ class FactorizeTables(LossyPass):
         array = table.const
         assert array is not None
         values, axes = _principal_axes(array, reads_of(batches, len(array)))
-        energy = np.cumsum(values)[::-1]  # lost without the first k axes, by k from 0 on
-        if not energy[0] > 0:
-            return
-        ranks: dict[int, float] = {}
-        for loss in _LOSSES:
-            needed = int(np.count_nonzero(energy > loss**2 * energy[0]))
-            ranks.setdefault(max(1, -(-needed // _STEP)) * _STEP, loss)
-        for rank, loss in ranks.items():
-            size = rank * sum(array.shape)
-            if size <= self.max_share * array.size:
-                change = _Factors(table, array, axes[:, ::-1][:, :rank])
-                saves = (array.size - size) * array.itemsize
-                yield Proposal(table.name, f"rank {rank}", saves, loss, change.apply)
+        ranks = ranks_of(values[::-1], array.shape, _LOSSES, _STEP, self.max_share)
+        for rank, loss, saved in ranks:
+            change = _Factors(table, array, axes[:, ::-1][:, :rank])
+            saves = saved * array.itemsize
+            yield Proposal(table.name, f"rank {rank}", saves, loss, change.apply)
 
 
 def _is_linear(node: Node, table: Value) -> bool:

@@ -92,7 +92,8 @@ def _unpacks(node: Node) -> bool:
     if data is None or data.nbytes < MIN_PACKED:
         return False
     halves = data.dtype == np.float16 and node.output.dtype == "float32"
-    return node.op == "DequantizeLinear" or (node.op == "Cast" and halves)
+    stored = node.op in ("DequantizeLinear", "graphopt::StoredWeights")
+    return stored or (node.op == "Cast" and halves)
 
 
 def _bytes(value: Value) -> int | None:

@@ -12,6 +12,8 @@ from graphopt.passes._calibration import CodeRange
 from graphopt.passes._layer_bias import bias_for_shift, mean_row
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
+_RESTORES = ("DequantizeLinear", "graphopt::StoredWeights")
+
 
 @dataclass(frozen=True)
 class QuantizeActivations(LossyPass):
@@ -31,7 +33,7 @@ class QuantizeActivations(LossyPass):
 
     Before:
         (float[N,32] x) => (float[N,16] y) <int8[32,16] c, float[16] s> {
-            w = DequantizeLinear<axis=1>(c, s)
+            w = graphopt.StoredWeights<bits=8, axis=1>(c, s)
             y = MatMul(x, w)
         }
 
@@ -56,8 +58,7 @@ class QuantizeActivations(LossyPass):
         seen = dict(zip(read, ctx.budget.observe(graph, read) if read else []))
         ranges = {value: CodeRange.of(batches) for value, batches in seen.items()}
         for node, data in layers.items():
-            restored = node.inputs[1].producer  # type: ignore[union-attr]
-            codes = restored.const(0)  # type: ignore[union-attr]
+            codes = _codes_of(node)
             assert codes is not None
             for chosen in ranges[data]:
                 lost = mean_row([chosen.rounded(b) - b for b in seen[data]])
@@ -74,11 +75,8 @@ class QuantizeActivations(LossyPass):
 
 def _data_of(node: Node, ctx: PassContext) -> Value | None:
     """The operand of a layer with weights in 8 bits, if it has 32."""
-    data, weight = node.input(0), node.input(1)
-    if node.op not in ("Gemm", "MatMul") or data is None or weight is None:
-        return None
-    restored = weight.producer
-    if restored is None or restored.op != "DequantizeLinear" or restored.const(0) is None:
+    data = node.input(0)
+    if node.op not in ("Gemm", "MatMul") or data is None or _codes_of(node) is None:
         return None
     if node.attr("transA", 0):
         ctx.stats.refuse("quantize", node, "its operand is transposed")
@@ -86,6 +84,15 @@ def _data_of(node: Node, ctx: PassContext) -> Value | None:
     made = data.producer
     done = made is not None and made.op == "DequantizeLinear"
     return None if done or data.dtype != "float32" or data.const is not None else data
+
+
+def _codes_of(layer: Node) -> np.ndarray | None:
+    """The weights of a layer in 8 bits, if it has them so."""
+    weight = layer.input(1)
+    restore = weight.producer if weight is not None else None
+    if restore is None or restore.op not in _RESTORES or restore.attr("bits", 8) != 8:
+        return None
+    return restore.const(0)
 
 
 def _quantized(
@@ -101,6 +108,15 @@ def _quantized(
             made = layer.graph.insert(op, inputs, before=layer, origin=layer.origin)
             value = made.output
         layer.graph.set_input(layer, 0, value)
+        restore = layer.inputs[1].producer  # type: ignore[union-attr]
+        if restore is not None and restore.domain:
+            inputs, axis = restore.inputs, {"axis": restore.attrs["axis"]}
+            made = layer.graph.insert(
+                "DequantizeLinear", inputs, axis, before=layer, origin=restore.origin
+            )
+            layer.graph.set_input(layer, 1, made.output)
+            if not restore.output.uses:
+                layer.graph.erase(restore)
         if bias is not None:
             layer.graph.set_input(layer, 2, graph.constant(bias))
 

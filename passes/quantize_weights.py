@@ -1,30 +1,34 @@
-"""Weights of dense, recurrent and convolutional layers in 8 bits or half precision."""
+"""Weights of dense, recurrent and convolutional layers in 16, 8 or 4 bits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from graphopt.ir.graph import Attr, Graph, Node, Use, Value
+from graphopt.ops.quantized_lookup import packed
+from graphopt.ops.stored_weights import DOMAIN, OP_TYPE
 from graphopt.passes._rounding import RoundedRows
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _RECURRENT = frozenset(["GRU", "LSTM", "RNN", "graphopt::AttentionalGRU", "graphopt::GRU"])
 _ROWS = 8192  # of calibration data that codes are fitted on
 _MOST_INPUTS = 2048  # of a layer, which fitting takes the cube of
+_GROUP = 32  # weights of an output that share a scale in 4 bits
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
 class QuantizeWeights(LossyPass):
-    """Stores weights of layers in 8 bits with a scale per output, or in float16.
+    """Stores weights of layers in 8 bits with a scale per output, in 4 with more, or in float16.
 
     Needs an error budget, and constant weights. Codes are rounded for the inputs that a layer meets
-    on calibration data. The model holds them and dequantizes; it computes in float32 as before, so
-    that the scores of a row depend on nothing but the row. Which weights stay as they are is for
-    the budget to say. Fidelity: lossy.
+    on calibration data. The model holds them and restores them; it computes in float32 as before,
+    so that the scores of a row depend on nothing but the row. In 4 bits every 32 weights of an
+    output have a scale; only matrices of dense layers are stored so, for targets that do not
+    multiply bytes. Which weights stay as they are is for the budget to say. Fidelity: lossy.
 
     Attributes:
         min_bytes: smaller weights are not worth an op.
@@ -35,8 +39,8 @@ class QuantizeWeights(LossyPass):
         }
 
     After:
-        (float[N,32] x) => (float[N,16] y) <int8[32,16] codes, float[16] scales, float[16] b> {
-            w = DequantizeLinear<axis=1>(codes, scales)
+        (float[N,32] x) => (float[N,16] y) <uint8[16,16] codes, float16[16,1] scales, float[16] b> {
+            w = graphopt.StoredWeights<bits=4, columns=32, turned=1>(codes, scales)
             y = Gemm(x, w, b)
         }
     """
@@ -105,35 +109,62 @@ def _proposals(
     assert array is not None
     rows = np.moveaxis(array, axis, 0)
     matrix = rows.reshape(len(rows), -1)
-    rounded = RoundedRows.of(matrix, 8, half_scales=False)
+    moments = None if batches is None else _moments(batches, matrix.shape[1])
+    rounded = _fitted(matrix, moments, 8, None)
+    codes = np.ascontiguousarray(np.moveaxis(rounded.codes.reshape(rows.shape), 0, axis))
+    yield _proposal(weight, "int8", [codes, rounded.scales], rounded.error, bits=8, axis=axis)
     if batches is not None:
-        data = np.concatenate([batch.reshape(-1, matrix.shape[1]) for batch in batches])
-        data = data[:: max(1, len(data) // _ROWS)].astype(np.float64)
-        if np.isfinite(data).all():
-            rounded = rounded.adapted(matrix, data.T @ data / max(1, len(data)))
-    codes = np.moveaxis(rounded.codes.reshape(rows.shape), 0, axis)
-    eight = _change(weight, [np.ascontiguousarray(codes), rounded.scales], {"axis": axis})
-    saves = array.nbytes - codes.nbytes - rounded.scales.nbytes
-    yield Proposal(weight.name, "int8", saves, rounded.error, eight)
+        padding = -matrix.shape[1] % _GROUP
+        wide = np.pad(matrix, ((0, 0), (0, padding)))
+        rounded = _fitted(wide, moments, 4, _GROUP)
+        attrs: dict[str, Attr] = {"bits": 4, "columns": matrix.shape[1]}
+        attrs |= {"turned": 1} if axis else {}
+        stored = [packed(rounded.codes), rounded.scales]
+        proposal = _proposal(weight, "int4", stored, rounded.error, **attrs)
+        yield replace(proposal, in_floats=True)
     if np.abs(array).max(initial=0) < _HALF_MAX:
         half = array.astype(np.float16)
         error = float(np.sqrt(np.square(half - array, dtype=np.float64).mean()))
-        sixteen = _change(weight, [half], {"to": 1})
-        yield Proposal(weight.name, "float16", array.nbytes - half.nbytes, error, sixteen)
+        yield _proposal(weight, "float16", [half], error, to=1)
 
 
-def _change(
-    weight: Value, stored: list[np.ndarray], attrs: dict[str, Attr]
-) -> Callable[[Graph, Mapping[Value, Value]], None]:
+def _moments(batches: Sequence[np.ndarray], inputs: int) -> np.ndarray | None:
+    """Second moments of what a layer reads; None if it is not all numbers."""
+    data = np.concatenate([batch.reshape(-1, inputs) for batch in batches])
+    data = data[:: max(1, len(data) // _ROWS)].astype(np.float64)
+    return data.T @ data / max(1, len(data)) if np.isfinite(data).all() else None
+
+
+def _fitted(
+    matrix: np.ndarray, moments: np.ndarray | None, bits: int, group: int | None
+) -> RoundedRows:
+    """A weight [outputs, inputs] in few bits, for inputs of some second moments if they are known.
+
+    Inputs beyond those are zero.
+    """
+    rounded = RoundedRows.of(matrix, bits, half_scales=bits == 4, group=group)
+    if moments is None:
+        return rounded
+    padding = matrix.shape[1] - len(moments)
+    return rounded.adapted(matrix, np.pad(moments, (0, padding)))
+
+
+def _proposal(
+    weight: Value, what: str, stored: Sequence[np.ndarray], error: float, **attrs: Attr
+) -> Proposal:
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
         target = values[weight]
         first = next(node for node in graph.nodes if reads(node, target))
         constants = [graph.constant(array, f"{target.name}.{k}") for k, array in enumerate(stored)]
-        op = "DequantizeLinear" if "axis" in attrs else "Cast"
-        restored = graph.insert(op, constants, attrs, before=first, origin=first.origin)
+        op, domain = (OP_TYPE, DOMAIN) if "bits" in attrs else ("Cast", "")
+        restored = graph.insert(
+            op, constants, dict(attrs), domain=domain, before=first, origin=first.origin
+        )
         graph.replace_uses(target, restored.output)
 
-    return apply
+    assert weight.const is not None
+    saves = weight.const.nbytes - sum(array.nbytes for array in stored)
+    return Proposal(weight.name, what, saves, error, apply)
 
 
 def reads(node: Node, value: Value) -> bool:

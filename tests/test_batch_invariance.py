@@ -12,11 +12,15 @@ import graphopt
 from graphopt import presets
 from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.datasets import in_batches
+from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
 from graphopt.passes.quantize_activations import QuantizeActivations
+from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
+from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.spec import Pipeline
-from graphopt.testing import Compiled, parse, random_inputs
+from graphopt.targets.base import find
+from graphopt.testing import Compiled, Lavish, parse, random_inputs
 
 GOLDEN = Path(__file__).parent / "golden"
 # A layer of every kind: whole vectors of columns and parts of them, a head as narrow as rows of
@@ -82,7 +86,7 @@ def test_the_bits_of_a_row(name: str, precision: str) -> None:
         budget = Budget(in_batches(feeds), 1e6)
     graph = graphopt.optimize(source, passes=PASSES[precision], budget=budget)
     ops = [node.op for node in graph.nodes]
-    assert precision == "O3" or ("DequantizeLinear" in ops) == ("8" in precision)
+    assert precision == "O3" or ("graphopt::StoredWeights" in ops) == (precision == "8-bit weights")
     assert precision == "O3" or ("QuantizeLinear" in ops) == (precision == "8 bits")
     assert_rows_stand_alone(Compiled(graph), feeds)
 
@@ -103,3 +107,67 @@ def test_the_bits_of_a_row_of_a_real_model(name: str, models: Path) -> None:
     for rows in (slice(0, 1), slice(9, 10), slice(3, 10), slice(16, 47)):
         for output, found in artifact.run(rows_of(feeds, rows)).items():
             np.testing.assert_array_equal(found, together[output][rows])
+
+
+# Bags of one length, and bags between offsets.
+BAGS = {
+    "fixed": """(int64[N,5] ids) => (float[N,24] y) <float[5000,16] t, float[16,24] w> {
+        p = graphopt.EmbeddingBag<mode="mean">(t, ids)
+        y = MatMul(p, w)
+    }""",
+    "offsets": """(int64[n] ids, int64[N] offsets) => (float[N,24] y)
+    <float[5000,16] t, float[16,24] w> {
+        p = graphopt.EmbeddingBag<mode="sum">(t, ids, offsets)
+        y = MatMul(p, w)
+    }""",
+}
+
+
+def in_form(text: str, what: str) -> Graph:
+    """The graph with its table in one of the forms that are offered for it."""
+    graph = parse(text)
+    offered = QuantizeTables().propose(graph, PassContext(budget=Lavish()))
+    for proposal in [] if what == "float32" else [p for p in offered if p.what == what]:
+        proposal.apply(graph, {value: value for value in graph.constants()})
+    ops = {node.op for node in graph.nodes}
+    assert ("graphopt::EmbeddingBag" in ops) == (what in ("float32", "float16"))
+    return graph
+
+
+@pytest.mark.parametrize("what", ["float32", "float16", "int8", "int4", "codebooks of 4"])
+@pytest.mark.parametrize("bags", BAGS)
+def test_the_bits_of_a_bag(bags: str, what: str) -> None:
+    if what.startswith("codebooks"):
+        pytest.importorskip("faiss")
+    model = Compiled(in_form(BAGS[bags], what))
+    ids = np.random.default_rng(0).integers(0, 5000, (67, 5))
+    if bags == "fixed":
+        together = model({"ids": ids})["y"]
+        for rows in (slice(0, 1), slice(9, 10), slice(3, 10), slice(16, 47)):
+            np.testing.assert_array_equal(model({"ids": ids[rows]})["y"], together[rows])
+        return
+    ends = np.cumsum(np.random.default_rng(1).integers(0, 6, 68))
+    flat, starts = ids.reshape(-1)[: ends[-1]], ends[:-1] - ends[0]
+    flat = flat[: ends[-1] - ends[0]]
+    together = model({"ids": flat, "offsets": starts})["y"]
+    bounds = [*starts, len(flat)]
+    for first, last in ((0, 1), (9, 10), (3, 10), (16, 47)):
+        own = {"ids": flat[bounds[first] : bounds[last]], "offsets": starts[first:last]}
+        own["offsets"] = own["offsets"] - bounds[first]
+        np.testing.assert_array_equal(model(own)["y"], together[first:last])
+
+
+def computes_bfloat16() -> bool:
+    try:
+        find("cpu").computing("bf16")
+    except SpecError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not computes_bfloat16(), reason="this CPU does not multiply bfloat16")
+def test_the_bits_of_a_row_in_bfloat16() -> None:
+    source = parse(LAYERS)
+    feeds = random_inputs(source, {"N": ROWS}, seed=1)
+    artifact = graphopt.compile(source, precision="bf16", verify=False)
+    assert_rows_stand_alone(artifact.run, feeds)  # type: ignore[arg-type]

@@ -107,10 +107,12 @@ class Spending:
 
         Of every site the alternative that saves most is tried; all at once, then by bisection in
         the order of what is lost for each byte. Sites that do not fit go on with their next one.
-        What is done for speed alone must make the target faster.
+        What is done for speed alone must make the target faster, and nothing keeps a target that
+        is faster with bytes from multiplying them.
         """
-        if self.multiplies_bytes is False:
-            proposals = [proposal for proposal in proposals if not proposal.for_speed]
+        if self.multiplies_bytes is not None:
+            fast = self.multiplies_bytes
+            proposals = [p for p in proposals if not (p.in_floats if fast else p.for_speed)]
         self.proposed += len(proposals)
         sites: dict[str, list[Proposal]] = {}
         for proposal in sorted(proposals, key=lambda p: -p.saves):

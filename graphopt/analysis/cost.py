@@ -355,6 +355,11 @@ def _gather(node: Node) -> Cost:
     return Cost(0, taken + _bytes(node.inputs[1]), taken)
 
 
+@cost_rule("StoredWeights", domain="graphopt")
+def _stored_weights(node: Node) -> Cost:
+    return streaming(node, 2 * _elements(node.output))
+
+
 @cost_rule("TableRows", domain="graphopt")
 def _table_rows(node: Node) -> Cost:
     return streaming(node, 2 * _elements(node.output))

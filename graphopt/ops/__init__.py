@@ -24,6 +24,7 @@ from graphopt.ops import (
     product_lookup,
     quantized_embedding_bag,
     quantized_lookup,
+    stored_weights,
     table_rows,
 )
 
@@ -43,6 +44,7 @@ _MODULES = (
     product_lookup,
     quantized_embedding_bag,
     quantized_lookup,
+    stored_weights,
     table_rows,
 )
 _OPS = {op.OP_TYPE: op for op in _MODULES}

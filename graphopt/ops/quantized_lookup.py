@@ -68,7 +68,7 @@ def function_name(node: Node) -> str:
     return f"{OP_TYPE}__{node.attr('bits', 8)}_bits"
 
 
-_CODES = {
+CODES = {
     8: "codes_of_ids = Cast <to = 1> (rows)",
     4: """
         fifteen = Constant <value = uint8[1] {15}> ()
@@ -87,7 +87,7 @@ def dequantized(bits: int, ids: str) -> str:
     return f"""
         last_axis = Constant <value_ints = [-1]> ()
         rows = Gather <axis = 0> (codes, {ids})
-        {_CODES[bits]}
+        {CODES[bits]}
         stored = Gather <axis = 0> (scales, {ids})
         scale = Cast <to = 1> (stored)
         column = Unsqueeze (scale, last_axis)

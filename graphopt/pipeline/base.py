@@ -94,6 +94,7 @@ class Proposal:
             may put there what took the place of a value that other proposals know.
         for_speed: the model gets no smaller, only faster where the target computes in fewer bits;
             `saves` then counts what is computed so.
+        in_floats: a layer then multiplies floats, where it could otherwise multiply bytes.
     """
 
     site: str
@@ -102,6 +103,7 @@ class Proposal:
     expected_error: float
     apply: Callable[[Graph, dict[Value, Value]], None]
     for_speed: bool = False
+    in_floats: bool = False
 
 
 class ErrorBudget(Protocol):

@@ -32,7 +32,11 @@ from graphopt.targets.cpu.kernels import bf16_gemm, dot
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.cpu.kernels.panels import default_params, pack_bias, pack_weights
-from graphopt.targets.cpu.packed_weights import dequantize_to_weights, dequantized_to_dense
+from graphopt.targets.cpu.packed_weights import (
+    dequantize_to_weights,
+    dequantized_to_dense,
+    stored_to_dequantized,
+)
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.steps import MAX_STEPS
 from graphopt.targets.relax.lowering import Lowering, lowers
@@ -192,6 +196,7 @@ def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | No
 
 
 DENSE_RULES: tuple[Rule, ...] = (
+    stored_to_dequantized,
     dequantize_to_weights,
     matmul_to_dense,
     gemm_to_dense,

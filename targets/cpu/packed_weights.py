@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Attr, Node, Value
+from graphopt.ops.stored_weights import DOMAIN as GRAPHOPT
+from graphopt.ops.stored_weights import OP_TYPE
+from graphopt.ops.stored_weights import restored as stored_weights
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
+from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.dot import MOST_COLUMNS
 
@@ -53,6 +57,16 @@ def bias_row(bias: np.ndarray | None, columns: int) -> np.ndarray | None:
     if bias.size > 1 and bias.shape[-1] != columns:
         return None
     return np.broadcast_to(bias.reshape(-1), (columns,)).astype(np.float32)
+
+
+@rule(Pattern(OP_TYPE, (w, c), domain=GRAPHOPT))
+def stored_to_dequantized(rw: Rewriter, node: Node, w: Value, c: Value) -> Value | NoMatch:
+    """StoredWeights(w, s) -> DequantizeLinear(w, s), or the weights in full if they have 4 bits"""
+    if node.attr("bits", 8) == 8 and c.dtype == "float32":
+        return rw.op.DequantizeLinear(w, c, axis=node.attrs["axis"])
+    weights = stored_weights(node)
+    assert weights is not None
+    return rw.const(weights)
 
 
 @rule(op.MatMul(x, shared), op.Gemm(x, shared), op.Gemm(x, shared, c))

@@ -123,11 +123,13 @@ class CpuTarget(Target):
         return found.with_tiles if precision == "bf16" else found
 
     def legalize(self, graph: Graph) -> Graph:
-        from graphopt.targets.cpu import legalize
+        from graphopt.rewrite import RewriteStats, rewrite
+        from graphopt.targets.cpu import legalize, packed_weights
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
         from graphopt.targets.relax import bfloat16, expand
 
         working = graph.clone()
+        rewrite(working, (packed_weights.stored_to_dequantized,), RewriteStats())
         expand.expand_functions(working)
         bfloat16.widen_bfloat16(working)
         words = words_for(self.with_tiles.features, self.lanes)

@@ -135,6 +135,15 @@ def test_what_is_for_speed_must_be_faster(
     assert {p.site for p in budget.choose(graph, changes)} == sites
 
 
+@pytest.mark.parametrize(("multiplies", "what"), [(True, "int8"), (False, "int4"), (None, "int4")])
+def test_what_keeps_a_layer_from_multiplying_bytes(multiplies: bool | None, what: str) -> None:
+    graph = parse(MODEL)
+    (eight,) = proposals({0: 0.01}, "int8")
+    four = replace(eight, what="int4", saves=200, in_floats=True)
+    budget = replace(spending(graph, 1.0), multiplies_bytes=multiplies)
+    assert [p.what for p in budget.choose(graph, [eight, four])] == [what]
+
+
 def test_the_graph_is_left_as_it_was() -> None:
     graph = parse(MODEL)
     before = graph.clone()

@@ -26,7 +26,7 @@ from graphopt.testing import parse, random_inputs  # noqa: E402
 
 
 def row(size: int, time: float, drop: float) -> dict[str, Any]:
-    return {"bytes": size, "us": time, "drop": {"drop": drop}}
+    return {"bytes": size, "time": time, "drop": {"drop": drop}}
 
 
 def beaten(rows: dict[str, Any]) -> dict[str, list[str]]:
@@ -91,3 +91,28 @@ def test_another_tool_and_one_that_fails(
         quantizers.quantized("dies", source, tmp_path / "a.onnx", chooser)
     with pytest.raises(RuntimeError, match="ValueError not this model"):
         quantizers.quantized("raises", source, tmp_path / "b.onnx", chooser)
+
+
+def test_a_run_of_some_tools_keeps_what_is_known_of_others() -> None:
+    old = [{"model": "a", "bytes": 9, "variants": {"x": {"bytes": 1}, "y": {"bytes": 2}}}]
+    new = [
+        {"model": "a", "bytes": 9, "variants": {"y": {"bytes": 3}}},
+        {"model": "b", "bytes": 9, "variants": {}},
+    ]
+    found = accuracy.merged(old, new)
+    assert [result["model"] for result in found] == ["a", "b"]
+    assert found[0]["variants"] == {"x": {"bytes": 1}, "y": {"bytes": 3}}
+
+
+def test_times_are_shown_if_they_were_measured() -> None:
+    def last_line(found: dict[str, Any]) -> str:
+        rows = {"ORT dynamic": found, "NNCF": {"failure": "no"}, "float32": {"time": 1.0}}
+        results = [{"model": "a", "bytes": 100, "variants": rows}]
+        accuracy.compare(rows, least_drop=0.0001)
+        accuracy.show(results)
+        return accuracy.markdown(results).splitlines()[-1]
+
+    noted = {**row(50, 2.0, 0.01), "drop": {"drop": 0.01, "interval": [0.0, 0.02]}}
+    assert last_line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 | 2.00 |"
+    del noted["time"], noted["beaten_by"]
+    assert last_line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 |"

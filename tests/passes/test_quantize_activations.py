@@ -36,7 +36,7 @@ def test_attributes_and_bias_stay() -> None:
     assert_rewrites(
         QuantizeActivations(),
         """(float[N,32] x) => (float[N,16] y) <int8[16,32] c, float[16] s, float[16] b> {
-            w = DequantizeLinear<axis=0>(c, s)
+            w = graphopt.StoredWeights<bits=8, axis=0>(c, s)
             y = Gemm<transB=1, beta=2.0>(x, w, b)
         }""",
         """(float[N,32] x) => (float[N,16] y)

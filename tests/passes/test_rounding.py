@@ -70,6 +70,22 @@ def test_codes_that_are_fitted_to_inputs_lose_less_of_the_outputs(bits: int, sha
     assert not restored(fitted)[3].any()  # a row of zeros
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_groups_of_columns_have_scales_of_their_own(bits: int) -> None:
+    rows = matrix() * np.exp(np.arange(12) / 3)  # columns of very different size
+    whole = RoundedRows.of(rows, bits, half_scales=True)
+    found = RoundedRows.of(rows, bits, half_scales=True, group=4)
+    assert found.scales.shape == (40, 3)
+    spread = np.repeat(found.scales.astype(np.float32), 4, axis=1)
+    lost = np.sqrt(np.square(found.codes * spread - rows).mean())
+    assert found.error == pytest.approx(lost, rel=1e-5)
+    assert lost < whole.error
+    data = inputs()
+    fitted = found.adapted(rows, data[:1000].T @ data[:1000] / 1000)
+    errors = [np.abs(data[1000:] @ (r.codes * spread - rows).T).mean() for r in (found, fitted)]
+    assert errors[1] < errors[0]
+
+
 def test_inputs_that_say_nothing_leave_codes_as_they_are() -> None:
     nearest = RoundedRows.of(matrix(), 8, half_scales=False)
     fitted = nearest.adapted(matrix(), np.zeros((12, 12)))

@@ -1,0 +1,147 @@
+"""Whether an error budget finds layers of low rank in production shapes, and what that gains.
+
+    python bench/low_rank.py [--only dlrm_mlperf,dcnv2,mmoe_8_experts] [--rows N] [--json FILE]
+
+Models are those of `production.py`, whose larger layers are given weights of a known rank and a
+little noise. Labels are drawn from the model's own scores, so that there is an AUC to lose. What
+`graphopt optimize --metric auc --max-drop 0.001` makes is held against the same model compiled
+without compression, in turns on one thread. The drop is on rows that had no part in choosing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import production
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import graphopt
+from graphopt.accuracy.budget import Budget
+from graphopt.accuracy.datasets import Dataset, in_batches
+from graphopt.benchmark import machine
+from graphopt.ir import onnx_io
+from graphopt.ir.graph import Graph
+from graphopt.latency import interleaved
+from graphopt.pipeline.report import Report
+from graphopt.targets.portable import OnnxModel
+from graphopt.testing import random_inputs
+
+SMALLEST = 128  # inputs and outputs of a layer that is given a low rank
+SHARE = 8  # a rank is this part of the smaller of the two
+NOISE = 0.01  # of a weight, over all directions
+SAMPLES = 4096  # half of them choose, half judge
+MAX_DROP = 0.001
+
+
+def planted(graph: Graph, share: int = SHARE, noise: float = NOISE) -> dict[tuple[int, int], int]:
+    """Give the larger layers of `graph` a low rank, in place; the rank for each shape."""
+    rng, ranks = np.random.default_rng(0), dict[tuple[int, int], int]()
+    for value in graph.constants():
+        weight = value.const
+        reads = [node.op for node in value.users]
+        if weight is None or weight.ndim != 2 or reads != ["MatMul"]:
+            continue
+        k, n = weight.shape
+        if min(k, n) < SMALLEST:
+            continue
+        rank = min(k, n) // share
+        factors = rng.normal(size=(k, rank)) @ rng.normal(size=(rank, n)) / rank**0.5
+        changed = weight.std() * (factors + noise * rng.normal(size=(k, n)))
+        value.const, ranks[k, n] = changed.astype(np.float32), rank
+    return ranks
+
+
+def clicks(graph: Graph, source: Path, samples: int) -> Dataset:
+    """Random inputs, and labels by the probability that the model's first output gives."""
+    feeds = random_inputs(graph, {"N": samples}, seed=1)
+    model, found = OnnxModel(source), list[np.ndarray]()
+    for batch in in_batches(feeds).batches:
+        found.append(next(iter(model.run(batch).values())).reshape(-1))
+    scores = np.concatenate(found)
+    labels = np.random.default_rng(2).random(len(scores)) < scores
+    return in_batches(feeds, labels.astype(np.float32))
+
+
+def measure(name: str, batches: Sequence[int], seconds: float, samples: int) -> dict[str, Any]:
+    """One model: which ranks were there and which were found, the drop, and the times."""
+    make, _ = production.MODELS[name]
+    graph, report = make(), Report()
+    ranks = planted(graph)
+    with tempfile.TemporaryDirectory(prefix="graphopt-low-rank-") as scratch:
+        source = Path(scratch) / "model.onnx"
+        onnx_io.save(graph, source)
+        budget = Budget(clicks(graph, source, samples), MAX_DROP, "auc")
+        small = graphopt.compile(source, budget=budget, report=report)
+        full = graphopt.compile(source, verify=False)
+        rows = []
+        for batch in batches:
+            feeds = random_inputs(graph, {"N": batch}, seed=2)
+            calls = {"float32": partial(full.run, feeds), "compressed": partial(small.run, feeds)}
+            taken = interleaved(calls, seconds)
+            rows.append({"batch": batch, "us": {n: x.median for n, x in taken.items()}})
+    return {
+        "model": name,
+        "planted": {f"{k}x{n}": rank for (k, n), rank in ranks.items()},
+        "taken": {p.spec: p.rewrites for p in report.passes if p.fidelity == "lossy" and p.changed},
+        "constant_bytes": report.facts["constant_bytes"],
+        "held_out": report.verification,
+        "rows": rows,
+    }
+
+
+def ranks_found(result: dict[str, Any]) -> list[str]:
+    """How many layers got which rank, such as "3 x 128"."""
+    taken = next((v for k, v in result["taken"].items() if k.startswith("factorize-low")), {})
+    found = {int(m[1]): n for what, n in taken.items() if (m := re.fullmatch(r"rank (\d+)", what))}
+    return [f"{count} x {rank}" for rank, count in sorted(found.items())]
+
+
+def show(results: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="compressed inside 0.001 of AUC, against the same model in float32")
+    for column in ("model", "ranks planted", "ranks found"):
+        table.add_column(column)
+    for column in ("size", "drop", "batch", "faster by"):
+        table.add_column(column, justify="right")
+    for result in results:
+        before, after = result["constant_bytes"]
+        drop = result["held_out"]["drop"]
+        planted_ranks = ", ".join(f"{s}: {r}" for s, r in result["planted"].items())
+        for row in result["rows"]:
+            gain = row["us"]["float32"] / row["us"]["compressed"]
+            table.add_row(
+                result["model"], planted_ranks, ", ".join(ranks_found(result)),
+                f"{after / before:.2f}", f"{drop:.5f}", str(row["batch"]), f"{gain:.2f}",
+            )  # fmt: skip
+    Console(width=160).print(table)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="names")] = "dlrm_mlperf,dcnv2,mmoe_8_experts",
+    batch: Annotated[str, typer.Option(help="batch sizes")] = "1,64,512",
+    rows: Annotated[int, typer.Option(help="of each table")] = production.ROWS,
+    samples: Annotated[int, typer.Option(help="rows of data")] = SAMPLES,
+    seconds: Annotated[float, typer.Option(help="per variant and batch size")] = 2.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write it all here")] = None,
+) -> None:
+    """Plant, compress and measure models, one after the other."""
+    production.ROWS = rows
+    results = []
+    for name in only.split(","):
+        results.append(measure(name, [int(size) for size in batch.split(",")], seconds, samples))
+        if json_file:
+            text = {"machine": machine(), "table_rows": rows, "results": results}
+            json_file.write_text(json.dumps(text, indent=1) + "\n")
+        show(results)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,44 @@
+"""The bench of low ranks: what it plants has them, and what is found is counted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import low_rank  # noqa: E402
+import production  # noqa: E402
+
+from graphopt.ir import onnx_io  # noqa: E402
+
+
+def test_layers_get_the_rank_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(production, "ROWS", 50)
+    graph = production.two_tower(dim=16)
+    before = {v.const.shape: v.const.std() for v in graph.constants() if v.const is not None}
+    ranks = low_rank.planted(graph)
+    assert ranks == {(208, 512): 26, (512, 256): 32, (256, 128): 16}
+    for value in graph.constants():
+        if value.const is not None and value.const.shape in ranks:
+            values = np.linalg.svd(value.const, compute_uv=False)
+            rank = ranks[value.const.shape]  # type: ignore[index]
+            assert values[rank] < 0.05 * values[rank - 1]
+            assert value.const.std() == pytest.approx(before[value.const.shape], rel=0.2)
+    onnx_io.save(graph, tmp_path / "model.onnx")
+    data = low_rank.clicks(graph, tmp_path / "model.onnx", 40)
+    assert data.rows == 40
+    assert data.labels is not None and set(data.labels) <= {0.0, 1.0}
+
+
+def test_what_was_found_is_counted() -> None:
+    taken = {
+        "factorize-low-rank": {"rank 128": 2, "rank 32": 1},
+        "quantize-weights": {"int8": 3},
+    }
+    assert low_rank.ranks_found({"taken": taken}) == ["1 x 32", "2 x 128"]
+    assert low_rank.ranks_found({"taken": {}}) == []
