@@ -95,7 +95,8 @@ class OpenVinoModel:
     """A network in OpenVINO, float32 where it is not quantized, with an artifact's interface."""
 
     def __init__(self, compiled: Any, path: Path | None = None) -> None:
-        self.names = [output.get_any_name() for output in compiled.outputs]
+        # NNCF's networks call an output by more names than one.
+        self.names = [sorted(output.get_names()) for output in compiled.outputs]
         self.request, self.path = compiled.create_infer_request(), path
 
     @staticmethod
@@ -108,7 +109,7 @@ class OpenVinoModel:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         self.request.infer(dict(feeds), share_inputs=True)
         tensors = [self.request.get_output_tensor(k).data for k in range(len(self.names))]
-        return {name: tensor.copy() for name, tensor in zip(self.names, tensors)}
+        return {name: t.copy() for names, t in zip(self.names, tensors) for name in names}
 
 
 def call(model: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
