@@ -192,7 +192,7 @@ WIDE = """g (float[N,40] x) => (float[N,1] y, float[N,40] z) <float[40,64] w, fl
 
 def test_wide_layers_multiply_bfloat16() -> None:
     graph = parse(WIDE)
-    legalize(graph, lanes=16, words=words_for({"avx512_bf16"}, 16))
+    legalize(graph, lanes=16, words=words_for({"avx512_bf16"}, 16), every_layer=True)
     layers = [node for node in graph.nodes if node.op == f"{DOMAIN}::Dense"]
     assert ["words" in layer.attrs for layer in layers] == [True, False]
     read = [node_cost(layer).at({"N": 1}).read for layer in layers]  # type: ignore[union-attr]
