@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from graphopt.targets.cpu.kernels.int8_gemm import Quantization
 from graphopt.targets.cuda.gemm_defaults import default_ranges, shared_limit
 from graphopt.targets.cuda.kernels.gemm import (
-    DEVICE_CODE,
     MAX_DOTS,
     FewRows,
     Math,
@@ -21,12 +21,17 @@ from graphopt.targets.cuda.kernels.gemm import (
     RowDots,
     Tile,
     Variant,
+    device_code,
     gemm,
+    pack_codes,
     pack_weights,
 )
 from graphopt.targets.tuning.family import KernelFamily, Trial
 
-_FEW = [(1, 16, 512), (2, 16, 256), (4, 16, 256), (4, 16, 512), (8, 16, 256), (8, 16, 512)]
+_FEW = [
+    (1, 16, 512), (1, 8, 512), (2, 16, 256), (4, 16, 256), (4, 16, 512), (8, 16, 256),
+    (8, 16, 512), (8, 8, 256),
+]  # fmt: skip
 _TILES = [
     (128, 128, 32, 64, 32, 2), (128, 128, 16, 64, 32, 3), (128, 64, 32, 32, 32, 3),
     (64, 64, 64, 32, 32, 2, 2), (64, 64, 32, 32, 32, 3), (64, 64, 32, 32, 32, 3, 2),
@@ -35,7 +40,15 @@ _TILES = [
     (16, 32, 64, 16, 32, 3, 4), (16, 16, 128, 16, 16, 4, 8), (16, 16, 64, 16, 16, 4, 4),
 ]  # fmt: skip
 _MOST_FEW = 128  # rows: beyond, no layer gains from reading its weights once for few of them
-_ROUNDING: dict[Math, float] = {"Fp32": 1e-3, "Tf32x3": 1e-3, "Tf32": 4e-3, "Bf16": 3e-2}
+_ROUNDING: dict[Math, float] = {
+    "Fp32": 1e-3,
+    "Tf32x3": 1e-3,
+    "Tf32": 4e-3,
+    "Bf16": 3e-2,
+    "Int8": 1e-6,
+}
+
+_TRIED = Quantization(0.03, 128)  # any takes the same time
 
 
 @dataclass(frozen=True)
@@ -75,20 +88,26 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
         return kinds.get(len(fields), Tile)(**fields)
 
     def kernel(self, problem: GpuGemmProblem, params: Variant) -> Any:
-        return gemm(problem.k, problem.n, problem.math, ((None, params),))
+        rounding = _TRIED if problem.math == "Int8" else None
+        return gemm(problem.k, problem.n, problem.math, ((None, params),), rounding=rounding)
 
     def trials(self, problem: GpuGemmProblem, params: Variant) -> list[Trial]:
         rng = np.random.default_rng(0)
         weights = rng.standard_normal((problem.k, problem.n), np.float32)
         left = rng.standard_normal((problem.rows, problem.k), np.float32)
-        inputs = [left, pack_weights(weights, problem.math), np.zeros(problem.n, np.float32)]
+        row = np.zeros(problem.n, np.float32)
+        if problem.math == "Int8":
+            codes = np.clip(np.rint(weights * 40), -127, 127).astype(np.int8)
+            inputs = [left, pack_codes(codes, _TRIED.zero), row + np.float32(0.02), row]
+        else:
+            inputs = [left, pack_weights(weights, problem.math), row]
         return [Trial(inputs, ((problem.rows, problem.n), "float32"))]
 
     def tolerance(self, problem: GpuGemmProblem) -> float:
         return _ROUNDING[problem.math]
 
     def version(self) -> str:
-        device = hashlib.sha256(DEVICE_CODE.read_bytes()).hexdigest()
+        device = hashlib.sha256(device_code().encode()).hexdigest()
         return f"{super().version()[:8]}{device[:8]}"
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.rewrite import RewriteStats, Rule, rewrite
-from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu import DOMAIN, layer_norm, quantized_dense
 from graphopt.targets.cpu.legalize import DENSE_RULES
 from graphopt.targets.cuda import lookups
 from graphopt.targets.cuda.kernels.gemm import Math
@@ -12,22 +12,29 @@ from graphopt.targets.cuda.ops.interaction import is_suited
 from graphopt.targets.relax.expand import expand_function
 
 # In this order: a lookup that a concatenation takes in must not have become a kernel of its own.
-_STEPS: tuple[tuple[Rule, ...], ...] = (lookups.CONCATENATED, lookups.ALONE, DENSE_RULES)
+_STEPS: tuple[tuple[Rule, ...], ...] = (
+    lookups.CONCATENATED,
+    lookups.ALONE,
+    (*DENSE_RULES, *layer_norm.RULES),
+)
 
 
-def legalize(graph: Graph, math: Math) -> None:
+def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
     """Turn what there are kernels for into ops of our own, in place.
 
     Args:
-        math: how dense layers multiply.
+        math: how dense layers multiply that the model does not round to 8 bits.
+        multiplies_bytes: what the model rounds to 8 bits multiplies so, and not in float32.
     """
     for node in list(graph.walk()):
         if not is_suited(node):
             expand_function(node)
+    if multiplies_bytes:
+        rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     for rules in _STEPS:
         rewrite(graph, rules, RewriteStats())
     for layer in dense_layers(graph):
-        layer.attrs["math"] = math
+        layer.attrs["math"] = "Int8" if "data" in layer.attrs else math
 
 
 def dense_layers(graph: Graph) -> list[Node]:

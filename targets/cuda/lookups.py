@@ -16,7 +16,7 @@ from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
 from graphopt.ir.types import Type
-from graphopt.ops import quantized_lookup, table_rows
+from graphopt.ops import product_lookup, quantized_lookup, table_rows
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cuda import DOMAIN
@@ -28,7 +28,7 @@ from graphopt.targets.relax.lowering import int64
 from graphopt.targets.relax.operands import describe
 
 x, table, ids = var("x"), var("table"), var("ids")
-_OPERANDS = {"value": 1, "rows": 2, "codes": 3}
+_OPERANDS = {"value": 1, "rows": 2, "codes": 3, "books": 3}
 _VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 # Ops that TVM merges an elementwise lookup into, one element of theirs at a time.
 _MERGE = frozenset(
@@ -53,10 +53,10 @@ class _Part:
     """An operand of a concatenation: a value, or rows that `ids` name.
 
     Attributes:
-        kind: "value", "rows" of a table, or "codes" of one.
+        kind: "value", "rows" of a table, "codes" of one, or codes of rows of "books".
         stacked: True where the table holds several, one for each id of a row.
-        operands: the value; or the table, or codes and scales, and the ids; if stacked, then how
-            many rows each table has and where it begins.
+        operands: the value; or the table, codes and scales, or codes and books, and the ids; if
+            stacked, then how many rows each table has and where it begins.
         bits: of a code.
         complaint: what is said of an id that its table does not have.
     """
@@ -75,7 +75,9 @@ class _Part:
     def dim(self) -> int:
         """Columns of the rows looked up."""
         width = self.operands[0].tensor.dims[1]
-        assert isinstance(width, int)
+        part = self.operands[1].tensor.dims[1] if self.kind == "books" else 1
+        assert isinstance(width, int) and isinstance(part, int)
+        width *= part
         return 2 * width if self.bits == 4 else width
 
 
@@ -136,7 +138,7 @@ def _looked_up(value: Value) -> _Part | None:
 
 
 def _part_of(node: Node) -> _Part | None:
-    """What a Gather or QuantizedLookup of whole rows looks up."""
+    """What a Gather, QuantizedLookup or ProductLookup of whole rows looks up."""
     source, found = node.inputs[0] if node.inputs else None, None
     if source is None or source.const is None or source.rank != 2 or not source.const.size:
         return None
@@ -146,6 +148,10 @@ def _part_of(node: Node) -> _Part | None:
     elif node.op == f"{quantized_lookup.DOMAIN}::{quantized_lookup.OP_TYPE}":
         operands = (source, _value(node, 1), _value(node, 2))
         found = _Part("codes", operands, bits=node.attr("bits", 8), complaint=complaint)
+    elif node.op == f"{product_lookup.DOMAIN}::{product_lookup.OP_TYPE}":
+        operands = (source, _value(node, 1), _value(node, 2))
+        width = operands[1].tensor.dims[1]
+        found = _Part("books", operands, complaint=complaint) if isinstance(width, int) else None
     if found is None or found.ids.const is not None or not found.ids.rank:
         return None
     return _with_tables(found)
@@ -209,6 +215,7 @@ def concat_to_lookup(rw: Rewriter, node: Node) -> Value | NoMatch:
 @rule(
     op.Gather(table, ids),
     Pattern(quantized_lookup.OP_TYPE, (table, var("scales"), ids), domain=quantized_lookup.DOMAIN),
+    Pattern(product_lookup.OP_TYPE, (table, var("books"), ids), domain=product_lookup.DOMAIN),
 )
 def gather_to_lookup(rw: Rewriter, node: Node) -> Value | NoMatch:
     """Gather(t, i) -> Lookup(t, i)"""
@@ -257,8 +264,8 @@ def _lower_lookup(lower: CudaLowering, node: Node) -> relax.Expr:
                 continue
             extents = own[-1] if part.stacked else None
             named = own[_OPERANDS[part.kind] - 1]
-            scales = own[1] if part.kind == "codes" else None
-            emitted.append(lookup.Part(own[0], place, named, scales, extents, part.bits))
+            scales, books = (own[1] if part.kind == kind else None for kind in ("codes", "books"))
+            emitted.append(lookup.Part(own[0], place, named, scales, books, extents, part.bits))
         lookup.lookup(emitted, buffers[-1], lower.oob)
 
     (found,) = loops(lower, body, arguments, [([count, sum(widths)], "float32")])

@@ -18,6 +18,7 @@ from tvm.ir import Range, StringImm
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.cuda.kernels.demands import PARTS, Holds, check
+from graphopt.targets.cuda.kernels.gemm import Math
 from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import Converter, Lowering, Oob, compute, int64
@@ -52,13 +53,15 @@ class CudaLowering(Lowering):
     """Lowering whose kernels report instead of stopping.
 
     Attributes:
+        math: how layers multiply that say nothing else.
         demands: what the numbers of the last output stand for, in order.
     """
 
     target: ClassVar[str] = "cuda"
 
-    def __init__(self, oob: Oob = "error") -> None:
+    def __init__(self, oob: Oob = "error", math: Math = "Fp32") -> None:
         super().__init__(oob)
+        self.math = math
         self.demands: list[_Demand] = []
         self._demanded: set[tuple[Value, str]] = set()
 

@@ -21,7 +21,7 @@ from graphopt.targets.tuning.options import Tuning
 
 DEFAULT = ("sm_80", "sm_90")
 _OLDEST = 75  # what nvcc 13 still compiles for
-_TENSOR_CORES = 80  # the first that multiply tf32 and bfloat16
+_TENSOR_CORES = 80  # the first that multiply tf32, bfloat16, and 8 bits in such tiles
 _MATH: dict[Precision, Math] = {
     "fp32": "Fp32",
     "tf32x3": "Tf32x3",
@@ -74,10 +74,11 @@ class CudaTarget(Target):
 
         ops.register()
         working = graph.clone()
-        legalize.legalize(working, self.math)
+        tensor_cores = _number(self.architectures[0]) >= _TENSOR_CORES
+        legalize.legalize(working, self.math, tensor_cores)
         expand.expand_functions(working, self.name)  # what of them no kernel has taken
         bfloat16.widen_bfloat16(working)
-        legalize.legalize(working, self.math)
+        legalize.legalize(working, self.math, tensor_cores)
         return working
 
     def compile(
@@ -101,10 +102,10 @@ class CudaTarget(Target):
 
             stage("tune")
             newest = self.architectures[-1]
-            summary = gpu_tuning.tune(working, tuning, self._tvm(), newest, self.math)
+            summary = gpu_tuning.tune(working, tuning, self._tvm(), newest)
             tuned["tuning"] = asdict(summary)
             stage("lower")
-        state = CudaLowering(oob)
+        state = CudaLowering(oob, self.math)
         lowered = lowering.lower(working, oob, state)
         stage("build")
         built = build.build(

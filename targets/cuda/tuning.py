@@ -22,7 +22,7 @@ from graphopt.targets.cuda import nvcc, packing
 from graphopt.targets.cuda.build import compiled_by
 from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
 from graphopt.targets.cuda.kernels import elementary
-from graphopt.targets.cuda.kernels.gemm import MAX_RANGES, Math, with_device_code
+from graphopt.targets.cuda.kernels.gemm import MAX_RANGES, with_device_code
 from graphopt.targets.cuda.legalize import dense_layers
 from graphopt.targets.relax.build import export
 from graphopt.targets.tuning.family import KernelFamily
@@ -35,9 +35,7 @@ _SECONDS = 0.005  # of every turn
 _FIRST, _MOST = 3, 1000  # launches: to see how long one takes, and of a turn
 
 
-def tune(
-    graph: Graph, tuning: Tuning, target: tvm.target.Target, architecture: str, math: Math
-) -> Summary:
+def tune(graph: Graph, tuning: Tuning, target: tvm.target.Target, architecture: str) -> Summary:
     """Choose what is launched for how many rows, the attribute `ranges` of dense layers.
 
     Args:
@@ -52,7 +50,7 @@ def tune(
         raise SpecError(f"kernels for GPUs are tuned for {MAX_RANGES} batch sizes at most")
     gpu = _gpu(tuning.remote, architecture) if tuning.measures else None
     try:
-        return _tuned(graph, tuning, target, architecture, math, gpu)
+        return _tuned(graph, tuning, target, architecture, gpu)
     finally:
         if gpu is not None and gpu.session is not None:
             gpu.session.close()
@@ -63,13 +61,12 @@ def _tuned(
     tuning: Tuning,
     target: tvm.target.Target,
     architecture: str,
-    math: Math,
     gpu: _Gpu | None,
 ) -> Summary:
     elementary.register()
     measure = None if gpu is None else partial(_ratios, gpu)
     family, tuner = GpuGemmFamily(), Tuner(tuning, target, f"cuda {architecture}", measure)
-    problems = {layer: _problems(layer, tuning, math) for layer in dense_layers(graph)}
+    problems = {layer: _problems(layer, tuning) for layer in dense_layers(graph)}
     tuner.tune(family, [problem for found in problems.values() for problem in found])
     for layer, found in problems.items():
         layer.attrs["ranges"] = ranges_of({p.rows: tuner.params(family, p) for p in found})
@@ -119,7 +116,7 @@ def _gpu(remote: Remote | None, architecture: str) -> _Gpu:
     return _Gpu(present, session)
 
 
-def _problems(layer: Node, tuning: Tuning, math: Math) -> list[GpuGemmProblem]:
+def _problems(layer: Node, tuning: Tuning) -> list[GpuGemmProblem]:
     """A layer at each of the batch sizes; every free size stands for the batch."""
     data, weights = layer.inputs[0], layer.const(1)
     assert data is not None and weights is not None
@@ -127,7 +124,7 @@ def _problems(layer: Node, tuning: Tuning, math: Math) -> list[GpuGemmProblem]:
     found = [substitute(count, dict.fromkeys(symbols(count), b).get) for b in tuning.batches]
     rows = sorted({number for number in found if isinstance(number, int)} or set(tuning.batches))
     k, n = weights.shape
-    return [GpuGemmProblem(k, n, math, number) for number in rows]
+    return [GpuGemmProblem(k, n, layer.attrs["math"], number) for number in rows]
 
 
 def _ratios(

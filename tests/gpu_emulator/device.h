@@ -16,6 +16,7 @@
 #define __align__(n) alignas(n)
 #define __shared__ static __attribute__((section("emulator_shared")))
 #define CUDART_INF_F INFINITY
+#define CUDART_INF ((double)INFINITY)
 #define CUDART_NAN_F NAN
 
 #define VECTORS(T, N)                                                                     \
@@ -86,5 +87,13 @@ static inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f
 static inline float __uint_as_float(unsigned i) { float f; memcpy(&f, &i, 4); return f; }
 static inline unsigned __float_as_uint(float f) { unsigned i; memcpy(&i, &f, 4); return i; }
 static inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
+static inline int __float2int_rn(float x) {
+  if (x != x) return 0;
+  return x >= 0x1p31f ? INT32_MAX : x < -0x1p31f ? INT32_MIN : (int)nearbyintf(x);
+}
+static inline int __dp4a(int a, int b, int sum) {
+  for (int k = 0; k < 32; k += 8) sum += (signed char)(a >> k) * (signed char)(b >> k);
+  return sum;
+}
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }

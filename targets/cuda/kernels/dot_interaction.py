@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
@@ -71,9 +72,10 @@ def dot_interaction(shape: Shape, x: Any, pairs: Any, beside: Any, out: Any) -> 
     """
     head = 0 if beside is None else int(beside.shape[1])
     total, threads = int(pairs.shape[0]), shape.threads
-    samples = out.shape[0]
+    samples = int64(out.shape[0])
     with (
-        T.thread_binding(int64(0), samples, thread="blockIdx.x") as sample,
+        # TVM launches a block where there are no samples.
+        T.thread_binding(int64(0), tirx.max(samples, int64(1)), thread="blockIdx.x") as sample,
         T.thread_binding(int64(0), int64(threads), thread="threadIdx.x") as thread,
     ):
         vectors = T.alloc_buffer([shape.side * TILE * shape.stride], "float32", scope="shared")

@@ -1,4 +1,4 @@
-"""Dense layers on a GPU: the products of `device/gemm.cuh`, and what follows them at the store.
+"""Dense layers on a GPU: the products of `device/*.cuh`, and what follows them at the store.
 
 One kernel serves all batches: it holds a launch for each range of rows, and chooses among them by
 the number of rows when it runs.
@@ -17,28 +17,41 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.int8_gemm import Quantization
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.steps import Step, checked_steps, combined
 
-Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16"]
+Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Int8"]
 """How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32
-numbers, or operands rounded to tf32 or to bfloat16. All of them add up in float32."""
+numbers, or operands rounded to tf32, to bfloat16 or to 8 bits. Those of 8 bits add up in int32, all
+others in float32."""
 
 MAX_RANGES = 5
 NO_ACTIVATION = Activation()
-_AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
-DEVICE_CODE = Path(__file__).parent / "device" / "gemm.cuh"
+AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
+_DEVICE = Path(__file__).parent / "device"
+
+
+def device_code() -> str:
+    """The functions that kernels call, in CUDA C."""
+    names = ("math.cuh", "gemm.cuh", "sources.cuh", "few_rows.cuh")
+    return "".join((_DEVICE / name).read_text() for name in names)
 
 
 def with_device_code(source: str) -> str:
     """CUDA C that TVM generated, preceded by the functions that its kernels call."""
-    return DEVICE_CODE.read_text() + source if "graphopt::" in source else source
+    return device_code() + source if "graphopt::" in source else source
 
 
 def packed_values(math: Math) -> int:
     """Elements of the weights in one 32-bit word."""
+    return {"Bf16": 2, "Int8": 4}.get(math, 1)
+
+
+def _left_words(math: Math) -> int:
+    """32-bit words that hold x for one word of the weights: codes are packed as those are."""
     return 2 if math == "Bf16" else 1
 
 
@@ -69,16 +82,20 @@ class Tile:
 
     def shared_words(self, math: Math) -> int:
         """32-bit words of shared memory."""
-        packed = packed_values(math)
-        left = self.rows * (self.depth * packed + (4 if packed == 1 else 8))
+        words = _left_words(math)
+        left = self.rows * (self.depth * words + (4 if words == 1 else 8))
         stages = self.stages * (left + self.depth * (self.columns + 8))
         return max(stages, (self.slices - 1) * self.rows * self.columns)
 
-    def call(self, math: Math, k: int, n: int) -> str:
-        """The device function."""
+    @property
+    def name(self) -> str:
+        """In CUDA C."""
         sizes = f"{self.rows}, {self.columns}, {self.depth}, {self.warp_rows}, {self.warp_columns}"
-        tile = f"graphopt::Tile<{sizes}, {self.stages}, {self.slices}>"
-        return f"graphopt::gemm_tile<{tile}, graphopt::{math}, {k}, {n}>"
+        return f"graphopt::Tile<{sizes}, {self.stages}, {self.slices}>"
+
+    def call(self, arguments: str) -> str:
+        """The device function."""
+        return f"graphopt::gemm_tile<{self.name}, {arguments}>"
 
 
 @dataclass(frozen=True)
@@ -93,10 +110,9 @@ class FewRows:
         """32-bit words of shared memory."""
         return self.threads // 32 * self.rows * self.columns
 
-    def call(self, math: Math, k: int, n: int) -> str:
+    def call(self, arguments: str) -> str:
         """The device function."""
-        sizes = f"{self.rows}, {self.columns}, {self.threads}, {packed_values(math)}"
-        return f"graphopt::few_rows<{sizes}, {k}, {n}>"
+        return f"graphopt::few_rows<{self.rows}, {self.columns}, {self.threads}, {arguments}>"
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,10 @@ Range = tuple[int | None, Variant]
 
 
 def pack_weights(weights: np.ndarray, math: Math) -> np.ndarray:
-    """float32[K, N] as uint32[ceil(K / values of a word), N rounded up to 4]; the rest is zero."""
+    """float32[K, N] as uint32[ceil(K / values of a word), N rounded up to 4]; the rest is zero.
+
+    Not for "Int8", which `pack_codes` is for.
+    """
     k, n = weights.shape
     packed = packed_values(math)
     full = np.zeros((-(-k // packed) * packed, -(-n // 4) * 4), np.float32)
@@ -125,6 +144,24 @@ def pack_weights(weights: np.ndarray, math: Math) -> np.ndarray:
     return (bits + 0x1000) & np.uint32(0xFFFFE000) if math == "Tf32" else bits
 
 
+def pack_codes(codes: np.ndarray, zero: int) -> np.ndarray:
+    """int8[K, N] as uint32[ceil(K / 4) + 1, N rounded up to 4], the rest zero.
+
+    The last row is what sums start from: codes of x are less 128 here, so that they stand for
+    (code + 128 - zero) * scale.
+    """
+    k, n = codes.shape
+    words, pitch = -(-k // 4), -(-n // 4) * 4
+    full = np.zeros((words * 4, pitch), np.int8)
+    full[:k, :n] = codes
+    packed = np.zeros((words + 1, pitch), np.uint32)
+    grouped = full.view(np.uint8).reshape(words, 4, pitch).astype(np.uint32)
+    for place in range(4):
+        packed[:-1] |= grouped[:, place] << np.uint32(8 * place)
+    packed[-1] = ((128 - zero) * full.sum(axis=0, dtype=np.int32)).astype(np.int32).view(np.uint32)
+    return packed
+
+
 @dataclass(frozen=True)
 class _Layer:
     """What the launches of one kernel have in common."""
@@ -134,13 +171,28 @@ class _Layer:
     math: Math
     activation: Activation
     steps: tuple[Step, ...]
+    rounding: Quantization | None
 
-    def stored(self, value: Any, bias: Any, operands: Any, row: Any, column: Any) -> Any:
+    @property
+    def arguments(self) -> str:
+        """Of the templates of device functions: how they multiply, and the sizes."""
+        kind: str = self.math
+        if self.rounding is not None:
+            # A product may round to the neighbour of what the quotient rounds to, as on the CPU.
+            inverse = (1 / np.float32(self.rounding.scale)).view(np.uint32)
+            kind = f"Int8<{inverse}u, {self.rounding.zero}>"
+        return f"graphopt::{kind}, {self.k}, {self.n}"
+
+    def stored(
+        self, value: Any, factor: Any, bias: Any, operands: Any, row: Any, column: Any
+    ) -> Any:
         """A result as it is stored."""
+        if self.rounding is not None:
+            value = value * factor[column]
         return combined(self.steps, self.activation(value + bias[column]), operands, row, column)
 
 
-def _place(math, r, c, along):
+def place(math, r, c, along):
     """Where a thread keeps the results of its r-th row from its c-th group of columns on."""
     if math == "Fp32":
         return (r * along + c) * 4
@@ -159,7 +211,7 @@ def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc
     T.evaluate(
         T.call_extern(
             "void",
-            variant.call(layer.math, layer.k, layer.n),
+            variant.call(layer.arguments),
             acc.data,
             shared.data,
             x.data,
@@ -172,7 +224,7 @@ def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc
 
 
 @inlined
-def _tiles(layer, tile, m, x, weights, bias, operands, y):
+def _tiles(layer, tile, m, x, weights, factor, bias, operands, y):
     across = T.meta_var(-(-layer.n // tile.columns))
     wide = T.meta_var(4 if layer.math == "Fp32" else 2)  # neighbouring columns of a thread
     lanes = T.meta_var(8 if layer.math == "Fp32" else 4)  # along a row
@@ -195,21 +247,21 @@ def _tiles(layer, tile, m, x, weights, bias, operands, y):
                 + thread % lanes * wide
             )
             if tile.slices == 1 or thread < tile.threads // tile.slices:
-                for r in T.unroll(down, annotations=_AS_LOOP):
-                    for c in T.unroll(along, annotations=_AS_LOOP):
-                        for part in T.unroll(wide // vector, annotations=_AS_LOOP):
-                            at = T.meta_var(_place(layer.math, r, c, along) + part * vector)
+                for r in T.unroll(down, annotations=AS_LOOP):
+                    for c in T.unroll(along, annotations=AS_LOOP):
+                        for part in T.unroll(wide // vector, annotations=AS_LOOP):
+                            at = T.meta_var(place(layer.math, r, c, along) + part * vector)
                             i = T.meta_var(row + r * (32 // lanes))
                             j = T.meta_var(column + c * wide * lanes + part * vector)
                             if i < m and j < layer.n:
                                 for v in T.vectorized(vector):
                                     y[i, j + v] = layer.stored(
-                                        acc[at + v], bias, operands, i, j + v
+                                        acc[at + v], factor, bias, operands, i, j + v
                                     )
 
 
 @inlined
-def _few(layer, few, m, x, weights, bias, operands, y):
+def _few(layer, few, m, x, weights, factor, bias, operands, y):
     across = T.meta_var(-(-layer.n // few.columns))
     each = T.meta_var(-(-few.rows * few.columns // few.threads))
     for block in T.thread_binding((m + few.rows - 1) // few.rows * across, thread="blockIdx.x"):
@@ -222,12 +274,12 @@ def _few(layer, few, m, x, weights, bias, operands, y):
                 i = T.meta_var(block // across * few.rows + element // few.columns)
                 j = T.meta_var(block % across * few.columns + element % few.columns)
                 if element < few.rows * few.columns and i < m and j < layer.n:
-                    y[i, j] = layer.stored(acc[e], bias, operands, i, j)
+                    y[i, j] = layer.stored(acc[e], factor, bias, operands, i, j)
 
 
 @inlined
-def _dots(layer, dots, m, x, weights, bias, operands, y):
-    function = T.meta_var(f"graphopt::row_dots<{packed_values(layer.math)}, {layer.k}, {layer.n}>")
+def _dots(layer, dots, m, x, weights, factor, bias, operands, y):
+    function = T.meta_var(f"graphopt::row_dots<{layer.arguments}>")
     for block in T.thread_binding((m + dots.rows - 1) // dots.rows, thread="blockIdx.x"):
         for thread in T.thread_binding(32 * dots.rows, thread="threadIdx.x"):
             acc = T.alloc_buffer((1,), "float32", scope="local")
@@ -237,19 +289,19 @@ def _dots(layer, dots, m, x, weights, bias, operands, y):
             i = T.meta_var(first + thread // 32)
             j = T.meta_var(thread % 32)
             if i < m and j < layer.n:
-                y[i, j] = layer.stored(acc[0], bias, operands, i, j)
+                y[i, j] = layer.stored(acc[0], factor, bias, operands, i, j)
 
 
 _launches = {Tile: _tiles, FewRows: _few, RowDots: _dots}
 
 
 @inlined
-def _range(layer, ranges, which, m, x, weights, bias, operands, y):
+def _range(layer, ranges, which, m, x, weights, factor, bias, operands, y):
     """The launch for one of the ranges of rows, if `m` is in that."""
     if which < len(ranges):  # noqa: SIM102  (the other one is part of the kernel)
         if _within(ranges, which, m):
             _launches[type(ranges[which][1])](
-                layer, ranges[which][1], m, x, weights, bias, operands, y
+                layer, ranges[which][1], m, x, weights, factor, bias, operands, y
             )
 
 
@@ -261,41 +313,57 @@ def gemm(
     ranges: tuple[Range, ...],
     activation: Activation = NO_ACTIVATION,
     steps: tuple[Step, ...] = (),
+    rounding: Quantization | None = None,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights as `pack_weights` has them, bias[n], *others[M, n]) -> y[M, n].
 
     y = activation(x @ weights + bias), M symbolic, after which each of `steps` combines it with the
     operand of its place among `others`. Infinite elements of `x` become NaN where products are
-    formed from parts ("Tf32x3").
+    formed from parts ("Tf32x3"). For "Int8" weights are as `pack_codes` has them, float32 scale[n]
+    stands before the bias, and y = activation(scale * (codes of x @ weights) + bias).
 
     Args:
         ranges: what is launched for how many rows, the last one for any number.
+        rounding: how "Int8" rounds x; a NaN becomes some code.
 
     Raises:
         ValueError: there are more steps than a kernel takes, or one that does not exist; there are
             too many ranges, or the last has a limit.
     """
     checked_steps(steps)
+    if (math == "Int8") != (rounding is not None):
+        raise ValueError("8 bits go with a rounding")
     unlimited = [limit is None for limit, _ in ranges]
     if not 1 <= len(ranges) <= MAX_RANGES or unlimited != [*[False] * (len(ranges) - 1), True]:
         raise ValueError(f"a kernel has 1 to {MAX_RANGES} ranges of rows, the last has no limit")
-    layer = _Layer(k, n, math, activation, steps)
+    layer = _Layer(k, n, math, activation, steps, rounding)
+    starts = 0 if rounding is None else 1
     words, pitch = -(-k // packed_values(math)), -(-n // 4) * 4
 
     @T.prim_func(private=True, s_tir=True)
-    def gemm(x: T.handle, weights: T.handle, bias: T.handle, p: T.handle, q: T.handle, y: T.handle):
+    def gemm(
+        x: T.handle,
+        weights: T.handle,
+        scale: T.handle,
+        bias: T.handle,
+        p: T.handle,
+        q: T.handle,
+        y: T.handle,
+    ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m = T.int64()
         left = T.match_buffer(x, (m, k), "float32")
-        right = T.match_buffer(weights, (words, pitch), "uint32")
+        right = T.match_buffer(weights, (words + starts, pitch), "uint32")
+        factor = T.match_buffer(scale, (n,), "float32")
         start = T.match_buffer(bias, (n,), "float32")
         first = T.match_buffer(p, (m, n), "float32")
         second = T.match_buffer(q, (m, n), "float32")
         out = T.match_buffer(y, (m, n), "float32")
-        _range(layer, ranges, 0, m, left, right, start, (first, second), out)
-        _range(layer, ranges, 1, m, left, right, start, (first, second), out)
-        _range(layer, ranges, 2, m, left, right, start, (first, second), out)
-        _range(layer, ranges, 3, m, left, right, start, (first, second), out)
-        _range(layer, ranges, 4, m, left, right, start, (first, second), out)
+        _range(layer, ranges, 0, m, left, right, factor, start, (first, second), out)
+        _range(layer, ranges, 1, m, left, right, factor, start, (first, second), out)
+        _range(layer, ranges, 2, m, left, right, factor, start, (first, second), out)
+        _range(layer, ranges, 3, m, left, right, factor, start, (first, second), out)
+        _range(layer, ranges, 4, m, left, right, factor, start, (first, second), out)
 
-    return without_parameters(gemm, *("first", "second")[len(steps) :])
+    unused = [] if rounding else ["factor"]
+    return without_parameters(gemm, *unused, *("first", "second")[len(steps) :])

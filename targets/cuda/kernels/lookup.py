@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.ops.product_lookup import ENTRIES
 from graphopt.targets.kernels import bounds
 from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.primfunc import int64
@@ -32,6 +33,8 @@ class Part:
         source: a buffer: values [rows, width], a table [size, width], or codes of one.
         ids: which rows of the table, [rows, count]; None for values.
         scales: what codes are multiplied with, [size].
+        books: what codes are found in, [count * ENTRIES, width]: the k-th code of a row is a row of
+            the k-th book, and stands for `width` columns.
         extents: where the table holds several, the first row of each and its number of rows,
             [2, fields]; the ids name rows of one after the other, over and over.
         bits: of a code, if there are scales: 8, or 4 (two a byte, for two halves of the row).
@@ -42,14 +45,15 @@ class Part:
     place: int
     ids: Any = None
     scales: Any = None
+    books: Any = None
     extents: Any = None
     bits: int = 8
     aligned: bool = True
 
     @property
     def width(self) -> int:
-        """Columns of one row of the source, as read."""
-        return int(self.source.shape[1])
+        """Columns of one row, as read."""
+        return int(self.source.shape[1]) * (1 if self.books is None else int(self.books.shape[1]))
 
     @property
     def dim(self) -> int:
@@ -63,9 +67,22 @@ class Part:
 
     def lanes(self, stride: int) -> int:
         """Elements that a thread moves at once into rows of `stride` elements."""
-        written = "float32" if self.scales is not None else str(self.source.dtype)
+        written = "float32" if self.scales is not None else str(self.read.dtype)
         most = min(PIECE // element_bytes(written), 4)
-        return gcd(most, self.width, self.place, stride) if self.aligned else 1
+        return gcd(most, int(self.read.shape[1]), self.place, stride) if self.aligned else 1
+
+    @property
+    def read(self) -> Any:
+        """The buffer that the elements come from."""
+        return self.source if self.books is None else self.books
+
+    def element(self, row: Any, column: Any, lane: Any) -> Any:
+        """That of a row at column + lane, the lanes being those of one piece."""
+        if self.books is None:
+            return self.source[row, column + lane]
+        width = int(self.books.shape[1])
+        entry = column // width * ENTRIES + self.source[row, column // width].astype("int64")
+        return self.books[entry, column % width + lane]
 
 
 def lookup(parts: Sequence[Part], out: Any, oob: str) -> None:
@@ -154,15 +171,14 @@ def _serve(part: Part, k: Any, block: Any, thread: Any, out: Any, oob: str) -> N
     for p in range(shape.passes):
         piece = mine + p * shape.side
         last = [] if (p + 1) * shape.side <= shape.pieces else [piece < shape.pieces]
-        held = T.alloc_buffer([ROWS, shape.lanes], part.source.dtype, scope="local")
+        held = T.alloc_buffer([ROWS, shape.lanes], part.read.dtype, scope="local")
         scale = T.alloc_buffer([ROWS], "float32", scope="local")
         guard = [*busy, *last]
 
         def read(held: Any = held, scale: Any = scale, piece: Any = piece) -> None:
             for r in range(ROWS):
                 with T.vectorized(shape.lanes) as j:
-                    value = part.source[row[r], piece * shape.lanes + j]
-                    T.buffer_store(held, value, [r, j])
+                    T.buffer_store(held, part.element(row[r], piece * shape.lanes, j), [r, j])
                 if part.scales is not None:
                     T.buffer_store(scale, part.scales[row[r]].astype("float32"), [r])
 

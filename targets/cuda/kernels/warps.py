@@ -12,6 +12,14 @@ WARP = 32
 _ALL = tirx.const(0xFFFFFFFF, "uint32")
 
 
+def neighbours(thread: Any, threads: int) -> Any:
+    """The mask of the `threads` neighbours, a power of two, that a thread is one of."""
+    if threads == WARP:
+        return _ALL
+    group = tirx.const((1 << threads) - 1, "uint32")
+    return group << (thread % WARP // threads * threads).astype("uint32")
+
+
 def exchanged(value: Any, distance: int, mask: Any = _ALL) -> Any:
     """The value of the thread whose number differs in one bit, `distance`."""
     return T.tvm_warp_shuffle_xor(mask, value, distance, WARP, WARP)

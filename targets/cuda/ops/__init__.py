@@ -11,5 +11,7 @@ def register() -> None:
         lookup,
         movement,
         places,
+        products,
         recurrent,
+        rows,
     )

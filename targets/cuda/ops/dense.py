@@ -9,7 +9,7 @@ from graphopt.ir.dims import product
 from graphopt.ir.graph import Node
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cuda.gemm_defaults import default_ranges
-from graphopt.targets.cuda.kernels.gemm import gemm, pack_weights
+from graphopt.targets.cuda.kernels.gemm import gemm, pack_codes, pack_weights
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.kernels.activation import Activation
 
@@ -24,8 +24,14 @@ def _dense(lower: CudaLowering, node: Node) -> relax.Expr:
     activation = Activation(
         node.attrs.get("activation", "none"), node.attrs.get("alpha"), node.attrs.get("beta")
     )
-    kernel = gemm(k, n, math, ranges, activation, tuple(node.attrs.get("steps", ())))
-    constants = [pack_weights(weights, math), np.zeros(n, np.float32) if bias is None else bias]
+    rounding = node.attrs.get("data")
+    kernel = gemm(k, n, math, ranges, activation, tuple(node.attrs.get("steps", ())), rounding)
+    constants = [np.zeros(n, np.float32) if bias is None else bias]
+    if rounding is None:
+        constants.insert(0, pack_weights(weights, math))
+    else:
+        scale = node.attrs["scale"] * np.float32(rounding.scale)
+        constants = [pack_codes(weights, rounding.zero), scale, *constants]
     rows = lower.dim(product(data.tensor.dims[:-1]))
     operands = [
         lower.reshape(lower.expr(value), [rows, n])

@@ -10,12 +10,15 @@ from tvm import relax
 from graphopt.ir.graph import Node
 from graphopt.ops import attention as attention_op
 from graphopt.ops import bi_interaction as bi_op
+from graphopt.ops import compressed_interaction as compressed_op
 from graphopt.ops import cross_network as cross_op
 from graphopt.ops import dot_interaction as dot_op
 from graphopt.ops import pair_products as pairs_op
-from graphopt.targets.cuda.kernels import interaction
+from graphopt.targets.cpu.kernels.compressed_interaction import fold_symmetric
+from graphopt.targets.cuda.kernels import interaction, tiles
 from graphopt.targets.cuda.kernels.attention import Heads, attention
 from graphopt.targets.cuda.kernels.dot_interaction import Shape, dot_interaction
+from graphopt.targets.cuda.kernels.gemm import pack_weights
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import int64
@@ -30,6 +33,7 @@ def is_suited(node: Node) -> bool:
     suits = {
         f"{dot_op.DOMAIN}::{dot_op.OP_TYPE}": _suits_dots,
         f"{bi_op.DOMAIN}::{bi_op.OP_TYPE}": _suits_bi_interaction,
+        f"{compressed_op.DOMAIN}::{compressed_op.OP_TYPE}": _suits_compressed_interaction,
         f"{cross_op.DOMAIN}::{cross_op.OP_TYPE}": _suits_cross_network,
         f"{attention_op.DOMAIN}::{attention_op.OP_TYPE}": _suits_attention,
         f"{pairs_op.DOMAIN}::{pairs_op.OP_TYPE}": _suits_pairs,
@@ -49,6 +53,13 @@ def _suits_dots(node: Node) -> bool:
 def _suits_bi_interaction(node: Node) -> bool:
     features = tensor_input(node, 0)
     return features.dtype == "float32" and isinstance(features.tensor.dims[2], int)
+
+
+def _suits_compressed_interaction(node: Node) -> bool:
+    features, weights = [tensor_input(node, k) for k in range(2)], tensor_input(node, 2)
+    fixed = all(isinstance(size, int) for value in features for size in value.tensor.dims[1:])
+    constant = weights.const is not None and tensor_input(node, 3).const is not None
+    return features[0].dtype == "float32" and fixed and constant
 
 
 def _suits_cross_network(node: Node) -> bool:
@@ -105,6 +116,27 @@ def _pair_products(lower: CudaLowering, node: Node) -> relax.Expr:
     def body(x: Any, pairs: Any, *rest: Any) -> None:
         matrices, weights, out = rest if weighted else (None, None, *rest)
         interaction.pair_products(x, pairs, matrices, weights, out)
+
+    return loops(lower, body, arguments, [(lower.shape(node.output), "float32")])[0]
+
+
+@lowers(compressed_op.OP_TYPE, domain=compressed_op.DOMAIN)
+def _compressed_interaction(lower: CudaLowering, node: Node) -> relax.Expr:
+    left, right = tensor_input(node, 0), tensor_input(node, 1)
+    weights, math = node.const(2), tiles.math_of_floats(lower.math)
+    assert weights is not None
+    count, others = left.tensor.dims[1], right.tensor.dims[1]
+    assert isinstance(count, int) and isinstance(others, int)
+    pairs = np.arange(count * others, dtype=np.int32)
+    if left is right:
+        pairs = pairs.reshape(count, count)[np.triu_indices(count)]
+        weights = fold_symmetric(weights, count)
+    constants = [lower.constant(array) for array in (pack_weights(weights, math), pairs)]
+    arguments = [lower.expr(left), lower.expr(right), *constants, lower.expr(tensor_input(node, 3))]
+    activation = node.attr("activation", "none")
+
+    def body(x: Any, y: Any, packed: Any, which: Any, bias: Any, out: Any) -> None:
+        tiles.compressed_interaction(math, x, y, packed, which, bias, out, activation)
 
     return loops(lower, body, arguments, [(lower.shape(node.output), "float32")])[0]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
+import numpy as np
 from tvm import relax, tirx
 
 from graphopt.ir.graph import Node
 from graphopt.ops import attentional_gru
 from graphopt.ops import gru as one_way
+from graphopt.targets.cuda.gemm_defaults import default_ranges
+from graphopt.targets.cuda.kernels.gemm import gemm, pack_weights
 from graphopt.targets.cuda.kernels.recurrent import recurrent
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.kernels.activation import Activation
@@ -22,11 +25,21 @@ _OPTIONAL = {"sequence_lens": 4, "initial_h": 5, "initial_c": 6}  # inputs of ON
 
 
 class _Layer(Layer):
-    packs: ClassVar[bool] = False
+    lower: CudaLowering
 
     def __init__(self, lower: CudaLowering, node: Node, kind: str) -> None:
         super().__init__(lower, node, _GATES[kind])
         self.kind = kind
+
+    def _packed(
+        self, flat: relax.Expr, weights: np.ndarray, added: np.ndarray | None, rows: Any
+    ) -> relax.Expr:
+        """flat[rows, k] @ weights[n, k]^T + added[n] by the kernel of dense layers."""
+        (n, k), math = weights.shape, self.lower.math
+        row = np.zeros(n, np.float32) if added is None else added
+        arguments = [flat, *map(self.lower.constant, (pack_weights(weights.T, math), row))]
+        kernel = gemm(k, n, math, default_ranges(k, n, math))
+        return self.lower.kernel(kernel, arguments, [([rows, n], "float32")])[0]
 
     def kernel(self, option: bool, *extra: str) -> tirx.PrimFunc:
         """The kernel for an op of ONNX; `extra` if it has hidden biases or peepholes."""

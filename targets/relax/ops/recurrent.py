@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from tvm import relax, te
@@ -65,9 +65,6 @@ def _plus_row(x: te.Tensor, row: te.Tensor) -> te.Tensor:
 class Layer:
     """The operands of one recurrent node, in the layout of the kernels."""
 
-    packs: ClassVar[bool] = True
-    """Whether constant weights go through the packed GEMM of the CPU."""
-
     def __init__(self, lower: Lowering, node: Node, gates: int) -> None:
         self.lower, self.node, self.gates = lower, node, gates
         self.lanes: int = node.attrs.get("lanes", 16)
@@ -111,7 +108,7 @@ class Layer:
         rows = lower.dim(product([self.steps, self.samples]))
         flat, columns = lower.reshape(x, [rows, width]), self.directions * self.gates * self.hidden
         added = None if bias is None else self._added(bias, separate_bias)
-        if self.packs and weights.const is not None and not isinstance(added, relax.Expr):
+        if weights.const is not None and not isinstance(added, relax.Expr):
             result = self._packed(flat, weights.const.reshape(columns, -1), added, rows)
         else:
             stacked = lower.reshape(lower.expr(weights), [columns, width])

@@ -44,9 +44,14 @@ struct Fp16 {
   }
 };
 
+struct Int8 {
+  static constexpr int packed = 4;
+  static int value(unsigned word, int k) { return (signed char)(word >> 8 * k); }
+};
+
 // The result of one lane, from the operands that all lanes of its warp have put out.
-template <class Type>
-__attribute__((no_sanitize_thread, noinline)) void multiply(float* d) {
+template <class Type, class Sum>
+__attribute__((no_sanitize_thread, noinline)) void multiply(Sum* d) {
   int lane = number_of(current->index) % 32, g = lane / 4, t = lane % 4;
   const Fragments* warp = fragments + number_of(current->index) / 32 * 32;
   for (int i = 0; i < 4; ++i) {
@@ -59,12 +64,12 @@ __attribute__((no_sanitize_thread, noinline)) void multiply(float* d) {
   }
 }
 
-template <class Type>
-__attribute__((no_sanitize_thread)) void mma(float& d0, float& d1, float& d2, float& d3,
-                                             unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                                             unsigned b0, unsigned b1, int line) {
+template <class Type, class Sum>
+__attribute__((no_sanitize_thread)) void mma(Sum& d0, Sum& d1, Sum& d2, Sum& d3, unsigned a0, unsigned a1,
+                                             unsigned a2, unsigned a3, unsigned b0, unsigned b1,
+                                             int line) {
   const unsigned left[] = {a0, a1, a2, a3}, right[] = {b0, b1};
-  float d[] = {d0, d1, d2, d3};
+  Sum d[] = {d0, d1, d2, d3};
   fragments[number_of(current->index)] = {left, right};
   shuffle(0xffffffffu, 0, lane(), line);
   multiply<Type>(d);
@@ -80,6 +85,8 @@ __attribute__((no_sanitize_thread)) void mma(float& d0, float& d1, float& d2, fl
   emulator::mma<emulator::Bf16>(__VA_ARGS__, __LINE__)
 #define PTX_mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(...) \
   emulator::mma<emulator::Fp16>(__VA_ARGS__, __LINE__)
+#define PTX_mma_sync_aligned_m16n8k32_row_col_s32_s8_s8_s32(...) \
+  emulator::mma<emulator::Int8>(__VA_ARGS__, __LINE__)
 
 static inline void PTX_cvt_rna_tf32_f32(unsigned& to, float from) {
   unsigned bits = emulator::bits_of(from);

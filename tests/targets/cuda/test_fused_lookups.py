@@ -11,7 +11,7 @@ import pytest
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import TensorType
-from graphopt.ops import quantized_lookup, table_rows
+from graphopt.ops import product_lookup, quantized_lookup, table_rows
 from graphopt.ops.quantized_lookup import packed
 from graphopt.targets.base import Oob
 
@@ -24,6 +24,11 @@ WIDE, NARROW = (RNG.standard_normal((ROWS, d)).astype(np.float32) for d in (1100
 HALF = RNG.standard_normal((ROWS, 8)).astype(np.float16)
 CODES8 = RNG.integers(-128, 128, (ROWS, 16)).astype(np.int8)
 CODES4 = RNG.integers(-8, 8, (ROWS, 12)).astype(np.int8)
+PLACES = RNG.integers(0, 256, (ROWS, 5)).astype(np.uint8)
+BOOKS = {
+    width: RNG.standard_normal((5 * 256, width)).astype(dtype)
+    for width, dtype in ((4, np.float32), (3, np.float16))
+}
 SCALES = RNG.random(ROWS).astype(np.float16)
 SIZES, STARTS = np.array([9, 1, 30]), np.array([0, 9, 10])
 
@@ -36,6 +41,11 @@ def quantized(graph: Graph, codes: np.ndarray, bits: int, ids: Value) -> Value:
     operands = [graph.constant(packed(codes) if bits == 4 else codes), graph.constant(SCALES), ids]
     domain, attrs = quantized_lookup.DOMAIN, {"bits": bits}
     return graph.insert(quantized_lookup.OP_TYPE, operands, attrs, domain=domain).output
+
+
+def of_books(graph: Graph, width: int, ids: Value) -> Value:
+    operands = [graph.constant(PLACES), graph.constant(BOOKS[width]), ids]
+    return graph.insert(product_lookup.OP_TYPE, operands, domain=product_lookup.DOMAIN).output
 
 
 def stacked(graph: Graph, table: np.ndarray, ids: Value) -> Value:
@@ -65,6 +75,8 @@ def everything() -> Graph:
         flat(graph, quantized(graph, CODES8, 8, two), 32),
         flat(graph, quantized(graph, CODES4, 4, one), 12),
         flat(graph, stacked(graph, NARROW, three), 18),
+        flat(graph, of_books(graph, 4, two), 40),
+        flat(graph, of_books(graph, 3, one), 15),
     ]
     graph.set_outputs([graph.insert("Concat", operands, {"axis": 1}).output], ["y"])
     return graph
@@ -83,6 +95,8 @@ def expected_of(feed: Feeds) -> np.ndarray:
     parts = [
         NARROW[two], feed["dense"], WIDE[one], HALF[one].astype(np.float32),
         (CODES8 * scales)[two], (CODES4 * scales)[one], NARROW[feed["c"] % SIZES + STARTS],
+        product_lookup.product_lookup(PLACES, BOOKS[4], two),
+        product_lookup.product_lookup(PLACES, BOOKS[3], one),
     ]  # fmt: skip
     return np.concatenate([part.reshape(len(one), -1) for part in parts], axis=1)
 
@@ -107,7 +121,7 @@ def test_operands_of_every_kind_in_one_launch(run_model: Runner, tmp_path: Path)
 
 def test_no_rows(run_model: Runner) -> None:
     (found,) = run_model(everything(), feed_of(0))
-    assert found["y"].shape == (0, 1188)
+    assert found["y"].shape == (0, 1243)
 
 
 @pytest.mark.parametrize("oob", ["clamp", "zero"])
@@ -120,8 +134,10 @@ def test_ids_outside(oob: Oob, run_model: Runner) -> None:
     clamped = {name: np.clip(feed[name], -size[name], size[name] - 1) for name in size}
     expected = expected_of({**feed, **clamped})
     if oob == "zero":
-        lost = [np.repeat(clamped[k] != feed[k], w, axis=1) for k, w in
-                (("b", 6), ("a", 1108), ("b", 16), ("a", 12), ("c", 6))]  # fmt: skip
+        widths = [
+            ("b", 6), ("a", 1108), ("b", 16), ("a", 12), ("c", 6), ("b", 20), ("a", 15)
+        ]  # fmt: skip
+        lost = [np.repeat(clamped[k] != feed[k], w, axis=1) for k, w in widths]
         lost.insert(1, np.zeros((9, 6), bool))
         expected[np.concatenate(lost, axis=1)] = 0
     (found,) = run_model(everything(), feed, oob=oob)
@@ -139,19 +155,26 @@ def test_ids_outside_are_an_error(name: str, bad: int, run_model: Runner) -> Non
         run_model(everything(), feed)
 
 
-def lone(codes: bool) -> Graph:
+def lone(kind: str) -> Graph:
     graph = Graph(opsets={"": 18})
     ids = input_of(graph, "ids", 3)
-    found = quantized(graph, CODES8, 8, ids) if codes else stacked(graph, NARROW, ids)
+    found = {
+        "codes": lambda: quantized(graph, CODES8, 8, ids),
+        "rows": lambda: stacked(graph, NARROW, ids),
+        "books": lambda: of_books(graph, 4, ids),
+    }[kind]()
     graph.set_outputs([found], ["y"])
     return graph
 
 
 def test_lone_lookups(run_model: Runner) -> None:
     feed = {"ids": feed_of(70)["c"]}
-    (codes,) = run_model(lone(True), feed)
+    (codes,) = run_model(lone("codes"), feed)
     np.testing.assert_array_equal(
         codes["y"], (CODES8 * SCALES.astype(np.float32)[:, None])[feed["ids"]]
     )
-    (rows,) = run_model(lone(False), feed)
+    (rows,) = run_model(lone("rows"), feed)
     np.testing.assert_array_equal(rows["y"], NARROW[feed["ids"] % SIZES + STARTS])
+    (parts,) = run_model(lone("books"), feed)
+    wanted = product_lookup.product_lookup(PLACES, BOOKS[4], feed["ids"])
+    np.testing.assert_array_equal(parts["y"], wanted)

@@ -16,10 +16,11 @@ from graphopt.targets.cuda.kernels.gemm import FewRows, Math, Tile, gemm, pack_w
 from graphopt.targets.cuda.ops import dense
 
 from .conftest import THOROUGH, Runner
+from .mutants import replaced
 
 RNG = np.random.default_rng(6)
 BATCHES = (1, 7, 64)
-FEW = FewRows(4, 32, 64)
+FEW = FewRows(4, 8, 64)
 TILES = (
     Tile(64, 64, 16, 32, 32, 3),  # each warp for itself
     Tile(32, 64, 32, 32, 32, 2, 2),  # two of them along k
@@ -143,11 +144,7 @@ def test_broken_code_is_caught(
     use(monkeypatch, lambda n: TILES[1])
     old, new = MUTATIONS[name]
 
-    def edit(code: str) -> str:
-        if old not in code:
-            pytest.fail(f"there is no {old!r} to edit")
-        return code.replace(old, new)
-
+    edit = lambda code: replaced(code, old, new)  # noqa: E731
     with pytest.raises((gpu_emulator.LaunchError, AssertionError), match=r"\S"):
         check(run_model, Layers([(69, 37)]), edit=edit, mode=THOROUGH, **OPTIONS["Tf32x3"])
 

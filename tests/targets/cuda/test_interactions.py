@@ -8,7 +8,16 @@ import pytest
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Attr, Graph
 from graphopt.ir.types import TensorType
-from graphopt.ops import attention, bi_interaction, cross_network, dot_interaction, pair_products
+from graphopt.ops import (
+    attention,
+    bi_interaction,
+    compressed_interaction,
+    cross_network,
+    dot_interaction,
+    pair_products,
+)
+from graphopt.targets.base import Precision
+from graphopt.targets.cuda.kernels import tiles
 from graphopt.testing import run_onnxruntime
 
 from .conftest import Feeds, Runner
@@ -48,7 +57,7 @@ def test_dot_products(count: int, dim: int, beside: int, run_model: Runner) -> N
     pairs = [i * count + j for i in range(count) for j in range(i)] + [count + 1, 1, 0]
     node = graph.insert(dot_interaction.OP_TYPE, inputs, {"pairs": pairs}, domain=domain)
     graph.set_outputs([node.output], ["y"])
-    feeds = [{"x": normal(n, count, dim)} for n in (1, 7)]
+    feeds = [{"x": normal(n, count, dim)} for n in (1, 7, 0)]
     if beside:
         feeds = [{**feed, "beside": normal(len(feed["x"]), beside)} for feed in feeds]
     (source,) = check(graph, feeds, run_model)
@@ -96,6 +105,56 @@ def test_cross_network(run_model: Runner) -> None:
     node = graph.insert(cross_network.OP_TYPE, [x, *constants], domain=domain)
     graph.set_outputs([node.output], ["y"])
     check(graph, [{"x": normal(n, 70)} for n in (1, 7, 64)], run_model)
+
+
+def compressed(same: bool, activation: str, maps: int) -> Graph:
+    """Of 9 and 8 features of 6 numbers, or of 9 with themselves."""
+    graph, domain = Graph(opsets={"": 18}), compressed_interaction.DOMAIN
+    left = graph.add_input("x", TensorType("float32", (N, 9, 6)))
+    right = left if same else graph.add_input("y", TensorType("float32", (N, 8, 6)))
+    pairs = 81 if same else 72
+    constants = [graph.constant(array) for array in (normal(pairs, maps), normal(maps))]
+    attrs = {"activation": activation}
+    node = graph.insert(
+        compressed_interaction.OP_TYPE, [left, right, *constants], attrs, domain=domain
+    )
+    graph.set_outputs([node.output], ["y0"])
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("same", "activation", "maps", "precision"),
+    [
+        (True, "relu", 37, "fp32"),
+        (False, "none", 70, "fp32"),
+        (False, "relu", 5, "tf32x3"),
+        (True, "none", 20, "bf16"),
+    ],
+)
+def test_compressed_interaction(
+    same: bool, activation: str, maps: int, precision: Precision, run_model: Runner
+) -> None:
+    graph, sources = compressed(same, activation, maps), []
+    feeds = [{"x": normal(n, 9, 6), "y": normal(n, 8, 6)} for n in (1, 7, 40, 0)]
+    feeds = [{k: v for k, v in feed.items() if k == "x" or not same} for feed in feeds]
+    found = run_model(graph, *feeds, precision=precision, edit=lambda s: sources.append(s) or s)
+    for results, feed in zip(found, feeds, strict=True):
+        expected = run_onnxruntime(graph, feed)["y0"]
+        # Sums of at most 81 products, whose factors have 11 bits in bf16, which is tf32 here.
+        atol = 5e-2 if precision == "bf16" else 5e-5
+        np.testing.assert_allclose(results["y0"], expected, rtol=5e-5, atol=atol)
+    assert sources[0].count("graphopt::products_tile<") == 2
+    assert sources[0].count('extern "C" __global__') == 4  # one op, two sizes of tiles
+
+
+def test_compressed_interaction_of_many_rows(
+    run_model: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_BLOCKS", 1)
+    graph, feeds = compressed(False, "none", 37), [{"x": normal(30, 9, 6), "y": normal(30, 8, 6)}]
+    (found,) = run_model(graph, *feeds)
+    expected = run_onnxruntime(graph, feeds[0])["y0"]
+    np.testing.assert_allclose(found["y0"], expected, rtol=5e-5, atol=5e-5)
 
 
 def attention_of(biased: tuple[bool, ...], what: attention.Attention, width: int) -> Graph:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from pathlib import Path
 
 import gpu_emulator
@@ -14,6 +12,7 @@ import pytest
 import graphopt
 
 from .conftest import THOROUGH, Feeds, assert_close
+from .mutants import Mutation, mutant
 
 MODEL = """<ir_version: 10, opset_import: ["": 21]>
 agraph (float[n, 24] x, float[24, 48] w, int64[n] ids) => (float[n, 1] y, float[n, 40] e) {
@@ -61,33 +60,14 @@ def artifact(emulation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def mutated(source: str, kernel: str, pattern: str, replacement: str) -> str:
-    """`source` with the first match in the definition of a kernel replaced."""
-    definitions = re.split(r'(?=extern "C" __global__)', source)
-    for k, definition in enumerate(definitions):
-        name = re.search(r"\) (\w+)\([^)]*\) \{", definition)
-        if name is None or kernel not in name[1]:
-            continue
-        changed, count = re.subn(pattern, replacement, definition, count=1)
-        assert count == 1, f"nothing to change in {name[1]}"
-        return "".join([*definitions[:k], changed, *definitions[k + 1 :]])
-    raise AssertionError(f"there is no kernel {kernel}")
-
-
 def test_right_code_passes(artifact: Path, emulation: Path) -> None:
     assert_close(gpu_emulator.run(artifact, [FEED], emulation, THOROUGH), [EXPECTED])
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_broken_code_is_caught(name: str, artifact: Path, emulation: Path) -> None:
-    source = (artifact / "model.cu").read_text()
-    original = gpu_emulator.library_of(source, emulation, races=True)
-    broken = gpu_emulator.library_of(mutated(source, *MUTATIONS[name]), emulation, races=True)
-    kept = original.with_suffix(".kept")
-    shutil.copy(original, kept)
-    shutil.copy(broken, original)
-    try:
-        with pytest.raises((gpu_emulator.LaunchError, AssertionError)):
-            assert_close(gpu_emulator.run(artifact, [FEED], emulation, THOROUGH), [EXPECTED])
-    finally:
-        shutil.copy(kept, original)
+    with (
+        mutant(artifact, emulation, Mutation(*MUTATIONS[name]).applied),
+        pytest.raises((gpu_emulator.LaunchError, AssertionError)),
+    ):
+        assert_close(gpu_emulator.run(artifact, [FEED], emulation, THOROUGH), [EXPECTED])
