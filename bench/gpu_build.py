@@ -1,10 +1,12 @@
 """Builds models for GPUs, which needs no GPU: how long it takes, and what kernels take of one.
 
     python bench/gpu_build.py FOLDER [--target cuda:sm_80,sm_90] [--only NAME] [--json FILE]
+    python bench/gpu_build.py --variants
 
 FOLDER holds one folder a model, each with a `model.onnx`. Registers, shared memory and spilled
 bytes are the largest over all kernels and architectures, as ptxas reports them. Launches are those
-of one inference where nothing loops.
+of one inference where nothing loops. With `--variants` it builds, instead of models, every variant
+that the tuner may give a dense layer, and prints the registers and spilled bytes of each.
 """
 
 from __future__ import annotations
@@ -13,10 +15,17 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import tvm
 
 import graphopt
 from graphopt.pipeline.report import Report
+from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem
+from graphopt.targets.cuda.kernels import elementary
+from graphopt.targets.cuda.kernels.gemm import MAX_DOTS, Math, Variant, with_device_code
+from graphopt.targets.cuda.target import DEFAULT
 
 COLUMNS = (
     *("optimize", "lower", "build", "nvcc", "kernels", "launches"),
@@ -59,13 +68,62 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+Chosen = list[tuple[GpuGemmProblem, Variant]]
+
+
+def variants(math: Math, k: int = 429, n: int = 400) -> Chosen:
+    """All that the tuner may give a layer, for few rows and for many; and one of few columns."""
+    family = GpuGemmFamily()
+    problems = [
+        GpuGemmProblem(k, columns, math, rows) for columns in (n, MAX_DOTS) for rows in (8, 8192)
+    ]
+    found = {v: p for p in problems for v in family.candidates(p)}
+    return [(problem, variant) for variant, problem in found.items()]
+
+
+def resources(chosen: Chosen, architectures: tuple[str, ...] = DEFAULT) -> list[dict[str, int]]:
+    """Of each variant, the most registers and spilled bytes on any of the architectures."""
+    elementary.register()
+    family = GpuGemmFamily()
+    kernels = {
+        f"variant{k}": family.kernel(problem, variant).with_attr("global_symbol", f"variant{k}")
+        for k, (problem, variant) in enumerate(chosen)
+    }
+    with tvm.target.Target(
+        {"kind": "cuda", "arch": architectures[0], "host": {"kind": "llvm"}}
+    ) as target:
+        module = tvm.compile(tvm.IRModule(kernels), target=target).mod
+    source = with_device_code(module.imports[0].inspect_source("cuda"))
+    _, taken = nvcc.fatbin(source, architectures)
+    return [
+        {
+            what: max(own[f"variant{k}_kernel"][what] for own in taken.values())
+            for what in ("registers", "spill_bytes")
+        }
+        for k in range(len(chosen))
+    ]
+
+
+def print_variants() -> None:
+    for math in get_args(Math):
+        chosen = variants(math)
+        for (problem, variant), taken in zip(chosen, resources(chosen)):
+            print(f"{math:8}{problem.k} x {problem.n:<5}{taken} {variant}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--variants", action="store_true")
     parser.add_argument("--target", default="cuda:sm_80,sm_90")
     parser.add_argument("--only", default="")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.variants:
+        print_variants()
+        return
+    if options.folder is None:
+        parser.error("FOLDER or --variants is needed")
     print(f"{'model':24}" + "".join(f"{name:>10}" for name in COLUMNS))
     rows = {}
     for model in sorted(options.folder.glob("*/model.onnx")):

@@ -57,8 +57,9 @@ class Model:
         given = [self.graph.constant(array) for array in constants]
         operands = [*given, *inputs] if first else [*inputs, *given]
         domain = "" if op in ("LayerNormalization", "Softmax", "TopK", "NonZero") else DOMAIN
-        node = self.graph.insert(op, operands, attrs, domain=domain)
-        self.graph.set_outputs([node.output], ["y"])
+        outputs = 2 if op == "TopK" else 1
+        node = self.graph.insert(op, operands, attrs, domain=domain, outputs=outputs)
+        self.graph.set_outputs(node.outputs[:1], ["y"])
         return self
 
     def _own(self, value: Value) -> Value:
