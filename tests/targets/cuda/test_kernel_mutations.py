@@ -85,7 +85,10 @@ def dots() -> Model:
 
 
 def machine(pooled: int) -> Model:
-    return Model(x=(normal(16, 4, 40), N, 4, 40)).of(bi_interaction.OP_TYPE, pooled=pooled)
+    # Of the pooled ones, a block serves 8 samples: there is room for one that there is not.
+    samples = 15 if pooled else 16
+    model = Model(x=(normal(samples, 4, 40), N, 4, 40))
+    return model.of(bi_interaction.OP_TYPE, pooled=pooled)
 
 
 def crossed() -> Model:
@@ -107,7 +110,7 @@ def attended() -> Model:
 
 
 def normalized() -> Model:
-    model = Model(x=(normal(16, 40), N, 40))
+    model = Model(x=(normal(24, 40), N, 40))  # a block serves 16 rows
     return model.of("LayerNormalization", normal(40), normal(40), epsilon=0.1, axis=-1)
 
 
