@@ -86,7 +86,7 @@ def test_the_default_is_taken_where_nothing_is_known() -> None:
 
 
 def test_the_fastest_is_chosen_and_kept(ratios: list[float], tmp_path: Path) -> None:
-    ratios += [0.5, 0.5, *[0.9] * 100]
+    ratios += [0.5, 0.5, 0.5, 0.5, *[0.9] * 100]
     first = tuner(Tuning(tmp_path / "t.db", trials=3))
     first.tune(FAMILY, [SMALL])
     others = [p for p in FAMILY.candidates(SMALL) if p != FAMILY.default(SMALL)]
@@ -125,6 +125,14 @@ def test_a_lead_within_the_noise_is_none(ratios: list[float]) -> None:
     found.tune(FAMILY, [SMALL])
     assert found.params(FAMILY, SMALL) == FAMILY.default(SMALL)
     assert found.summary.speedup == 1
+
+
+def test_a_lead_must_be_seen_twice(ratios: list[float]) -> None:
+    ratios += [0.5, 0.5, 1.2, 1.2, *[1.0] * 100]
+    found = tuner(Tuning(trials=3))
+    found.tune(FAMILY, [SMALL])
+    assert found.params(FAMILY, SMALL) == FAMILY.default(SMALL)
+    assert found.summary.measured == 3
 
 
 def test_no_time_no_measurement() -> None:
