@@ -208,6 +208,7 @@ def tune(
     trials: int,
     batches: Sequence[int],
     architecture: int = 90,
+    target: str = "cuda",
 ) -> dict[str, Any]:
     """The facts of a compilation that tunes on the stand-ins.
 
@@ -215,7 +216,7 @@ def tune(
         LaunchError: what went wrong, in one line.
     """
     settings = {"EMULATOR_ARCHITECTURE": architecture}
-    arguments = [model, cache, folder, trials, *batches]
+    arguments = [model, cache, folder, trials, target, *batches]
     output = _on_stand_ins("tune.py", arguments, folder, settings)
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found

@@ -1,4 +1,4 @@
-"""The process that tunes on the stand-ins: tune.py MODEL CACHE FOLDER TRIALS BATCH…"""
+"""The process that tunes on the stand-ins: tune.py MODEL CACHE FOLDER TRIALS TARGET BATCH…"""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from graphopt.pipeline.report import Report
 from graphopt.targets.tuning.options import Tuning
 
 
-def main(model: str, cache: str, folder: str, trials: str, *batches: str) -> None:
+def main(model: str, cache: str, folder: str, trials: str, target: str, *batches: str) -> None:
     tuning = Tuning(Path(cache), trials=int(trials), batches=tuple(map(int, batches)))
     report = Report()
     with gpu_emulator.compiled_for_emulation(Path(folder)):
-        graphopt.compile(model, "cuda", passes="O0", tuning=tuning, report=report)
+        graphopt.compile(model, target, passes="O0", tuning=tuning, report=report)
     print(json.dumps(report.facts))
 
 

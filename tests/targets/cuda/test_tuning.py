@@ -123,7 +123,7 @@ def test_refusals(model: Path, emulation: Path) -> None:
             tuning = Tuning(trials=1, batches=(1, 2, 3, 4, 5, 6))
             graphopt.compile(model, "cuda", passes="O0", tuning=tuning)
     with pytest.raises(gpu_emulator.LaunchError, match=r"is sm_80, .*try --target cuda:sm_80"):
-        gpu_emulator.tune(model, emulation / "t.db", emulation, 1, (1,), architecture=80)
+        gpu_emulator.tune(model, emulation / "t.db", emulation, 1, (1,), 80, "cuda:sm_90")
 
 
 def test_candidates_fit() -> None:
