@@ -18,7 +18,7 @@ import numpy as np
 from tvm import tirx
 
 from graphopt.ir.content import known_ints
-from graphopt.ir.dims import Dim
+from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.targets.relax import scalar
 from graphopt.targets.relax.ops.elementwise import BINARY
@@ -149,7 +149,8 @@ def ids_of(ids: Value, columns: int, literals: bool = True) -> Ids:
         literals: numbers that differ from column to column may be part of the code, which is then
             written once for each column.
     """
-    reader = _Reader(columns, literals and columns <= UNROLLED)
+    rows = product(ids.tensor.dims) // columns
+    reader = _Reader(rows, columns, literals and columns <= UNROLLED)
     expression, _ = reader.read(ids, _Frame(_without_ones(ids), 0, whole=True), last=True)
     return Ids(expression, tuple(reader.sources), tuple(reader.nodes))
 
@@ -163,8 +164,8 @@ class _Frame(NamedTuple):
 
 
 class _Reader:
-    def __init__(self, columns: int, literals: bool) -> None:
-        self.columns, self.literals = columns, literals
+    def __init__(self, rows: Dim, columns: int, literals: bool) -> None:
+        self.rows, self.columns, self.literals = rows, columns, literals
         self.sources: list[Source] = []
         self.nodes: list[Node] = []
 
@@ -180,7 +181,7 @@ class _Reader:
         if viewed is not None and _without_ones(viewed) == frame.shape:
             return self.read(viewed, frame, last)
         taken = columns_of(value)
-        if taken is not None and len(_without_ones(taken[0])) == 2:
+        if taken is not None and taken[0].tensor.dims[0] == self.rows:
             matrix, first = taken
             self.nodes.append(node)
             inside = _Frame(_without_ones(matrix), first + frame.start, whole=False)

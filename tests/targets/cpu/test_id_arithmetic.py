@@ -87,6 +87,19 @@ def one_kernel(request: pytest.FixtureRequest) -> tuple[str, Compiled]:
 
 
 @pytest.mark.parametrize("batch", [0, 1, 7])
+def test_columns_of_which_each_is_a_row(batch: int) -> None:
+    """Sequences joined along their last axis have a row for each of several columns of ids."""
+    graph = parse("""(float[N,8] x) => (float[] y) <float[7,4] t, float[5,3] u,
+        int64[1] one = {1}, int64[1] four = {4}, int64[1] seven = {7}> {
+        p = Slice(x, one, four, one) q = Slice(x, four, seven, one)
+        i = Cast<to=7>(p) j = Cast<to=7>(q) a = Gather(t, i) b = Gather(u, j)
+        y = Concat<axis=2>(a, b) }""")
+    feeds = random_inputs(graph, {"N": batch})
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_array_equal(Compiled(graph)(feeds)["y"], wanted)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 7])
 def test_one_kernel_computes_ids_and_reads_rows(
     one_kernel: tuple[str, Compiled], batch: int
 ) -> None:
