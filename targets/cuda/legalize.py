@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.rewrite import RewriteStats, Rule, rewrite
-from graphopt.targets.cpu import DOMAIN, layer_norm, quantized_dense
+from graphopt.targets.cpu import DOMAIN, layer_norm, packed_weights, quantized_dense
 from graphopt.targets.cpu.legalize import DENSE_RULES
 from graphopt.targets.cuda import lookups
 from graphopt.targets.cuda.kernels.gemm import Math
@@ -29,6 +29,7 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
     for node in list(graph.walk()):
         if not is_suited(node):
             expand_function(node)
+    rewrite(graph, (packed_weights.stored_to_dequantized,), RewriteStats())
     if multiplies_bytes:
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     for rules in _STEPS:

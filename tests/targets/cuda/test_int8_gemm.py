@@ -9,7 +9,12 @@ import gpu_emulator
 import numpy as np
 import pytest
 
+from graphopt.ir.dims import Sym
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ops import stored_weights
 from graphopt.targets.cuda.kernels.gemm import FewRows, Tile, Variant, gemm, pack_codes
+from graphopt.targets.cuda.legalize import dense_layers, legalize
 from graphopt.targets.cuda.ops import dense
 
 from .conftest import Runner
@@ -138,3 +143,21 @@ def test_weights_are_packed_with_what_sums_start_from() -> None:
 def test_other_products_are_not_rounded() -> None:
     with pytest.raises(ValueError, match="8 bits go with a rounding"):
         gemm(4, 4, "Int8", ((None, FewRows(1, 16, 64)),))
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_weights_that_are_stored_in_few_bits_multiply_so_too(multiplies: bool) -> None:
+    graph = Graph(opsets={"": 21, stored_weights.DOMAIN: 1})
+    x = graph.add_input("x", TensorType("float32", (Sym.named("m"), 45)))
+    scales = [graph.constant(np.array(v)) for v in (STEP, np.uint8(ZERO))]
+    codes = graph.insert("QuantizeLinear", [x, *scales]).output
+    rounded = graph.insert("DequantizeLinear", [codes, *scales]).output
+    constants = [graph.constant(a) for a in (np.ones((45, 36), np.int8), np.ones(36, np.float32))]
+    attrs = {"axis": 1, "bits": 8}
+    weights = graph.insert(
+        stored_weights.OP_TYPE, constants, attrs, domain=stored_weights.DOMAIN
+    ).output
+    graph.set_outputs([graph.insert("MatMul", [rounded, weights]).output], ["y"])
+    legalize(graph, "Fp32", multiplies)
+    (layer,) = dense_layers(graph)
+    assert layer.attrs["math"] == ("Int8" if multiplies else "Fp32")
