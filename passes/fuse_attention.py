@@ -11,10 +11,11 @@ from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
 from graphopt.passes._attention import heads_of, rows_of, scores_of
 from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
-from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
+from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 
 scores, values, bias = var("scores"), var("values"), var("bias")
+shares, none = var("shares"), const("none")
 
 
 @rule(op.MatMul(op.Softmax(scores).named("shares"), values))
@@ -22,6 +23,29 @@ def products_to_attention(
     rw: Rewriter, scores: Value, shares: Value, values: Value, node: Node
 ) -> Value | NoMatch | None:
     """MatMul(Softmax(MatMul(q, Transpose(k)) * scale + bias), v) -> Attention(q, k, v, bias)"""
+    return _fused(rw, scores, shares, values, node, guarded=False)
+
+
+@rule(op.MatMul(op.Where(op.IsNaN(shares), none, shares), values))
+def guarded_to_attention(
+    rw: Rewriter, shares: Value, none: Value, values: Value, node: Node
+) -> Value | NoMatch | None:
+    """MatMul(Where(IsNaN(shares), 0, shares), v) of shares = Softmax(…) -> Attention, guarded
+
+    As PyTorch writes attention with a mask of booleans.
+    """
+    assert none.const is not None
+    softmax = shares.producer
+    if softmax is None or softmax.op != "Softmax" or len(shares.uses) > 2:
+        return NoMatch("what it guards is no softmax, or is also read elsewhere")
+    if none.const.size != 1 or none.const.item() != 0 or softmax.inputs[0] is None:
+        return NoMatch("NaN becomes another number than 0")
+    return _fused(rw, softmax.inputs[0], shares, values, node, guarded=True)
+
+
+def _fused(
+    rw: Rewriter, scores: Value, shares: Value, values: Value, node: Node, *, guarded: bool
+) -> Value | NoMatch | None:
     found, rank = scores_of(scores), values.rank
     if isinstance(found, str):
         return NoMatch(found)
@@ -45,7 +69,8 @@ def products_to_attention(
     if isinstance(bias, NoMatch):
         return bias
     scale = found.scale * query.scale * key.scale
-    attention = Attention(query.heads, query.dim, scale, (query.first, key.first, value.first))
+    columns = (query.first, key.first, value.first)
+    attention = Attention(query.heads, query.dim, scale, columns, guarded)
     inputs = [side.batch_first(rw) for side in (query, key, value)]
     if bias is not None:
         inputs.append(bias)
@@ -123,7 +148,7 @@ class FuseAttention(RewritePass):
     be split off in any way that leaves each of them columns of rows: they are then read where they
     are, and the reshapes and transposes around them are not needed. Queries, keys and values may be
     columns of one product. One bias may be added to the scores, and a mask may replace them by a
-    number of -1e9 or less. Fidelity: reassociates.
+    number of -1e9 or less; shares that are NaN then may be replaced by 0. Fidelity: reassociates.
 
     Before:
         (float[N,5,8] x, float[N,5,8] z, float[N,1,1,5] mask) => (float[N,5,8] y)
@@ -155,4 +180,4 @@ class FuseAttention(RewritePass):
 
     name = "fuse-attention"
     fidelity = Fidelity.REASSOCIATES
-    rules = (products_to_attention, rows_in_place, bias_unexpanded)
+    rules = (products_to_attention, guarded_to_attention, rows_in_place, bias_unexpanded)

@@ -3,8 +3,9 @@
 Inputs, float32: `q` [b, t, m], `k` and `v` [b, s, m']; optional `bias`, broadcast to
 [b, heads, t, s]. Each of q, k and v holds the columns of its heads side by side, `heads * dim` from
 `columns[0]`, `columns[1]` or `columns[2]` on, so that one product may hold all three. Output:
-float32[b, t, heads * dim], `softmax(scale * q k^T + bias) v` of each head side by side.
-(Vaswani et al., "Attention Is All You Need", 2017.)
+float32[b, t, heads * dim], `softmax(scale * q k^T + bias) v` of each head side by side. If
+`guarded`, shares that are NaN, as where all scores are -inf, count as 0. (Vaswani et al.,
+"Attention Is All You Need", 2017.)
 """
 
 from __future__ import annotations
@@ -32,18 +33,21 @@ class Attention:
         dim: columns of each.
         scale: factor of the products of queries and keys.
         columns: the first column of the heads in q, k and v.
+        guarded: shares that are NaN count as 0.
     """
 
     heads: int
     dim: int
     scale: float
     columns: tuple[int, int, int] = (0, 0, 0)
+    guarded: bool = False
 
     @staticmethod
     def of(node: Node) -> Attention:
         """The attributes of `node`."""
         q, k, v = node.attr("columns") or (0, 0, 0)
-        return Attention(node.attr("heads"), node.attr("dim"), node.attr("scale", 1.0), (q, k, v))
+        scale, guarded = node.attr("scale", 1.0), bool(node.attr("guarded", 0))
+        return Attention(node.attr("heads"), node.attr("dim"), scale, (q, k, v), guarded)
 
     @property
     def attrs(self) -> dict[str, Attr]:
@@ -53,6 +57,7 @@ class Attention:
             "dim": self.dim,
             "scale": self.scale,
             "columns": list(self.columns),
+            **({"guarded": 1} if self.guarded else {}),
         }
 
     @property
@@ -93,13 +98,21 @@ def _is_part(node: Node, index: int) -> bool:
 def function_name(node: Node) -> str:
     """The name of the local function that `node` calls once exported."""
     parts = ["part" if _is_part(node, k) else "whole" for k in range(3)]
-    return f"{OP_TYPE}__{'_'.join(parts)}{'_bias' if node.input(3) is not None else ''}"
+    parts += ["bias"] * (node.input(3) is not None) + ["guarded"] * Attention.of(node).guarded
+    return f"{OP_TYPE}__{'_'.join(parts)}"
 
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
     assert node.graph is not None
     biased = node.input(3) is not None
+    guard = ["shares = Identity (plain)"]
+    if Attention.of(node).guarded:
+        guard = [
+            "none = Constant <value_float = 0.0> ()",
+            "unknown = IsNaN (plain)",
+            "shares = Where (unknown, none, plain)",
+        ]
     lines = [
         "heads = Constant <value_int: int = @heads> ()",
         "dim = Constant <value_int: int = @dim> ()",
@@ -134,7 +147,8 @@ def function(node: Node) -> onnx.FunctionProto:
         "products = MatMul (q_heads, k_heads)",
         "scaled = Mul (products, scale)",
         "scores = Add (scaled, bias)" if biased else "scores = Identity (scaled)",
-        "shares = Softmax <axis = -1> (scores)",
+        "plain = Softmax <axis = -1> (scores)",
+        *guard,
         "mixed = MatMul (shares, v_heads)",
         "turned = Transpose <perm = [0, 2, 1, 3]> (mixed)",
         "result = Reshape (turned, beside)",

@@ -11,7 +11,13 @@ from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
 
 def graph_of(
-    heads: int, dim: int, t: str, s: str, bias: str = "", columns: tuple[int, int, int] = (0, 0, 0)
+    heads: int,
+    dim: int,
+    t: str,
+    s: str,
+    bias: str = "",
+    columns: tuple[int, int, int] = (0, 0, 0),
+    guarded: int = 0,
 ) -> Graph:
     width = heads * dim
     q, k, v = (width + first + (3 if first else 0) for first in columns)
@@ -19,7 +25,7 @@ def graph_of(
     return parse(
         f"""(float[N,{t},{q}] q, float[N,{s},{k}] k, float[N,{s},{v}] v{given}) => (float[] y) {{
         y = graphopt.Attention<heads={heads}, dim={dim}, scale=0.3, columns=[{columns[0]},
-            {columns[1]}, {columns[2]}]>(q, k, v{read}) }}"""
+            {columns[1]}, {columns[2]}], guarded={guarded}>(q, k, v{read}) }}"""
     )
 
 
@@ -76,6 +82,17 @@ def test_masked_keys_have_no_share() -> None:
     found = kernel(feeds)["y"]
     np.testing.assert_array_equal(np.isnan(found), np.isnan(run_onnxruntime(graph, feeds)["y"]))
     assert np.isnan(found[0]).all() and not np.isnan(found[1]).any()
+
+
+def test_shares_that_are_nan_count_as_0_if_guarded() -> None:
+    graph = graph_of(2, 4, "3", "5", "N,1,3,5", guarded=1)
+    feeds = random_inputs(graph, {"N": 3})
+    feeds["bias"][0] = -np.inf
+    feeds["bias"][1, :, 1, 2:] = -np.inf
+    feeds["q"][2, 1] = np.nan
+    found, wanted = Compiled(graph)(feeds)["y"], run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not found[0].any() and not found[2, 1].any() and found[1].all()
 
 
 def test_without_keys_there_is_nothing() -> None:

@@ -72,6 +72,10 @@ FORMS = {
     + """s = MatMul(q, k) b = Add(s, mask) m = Where(later, least, b) a = Softmax(m)
          o = MatMul(a, v)"""
     + TAIL,
+    "masked by booleans": SPLIT
+    + """b = Where(pad, least, zerof) s = MatMul(q, k) d = Mul(s, half) m = Add(d, b)
+         p = Softmax(m) n = IsNaN(p) a = Where(n, zerof, p) o = MatMul(a, v)"""
+    + TAIL,
     "a mask for heads as samples": """
         qs, ks, vs = Split<axis=2, num_outputs=3>(tqkv)
         q1 = Reshape(qs, merged) q = Transpose<perm=[1, 0, 2]>(q1)
@@ -101,6 +105,7 @@ def test_forms(form: str) -> None:
     (node,) = attentions(graph)
     assert not any(other.op == "Softmax" for other in graph.nodes)
     assert node.attr("heads") == (1 if form == "one head" else 2)
+    assert node.attr("guarded", 0) == ("booleans" in form)
     feeds = random_inputs(source, {"N": 4, "M": 4})
     feeds["pad"][0] = True
     wanted = run_onnxruntime(source, feeds)["y"]
@@ -142,6 +147,10 @@ SCORES = SPLIT + "s = MatMul(q, k)"
     [
         (SCORES + "m = Where(later, less, s) a = Softmax(m) o = MatMul(a, v)" + TAIL,
          "one of -1e9 or less"),
+        (SCORES + "p = Softmax(s) n = IsNaN(p) a = Where(n, half, p) o = MatMul(a, v)" + TAIL,
+         "another number than 0"),
+        (SPLIT + "p = Relu(q) n = IsNaN(p) a = Where(n, zerof, p) o = MatMul(a, k)" + TAIL,
+         "no softmax"),
         (SCORES + "m = Where(later, s, s) a = Softmax(m) o = MatMul(a, v)" + TAIL,
          "one of -1e9 or less"),
         (SCORES + "m = Where(later, low, s) n = Where(pad, low, m) a = Softmax(n) o = MatMul(a, v)"

@@ -29,6 +29,7 @@ class _Head:
     dim: int
     keys: Any
     lanes: int
+    guarded: bool
 
     @property
     def blocks(self) -> Any:
@@ -47,11 +48,13 @@ def attention(
     queries: int | None,
     keys: int | None,
     lanes: int,
+    guarded: bool = False,
 ) -> PrimFunc:
     """Kernel (q[b, t, widths[0]], k[b, s, widths[1]], v[b, s, widths[2]], bias?) -> y[b, t, …].
 
     y[b, t, heads * dim] = softmax(scale * q k^T + bias) v for each head, whose columns in q, k and
     v begin at `columns`. float32. NaN stays NaN; all scores -inf give NaN, and no keys 0.
+    If `guarded`, all of these give 0.
 
     Args:
         bias: which axes of the bias [b, heads, t, s] it has; the others are of size 1. None for no
@@ -62,7 +65,7 @@ def attention(
     align, samples = element_bytes("float32"), tirx.Var("samples", "int64")
     t = tirx.Var("queries", "int64") if queries is None else queries
     s = tirx.Var("keys", "int64") if keys is None else keys
-    head, kept = _Head(dim, s, lanes), bias or (False,) * 4
+    head, kept = _Head(dim, s, lanes, guarded), bias or (False,) * 4
     sizes = [size if given else 1 for given, size in zip(kept, (samples, heads, t, s))]
     turn_keys, blocks = _turning(head, columns[1]), head.blocks
     attend = _attending(head, scale, columns, bias)
@@ -201,6 +204,10 @@ def _mixing(head: _Head, first_column: int) -> Emitted:
     dim, lanes, blocks, s = head.dim, head.lanes, head.blocks, head.keys
     tiles = Tiles(dim, lanes, 4)
 
+    def share_of(value, total):
+        part = value / total
+        return T.Select(total > T.float32(0), part, T.float32(0)) if head.guarded else part
+
     @inlined
     def mix(y, score, total, v, b, h, first, rows):
         width = T.meta_var(tiles.vectors * tiles.lanes)
@@ -222,8 +229,8 @@ def _mixing(head: _Head, first_column: int) -> Emitted:
             for m in T.unroll(rows):
                 for n in T.unroll(tiles.vectors):
                     for lane in T.vectorized(tiles.lanes):
-                        y[b, first + m, h * dim + tiles.column(tile, n) + lane] = (
-                            acc[m * width + n * tiles.lanes + lane] / total[m]
+                        y[b, first + m, h * dim + tiles.column(tile, n) + lane] = share_of(
+                            acc[m * width + n * tiles.lanes + lane], total[m]
                         )
 
     return mix

@@ -25,18 +25,22 @@ LANES = 4
 
 @dataclass(frozen=True)
 class Heads:
-    """`count` heads of `dim` columns, those of q, k and v from `columns` on."""
+    """`count` heads of `dim` columns, those of q, k and v from `columns` on.
+
+    If `guarded`, shares that are NaN count as 0.
+    """
 
     count: int
     dim: int
     scale: float
     columns: tuple[int, int, int]
+    guarded: bool = False
 
 
 def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, out: Any) -> None:
     """The statements of the kernel: out[b, t, heads * dim] = softmax(scale * q k^T + bias) v.
 
-    float32. NaN stays NaN; all scores -inf give NaN, and no keys 0.
+    float32. NaN stays NaN; all scores -inf give NaN, and no keys 0. If guarded, all give 0.
 
     Args:
         bias: [b, heads, t, s], each axis there or of size 1; None for no bias.
@@ -68,7 +72,8 @@ def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, out: Any) -> None
                 _add_values(heads, v, (sample, head), first, lane, keys, weight, sums)
             for c in range(width):
                 column = c * warps.WARP + lane
-                value = T.Select(keys > 0, sums[c] / state[1], T.float32(0))
+                some = state[1] > T.float32(0) if heads.guarded else keys > 0
+                value = T.Select(some, sums[c] / state[1], T.float32(0))
                 with T.If(column < heads.dim), T.Then():
                     T.buffer_store(out, value, [sample, query, head * heads.dim + column])
 

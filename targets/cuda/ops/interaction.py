@@ -159,7 +159,7 @@ def _attention(lower: CudaLowering, node: Node) -> relax.Expr:
     if bias is not None:
         sizes = [*(1,) * (4 - len(bias.tensor.dims)), *bias.tensor.dims]
         arguments.append(lower.reshape(lower.expr(bias), [lower.dim(size) for size in sizes]))
-    heads = Heads(what.heads, what.dim, what.scale, what.columns)
+    heads = Heads(what.heads, what.dim, what.scale, what.columns, what.guarded)
 
     def body(q: Any, k: Any, v: Any, *rest: Any) -> None:
         added, out = (None, *rest)[-2:]

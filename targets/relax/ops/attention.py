@@ -33,5 +33,6 @@ def _attention(lower: Lowering, node: Node) -> relax.Expr:
         queries if isinstance(queries, int) else None,
         keys if isinstance(keys, int) else None,
         node.attrs["lanes"],
+        what.guarded,
     )
     return lower.kernel(kernel, operands, [(lower.shape(node.output), "float32")])[0]

@@ -176,6 +176,7 @@ def attention_of(biased: tuple[bool, ...], what: attention.Attention, width: int
         ((), attention.Attention(2, 8, 0.3), 16),
         ((True, False, False, True), attention.Attention(2, 8, 0.3, (16, 8, 0)), 32),
         ((False, True, True, True), attention.Attention(1, 37, 1.0), 37),
+        ((True, True, False, True), attention.Attention(2, 4, 0.3, guarded=True), 8),
     ],
 )
 def test_attention(
@@ -188,6 +189,8 @@ def test_attention(
             shape = [size if kept else 1 for size, kept in zip((n, what.heads, t, s), biased)]
             bias = normal(*shape)
             bias[..., : s // 2] = -np.inf  # more keys than a warp has threads
+            if what.guarded:
+                bias[0, 0] = -np.inf
             feed["bias"] = bias
         feeds.append(feed)
     check(attention_of(biased, what, width), feeds, run_model)
