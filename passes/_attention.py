@@ -68,7 +68,7 @@ class Mask:
         """What does the same when it is added: see `ABSORBING`."""
         sides = (self.number, 0.0) if self.chosen else (0.0, self.number)
         if self.where.const is not None:
-            return rw.const(np.where(self.where.const, *np.float32(sides)))
+            return rw.const(np.where(self.where.const, *map(np.float32, sides)))
         return rw.op.Where(self.where, *(rw.const(np.float32(side)) for side in sides))
 
 
@@ -120,9 +120,9 @@ def scores_of(value: Value) -> Scores | str:
 
 def _masked(node: Node, scale: float) -> tuple[Value, Mask] | None:
     """What a Where masks, and how, if an infinite or very large negative number takes its place."""
-    where, *sides = node.inputs
-    for chosen, number, scores in ((True, *sides), (False, *sides[::-1])):
-        assert where is not None and number is not None and scores is not None
+    where, a, b = node.inputs
+    assert where is not None and a is not None and b is not None
+    for chosen, number, scores in ((True, a, b), (False, b, a)):
         if number.const is None or number.const.size != 1 or scores.type != node.output.type:
             continue
         if number.const.item() * scale <= ABSORBING:

@@ -61,11 +61,11 @@ def _fused(
         return NoMatch("its heads are not columns of rows")
     if not (query.heads, query.dim) == (key.heads, key.dim) == (value.heads, value.dim):
         return NoMatch("queries, keys and values differ in their heads")
-    bias = found.bias
+    added = found.bias
     if found.mask is not None:
         mask = found.mask.as_bias(rw)
-        bias = mask if bias is None else rw.op.Add(mask, bias)
-    bias = _bias(rw, bias, rank, query.heads)
+        added = mask if added is None else rw.op.Add(mask, added)
+    bias = _bias(rw, added, rank, query.heads)
     if isinstance(bias, NoMatch):
         return bias
     scale = found.scale * query.scale * key.scale
