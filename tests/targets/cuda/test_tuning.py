@@ -71,7 +71,7 @@ def test_what_was_measured_is_used_without_a_gpu(
         made = tmp_path / "m.gopt"
         graphopt.compile(model, "cuda", output=made, passes="O0", tuning=tuning, verify=False)
         source = (made / "model.cu").read_text()
-        assert f"few_rows<2, 16, 256, 1, {K}, {N}>" in source
+        assert f"few_rows<2, 16, 256, graphopt::Fp32, {K}, {N}>" in source
         assert f"Tile<32, 32, 64, 32, 32, 3, 4>, graphopt::Fp32, {K}, {N}>" in source
         missing = Tuning(cache, batches=(1, 65), read_only=True, error_on_miss=True)
         with pytest.raises(TuningMissError, match=r"gpu-gemm .*rows=65 on cuda sm_90"):
