@@ -184,7 +184,8 @@ class _Reader:
         if taken is not None and taken[0].tensor.dims[0] == self.rows:
             matrix, first = taken
             self.nodes.append(node)
-            inside = _Frame(_without_ones(matrix), first + frame.start, whole=False)
+            whole = matrix.tensor.dims[-1] == 1  # its shape without ones has no columns
+            inside = _Frame(_without_ones(matrix), first + frame.start, whole)
             return self.read(matrix, inside, last)
         return self._computed(node, frame, last) or self._given(value, frame)
 
