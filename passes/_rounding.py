@@ -42,8 +42,8 @@ class RoundedRows:
         """
         if group is not None:
             found = RoundedRows.of(matrix.reshape(-1, group), bits, half_scales=half_scales)
-            scales = found.scales.reshape(len(matrix), -1)
-            return RoundedRows(found.codes.reshape(matrix.shape), scales, found.error)
+            of_groups = found.scales.reshape(len(matrix), -1)
+            return RoundedRows(found.codes.reshape(matrix.shape), of_groups, found.error)
         clips, top = _CLIPS[bits], 2 ** (bits - 1) - 1
         half = half_scales and _fit_in_half(matrix, top, min(clips))
         codes = np.zeros(matrix.shape, np.int8)

@@ -110,9 +110,12 @@ def _quantized(
         layer.graph.set_input(layer, 0, value)
         restore = layer.inputs[1].producer  # type: ignore[union-attr]
         if restore is not None and restore.domain:
-            inputs, axis = restore.inputs, {"axis": restore.attrs["axis"]}
             made = layer.graph.insert(
-                "DequantizeLinear", inputs, axis, before=layer, origin=restore.origin
+                "DequantizeLinear",
+                restore.inputs,
+                {"axis": restore.attrs["axis"]},
+                before=layer,
+                origin=restore.origin,
             )
             layer.graph.set_input(layer, 1, made.output)
             if not restore.output.uses:

@@ -99,6 +99,6 @@ def _pooling(node: Node) -> PoolingProblem | None:
         return None
     length = ids.tensor.dims[1] if node.input(2) is None else None
     known = length if isinstance(length, int) and length else _BAG
-    stands = LookupProblem.of(*table.shape, "float32", ids.dtype)
+    stands = LookupProblem.of(len(table), table[0].size, "float32", ids.dtype)
     mode = node.attr("mode", "sum")
     return PoolingProblem(stands.rows, stands.width, ids.dtype, known, mode)

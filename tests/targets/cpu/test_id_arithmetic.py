@@ -46,6 +46,9 @@ ONE_KERNEL = {
         int64[1] one = {1}, int64[1] two = {2}, int64[1] four = {4}> {
         w = Cast<to=7>(x) s = Slice(w, one, two, one) r = Slice(w, two, four, one)
         a = Gather(t, s) b = Gather(u, r) y = Concat<axis=1>(a, b) }""",
+    "the only column": f"""(int64[N,1] x) => (float[] y) <{PAIR}, {COLUMNS}> {{
+        i = Gather<axis=1>(x, k0) m = Mod(i, c) a = Gather(t, i) b = Gather(u, m)
+        y = Concat<axis=1>(a, b) }}""",
     "a split": """(int64[N,4] x) => (float[] y) <float[9,5] t, float[4,5] u,
         int64[3] sizes = {1, 2, 1}, int64 q = {4}> {
         p, r, s = Split<axis=1>(x, sizes) m = Mod(s, q)
