@@ -97,8 +97,9 @@ def crossed() -> Model:
 
 
 def compressed() -> Model:
-    # Three stages of products, so that some are written while others are multiplied.
-    model = Model(x=(normal(16, 9, 2), N, 9, 2), z=(normal(16, 8, 2), N, 8, 2))
+    # Three stages of products, so that some are written while others are multiplied, and tiles of
+    # 16 rows that 40 do not fill.
+    model = Model(x=(normal(20, 9, 2), N, 9, 2), z=(normal(20, 8, 2), N, 8, 2))
     return model.of(compressed_interaction.OP_TYPE, normal(72, 37), normal(37))
 
 
