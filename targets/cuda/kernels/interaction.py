@@ -124,7 +124,8 @@ def pair_products(x: Any, pairs: Any, matrices: Any, weights: Any, out: Any) -> 
         T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
     ):
         at = T.bind(block * THREADS + thread)
-        with T.If(at < columns), T.Then():
+        # TVM launches a block where there are no samples.
+        with T.If(T.And(at < columns, part * _ROWS < samples)), T.Then():
             pair, e = T.bind(at // dim), T.bind(at % dim)
             place = T.bind(T.Cast("int64", pairs[pair]))
             i, j = T.bind(place // count), T.bind(place % count)

@@ -80,7 +80,7 @@ def test_factorization_machine(pooled: int, dim: int, run_model: Runner) -> None
     attrs = {"pooled": pooled, "scale": 0.5}
     node = graph.insert(bi_interaction.OP_TYPE, [features], attrs, domain=domain)
     graph.set_outputs([node.output], ["y"])
-    check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64)], run_model)
+    check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64, 0)], run_model)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -94,7 +94,7 @@ def test_pair_products(weighted: bool, run_model: Runner) -> None:
         attrs["matrices"] = [p % 7 for p in pairs]
     node = graph.insert(pair_products.OP_TYPE, inputs, attrs, domain=domain)
     graph.set_outputs([node.output], ["y"])
-    (source,) = check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64)], run_model)
+    (source,) = check(graph, [{"x": normal(n, 6, dim)} for n in (1, 7, 64, 0)], run_model)
     assert "pairproducts_kernel" in source
 
 
@@ -104,7 +104,7 @@ def test_cross_network(run_model: Runner) -> None:
     constants = [graph.constant(a) for a in (normal(70, 3) * 0.1, normal(3), normal(70))]
     node = graph.insert(cross_network.OP_TYPE, [x, *constants], domain=domain)
     graph.set_outputs([node.output], ["y"])
-    check(graph, [{"x": normal(n, 70)} for n in (1, 7, 64)], run_model)
+    check(graph, [{"x": normal(n, 70)} for n in (1, 7, 64, 0)], run_model)
 
 
 def compressed(same: bool, activation: str, maps: int) -> Graph:
