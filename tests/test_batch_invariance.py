@@ -99,6 +99,14 @@ REAL = (
 
 
 @pytest.mark.skipif(shared_models() is None, reason="no real models (set GRAPHOPT_MODELS)")
+def test_the_bits_of_sums_of_products() -> None:
+    source = """(float[N,32] x, float[N,32] z) => (float[N,1] y) <int64[1] last = {1}> {
+        t = Tanh(x) s = Mul(t, t) n = ReduceSum(s, last) p = Mul(t, z) q = ReduceSum(p, last)
+        y = Div(q, n) }"""
+    graph = parse(source)
+    assert_rows_stand_alone(Compiled(graph), random_inputs(graph, {"N": ROWS}, seed=1))
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_the_bits_of_a_row_of_a_real_model(name: str, models: Path) -> None:
     artifact = graphopt.compile(models / name / "model.onnx", verify=False)

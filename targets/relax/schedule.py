@@ -19,6 +19,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
+from tvm.script import tirx as T
 
 SCHEDULED = "tirx.is_scheduled"
 
@@ -36,10 +37,9 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     found = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
     stages = put_together(found, found.get_child_blocks(found.get_sblock("root")))
     _gather_rows(found, stages)
-    for block in stages:
-        _split_reduction(found, block)
+    serial = [total for block in stages for total in _split_reduction(found, block)]
     _vectorize(found, found.get_child_blocks(found.get_sblock("root")))
-    scheduled = found.mod["main"].with_attr(SCHEDULED, True)
+    scheduled = _with_fences(found.mod["main"], serial).with_attr(SCHEDULED, True)
     return scheduled.without_attr("global_symbol")
 
 
@@ -185,20 +185,24 @@ def _shared_loops(found: s_tir.Schedule, blocks: list[Any]) -> int:
 
 
 _SPATIAL, _REDUCTION = 0, 2
+_FENCED = ("float32", "float64")
 
 # ------------------------------------------------------------------- reductions
 
 
-def _split_reduction(found: s_tir.Schedule, block: Any) -> None:
-    """Give the identity a loop nest of its own, and turn the loops for vectors."""
+def _split_reduction(found: s_tir.Schedule, block: Any) -> list[Any]:
+    """Give the identity a loop nest of its own, and turn the loops for vectors.
+
+    Returns the buffers that are added up one element after the other.
+    """
     if found.get(block).init is None:
-        return
+        return []
     loops = found.get_loops(block)
     realize = found.get(loops[-1]).body
     kinds = [_kinds(realize, found.get(loop).loop_var) for loop in loops]
     reductions = [loop for loop, kind in zip(loops, kinds) if kind == {_REDUCTION}]
     if not reductions:
-        return
+        return []
     inner = loops[loops.index(reductions[0]) - 1] if loops.index(reductions[0]) else None
     if (
         inner is not None
@@ -207,7 +211,32 @@ def _split_reduction(found: s_tir.Schedule, block: Any) -> None:
         and found.get(inner).body.same_as(found.get(reductions[0]))
     ):
         found.reorder(*reductions, inner)
+        found.decompose_reduction(block, reductions[0])
+        return []
     found.decompose_reduction(block, reductions[0])
+    return [region.source for region in found.get(block).writes]
+
+
+def _with_fences(function: tirx.PrimFunc, totals: list[Any]) -> tirx.PrimFunc:
+    """Keep sums of `totals` apart from the products that they add up.
+
+    LLVM makes vectors of some of these products and fuses others with the sum, which rounds once
+    less: a row would have other bits in another batch.
+    """
+
+    def fenced(store: tirx.BufferStore) -> tirx.Stmt:
+        dtype = str(store.buffer.dtype)
+        if not (dtype in _FENCED and any(map(store.buffer.same_as, totals))):
+            return store
+        if not isinstance(store.value, tirx.Add):
+            return store
+        term = T.call_llvm_pure_intrin(dtype, "llvm.arithmetic.fence", store.value.b)
+        return tirx.BufferStore(store.buffer, store.value.a + term, store.indices)
+
+    if not totals:
+        return function
+    body = tvm_ffi.structural_map(function.body, (tirx.BufferStore, fenced))
+    return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs)
 
 
 def _kinds(realize: s_tir.SBlockRealize, loop: Any) -> set[int]:
