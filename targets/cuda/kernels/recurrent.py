@@ -114,13 +114,20 @@ def _step(cell, io, at, t, inside):
     at.h[at.row, at.u] = at.acc[0]
 
 
+def _start(option: str, initial: Any, cell: Cell, io: Buffers, at: _Unit) -> Any:
+    """The state before the first step."""
+    if cell.has(option):
+        return T.if_then_else(io.samples > 0, initial[at.d, at.s, at.u], T.float32(0))
+    return T.float32(0)
+
+
 @inlined
 def _run(cell, io, at, inside):
-    """All steps of one unit."""
-    at.h[at.row, at.u] = io.initial_h[at.d, at.s, at.u] if cell.has("initial_h") else T.float32(0)
+    """All steps of one unit; none where there are no samples."""
+    at.h[at.row, at.u] = _start("initial_h", io.initial_h, cell, io, at)
     if cell.kind == "lstm":
-        at.c[0] = io.initial_c[at.d, at.s, at.u] if cell.has("initial_c") else T.float32(0)
-    for step in range(io.steps):
+        at.c[0] = _start("initial_c", io.initial_c, cell, io, at)
+    for step in range(T.min(io.steps, io.steps * io.samples)):
         _step(cell, io, at, cell.time(step, io.steps, at.d), inside)
     if inside:
         io.y_h[at.d, at.s, at.u] = at.h[at.row, at.u]
@@ -167,7 +174,9 @@ def recurrent(cell: Cell) -> PrimFunc:
         h_n = T.match_buffer(y_h, (d, samples, h), "float32")
         c_n = T.match_buffer(y_c, (d, samples, h), "float32")
         io = T.meta_var(Buffers(x, r, more, lens, h_0, c_0, scale, out, h_n, c_n, steps, samples))
-        for block in T.thread_binding(T.ceildiv(samples, rows), thread="blockIdx.x"):
+        # TVM launches a block where there are no samples; it must not conclude that there are some.
+        blocks = T.meta_var(T.max(T.ceildiv(samples, rows), T.int64(1)))
+        for block in T.thread_binding(blocks, thread="blockIdx.x"):
             for side in T.thread_binding(d, thread="blockIdx.y"):
                 for row in T.thread_binding(rows, thread="threadIdx.y"):
                     for u in T.thread_binding(h, thread="threadIdx.x"):

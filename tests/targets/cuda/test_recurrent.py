@@ -84,6 +84,13 @@ def test_against_onnxruntime(op: str, attrs: dict[str, Any], run_model: Runner) 
             np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_no_samples(op: str, run_model: Runner) -> None:
+    source = model(op, direction="forward")
+    (found,) = run_model(source, feed_of(source, 2, 0))
+    assert found["y"].shape == (2, 1, 0, HIDDEN) and found["last"].shape == (1, 0, HIDDEN)
+
+
 @pytest.mark.parametrize(("linear", "initial"), [(0, True), (1, False)])
 def test_last_state(linear: int, initial: bool, run_model: Runner) -> None:
     rng, graph = np.random.default_rng(3), Graph(opsets={"": 18, gru.DOMAIN: 1})
