@@ -23,6 +23,7 @@ from graphopt.targets.cpu import (
     layer_norm,
     lookup_concat,
     lookup_loops,  # noqa: F401  (importing registers its lowering)
+    matrix_products,
     pointwise,
     quantized_dense,
     rounded_dense,
@@ -50,6 +51,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
+    f"{DOMAIN}::MatrixProducts",
     f"{DOMAIN}::Pointwise",
     f"{DOMAIN}::RowProducts",
     "graphopt::Attention",
@@ -211,6 +213,7 @@ _RULES: tuple[Rule, ...] = (
     *cosine.RULES,
     *pointwise.RULES,
     *row_products.RULES,
+    *matrix_products.RULES,
     *lookup_concat.CONCATENATED,
 )
 

@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels.elementary import fast_exp
@@ -20,6 +21,7 @@ from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 4  # queries that share each load of a key
+_SUMS = 8  # vectors of sums that keep two units for fused multiply-adds busy
 
 
 @dataclass(frozen=True)
@@ -135,22 +137,35 @@ def _scoring(head: _Head, scale: float, column: int) -> Emitted:
     dim, lanes, blocks = head.dim, head.lanes, head.blocks
 
     @inlined
-    def scores(score, q, turned, b, h, first, rows):
-        acc = T.alloc_buffer((rows * lanes,), "float32", scope="local")
-        for block in range(blocks):
+    def multiply(score, q, turned, b, h, first, rows, block, side):
+        """Queries times `side` vectors of keys from vector `block` on."""
+        acc = T.alloc_buffer((rows * side * lanes,), "float32", scope="local")
+        for part in T.unroll(rows * side):
+            acc[T.ramp(part * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+        for d in range(dim):
             for m in T.unroll(rows):
-                acc[T.ramp(m * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
-            for d in range(dim):
-                for m in T.unroll(rows):
-                    acc[T.ramp(m * lanes, 1, lanes)] = (
-                        acc[T.ramp(m * lanes, 1, lanes)]
+                for n in T.unroll(side):
+                    acc[T.ramp((m * side + n) * lanes, 1, lanes)] = (
+                        acc[T.ramp((m * side + n) * lanes, 1, lanes)]
                         + T.Broadcast(q[b, first + m, column + h * dim + d], lanes)
-                        * turned[T.ramp((d * blocks + block) * lanes, 1, lanes)]
+                        * turned[T.ramp((d * blocks + block + n) * lanes, 1, lanes)]
                     )
-            for m in T.unroll(rows):
-                score[T.ramp((m * blocks + block) * lanes, 1, lanes)] = acc[
-                    T.ramp(m * lanes, 1, lanes)
+        for m in T.unroll(rows):
+            for n in T.unroll(side):
+                score[T.ramp((m * blocks + block + n) * lanes, 1, lanes)] = acc[
+                    T.ramp((m * side + n) * lanes, 1, lanes)
                 ] * T.Broadcast(T.float32(scale), lanes)
+
+    @inlined
+    def scores(score, q, turned, b, h, first, rows):
+        side = T.meta_var(_SUMS // rows)
+        for i in range(blocks // side):
+            multiply(score, q, turned, b, h, first, rows, i * side, side)
+        if not isinstance(blocks, int):
+            for i in range(blocks % side):
+                multiply(score, q, turned, b, h, first, rows, blocks - 1 - i, 1)
+        elif blocks % side > 0:
+            multiply(score, q, turned, b, h, first, rows, blocks - blocks % side, blocks % side)
 
     return scores
 
@@ -162,39 +177,38 @@ def _softmax(head: _Head, bias: tuple[bool, bool, bool, bool] | None) -> Emitted
     """
     lanes, blocks, s = head.lanes, head.blocks, head.keys
     has_bias, kept = bias is not None, bias or (False,) * 4
+    greatest, add_up = reducing(lanes, T.max), reducing(lanes)
 
     def bias_at(added, *place):
         return added[tuple(index if given else 0 for index, given in zip(place, kept))]
 
     @inlined
-    def greatest(score, top, start):
-        for lane in T.vectorized(lanes):
-            top[lane] = score[start + lane]
-        for block in range(1, blocks):
-            for lane in T.vectorized(lanes):
-                top[lane] = T.max(top[lane], score[start + block * lanes + lane])
-        top[lanes] = top[0]
-        for lane in range(1, lanes):
-            top[lanes] = T.max(top[lanes], top[lane])
-
-    @inlined
     def softmax(score, total, added, b, h, row, m):
         start = T.meta_var(m * blocks * lanes)
-        top = T.alloc_buffer((lanes + 1,), "float32", scope="local")
+        top = T.alloc_buffer((lanes,), "float32", scope="local")
+        parts = T.alloc_buffer((lanes,), "float32", scope="local")
         if has_bias:
             for key in range(s):
                 score[start + key] = score[start + key] + bias_at(added, b, h, row, key)
         for key in range(blocks * lanes - s):
             score[start + s + key] = T.float32("-inf")
-        greatest(score, top, start)
+        for lane in T.vectorized(lanes):
+            top[lane] = T.float32("-inf")
+        for block in range(blocks):
+            for lane in T.vectorized(lanes):
+                top[lane] = T.max(top[lane], score[start + block * lanes + lane])
+        greatest(top, 0)
+        for lane in T.vectorized(lanes):
+            parts[lane] = T.float32(0)
         for block in range(blocks):
             for lane in T.vectorized(lanes):
                 score[start + block * lanes + lane] = fast_exp(
-                    score[start + block * lanes + lane] - top[lanes]
+                    score[start + block * lanes + lane] - top[0]
                 )
-        total[m] = T.Select(s == 0, T.float32(1), T.float32(0))
-        for key in range(s):
-            total[m] = total[m] + score[start + key]
+            for lane in T.vectorized(lanes):
+                parts[lane] = parts[lane] + score[start + block * lanes + lane]
+        add_up(parts, 0)
+        total[m] = T.Select(s == 0, T.float32(1), parts[0])
 
     return softmax
 
@@ -202,7 +216,6 @@ def _softmax(head: _Head, bias: tuple[bool, bool, bool, bool] | None) -> Emitted
 def _mixing(head: _Head, first_column: int) -> Emitted:
     """For use in a kernel: `mix(y, score, total, v, b, h, first, rows)` adds up weighted values."""
     dim, lanes, blocks, s = head.dim, head.lanes, head.blocks, head.keys
-    tiles = Tiles(dim, lanes, 4)
 
     def share_of(value, total):
         part = value / total
@@ -210,6 +223,7 @@ def _mixing(head: _Head, first_column: int) -> Emitted:
 
     @inlined
     def mix(y, score, total, v, b, h, first, rows):
+        tiles = T.meta_var(Tiles(dim, lanes, 4 if lanes == 16 else _SUMS // rows))
         width = T.meta_var(tiles.vectors * tiles.lanes)
         acc = T.alloc_buffer((rows * width,), "float32", scope="local")
         for tile in range(tiles.count):

@@ -5,6 +5,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -22,26 +23,12 @@ def cosine(left: int, right: int, dim: int, epsilon: float, jointly: bool, lanes
     """
     align, width = element_bytes("float32"), min(lanes, 1 << (dim.bit_length() - 1))
     chunks, rest, count = dim // width, dim % width, max(left, right)
+    add_up = reducing(width)
 
     @inlined
     def add_products(acc, x, y, n, i, j, first, size):
         for lane in T.vectorized(size):
             acc[lane] = acc[lane] + x[n, i, first + lane] * y[n, j, first + lane]
-
-    @inlined
-    def add_halves(acc, step):
-        if 1 < step < width:
-            acc[T.ramp(0, 1, step)] = acc[T.ramp(0, 1, step)] + acc[T.ramp(step, 1, step)]
-        if 1 == step < width:
-            acc[0] = acc[0] + acc[1]
-
-    @inlined
-    def add_up(acc):
-        """The sum of all lanes in the first."""
-        add_halves(acc, 8)
-        add_halves(acc, 4)
-        add_halves(acc, 2)
-        add_halves(acc, 1)
 
     def norms(first, second):
         least = T.float32(epsilon)
@@ -73,9 +60,9 @@ def cosine(left: int, right: int, dim: int, epsilon: float, jointly: bool, lanes
                     add_products(dots, a, b, n, i, j, chunk * width, width)
                     add_products(first, a, a, n, i, i, chunk * width, width)
                     add_products(second, b, b, n, j, j, chunk * width, width)
-                add_up(dots)
-                add_up(first)
-                add_up(second)
+                add_up(dots, 0)
+                add_up(first, 0)
+                add_up(second, 0)
                 for at in range(rest):
                     add_products(dots, a, b, n, i, j, chunks * width + at, 1)
                     add_products(first, a, a, n, i, i, chunks * width + at, 1)

@@ -10,6 +10,7 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -50,13 +51,7 @@ def dot(
     activated = activation or Activation()
     align = element_bytes("float32")
     group = lanes  # rows whose results go through the activation together
-    whole, tail = k // lanes, k % lanes
-
-    @inlined
-    def halve(acc, j, half):
-        if half > 0:
-            for lane in T.vectorized(half):
-                acc[j * lanes + lane] = acc[j * lanes + lane] + acc[j * lanes + half + lane]
+    whole, tail, add_up = k // lanes, k % lanes, reducing(lanes)
 
     @inlined
     def rows(x, w, b, operands, y, first, count):
@@ -75,10 +70,7 @@ def dot(
                         * w[j, T.ramp(c * lanes, 1, lanes)]
                     )
             for j in T.unroll(n):
-                halve(acc, j, lanes // 2)
-                halve(acc, j, lanes // 4)
-                halve(acc, j, lanes // 8)
-                halve(acc, j, lanes // 16)
+                add_up(acc, j * lanes)
                 for i in range(tail):
                     acc[j * lanes] = (
                         acc[j * lanes] + x[first + r, whole * lanes + i] * w[j, whole * lanes + i]

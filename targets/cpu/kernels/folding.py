@@ -1,5 +1,7 @@
-"""As many sums over lanes as a vector has lanes, taken together."""
+"""Sums over the lanes of vectors: of one, and of as many as a vector has lanes, taken together."""
 
+from collections.abc import Callable
+from operator import add
 from typing import Any
 
 from tvm import tirx
@@ -7,6 +9,29 @@ from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.kernels.inlining import inlined
+
+
+def reducing(width: int, combined: Callable[[Any, Any], Any] = add) -> Emitted:
+    """For use in a kernel: `reduce(acc, at)` makes acc[at] the sum of acc[at:at + width].
+
+    Halves are added to one another, so that the order depends on `width` alone, a power of two, 16
+    at most. Sums, or what else `combined` makes of two.
+    """
+
+    @inlined
+    def halve(acc, at, half):
+        if 0 < half < width:
+            for lane in T.vectorized(half):
+                acc[at + lane] = combined(acc[at + lane], acc[at + half + lane])
+
+    @inlined
+    def reduce(acc, at):
+        halve(acc, at, 8)
+        halve(acc, at, 4)
+        halve(acc, at, 2)
+        halve(acc, at, 1)
+
+    return reduce
 
 
 def folding(width: int) -> Emitted:

@@ -5,6 +5,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -21,22 +22,7 @@ def layer_norm(dim: int, epsilon: float, lanes: int, centred: bool = True) -> Pr
         centred: False takes every mean for 0, which is root mean square normalization.
     """
     align, width = element_bytes("float32"), min(lanes, 1 << (dim.bit_length() - 1))
-    chunks, rest = dim // width, dim % width
-
-    @inlined
-    def add_halves(acc, step):
-        if 1 < step < width:
-            acc[T.ramp(0, 1, step)] = acc[T.ramp(0, 1, step)] + acc[T.ramp(step, 1, step)]
-        if 1 == step < width:
-            acc[0] = acc[0] + acc[1]
-
-    @inlined
-    def add_up(acc):
-        """The sum of all lanes in the first."""
-        add_halves(acc, 8)
-        add_halves(acc, 4)
-        add_halves(acc, 2)
-        add_halves(acc, 1)
+    chunks, rest, add_up = dim // width, dim % width, reducing(width)
 
     @inlined
     def mean_of(acc, x, row):
@@ -45,7 +31,7 @@ def layer_norm(dim: int, epsilon: float, lanes: int, centred: bool = True) -> Pr
         for chunk in range(1, chunks):
             for lane in T.vectorized(width):
                 acc[lane] = acc[lane] + x[row, chunk * width + lane]
-        add_up(acc)
+        add_up(acc, 0)
         for k in range(rest):
             acc[0] = acc[0] + x[row, chunks * width + k]
 
@@ -57,7 +43,7 @@ def layer_norm(dim: int, epsilon: float, lanes: int, centred: bool = True) -> Pr
             for lane in T.vectorized(width):
                 part = T.meta_var(x[row, chunk * width + lane] - mean[0])
                 acc[lane] = acc[lane] + part * part
-        add_up(acc)
+        add_up(acc, 0)
         for k in range(rest):
             part = T.meta_var(x[row, chunks * width + k] - mean[0])
             acc[0] = acc[0] + part * part

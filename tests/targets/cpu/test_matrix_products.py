@@ -1,0 +1,82 @@
+"""Products of computed matrices as they lie, against ONNX Runtime; what else stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graphopt.ir.graph import Graph
+from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.legalize import legalize
+from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
+
+
+def graph_of(a: str, b: str) -> Graph:
+    return parse(f"(float[{a}] a, float[{b}] b) => (float[] y) {{ y = MatMul(a, b) }}")
+
+
+def is_legalized(graph: Graph) -> bool:
+    copy = graph.clone()
+    legalize(copy, lanes=8)
+    return [node.op for node in copy.nodes] == [f"{DOMAIN}::MatrixProducts"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("N,1,20", "N,20,32"),  # one row, as gates are
+        ("N,7,9", "N,9,70"),  # two blocks of 4 that overlap, tiles of columns that do
+        ("N,K,5", "N,5,13"),  # rows of unknown number
+        ("N,2,3,K", "N,2,K,8"),  # a sum of unknown length
+        ("6,10", "N,10,24"),  # one matrix on the left
+        ("N,3,10", "10,24"),  # one on the right
+        ("N,1,1,3,10", "1,10,4"),
+        ("N,10", "10,9"),
+    ],
+)
+def test_matrices(a: str, b: str) -> None:
+    graph = graph_of(a, b)
+    assert is_legalized(graph)
+    kernel = Compiled(graph)
+    feeds = random_inputs(graph, {"N": 5} | ({"K": 8} if "K" in a + b else {}))
+    whole = kernel(feeds)["y"]
+    # Sums of up to 20 products of numbers near 1.
+    np.testing.assert_allclose(whole, run_onnxruntime(graph, feeds)["y"], rtol=1e-5, atol=1e-5)
+    for rows in (slice(0, 0), slice(2, 3)):
+        given = {
+            name: feeds[name][rows] if dims.startswith("N") else feeds[name]
+            for name, dims in {"a": a, "b": b}.items()
+        }
+        np.testing.assert_array_equal(kernel(given)["y"], whole[rows])  # whatever the batch is
+
+
+def test_a_constant_on_the_left() -> None:
+    graph = parse("(float[N,10,16] b) => (float[] y) <float[3,10] a> { y = MatMul(a, b) }")
+    assert is_legalized(graph)
+    feeds = random_inputs(graph, {"N": 4})
+    expected = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(Compiled(graph)(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_stays_in_its_row() -> None:
+    graph = graph_of("N,7,3", "N,3,9")
+    feeds = random_inputs(graph, {"N": 2})
+    feeds["a"][1, 6, 2] = np.nan
+    found = np.isnan(Compiled(graph)(feeds)["y"])
+    assert found[1, 6].all() and found.sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("N,5,8", "N,8,3"),  # few columns
+        ("N,5,8", "N,8,K"),  # columns of unknown number
+        ("N,1,5,8", "N,4,8,16"),  # four matrices for each
+        ("N,5,K", "N,L,16"),  # sums that may not fit
+        ("N,0,8", "N,8,16"),
+        ("N,5,0", "N,0,16"),
+        ("8", "N,8,16"),
+    ],
+)
+def test_others_stay(a: str, b: str) -> None:
+    assert not is_legalized(graph_of(a, b))
