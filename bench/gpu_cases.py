@@ -3,25 +3,28 @@
 A case is a folder: `fp32.gopt` and `tf32.gopt`, compiled for GPUs; for each batch size
 `inputs_bN.npz` with `expected_bN.npz`; `case.json`, which says what a run costs at least. Inputs
 and outputs that lie beside the model are taken; those of other batch sizes are drawn here, and ONNX
-Runtime says what comes out.
+Runtime says what comes out. Production shapes have tables of gigabytes: the rows of their weights
+repeat, so that they can be packed, which changes neither what is computed nor what is read.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import production
 from gpu_timing import arrays_of, batches_of
 
 import graphopt
 from graphopt import api
 from graphopt.analysis.cost import costs, dtype_bits
 from graphopt.errors import InputError
-from graphopt.ir import dims
+from graphopt.ir import dims, onnx_io
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph, Value
 from graphopt.targets.base import Precision
@@ -31,6 +34,11 @@ LARGEST = 256 << 20
 """Bytes that the inputs and outputs of a batch may take; larger batches are left out."""
 KEPT = 2 << 20
 """Bytes of an expected output that are kept, by rows."""
+PERIOD = 61
+"""Rows after which the weights of production shapes repeat: a prime, so that an offset that is
+wrong by a power of two shows."""
+_TIMES = 32
+"""How much larger the batches are that a GPU gets of a production shape than those of a CPU."""
 
 
 def make_case(
@@ -39,8 +47,12 @@ def make_case(
     architectures: str,
     precisions: Sequence[Precision],
     batches: Sequence[int],
+    most: int | None = None,
 ) -> None:
     """Compile `model/model.onnx` and collect inputs.
+
+    Args:
+        most: the largest batch to measure, if there is one.
 
     Raises:
         graphopt.GraphoptError: the model cannot be compiled.
@@ -65,8 +77,32 @@ def make_case(
     costs = {
         batch: _cost(optimized, arrays_of(case, "inputs", batch)) for batch in batches_of(case)
     }
-    described = {"left_out": left_out, "costs": costs}
+    described = {"left_out": left_out, "costs": costs, "most": most}
     (case / "case.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def make_production_case(
+    name: str,
+    case: Path,
+    architectures: str,
+    precisions: Sequence[Precision],
+    batches: Sequence[int],
+) -> None:
+    """The same for one of `production.MODELS`. Inputs are drawn up to what a CPU is given at once;
+    larger batches repeat them.
+
+    Raises:
+        graphopt.GraphoptError: the model cannot be compiled.
+    """
+    make, most = production.MODELS[name]
+    graph = make()
+    for value in graph.constants():
+        if value.const is not None and value.const.ndim == 2 and len(value.const) > PERIOD:
+            value.const = np.resize(value.const[:PERIOD], value.const.shape)
+    drawn = sorted({*(batch for batch in batches if batch <= most), min(most, max(batches))})
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx_io.save(graph, Path(scratch) / "model.onnx")
+        make_case(Path(scratch), case, architectures, precisions, drawn, _TIMES * most)
 
 
 def _drawn(source: Path, case: Path, batches: Sequence[int]) -> dict[int, str]:

@@ -44,6 +44,8 @@ def measure(case: Path, batches: Sequence[int], seconds: float) -> dict[str, Any
         start = time.perf_counter()
         artifacts[path.stem] = graphopt.load(path)
         found.setdefault("load_seconds", {})[path.stem] = round(time.perf_counter() - start, 3)
+    most = described["most"]
+    batches = [batch for batch in batches if most is None or batch <= most]
     for batch, inputs, expected in _samples(case, batches, next(iter(artifacts.values()))):
         row: Row = {"batch": batch, "engines": {}, **described["costs"].get(str(batch), {})}
         for precision, artifact in artifacts.items():

@@ -25,6 +25,7 @@ TOLERANCES = {
     "fp32": (1e-4, 1e-5),  # sums of a few hundred terms in another order
     "tf32x3": (1e-4, 1e-5),
     "tf32": (2e-2, 2e-3),  # operands of products keep 11 bits: 2^-11 each, and layers add up
+    "fp16": (2e-2, 2e-3),
     "bf16": (0.1, 0.02),  # and here 8
 }
 SLOW = 0.25

@@ -152,9 +152,9 @@ def compile(
         output: the artifact folder, or the `.onnx` file of a portable target; replaced only when
             all is well. None for a temporary place that lives as long as the result.
         oob: what an id outside its table does: "error", "clamp" to the nearest row, or "zero".
-        precision: what dense layers multiply; "tf32" (GPUs only) and "bf16" round their operands
-            to 11 and 8 significant bits, add up in float32, and are verified with the tolerance
-            of a model in such numbers; "tf32x3" (GPUs only) keeps about 20 bits.
+        precision: what dense layers multiply; "tf32", "fp16" (both GPUs only) and "bf16" round
+            their operands to 11, 11 and 8 significant bits, add up in float32, and are verified
+            with the tolerance of a model in such numbers; "tf32x3" (GPUs only) keeps about 20 bits.
         budget: how much worse the answers may be, and on which data; what is kept has been measured
             on rows that had no part in choosing what to change.
         verify: compare with the source model, in ONNX Runtime, before anything is kept; under a

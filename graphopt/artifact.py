@@ -204,7 +204,7 @@ class Artifact:
 
     @property
     def precision(self) -> str:
-        """What dense layers multiply: "fp32", "tf32x3", "tf32" or "bf16"."""
+        """What dense layers multiply: "fp32", "tf32x3", "tf32", "bf16" or "fp16"."""
         return str(self.manifest.get("precision", "fp32"))
 
     @property

@@ -43,7 +43,9 @@ def signature_of(graph: Graph) -> Signature:
     )
 
 
-_EPSILON = {"float16": 2.0**-10, "tf32": 2.0**-10, "bfloat16": 2.0**-7, "bf16": 2.0**-7}
+_EPSILON = dict.fromkeys(("float16", "fp16", "tf32"), 2.0**-10) | dict.fromkeys(
+    ("bfloat16", "bf16"), 2.0**-7
+)
 
 
 def tolerances(graph: Graph, precision: str = "fp32") -> tuple[float, float]:
@@ -51,7 +53,7 @@ def tolerances(graph: Graph, precision: str = "fp32") -> tuple[float, float]:
 
     Where it computes in half precision, eight units in the last place: results are rounded after
     every op, or only at the end of several that an engine fuses, and both is right. So it is where
-    dense layers multiply in `precision` tf32 or bf16.
+    dense layers multiply in `precision` tf32, fp16 or bf16.
     """
     found = [_EPSILON.get(value.dtype, 0.0) for value in _computed(graph)]
     half = 8 * max([*found, _EPSILON.get(precision, 0.0)])

@@ -18,10 +18,10 @@ from graphopt.targets.tuning.options import Tuning
 
 Oob = Literal["error", "clamp", "zero"]
 OOB_POLICIES: tuple[str, ...] = get_args(Oob)
-Precision = Literal["fp32", "tf32x3", "tf32", "bf16"]
+Precision = Literal["fp32", "tf32x3", "tf32", "bf16", "fp16"]
 """What dense layers multiply: float32, each as the sum of two tf32 numbers (less the smallest of
-their products), or operands rounded to tf32 or to bfloat16 (11 and 8 significant bits). Products
-add up in float32."""
+their products), or operands rounded to tf32, to bfloat16 or to float16 (11, 8 and 11 significant
+bits). Products add up in float32."""
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 _TARGETS = {

@@ -26,6 +26,7 @@ class PrecisionName(enum.StrEnum):
     TF32X3 = "tf32x3"
     TF32 = "tf32"
     BF16 = "bf16"
+    FP16 = "fp16"
 
 
 class EngineName(enum.StrEnum):
@@ -59,7 +60,7 @@ Passes = Annotated[
 OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
 Precision = Annotated[
     PrecisionName,
-    Option(help="What dense layers multiply; bf16 and, on GPUs, tf32 keep 3 digits, tf32x3 6."),
+    Option(help="What dense layers multiply; bf16 and, on GPUs, tf32, fp16 keep 3 digits, tf32x3 6."),
 ]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
 

@@ -112,7 +112,7 @@ class CpuTarget(Target):
         return tiled if promised and not hidden else self
 
     def computing(self, precision: Precision) -> CpuTarget:
-        if precision == "tf32":
+        if precision not in ("fp32", "bf16"):
             super().computing(precision)
         if precision == "bf16" and not self.multiplies_bfloat16:
             raise SpecError(

@@ -2,9 +2,9 @@
 
 Measured on an H200, layers of 256 x 64 to 3456 x 1024. Up to 48 rows reading the weights is what
 takes the time. From there on the best tile is the largest one that still makes about 100 blocks of
-threads, most of what such a GPU runs at a time. Those for 8 bits were not measured: they are those
-for bfloat16 with as many bytes of k. All fit the shared memory of the smallest GPU that
-runs the code: 99 KiB, or 64 KiB for those without tensor cores.
+threads, most of what such a GPU runs at a time. Those for float16 and for 8 bits were not measured:
+they are those for bfloat16, with as many bytes of k. All fit the shared memory of the smallest GPU
+that runs the code: 99 KiB, or 64 KiB for those without tensor cores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ _TF32_TILES = (
     Tile(64, 64, 64, 32, 32, 2, 2),
     Tile(128, 128, 32, 64, 32, 2),
 )
+_HALF_TILES = (
+    Tile(16, 32, 64, 16, 32, 3, 4),
+    Tile(64, 64, 32, 32, 32, 3, 2),
+    Tile(128, 128, 16, 64, 32, 3),
+)
 _TILES: dict[Math, tuple[Tile, ...]] = {
     "Fp32": (
         Tile(16, 32, 64, 16, 32, 3, 4),
@@ -28,11 +33,8 @@ _TILES: dict[Math, tuple[Tile, ...]] = {
     ),
     "Tf32x3": _TF32_TILES,
     "Tf32": _TF32_TILES,
-    "Bf16": (
-        Tile(16, 32, 64, 16, 32, 3, 4),
-        Tile(64, 64, 32, 32, 32, 3, 2),
-        Tile(128, 128, 16, 64, 32, 3),
-    ),
+    "Bf16": _HALF_TILES,
+    "Fp16": _HALF_TILES,
     "Int8": (
         Tile(16, 32, 32, 16, 32, 3, 4),
         Tile(64, 64, 16, 32, 32, 3, 2),

@@ -45,6 +45,7 @@ _ROUNDING: dict[Math, float] = {
     "Tf32x3": 1e-3,
     "Tf32": 4e-3,
     "Bf16": 3e-2,
+    "Fp16": 4e-3,
     "Int8": 1e-6,
 }
 

@@ -7,7 +7,7 @@ from graphopt.rewrite import RewriteStats, Rule, rewrite
 from graphopt.targets.cpu import DOMAIN, layer_norm, packed_weights, quantized_dense
 from graphopt.targets.cpu.legalize import DENSE_RULES
 from graphopt.targets.cuda import lookups
-from graphopt.targets.cuda.kernels.gemm import Math
+from graphopt.targets.cuda.kernels.gemm import Math, math_for
 from graphopt.targets.cuda.ops.interaction import is_suited
 from graphopt.targets.relax.expand import expand_function
 
@@ -35,7 +35,9 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
     for rules in _STEPS:
         rewrite(graph, rules, RewriteStats())
     for layer in dense_layers(graph):
-        layer.attrs["math"] = "Int8" if "data" in layer.attrs else math
+        weights = layer.const(1)
+        assert weights is not None
+        layer.attrs["math"] = "Int8" if "data" in layer.attrs else math_for(weights, math)
 
 
 def dense_layers(graph: Graph) -> list[Node]:

@@ -21,12 +21,13 @@ from graphopt.targets.tuning.options import Tuning
 
 DEFAULT = ("sm_80", "sm_90")
 _OLDEST = 75  # what nvcc 13 still compiles for
-_TENSOR_CORES = 80  # the first that multiply tf32, bfloat16, and 8 bits in such tiles
+_TENSOR_CORES = 80  # the first that multiply tf32, bfloat16 and 8 bits in such tiles
 _MATH: dict[Precision, Math] = {
     "fp32": "Fp32",
     "tf32x3": "Tf32x3",
     "tf32": "Tf32",
     "bf16": "Bf16",
+    "fp16": "Fp16",
 }
 
 

@@ -26,9 +26,11 @@ import gpu_peers  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_timing  # noqa: E402
 import gpu_unpack  # noqa: E402
+import production  # noqa: E402
 
 from graphopt.errors import ArtifactError, OutputError  # noqa: E402
 from graphopt.ir import onnx_io  # noqa: E402
+from graphopt.targets.cuda import nvcc  # noqa: E402
 from graphopt.testing import parse, random_inputs, run_onnxruntime  # noqa: E402
 
 MODEL = """(int64[N,2] ids, float[N,3] dense) => (float[N,1] y) <float[50,4] table, float[11,1] w> {
@@ -48,7 +50,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(emulation: Path) -> Path:
-    """One case, compiled for emulation, with stored inputs of batch 2 and drawn ones of 5."""
+    """A case, compiled for emulation, with stored inputs of batch 2, drawn ones of 5, up to 10."""
     folder = emulation / "models" / "tiny"
     folder.mkdir(parents=True)
     graph = parse(MODEL)
@@ -57,7 +59,7 @@ def cases(emulation: Path) -> Path:
     np.savez(folder / "inputs_b2.npz", **feeds)
     np.savez(folder / "expected_b2.npz", **run_onnxruntime(graph, feeds))
     with gpu_emulator.compiled_for_emulation(emulation):
-        gpu_cases.make_case(folder, emulation / "cases" / "tiny", "", ["fp32"], [5])
+        gpu_cases.make_case(folder, emulation / "cases" / "tiny", "", ["fp32"], [5], 10)
     return emulation / "cases"
 
 
@@ -70,6 +72,22 @@ def test_a_case_has_inputs_outputs_and_costs(cases: Path) -> None:
     assert described["costs"]["5"]["flops"] >= 5 * 22
     ends = 5 * (2 * 8 + 3 * 4 + 4)
     assert ends + 11 * 4 < described["costs"]["5"]["bytes"] <= ends + 11 * 4 + 50 * 16
+
+
+def test_production_shapes_can_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc, "find", lambda: Path("nvcc"))
+    monkeypatch.setattr(nvcc, "fatbin", lambda source, architectures: (b"code", {}))
+    text = MODEL.replace("[50,4]", "[9999,4]")
+    monkeypatch.setattr(production, "MODELS", {"small": (lambda: parse(text), 8)})
+    case = tmp_path / "small"
+    gpu_cases.make_production_case("small", case, "sm_80", ["fp32"], [2, 64])
+    assert json.loads((case / "case.json").read_text())["most"] == 256
+    assert gpu_timing.batches_of(case) == [2, 8]  # 64 is 8 times the latter
+    graph = onnx_io.load(case / "fp32.gopt" / "model.onnx")
+    (table,) = (v.const for v in graph.constants() if v.const is not None and v.const.size > 9999)
+    period = gpu_cases.PERIOD
+    np.testing.assert_array_equal(table[period:], table[:-period])
+    assert not np.array_equal(table[period:], table[period - 1 : -1])
 
 
 def test_a_payload_runs_with_python_and_numpy_only(cases: Path, tmp_path: Path) -> None:
@@ -87,7 +105,7 @@ def test_a_payload_runs_with_python_and_numpy_only(cases: Path, tmp_path: Path) 
         "LD_PRELOAD": ":".join(map(str, libraries)),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-S", str(payload), "--batches", "2,10", "--seconds", "0"]
+    command = [sys.executable, "-S", str(payload), "--batches", "2,10,20", "--seconds", "0"]
     command += ["--peers", "torch,onnxruntime", "--profile", "2", "--json", "found.json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -97,7 +115,7 @@ def test_a_payload_runs_with_python_and_numpy_only(cases: Path, tmp_path: Path) 
     rows = {
         row["batch"]: row["engines"]["graphopt fp32"] for row in found["models"]["tiny"]["rows"]
     }
-    assert rows[2]["error"] <= 1 and rows[5]["error"] <= 1
+    assert set(rows) == {2, 5, 10} and max(row["error"] for row in rows.values()) <= 1
 
 
 def test_files_that_are_the_same_are_packed_once(

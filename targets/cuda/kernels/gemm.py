@@ -23,13 +23,14 @@ from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.steps import Step, checked_steps, combined
 
-Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Int8"]
+Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Fp16", "Int8"]
 """How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32
-numbers, or operands rounded to tf32, to bfloat16 or to 8 bits. Those of 8 bits add up in int32, all
-others in float32."""
+numbers, or operands rounded to tf32, to bfloat16, to float16 or to 8 bits. Those of 8 bits add up
+in int32, all others in float32. Beyond 65504 a float16 is infinite."""
 
 MAX_RANGES = 5
 NO_ACTIVATION = Activation()
+_FLOAT16 = np.finfo(np.float16)
 AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
 _DEVICE = Path(__file__).parent / "device"
 
@@ -47,12 +48,25 @@ def with_device_code(source: str) -> str:
 
 def packed_values(math: Math) -> int:
     """Elements of the weights in one 32-bit word."""
-    return {"Bf16": 2, "Int8": 4}.get(math, 1)
+    return {"Bf16": 2, "Fp16": 2, "Int8": 4}.get(math, 1)
+
+
+def math_for(weights: np.ndarray, math: Math) -> Math:
+    """How weights[K, N] are multiplied where layers multiply as `math`.
+
+    The same, but in tf32, which has as many bits, where float16 lacks the range: it must hold the
+    largest weight of every column as a normal number, so that what it rounds off is a share of it.
+    """
+    if math != "Fp16":
+        return math
+    largest = np.abs(weights).max(axis=0, initial=0)
+    held = (largest >= _FLOAT16.tiny) & (largest <= _FLOAT16.max)
+    return math if np.all(held | (largest == 0)) else "Tf32"
 
 
 def _left_words(math: Math) -> int:
     """32-bit words that hold x for one word of the weights: codes are packed as those are."""
-    return 2 if math == "Bf16" else 1
+    return 2 if math in ("Bf16", "Fp16") else 1
 
 
 @dataclass(frozen=True)
@@ -138,8 +152,12 @@ def pack_weights(weights: np.ndarray, math: Math) -> np.ndarray:
     full = np.zeros((-(-k // packed) * packed, -(-n // 4) * 4), np.float32)
     full[:k, :n] = weights
     bits = full.view(np.uint32)
-    if math == "Bf16":
-        halves = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    if packed == 2:
+        halves = (
+            full.astype(np.float16).view(np.uint16).astype(np.uint32)
+            if math == "Fp16"
+            else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        )
         return np.ascontiguousarray(halves[0::2] | halves[1::2] << 16)
     return (bits + 0x1000) & np.uint32(0xFFFFE000) if math == "Tf32" else bits
 

@@ -26,7 +26,7 @@ _BLOCKS = 100  # see `gemm_defaults`
 
 def math_of_floats(math: Math) -> Math:
     """How operands are multiplied that are not packed, where dense layers multiply as `math`."""
-    return {"Bf16": "Tf32", "Int8": "Fp32"}.get(math, math)  # type: ignore[return-value]
+    return {"Bf16": "Tf32", "Fp16": "Tf32", "Int8": "Fp32"}.get(math, math)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from graphopt.ir.graph import Node
 from graphopt.ops import attentional_gru
 from graphopt.ops import gru as one_way
 from graphopt.targets.cuda.gemm_defaults import default_ranges
-from graphopt.targets.cuda.kernels.gemm import gemm, pack_weights
+from graphopt.targets.cuda.kernels.gemm import gemm, math_for, pack_weights
 from graphopt.targets.cuda.kernels.recurrent import recurrent
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.kernels.activation import Activation
@@ -35,7 +35,7 @@ class _Layer(Layer):
         self, flat: relax.Expr, weights: np.ndarray, added: np.ndarray | None, rows: Any
     ) -> relax.Expr:
         """flat[rows, k] @ weights[n, k]^T + added[n] by the kernel of dense layers."""
-        (n, k), math = weights.shape, self.lower.math
+        (n, k), math = weights.shape, math_for(weights.T, self.lower.math)
         row = np.zeros(n, np.float32) if added is None else added
         arguments = [flat, *map(self.lower.constant, (pack_weights(weights.T, math), row))]
         kernel = gemm(k, n, math, default_ranges(k, n, math))

@@ -97,6 +97,9 @@ static inline void PTX_cvt_rn_bf16x2_f32(unsigned& to, float high, float low) {
   using namespace emulator;
   to = (rounded_to_even(bits_of(high), 16) & 0xffff0000u) | rounded_to_even(bits_of(low), 16) >> 16;
 }
+static inline void PTX_cvt_f32_f16(float& to, unsigned short from) {
+  to = emulator::Fp16::value(from, 0);
+}
 static inline void PTX_cvt_rn_f16x2_f32(unsigned& to, float high, float low) {
   _Float16 both[] = {(_Float16)low, (_Float16)high};
   memcpy(&to, both, 4);

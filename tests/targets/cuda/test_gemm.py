@@ -12,7 +12,14 @@ import onnx
 import pytest
 
 from graphopt.targets.cuda.gemm_defaults import default_ranges, shared_limit
-from graphopt.targets.cuda.kernels.gemm import FewRows, Math, Tile, gemm, pack_weights
+from graphopt.targets.cuda.kernels.gemm import (
+    FewRows,
+    Math,
+    Tile,
+    gemm,
+    math_for,
+    pack_weights,
+)
 from graphopt.targets.cuda.ops import dense
 
 from .conftest import THOROUGH, Runner
@@ -27,12 +34,15 @@ TILES = (
     Tile(16, 32, 64, 16, 32, 3, 4),  # four along k
 )
 # What rounding the operands of 45 products of numbers near 1 may do; the rest is float32 sums.
-TOLERANCES: dict[Math, float] = {"Fp32": 1e-5, "Tf32x3": 1e-5, "Tf32": 1.5e-2, "Bf16": 0.12}
+TOLERANCES: dict[Math, float] = {
+    "Fp32": 1e-5, "Tf32x3": 1e-5, "Tf32": 1.5e-2, "Bf16": 0.12, "Fp16": 1.5e-2
+}  # fmt: skip
 OPTIONS: dict[Math, dict[str, str]] = {
     "Fp32": {},
     "Tf32x3": {"precision": "tf32x3"},
     "Tf32": {"precision": "tf32"},
     "Bf16": {"precision": "bf16"},
+    "Fp16": {"precision": "fp16"},
 }
 Sizes = tuple[int, int]
 
@@ -149,14 +159,27 @@ def test_broken_code_is_caught(
         check(run_model, Layers([(69, 37)]), edit=edit, mode=THOROUGH, **OPTIONS["Tf32x3"])
 
 
-def test_not_a_number_goes_no_further(run_model: Runner) -> None:
+@pytest.mark.parametrize(("math", "x"), [("Fp32", np.nan), ("Fp16", 7e4)])
+def test_what_is_no_number_goes_no_further(math: Math, x: float, run_model: Runner) -> None:
+    """One that float16 cannot hold becomes infinite, which shows in all results of its row."""
     layers = Layers([(21, 36)])
     feed = layers.feed(64)
-    feed["x0"][3, 5] = np.nan
-    (found,), (wanted,) = run_model(layers.model, feed)[0].values(), layers.products(feed)
-    assert np.isnan(found[3]).all()
+    feed["x0"][3, 5] = x
+    (results,) = run_model(layers.model, feed, **OPTIONS[math])
+    (found,), (wanted,) = results.values(), layers.products(feed)
+    assert not np.isfinite(found[3]).any()
     rest = np.arange(64) != 3
-    np.testing.assert_allclose(found[rest], wanted[rest], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(found[rest], wanted[rest], rtol=1e-5, atol=TOLERANCES[math])
+
+
+@pytest.mark.parametrize("factor", [1e5, 1e-7, np.nan])
+def test_weights_that_float16_cannot_hold(factor: float) -> None:
+    """One column is enough; where all is 0 there is nothing to lose."""
+    weights = _normal(20, 3)
+    weights[:, 1] = 0
+    assert math_for(weights, "Fp16") == "Fp16"
+    weights[:, 2] *= factor
+    assert [math_for(weights, math) for math in ("Fp16", "Bf16")] == ["Tf32", "Bf16"]
 
 
 def test_weights_are_packed_in_words() -> None:
@@ -166,6 +189,8 @@ def test_weights_are_packed_in_words() -> None:
     np.testing.assert_array_equal(exact.view(np.float32)[:, :3], weights)
     rounded = pack_weights(weights, "Tf32").view(np.float32)
     np.testing.assert_array_equal(rounded[1], np.float32([0.5, 1 + 2.0**-8, 1, 0]))
+    halves = pack_weights(weights, "Fp16")
+    assert halves.tolist() == [[0x38003C00, 0x3C04C000, 0x3C004200, 0]]
     pairs = pack_weights(weights, "Bf16")
     assert pairs.tolist() == [[0x3F003F80, 0x3F80C000, 0x3F804040, 0]]  # ties to even
 

@@ -32,13 +32,16 @@ def test_architectures_are_sorted_and_named_once() -> None:
 def test_precisions_need_tensor_cores() -> None:
     assert base.find("cuda:sm_80").computing("tf32") == CudaTarget(("sm_80",), "tf32")
     assert base.find("cuda:sm_75").computing("fp32").math == "Fp32"
-    for precision in ("tf32x3", "tf32", "bf16"):
+    for precision in ("tf32x3", "tf32", "bf16", "fp16"):
         with pytest.raises(
             SpecError, match=f"sm_75 has no tensor cores for --precision {precision}"
         ):
             base.find("cuda:sm_75,sm_80").computing(precision)
-    with pytest.raises(SpecError, match="target cpu has no kernels for --precision tf32"):
-        base.find("cpu").computing("tf32")
+    for precision in ("tf32x3", "tf32", "fp16"):
+        with pytest.raises(
+            SpecError, match=f"target cpu has no kernels for --precision {precision}"
+        ):
+            base.find("cpu").computing(precision)
 
 
 @pytest.mark.parametrize("text", ["cuda:80", "cuda:sm_50", "cuda:h100", "cuda:sm_80,,sm_90"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import gpu_emulator
 import numpy as np
@@ -17,7 +18,7 @@ from graphopt.errors import SpecError, TuningMissError
 from graphopt.pipeline.report import Report
 from graphopt.targets.cuda.gemm_defaults import shared_limit
 from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
-from graphopt.targets.cuda.kernels.gemm import FewRows, RowDots, Tile
+from graphopt.targets.cuda.kernels.gemm import FewRows, Math, RowDots, Tile
 from graphopt.targets.tuning import remote
 from graphopt.targets.tuning.database import Database, Key, as_text
 from graphopt.targets.tuning.options import Tuning
@@ -127,7 +128,7 @@ def test_refusals(model: Path, emulation: Path) -> None:
 
 
 def test_candidates_fit() -> None:
-    for math in ("Fp32", "Tf32x3", "Bf16"):
+    for math in get_args(Math):
         for k, n, rows in ((13, 1, 64), (429, 400, 1), (429, 400, 64), (1024, 1024, 8192)):
             problem = GpuGemmProblem(k, n, math, rows)
             found = list(FAMILY.candidates(problem))

@@ -23,6 +23,12 @@ static __device__ __forceinline__ void mma_bf16(float* d, const Left& a, const R
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
 }
+static __device__ __forceinline__ void mma_fp16(float* d, const Left& a, const Right& b) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b.x[0]), "r"(b.x[1]));
+}
 static __device__ __forceinline__ void mma_int8(int* d, const Left& a, const Right& b) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -33,6 +39,16 @@ static __device__ __forceinline__ Word pack_bf16(float low, float high) {
   Word both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
+}
+static __device__ __forceinline__ Word pack_fp16(float low, float high) {
+  Word both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+static __device__ __forceinline__ float of_fp16(unsigned short half) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(half));
+  return x;
 }
 static __device__ __forceinline__ Word round_tf32(float x) {
   Word bits;
@@ -125,13 +141,13 @@ template <int VALUES> struct Floats {
   using Element = float;
   static constexpr int PACKED = VALUES, LEFT = VALUES;
   static constexpr bool SHIFTS = true;
-  static __device__ __forceinline__ float value(Word word, int place) {
-    if constexpr (VALUES == 1) return __uint_as_float(word);
-    return __uint_as_float(place ? word & 0xffff0000u : word << 16);  // bfloat16
-  }
 };
 
-struct Tf32Math : Floats<1> {
+struct WordMath : Floats<1> {
+  static __device__ __forceinline__ float value(Word word, int) { return __uint_as_float(word); }
+};
+
+struct Tf32Math : WordMath {
   static constexpr bool ROUNDS = false;
   using LeftPart = Left;
   using RightPart = Right;
@@ -152,7 +168,7 @@ struct Tf32OfBothMath : Tf32Math {
 };
 
 // Each float32 as the sum of two tf32, of whose four products the smallest is left out.
-struct Tf32x3Math : Floats<1> {
+struct Tf32x3Math : WordMath {
   static constexpr bool ROUNDS = true;
   struct LeftPart { Left big, small; };
   struct RightPart { Right big, small; };
@@ -180,20 +196,35 @@ struct Tf32x3Math : Floats<1> {
   }
 };
 
-struct Bf16Math : Floats<2> {
-  static constexpr bool ROUNDS = false;
-  using LeftPart = Left;
-  using RightPart = Right;
-  static __device__ __forceinline__ Word pair(const float* a) {
-    return pack_bf16(a[0], a[1]);
+struct Bfloat16 {
+  static __device__ __forceinline__ float value(Word word, int place) {
+    return __uint_as_float(place ? word & 0xffff0000u : word << 16);
   }
-  template <int LA> static __device__ __forceinline__ Left left(const float* a) {
-    return {{pair(a), pair(a + 8 * LA), pair(a + 8), pair(a + 8 * LA + 8)}};
-  }
-  static __device__ __forceinline__ Right right(Word low, Word high) { return {{low, high}}; }
+  static __device__ __forceinline__ Word pair(const float* a) { return pack_bf16(a[0], a[1]); }
   static __device__ __forceinline__ void mma(float* d, const Left& a, const Right& b) {
     mma_bf16(d, a, b);
   }
+};
+
+// Numbers beyond 65504 become infinite.
+struct Float16 {
+  static __device__ __forceinline__ float value(Word word, int place) {
+    return of_fp16(word >> 16 * place);
+  }
+  static __device__ __forceinline__ Word pair(const float* a) { return pack_fp16(a[0], a[1]); }
+  static __device__ __forceinline__ void mma(float* d, const Left& a, const Right& b) {
+    mma_fp16(d, a, b);
+  }
+};
+
+template <class HALF> struct PairMath : Floats<2>, HALF {
+  static constexpr bool ROUNDS = false;
+  using LeftPart = Left;
+  using RightPart = Right;
+  template <int LA> static __device__ __forceinline__ Left left(const float* a) {
+    return {{HALF::pair(a), HALF::pair(a + 8 * LA), HALF::pair(a + 8), HALF::pair(a + 8 * LA + 8)}};
+  }
+  static __device__ __forceinline__ Right right(Word low, Word high) { return {{low, high}}; }
 };
 
 // x as ONNX rounds it to 8 bits, code = clamp(round(x / scale) + ZERO, 0, 255), less 128, so that
@@ -225,7 +256,8 @@ template <Word INVERSE, int ZERO> struct Int8Math {
 using Tf32 = Tensor<Tf32Math>;
 using Tf32OfBoth = Tensor<Tf32OfBothMath>;
 using Tf32x3 = Tensor<Tf32x3Math>;
-using Bf16 = Tensor<Bf16Math>;
+using Bf16 = Tensor<PairMath<Bfloat16>>;
+using Fp16 = Tensor<PairMath<Float16>>;
 template <Word INVERSE, int ZERO> using Int8 = Tensor<Int8Math<INVERSE, ZERO>>;
 
 // Four values of x from k on, of which the first `there` exist; the others are 0.
