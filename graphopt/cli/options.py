@@ -60,7 +60,9 @@ Passes = Annotated[
 OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
 Precision = Annotated[
     PrecisionName,
-    Option(help="What dense layers multiply; bf16 and, on GPUs, tf32, fp16 keep 3 digits, tf32x3 6."),
+    Option(
+        help="What dense layers multiply; bf16 and, on GPUs, tf32 and fp16 keep 3 digits, tf32x3 6."
+    ),
 ]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
 

@@ -98,13 +98,22 @@ def library_of(source: str, folder: Path, races: bool) -> Path:
     file.write_text(code)
     options = ["-std=c++17", "-w", "-fPIC", "-O1", "-fno-strict-aliasing", "-ffp-contract=off"]
     options += ["-fno-gnu-unique"]  # each library has a state of its own
-    options += ["-I", str(HERE / "include"), "-include", str(HERE / "device.h")]
+    options += ["-I", str(HERE / "include")]
     if races:
         options += ["-fsanitize=thread", "-DEMULATOR_RACES", "-fno-threadsafe-statics"]
+    header = _precompiled(folder / f"device{'-races' if races else ''}.h", options)
     # The instrumentation is wanted, the library that usually comes with it is not.
-    _execute(["g++", *options, "-c", "-o", str(compiled), str(file)])
+    _execute(["g++", *options, "-include", str(header), "-c", "-o", str(compiled), str(file)])
     _execute(["g++", "-shared", "-o", str(library), str(compiled)])
     return library
+
+
+def _precompiled(header: Path, options: Sequence[str]) -> Path:
+    """`device.h` under the name `header`, read by g++ once for all sources with these options."""
+    if not header.exists():
+        header.write_text(f'#include "{HERE / "device.h"}"\n')
+        _execute(["g++", *options, "-x", "c++-header", "-o", f"{header}.gch", str(header)])
+    return header
 
 
 @contextmanager

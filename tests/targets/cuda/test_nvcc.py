@@ -69,5 +69,4 @@ def test_artifact_holds_machine_code(tmp_path: Path) -> None:
     for kernels in facts["gpu_kernels"].values():
         # A kernel may have several launches, hence several entry points.
         assert len(kernels) >= facts["kernels"]
-        # Products of float32 spill up to 8 bytes since their loop serves all sources; it was none.
-        assert all(kernel["spill_bytes"] <= 8 for kernel in kernels.values())
+        assert not any(kernel["spill_bytes"] for kernel in kernels.values())

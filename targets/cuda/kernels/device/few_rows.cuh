@@ -3,8 +3,8 @@ namespace graphopt {
 
 // sum[r][c] += the products of rows [k, k + COUNT) of four columns of the weights.
 template <int ROWS, int COUNT, class MATH, int K, int PITCH>
-__device__ __forceinline__ void add_products(float (*sum)[4], const float* const* left,
-                                             const uint4* right, int k) {
+__device__ __forceinline__ void add_products(float (*sum)[4], const float* first,
+                                             const int* left, const uint4* right, int k) {
   constexpr int PACKED = MATH::PACKED;
   float w[COUNT][4];
 #pragma unroll
@@ -19,10 +19,10 @@ __device__ __forceinline__ void add_products(float (*sum)[4], const float* const
   for (int r = 0; r < ROWS; ++r) {
     float v[COUNT];
     if constexpr (COUNT == 4 && K % 4 == 0)
-      *(float4*)v = __ldg((const float4*)(left[r] + k));
+      *(float4*)v = __ldg((const float4*)(first + left[r] + k));
     else
 #pragma unroll
-      for (int p = 0; p < COUNT; ++p) v[p] = __ldg(left[r] + k + p);
+      for (int p = 0; p < COUNT; ++p) v[p] = __ldg(first + left[r] + k + p);
 #pragma unroll
     for (int p = 0; p < COUNT; ++p)
 #pragma unroll
@@ -32,12 +32,12 @@ __device__ __forceinline__ void add_products(float (*sum)[4], const float* const
 
 // The same for a word of k, whose weights are codes and which x is rounded to on the way.
 template <int ROWS, class MATH, int K, int PITCH>
-__device__ __forceinline__ void add_codes(int (*sum)[4], const float* const* left,
-                                          const uint4* right, int word) {
+__device__ __forceinline__ void add_codes(int (*sum)[4], const float* first,
+                                          const int* left, const uint4* right, int word) {
   uint4 w = __ldg(right + word * PITCH);
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
-    int x = MATH::codes(four<K>(left[r] + word * 4, K - word * 4));
+    int x = MATH::codes(four<K>(first + left[r] + word * 4, K - word * 4));
     sum[r][0] = __dp4a(x, (int)w.x, sum[r][0]);
     sum[r][1] = __dp4a(x, (int)w.y, sum[r][1]);
     sum[r][2] = __dp4a(x, (int)w.z, sum[r][2]);
@@ -57,10 +57,11 @@ __device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const f
   Sum* parts = (Sum*)shared;
   int across = threadIdx.x % ACROSS, down = threadIdx.x / ACROSS, lane = threadIdx.x % 32;
   Sum sum[ROWS][4];
-  const float* left[ROWS];
+  const float* first = x + (long long)row * K;
+  int left[ROWS];  // where rows begin from there on; those that there are not repeat the last
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
-    left[r] = x + (long long)(row + r < m ? row + r : m - 1) * K;
+    left[r] = min(r, m - 1 - row) * K;
 #pragma unroll
     for (int c = 0; c < 4; ++c) sum[r][c] = 0;
   }
@@ -69,12 +70,13 @@ __device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const f
     if constexpr (MATH::PACKED == 4) {
 #pragma unroll 2
       for (int word = down; word < (K + 3) / 4; word += DOWN)
-        add_codes<ROWS, MATH, K, PITCH>(sum, left, right, word);
+        add_codes<ROWS, MATH, K, PITCH>(sum, first, left, right, word);
     } else {
 #pragma unroll 2
       for (int k = down * 4; k < WHOLE; k += DOWN * 4)
-        add_products<ROWS, 4, MATH, K, PITCH>(sum, left, right, k);
-      if (down < K - WHOLE) add_products<ROWS, 1, MATH, K, PITCH>(sum, left, right, WHOLE + down);
+        add_products<ROWS, 4, MATH, K, PITCH>(sum, first, left, right, k);
+      if (down < K - WHOLE)
+        add_products<ROWS, 1, MATH, K, PITCH>(sum, first, left, right, WHOLE + down);
     }
   }
 #pragma unroll
@@ -104,16 +106,17 @@ __device__ __forceinline__ void row_dots(VECTOR* results, const float* x, const 
                                          int m, int row) {
   int lane = threadIdx.x % 32;
   row += threadIdx.x / 32;
-  const float* left = x + (long long)(row < m ? row : m - 1) * K;
+  const float* first = x + (long long)(row < m ? row : m - 1) * K;
+  int left[1] = {0};
   typename MATH::Sum sum[1][4] = {};
   if constexpr (MATH::PACKED == 4) {
 #pragma unroll 2
     for (int word = lane; word < (K + 3) / 4; word += 32)
-      add_codes<1, MATH, K, 1>(sum, &left, (const uint4*)weights, word);
+      add_codes<1, MATH, K, 1>(sum, first, left, (const uint4*)weights, word);
   } else {
 #pragma unroll 4
     for (int k = lane; k < K; k += 32)
-      add_products<1, 1, MATH, K, 1>(sum, &left, (const uint4*)weights, k);
+      add_products<1, 1, MATH, K, 1>(sum, first, left, (const uint4*)weights, k);
   }
 #pragma unroll
   for (int c = 0; c < N; ++c)

@@ -39,11 +39,12 @@ struct FloatsOf {
     constexpr int P = MATH::PACKED, SHIFT = MATH::SHIFTS ? K % 4 : 0;
     constexpr int VECTOR = MATH::SHIFTS || K % 4 == 0 ? 4 : 1;
     constexpr int LINE = T::DEPTH * P / VECTOR + (SHIFT != 0);
+    const float* first = x + (long long)row * K;  // from which 32-bit offsets suffice
 #pragma unroll
     for (int i = threadIdx.x; i < T::BM * LINE; i += T::THREADS) {
       int r = i / LINE, c = i % LINE * VECTOR, k = word * P + c - r * SHIFT % 4;
       int there = row + r < m ? max(0, min(VECTOR, K - k)) : 0;
-      const float* from = there ? x + (long long)(row + r) * K + k : x;
+      const float* from = there ? first + (r * K + k) : x;
       __pipeline_memcpy_async(stage + r * S::LA + c, from, VECTOR * 4, (VECTOR - there) * 4);
     }
   }
@@ -84,11 +85,12 @@ __device__ __forceinline__ void fill_right(float* stage, const Word* weights, in
   constexpr int P = MATH::PACKED;
   constexpr int WIDE = T::BN / 4, WORDS = (K + P - 1) / P, PITCH = (N + 3) / 4 * 4;
   Word* right = (Word*)stage + S::LEFT;
+  const Word* first = weights + (long long)word * PITCH + column;
 #pragma unroll
   for (int i = threadIdx.x; i < T::DEPTH * WIDE; i += T::THREADS) {
     int k = i / WIDE, c = i % WIDE * 4;
     bool there = word + k < WORDS && column + c < PITCH;
-    const Word* from = there ? weights + (long long)(word + k) * PITCH + column + c : weights;
+    const Word* from = there ? first + (k * PITCH + c) : weights;
     __pipeline_memcpy_async(right + k * S::LB + c, from, 16, there ? 0 : 16);
   }
 }
