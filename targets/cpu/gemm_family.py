@@ -52,7 +52,7 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
     name: ClassVar[str] = "gemm-float32"
 
     def default(self, problem: GemmProblem) -> GemmParams:
-        return default_params(problem.n, problem.lanes)
+        return default_params(problem.n, problem.lanes, problem.k)
 
     def candidates(self, problem: GemmProblem) -> Iterator[GemmParams]:
         """Those that fill at least half of the registers and pad at most a fourth more columns."""

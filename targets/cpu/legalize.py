@@ -254,7 +254,7 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         params = params or bf16_gemm.bf16_params(n, lanes)
         packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
         return bf16_gemm.bf16_gemm(k, n, params, words, activation, steps), packed
-    params = params or default_params(n, lanes)
+    params = params or default_params(n, lanes, k)
     packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
     if scale is not None:
         packed.append(pack_bias(scale, n, params))

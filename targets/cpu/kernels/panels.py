@@ -13,6 +13,8 @@ from graphopt.targets.kernels.steps import Step, combined
 MAX_ROWS = 16
 _SUMS = 8
 """Vectors of sums that keep two units for fused multiply-adds of 4 cycles busy."""
+SHORT = 256
+"""Products in a sum, of which a panel of 16 columns stays in the nearest cache."""
 Emitted = Callable[..., None]
 
 
@@ -62,10 +64,16 @@ def registers(lanes: int) -> tuple[int, int]:
     return {16: (32, 4), 8: (16, 3)}.get(lanes, (16, 2))
 
 
-def default_params(n: int, lanes: int) -> GemmParams:
-    """Parameters for `n` columns: as little padding as possible, then as many accumulators."""
+def default_params(n: int, lanes: int, k: int = SHORT + 1) -> GemmParams:
+    """Parameters for `n` columns: as little padding as possible, then as many accumulators.
+
+    Sums over at most SHORT products are so soon done that no more are begun than units need.
+    """
     vectors = vectors_across(n, lanes)
-    return GemmParams(lanes, vectors, rows=min(12, rows_beside(vectors, lanes)))
+    rows = min(12, rows_beside(vectors, lanes))
+    if lanes == 8 and k <= SHORT:
+        rows = min(rows, max(4, _SUMS // vectors))
+    return GemmParams(lanes, vectors, rows)
 
 
 def vectors_across(n: int, lanes: int) -> int:

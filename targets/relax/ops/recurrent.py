@@ -140,7 +140,7 @@ class Layer:
         self, flat: relax.Expr, weights: np.ndarray, added: np.ndarray | None, rows: Any
     ) -> relax.Expr:
         columns, width = weights.shape
-        params = panels.default_params(columns, self.lanes)
+        params = panels.default_params(columns, self.lanes, width)
         packed = self.lower.constant(panels.pack_weights(weights.T, params))
         bias = self.lower.constant(panels.pack_bias(added, columns, params))
         kernel = gemm(width, columns, params)
