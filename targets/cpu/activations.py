@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
@@ -9,7 +11,7 @@ from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
 
-x, w, b, z = var("x"), const("w"), const("b"), var("z")
+x, w, z = var("x"), const("w"), var("z")
 half, one, scale, cubic, three = (
     const(name) for name in ("half", "one", "scale", "cubic", "three")
 )
@@ -27,23 +29,22 @@ _SINGLE = {
     "Tanh": "tanh",
     "ThresholdedRelu": "thresholded_relu",
 }
-_LAYERS = (
-    Pattern("Dense", (x, w), domain=DOMAIN, name="z"),
-    Pattern("Dense", (x, w, b), domain=DOMAIN, name="z"),
-)
+layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="z")
 
 
-def _activated(rw: Rewriter, z: Value, kind: str, uses: int, **constants: float) -> Value | NoMatch:
+def activated(rw: Rewriter, z: Value, kind: str, uses: int, **constants: Any) -> Value | NoMatch:
     """The layer that computes `z` with an activation; all `uses` of `z` being part of that."""
     layer = z.producer
     if layer is None or layer.op != f"{DOMAIN}::Dense":
         return NoMatch("no layer computes its operand")
-    if layer.attrs.get("activation") or layer.attrs.get("steps"):
-        return NoMatch("the layer has an activation or an operand already")
+    if layer.attrs.get("activation"):
+        return NoMatch("the layer has an activation already")
     if len(z.uses) > uses:
         return NoMatch("the layer is also read elsewhere")
-    attrs = {**layer.attrs, "activation": kind, **constants}
-    return rw.insert("Dense", layer.inputs, attrs, domain=DOMAIN).output
+    before = len(layer.attrs.get("steps", ()))
+    attrs = {**layer.attrs, "activation": kind, "before": before, **constants}
+    origin = dict.fromkeys((*layer.origin, *rw.origin))
+    return rw.insert("Dense", layer.inputs, attrs, domain=DOMAIN, origin=origin).output
 
 
 def _are(*values: tuple[Value, float]) -> bool:
@@ -56,35 +57,53 @@ def _are(*values: tuple[Value, float]) -> bool:
     )
 
 
-@rule(*(getattr(op, name)(layer) for name in _SINGLE for layer in _LAYERS))
+@rule(*(getattr(op, name)(layer) for name in _SINGLE))
 def activation_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
     """Relu(Dense(…)) -> Dense(…, activation="relu")"""
     found = {name: node.attr(name) for name in ("alpha", "beta")}
     constants = {name: float(value) for name, value in found.items() if value is not None}
-    return _activated(rw, z, _SINGLE[node.op_type], 1, **constants)
+    return activated(rw, z, _SINGLE[node.op_type], 1, **constants)
 
 
-@rule(*(op.Clip(layer, low, high) for layer in _LAYERS))
+@rule(op.Clip(layer, low, high))
 def clip_to_dense(rw: Rewriter, z: Value, low: Value, high: Value) -> Value | NoMatch:
     """Clip(Dense(…), 0, 6) -> Dense(…, activation="clip")"""
     assert low.const is not None and high.const is not None
     limits = {"alpha": float(low.const.item()), "beta": float(high.const.item())}
-    return _activated(rw, z, "clip", 1, **limits)
+    return activated(rw, z, "clip", 1, **limits)
 
 
-@rule(*(op.PRelu(layer, slope) for layer in _LAYERS))
+@rule(op.PRelu(layer, slope))
 def prelu_to_dense(rw: Rewriter, z: Value, slope: Value) -> Value | NoMatch:
-    """PRelu(Dense(…), 0.25) -> Dense(…, activation="leaky_relu")"""
+    """PRelu(Dense(…), a) -> Dense(…, activation="prelu")"""
+    return _with_slope(rw, z, slope, 1, 1.0)
+
+
+@rule(op.Add(op.Relu(z), op.Mul(op.Relu(op.Neg(z)), slope)))
+def relus_to_dense(rw: Rewriter, z: Value, slope: Value) -> Value | NoMatch:
+    """Relu(z) + a * Relu(-z) of z = Dense(…) -> Dense(…, activation="prelu")"""
+    return _with_slope(rw, z, slope, 2, -1.0)
+
+
+def _with_slope(rw: Rewriter, z: Value, slope: Value, uses: int, sign: float) -> Value | NoMatch:
+    """The layer that computes `z`, what is negative multiplied by `sign` times the slope."""
     assert slope.const is not None
-    if slope.const.size != 1:
-        return NoMatch("its slope differs from column to column")
-    return _activated(rw, z, "leaky_relu", 1, alpha=float(slope.const.item()))
+    if slope.const.size == 1:
+        return activated(rw, z, "leaky_relu", uses, alpha=sign * float(slope.const.item()))
+    row = per_column(slope, z)
+    if row is None:
+        return NoMatch("its slope differs from row to row")
+    return activated(rw, z, "prelu", uses, columns=np.float32(sign) * row[np.newaxis])
 
 
-@rule(op.Mul(z, op.Sigmoid(z)))
-def silu_to_dense(rw: Rewriter, z: Value) -> Value | NoMatch:
-    """z * Sigmoid(z) of z = Dense(…) -> Dense(…, activation="silu")"""
-    return _activated(rw, z, "silu", 2)
+def per_column(constant: Value, z: Value) -> np.ndarray | None:
+    """A constant as one number for each column of `z`, None if it is not that."""
+    array, columns = constant.const, z.tensor.dims[-1]
+    if array is None or array.ndim > (z.rank or 0) or array.size not in (1, columns):
+        return None
+    if array.size > 1 and array.shape[-1] != columns:
+        return None
+    return np.broadcast_to(array.reshape(-1), (columns,))  # type: ignore[arg-type]
 
 
 @rule(op.Mul(z, op.HardSigmoid(z)))
@@ -94,7 +113,7 @@ def hard_swish_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
     assert gate is not None
     if not np.allclose((gate.attr("alpha"), gate.attr("beta")), (1 / 6, 1 / 2), rtol=1e-6):
         return NoMatch("it is another HardSigmoid")
-    return _activated(rw, z, "hard_swish", 2)
+    return activated(rw, z, "hard_swish", 2)
 
 
 def _halved(gate: Pattern) -> tuple[Pattern, ...]:
@@ -112,7 +131,7 @@ def erf_gelu_to_dense(
     divides = any(n.op == "Div" for n in z.users)
     if not _are((half, 0.5), (one, 1.0), (scale, 2**0.5 if divides else 0.5**0.5)):
         return NoMatch("it has other constants than Gelu")
-    return _activated(rw, z, "gelu", 2)
+    return activated(rw, z, "gelu", 2)
 
 
 def _is_halved(node: Node) -> bool:
@@ -132,7 +151,7 @@ def erf_gelu_twice_to_dense(
     divides = any(n.op == "Div" for n in z.users)
     if _is_halved(node) or not _are((one, 1.0), (scale, 2**0.5 if divides else 0.5**0.5)):
         return NoMatch("it has other constants than Gelu without its 1/2")
-    return _activated(rw, z, "gelu", 2, alpha=2.0)
+    return activated(rw, z, "gelu", 2, alpha=2.0)
 
 
 _cube = op.Pow(z, three)
@@ -147,7 +166,7 @@ def tanh_gelu_to_dense(
     factor = (2 / np.pi) ** 0.5
     if not _are((half, 0.5), (one, 1.0), (scale, factor), (cubic, 0.044715), (three, 3.0)):
         return NoMatch("it has other constants than Gelu")
-    return _activated(rw, z, "tanh_gelu", 3)
+    return activated(rw, z, "tanh_gelu", 3)
 
 
 @rule(op.Mul(op.Add(op.Tanh(_inner), one), z))
@@ -159,20 +178,20 @@ def tanh_gelu_twice_to_dense(
     known = _are((one, 1.0), (scale, factor), (cubic, 0.044715), (three, 3.0))
     if _is_halved(node) or not known:
         return NoMatch("it has other constants than Gelu without its 1/2")
-    return _activated(rw, z, "tanh_gelu", 3, alpha=2.0)
+    return activated(rw, z, "tanh_gelu", 3, alpha=2.0)
 
 
-@rule(*(Pattern("Gelu", (layer,)) for layer in _LAYERS))
+@rule(Pattern("Gelu", (layer,)))
 def gelu_to_dense(rw: Rewriter, node: Node, z: Value) -> Value | NoMatch:
     """Gelu(Dense(…)) -> Dense(…, activation="gelu")"""
-    return _activated(rw, z, "tanh_gelu" if node.attr("approximate") == "tanh" else "gelu", 1)
+    return activated(rw, z, "tanh_gelu" if node.attr("approximate") == "tanh" else "gelu", 1)
 
 
 RULES = (
     activation_to_dense,
     clip_to_dense,
     prelu_to_dense,
-    silu_to_dense,
+    relus_to_dense,
     hard_swish_to_dense,
     erf_gelu_to_dense,
     erf_gelu_twice_to_dense,

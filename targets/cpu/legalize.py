@@ -20,6 +20,7 @@ from graphopt.targets.cpu import (
     DOMAIN,
     activations,
     cosine,
+    gates,
     layer_norm,
     lookup_concat,
     lookup_loops,  # noqa: F401  (importing registers its lowering)
@@ -32,14 +33,18 @@ from graphopt.targets.cpu import (
 from graphopt.targets.cpu.kernels import bf16_gemm, dot
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
-from graphopt.targets.cpu.kernels.panels import default_params, pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.panels import (
+    default_params,
+    pack_bias,
+    pack_columns,
+    pack_weights,
+)
 from graphopt.targets.cpu.packed_weights import (
     dequantize_to_weights,
     dequantized_to_dense,
     stored_to_dequantized,
 )
-from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.steps import MAX_STEPS
+from graphopt.targets.kernels.epilogue import MAX_STEPS, Epilogue, Step
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
@@ -63,10 +68,10 @@ _VECTORIZED = (
     "graphopt::GRU",
     "graphopt::PairProducts",
 )
-# A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation,
-# and `steps`, which say how the others, of the shape of the result, then change it. Weights are
-# float32, or int8 with a `scale` per column. With `data` x is rounded to 8 bits, or was so by the
-# layer before it, whose `result` says how.
+# A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation
+# with its constants per column in `columns`, and `steps`, which say how the others change the
+# result; see `Epilogue`. Weights are float32, or int8 with a `scale` per column. With `data` x is
+# rounded to 8 bits, or was so by the layer before it, whose `result` says how.
 dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
@@ -187,14 +192,30 @@ def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | No
     """Dense(…) * t, Dense(…) + t -> Dense(…, t)"""
     before = y.producer
     assert before is not None
-    steps = [*before.attrs.get("steps", ()), node.op_type.lower()]
-    if t.const is not None or t is y or t.type != y.type:
-        return NoMatch("the other operand is not a computed tensor of the shape of the layer")
+    every = _rows_sharing(t, y)
+    if t is y or t.dtype != y.dtype or every is None:
+        return NoMatch("the rows of the other operand are not those of the layer, or shared by it")
+    steps = [*before.attrs.get("steps", ()), Step(node.op_type.lower(), every)]  # type: ignore
     if len(steps) > MAX_STEPS:
         return NoMatch(f"it combines its result with {MAX_STEPS} operands already")
     inputs = [*before.inputs, *[None] * (3 - len(before.inputs)), t]
     attrs = {**before.attrs, "steps": steps}
     return rw.insert("Dense", inputs, attrs, domain=DOMAIN).output
+
+
+def _rows_sharing(t: Value, y: Value) -> int | None:
+    """How many rows of `y` share one of `t`, one after the other; 0 if all do, None if not so."""
+    if t.type == y.type:
+        return 1
+    own, rows = t.tensor.dims, y.tensor.dims
+    if not own or len(own) > len(rows) or own[-1] != rows[-1]:
+        return None
+    leading = (1,) * (len(rows) - len(own)) + own[:-1]
+    apart = next((k for k, dim in enumerate(leading) if dim == 1), len(leading))
+    if leading[:apart] != rows[:apart] or set(leading[apart:]) != {1}:
+        return None
+    shared = product(rows[apart:-1]) if apart else 0
+    return shared if isinstance(shared, int) else None
 
 
 DENSE_RULES: tuple[Rule, ...] = (
@@ -205,6 +226,7 @@ DENSE_RULES: tuple[Rule, ...] = (
     gemm_to_dense_and_sum,
     add_to_bias,
     *activations.RULES,
+    *gates.RULES,
     operand_to_dense,
 )
 _RULES: tuple[Rule, ...] = (
@@ -226,39 +248,42 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
     kernel, constants = _dense_kernel(node, weights)
     rows = lower.dim(product(data.tensor.dims[:-1]))
     flat = _reshaped(lower, lower.expr(data), [rows, k], data.rank == 2)
-    operands = [
-        _reshaped(lower, lower.expr(value), [rows, n], data.rank == 2)
-        for value in node.inputs[3:]
-        if value is not None
-    ]
-    arguments = [flat, *map(lower.constant, constants), *operands]
+    arguments = [flat, *map(lower.constant, constants), *operands_of(lower, node)]
     (result,) = lower.kernel(kernel, arguments, [([rows, n], node.output.dtype)])
     return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
 
 
+def operands_of(lower: Lowering, dense: Node) -> list[Any]:
+    """The operands of a layer's steps as matrices."""
+    values = [value for value in dense.inputs[3:] if value is not None]
+    return [
+        lower.reshape(lower.expr(v), [lower.dim(product(v.tensor.dims[:-1])), v.tensor.dims[-1]])
+        for v in values
+    ]
+
+
 def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.ndarray]]:
-    """The kernel of a dense layer, and its weights and bias as that takes them."""
+    """The kernel of a dense layer, and its weights, bias and the like as that takes them."""
     k, n = weights.shape
     lanes, bias, scale = node.attrs["lanes"], node.const(2), node.attrs.get("scale")
-    steps = tuple(node.attrs.get("steps", ()))
-    activation = Activation(
-        node.attrs.get("activation", "none"), node.attrs.get("alpha"), node.attrs.get("beta")
-    )
+    epilogue, columns = Epilogue.of(node.attrs), node.attrs.get("columns")
     if "data" in node.attrs:
-        return quantized_dense.int8_kernel(node, weights, activation, steps)
+        return quantized_dense.int8_kernel(node, weights, epilogue)
     if scale is None and dot.suits(k, n, lanes):
-        row = np.zeros(n, np.float32) if bias is None else bias
-        return dot.dot(k, n, lanes, activation, steps), [dot.pack_columns(weights), row]
+        packed = [dot.pack_columns(weights), np.zeros(n, np.float32) if bias is None else bias]
+        packed += [] if columns is None else [columns]
+        return dot.dot(k, n, lanes, epilogue), packed
     params, words = node.attrs.get("params"), node.attrs.get("words")
     if words is not None:
         params = params or bf16_gemm.bf16_params(n, lanes)
         packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
-        return bf16_gemm.bf16_gemm(k, n, params, words, activation, steps), packed
-    params = params or default_params(n, lanes, k)
-    packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
-    if scale is not None:
-        packed.append(pack_bias(scale, n, params))
-    return gemm(k, n, params, activation, steps=steps, codes=scale is not None), packed
+        kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue)
+    else:
+        params = params or default_params(n, lanes, k)
+        packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
+        packed += [] if scale is None else [pack_bias(scale, n, params)]
+        kernel = gemm(k, n, params, epilogue, codes=scale is not None)
+    return kernel, packed + ([] if columns is None else [pack_columns(columns, params)])
 
 
 def _reshaped(lower: Lowering, expr: Any, shape: list[Any], is_matrix: bool) -> Any:

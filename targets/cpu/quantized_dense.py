@@ -17,10 +17,9 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
     pack_int8,
     pack_start,
 )
-from graphopt.targets.cpu.kernels.panels import pack_bias
+from graphopt.targets.cpu.kernels.panels import pack_bias, pack_columns
 from graphopt.targets.cpu.packed_weights import dense_of, shared
-from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.steps import Step
+from graphopt.targets.kernels.epilogue import Epilogue
 
 x, d, c = var("x"), var("d"), const("c")
 _SHIFT = {"uint8": 0, "int8": 128}  # what makes the bytes of the data unsigned
@@ -81,7 +80,7 @@ def floats_to_codes(rw: Rewriter, node: Node) -> Value | NoMatch:
 
 
 def int8_kernel(
-    node: Node, codes: np.ndarray, activation: Activation, steps: tuple[Step, ...]
+    node: Node, codes: np.ndarray, epilogue: Epilogue
 ) -> tuple[PrimFunc, list[np.ndarray]]:
     """The kernel of a Dense that rounds its data, and the constants that it takes."""
     k, n = codes.shape
@@ -91,13 +90,14 @@ def int8_kernel(
     scale = node.attrs["scale"] * np.float32(rounding.scale)
     packed = [pack_int8(codes, params), pack_start(codes, rounding.zero, params)]
     packed += [pack_bias(scale, n, params), pack_bias(bias, n, params)]
+    columns = node.attrs.get("columns")
+    packed += [] if columns is None else [pack_columns(columns, params)]
     kernel = int8_gemm(
         k,
         n,
         rounding,
         params,
-        activation,
-        steps,
+        epilogue,
         takes_codes=data.dtype == "uint8",
         result=node.attrs.get("result"),
     )

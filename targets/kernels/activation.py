@@ -29,6 +29,8 @@ _DEFAULTS: dict[str, tuple[float, float]] = {  # alpha, beta; the defaults of th
 }
 
 KINDS = tuple(_DEFAULTS)
+COLUMNS = {"prelu": 1, "gated": 4}
+"""Kinds whose constants differ from column to column, and how many a column has."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Activation:
     silu: x * sigmoid(x)              softplus: log(1 + e**x)       softsign: x / (1 + |x|)
     tanh_gelu: alpha * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))) / 2
     thresholded_relu: x, 0 if x <= alpha
-    A constant left out has the default of the ONNX operator.  NaN stays NaN.
+    prelu: x, a * x if x < 0          gated: x * (a + b * sigmoid(c * x + d))
+    A constant left out has the default of the ONNX operator; a to d come with each column.  NaN
+    stays NaN.
     """
 
     kind: str = "none"
@@ -50,14 +54,24 @@ class Activation:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in _DEFAULTS:
-            raise ValueError(f"unknown activation {self.kind!r}; known: {', '.join(KINDS)}")
-        alpha, beta = _DEFAULTS[self.kind]
+        if self.kind not in _DEFAULTS and self.kind not in COLUMNS:
+            known = ", ".join((*KINDS, *COLUMNS))
+            raise ValueError(f"unknown activation {self.kind!r}; known: {known}")
+        alpha, beta = _DEFAULTS.get(self.kind, (0.0, 0.0))
         object.__setattr__(self, "alpha", alpha if self.alpha is None else float(self.alpha))
         object.__setattr__(self, "beta", beta if self.beta is None else float(self.beta))
 
-    def __call__(self, x: Any) -> Any:
-        """The function of a float32 expression, which may be repeated: give it a simple one."""
+    @property
+    def columns(self) -> int:
+        """Constants that come with each column."""
+        return COLUMNS.get(self.kind, 0)
+
+    def __call__(self, x: Any, *column: Any) -> Any:
+        """The function of a float32 expression, which may be repeated: give it a simple one.
+
+        Args:
+            column: the constants of its column.
+        """
         alpha, beta, zero, one = map(T.float32, (self.alpha, self.beta, 0, 1))
         match self.kind:
             case "none":
@@ -68,6 +82,9 @@ class Activation:
                 return clip(x, alpha.value, beta.value)
             case "elu":
                 return T.Select(x < zero, alpha * (fast_exp(x) - one), x)
+            case "gated":
+                a, b, c, d = column
+                return x * (a + b * sigmoid(c * x + d))
             case "gelu":
                 return x * (alpha * T.float32(0.5)) * (one + erf(x * T.float32(0.5**0.5)))
             case "hard_sigmoid":
@@ -76,6 +93,8 @@ class Activation:
                 return x * clip(x * T.float32(1 / 6) + T.float32(0.5), 0.0, 1.0)
             case "leaky_relu":
                 return T.Select(x < zero, alpha * x, x)
+            case "prelu":
+                return T.Select(x < zero, column[0] * x, x)
             case "relu":
                 return T.Select(x < zero, zero, x)
             case "scaled_tanh":

@@ -16,10 +16,9 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, TILE, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
 from graphopt.targets.cpu.kernels.tile_products import by_tiles, configuring
-from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
-from graphopt.targets.kernels.steps import Step, checked_steps
 from graphopt.targets.kernels.storage import element_bytes
 
 _TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}
@@ -54,40 +53,35 @@ def pack_bf16(weights: np.ndarray, params: GemmParams, words: Words) -> np.ndarr
 
 @cache
 def bf16_gemm(
-    k: int,
-    n: int,
-    params: GemmParams,
-    words: Words,
-    activation: Activation | None = None,
-    steps: tuple[Step, ...] = (),
+    k: int, n: int, params: GemmParams, words: Words, epilogue: Epilogue = PLAIN
 ) -> PrimFunc:
-    """Kernel (x[M, k], weights, bias[panels * width], *others[M, n]) -> y[M, n], M symbolic.
+    """Kernel (x[M, k], weights, bias[panels * width], columns, *operands) -> y[M, n], M symbolic.
 
     As `gemm`, with weights packed by `pack_bf16` and x rounded to bfloat16: all else is float32.
     The CPU's instruction flushes subnormal numbers to zero.  NaN stays NaN.
-
-    Raises:
-        ValueError: the steps are not ones that `gemm` takes.
     """
-    checked_steps(steps)
     width, depth, panels = params.width, words.depth(k), params.panels(n)
     tiles = (2 * TILE, TILE) if words.tiles else ()
     tallest = max((*tiles, params.rows))
     rows = max(1, CHUNK_BYTES // (4 * depth) // tallest) * tallest
     align, uses_tiles = element_bytes("float32"), bool(words.tiles)
+    constants = max(1, epilogue.activation.columns)
     rounded, (configure, release) = _rounding(k, words), configuring(words)
-    store = storing(n, params.lanes, activation or Activation(), steps)
+    store = storing(n, params.lanes, epilogue)
     visit = by_blocks(params, panels, _block(depth, params, words, store), tiles)
 
     @T.prim_func(private=True, s_tir=True)
-    def bf16_gemm(x: T.handle, w: T.handle, b: T.handle, p: T.handle, q: T.handle, y: T.handle):
+    def bf16_gemm(
+        x: T.handle, w: T.handle, b: T.handle, c: T.handle, p: T.handle, q: T.handle, y: T.handle
+    ):  # fmt: skip
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        m = T.int64()
+        m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), "float32", align=align)
         weights = T.match_buffer(w, (panels, depth, width), "int32", align=align)
         bias = T.match_buffer(b, (panels * width,), "float32", align=align)
-        one = T.match_buffer(p, (m, n), "float32", align=align)
-        two = T.match_buffer(q, (m, n), "float32", align=align)
+        columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
         with T.attr(0, "pragma_import_llvm", words.llvm):
             if uses_tiles:
@@ -96,12 +90,12 @@ def bf16_gemm(
                 data = T.alloc_buffer((rows, depth), "int32")
                 count = T.min(T.int64(rows), m - chunk * rows)
                 rounded(left, data, chunk * rows, count)
-                results = T.meta_var((chunk * rows, bias, (one, two), out))
+                results = T.meta_var((chunk * rows, bias, (columns, first, second), out))
                 visit(((data, weights), results), count)
             if uses_tiles:
                 release(m)
 
-    return without_parameters(bf16_gemm, *("one", "two")[len(steps) :])
+    return without_parameters(bf16_gemm, *epilogue.unused)
 
 
 def _block(depth, params, words, store):
@@ -125,10 +119,10 @@ def _block(depth, params, words, store):
 
     @inlined
     def stored(results, first, panel, sums, r, v):
-        start, bias, operands, y = T.meta_var(results)
+        start, bias, given, y = T.meta_var(results)
         at, column = T.meta_var(r * width + v * lanes), T.meta_var(panel * width + v * lanes)
         sums[T.ramp(at, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
-        store(y, start + first + r, column, sums, at, operands)
+        store(y, start + first + r, column, sums, at, given)
 
     @inlined
     def block(tensors, first, panel, height, _):

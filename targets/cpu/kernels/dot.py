@@ -11,10 +11,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import reducing
-from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
-from graphopt.targets.kernels.steps import Step, checked_steps, combined
 from graphopt.targets.kernels.storage import element_bytes
 
 MOST_COLUMNS = 4  # with more, `gemm` is as fast
@@ -31,30 +30,19 @@ def pack_columns(weights: np.ndarray) -> np.ndarray:
 
 
 @cache
-def dot(
-    k: int,
-    n: int,
-    lanes: int,
-    activation: Activation | None = None,
-    steps: tuple[Step, ...] = (),
-) -> PrimFunc:
-    """Kernel (x[M, k], weights[n, k], bias[n], *others[M, n]) -> y[M, n], float32, M symbolic.
+def dot(k: int, n: int, lanes: int, epilogue: Epilogue = PLAIN) -> PrimFunc:
+    """Kernel (x[M, k], weights[n, k], bias[n], columns[…, n], *operands) -> y[M, n], M symbolic.
 
-    y = activation(x @ weights.T + bias), then `steps`, as for `gemm`.  Sums run over every
-    `lanes`-th element of a row, then over halves of what that leaves, then the rest of the row.
-    NaN stays NaN.
-
-    Raises:
-        ValueError: the steps are not ones that `gemm` takes.
+    y = x @ weights.T + bias, all float32, after the epilogue.  Sums run over every `lanes`-th
+    element of a row, then over halves of what that leaves, then the rest of the row.  NaN stays
+    NaN.
     """
-    checked_steps(steps)
-    activated = activation or Activation()
-    align = element_bytes("float32")
+    align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
     group = lanes  # rows whose results go through the activation together
     whole, tail, add_up = k // lanes, k % lanes, reducing(lanes)
 
     @inlined
-    def rows(x, w, b, operands, y, first, count):
+    def rows(x, w, b, given, y, first, count):
         tile = T.alloc_buffer((n * group,), "float32", scope="local")
         for i in T.vectorized(n * group):
             tile[i] = T.float32(0)
@@ -76,24 +64,30 @@ def dot(
                         acc[j * lanes] + x[first + r, whole * lanes + i] * w[j, whole * lanes + i]
                     )
                 tile[j * group + r] = acc[j * lanes] + b[j]
+                if epilogue.before > 0:
+                    tile[j * group + r] = epilogue.begin(tile[j * group + r], given, first + r, j)
         for j in T.unroll(n):
             for r in T.vectorized(group):
-                tile[j * group + r] = activated(tile[j * group + r])
+                tile[j * group + r] = epilogue.activate(tile[j * group + r], given, j)
             for r in range(count):
-                y[first + r, j] = combined(steps, tile[j * group + r], operands, first + r, j)
+                y[first + r, j] = epilogue.finish(tile[j * group + r], given, first + r, j)
 
     @T.prim_func(private=True, s_tir=True)
-    def dot(x: T.handle, weights: T.handle, bias: T.handle, p: T.handle, q: T.handle, y: T.handle):
+    def dot(
+        x: T.handle, weights: T.handle, bias: T.handle,
+        c: T.handle, p: T.handle, q: T.handle, y: T.handle
+    ):  # fmt: skip
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        m = T.int64()
+        m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), "float32", align=align)
         right = T.match_buffer(weights, (n, k), "float32", align=align)
         start = T.match_buffer(bias, (n,), "float32", align=align)
-        one = T.match_buffer(p, (m, n), "float32", align=align)
-        two = T.match_buffer(q, (m, n), "float32", align=align)
+        columns = T.match_buffer(c, (constants, n), "float32", align=align)
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
         for i in range(m // group):
-            rows(left, right, start, (one, two), out, i * group, group)
-        rows(left, right, start, (one, two), out, m - m % group, m % group)
+            rows(left, right, start, (columns, first, second), out, i * group, group)
+        rows(left, right, start, (columns, first, second), out, m - m % group, m % group)
 
-    return without_parameters(dot, *("one", "two")[len(steps) :])
+    return without_parameters(dot, *epilogue.unused)

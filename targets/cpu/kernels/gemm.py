@@ -16,10 +16,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, adding_up, by_blocks, storing
-from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
-from graphopt.targets.kernels.steps import Step, checked_steps
 from graphopt.targets.kernels.storage import element_bytes
 
 
@@ -28,29 +27,22 @@ def gemm(
     k: int,
     n: int,
     params: GemmParams,
-    activation: Activation | str = "none",
-    alpha: float | None = None,
-    steps: tuple[Step, ...] = (),
+    epilogue: Epilogue = PLAIN,
     codes: bool = False,
 ) -> PrimFunc:
-    """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], *others[M, n]) -> y[M, n].
+    """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], columns, *operands)
+    -> y[M, n].
 
-    y = activation(x @ weights + bias), all float32 and M symbolic, after which each of `steps`
-    combines it with the operand of its place among `others`.  Sums run over k in order, in fused
-    multiply-adds where the target has them, whatever M is.  An activation given by name has the
-    constant `alpha`, or its default one.  NaN stays NaN.
+    y = x @ weights + bias after the epilogue, whose constants per column are packed like the bias;
+    all is float32 and M symbolic.  Sums run over k in order, in fused multiply-adds where the
+    target has them, whatever M is.  NaN stays NaN.
 
     With `codes` the weights are int8 and scale[panels * width] comes after the bias:
-    y = activation((x @ weights) * scale + bias).
-
-    Raises:
-        ValueError: there are more steps than MAX_STEPS, or one that does not exist.
+    y = (x @ weights) * scale + bias after the epilogue.
     """
-    checked_steps(steps)
     panels, width, align = params.panels(n), params.width, element_bytes("float32")
-    stored = "int8" if codes else "float32"
-    activated = activation if isinstance(activation, Activation) else Activation(activation, alpha)
-    store = storing(n, params.lanes, activated, steps)
+    stored, constants = "int8" if codes else "float32", max(1, epilogue.activation.columns)
+    store = storing(n, params.lanes, epilogue)
     visit = by_blocks(params, panels, _block(k, params, codes, store))
 
     @T.prim_func(private=True, s_tir=True)
@@ -59,23 +51,24 @@ def gemm(
         weights: T.handle,
         bias: T.handle,
         scale: T.handle,
+        c: T.handle,
         p: T.handle,
         q: T.handle,
         y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        m = T.int64()
+        m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), "float32", align=align)
         right = T.match_buffer(weights, (panels, k, width), stored, align=element_bytes(stored))
         start = T.match_buffer(bias, (panels * width,), "float32", align=align)
         factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
-        first = T.match_buffer(p, (m, n), "float32", align=align)
-        second = T.match_buffer(q, (m, n), "float32", align=align)
+        columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
-        visit((left, right, start, factor, out, (first, second)), m)
+        visit((left, right, start, factor, out, (columns, first, second)), m)
 
-    unused = ("first", "second")[len(steps) :]
-    return without_parameters(gemm, *unused if codes else ("factor", *unused))
+    return without_parameters(gemm, *() if codes else ("factor",), *epilogue.unused)
 
 
 def _block(k: int, params: GemmParams, codes: bool, store: Emitted) -> Emitted:
@@ -91,7 +84,7 @@ def _block(k: int, params: GemmParams, codes: bool, store: Emitted) -> Emitted:
 
     @inlined
     def block(tensors, first, panel, height, side):
-        x, w, b, s, y, operands = T.meta_var(tensors)
+        x, w, b, s, y, given = T.meta_var(tensors)
         across = T.meta_var(side * vectors)
         acc = T.alloc_buffer((height * across * lanes,), "float32", scope="local")
         add_up(x, w, b, acc, first, panel, height, across)
@@ -100,6 +93,6 @@ def _block(k: int, params: GemmParams, codes: bool, store: Emitted) -> Emitted:
                 column = T.meta_var((panel * vectors + v) * lanes)
                 at = T.meta_var((r * across + v) * lanes)
                 scaled(acc, s, b, column, at)
-                store(y, first + r, column, acc, at, operands)
+                store(y, first + r, column, acc, at, given)
 
     return block

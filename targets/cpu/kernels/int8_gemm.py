@@ -14,10 +14,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, default_params
-from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
-from graphopt.targets.kernels.steps import Step, checked_steps, combined
 from graphopt.targets.kernels.storage import element_bytes
 
 GROUP = 4  # bytes that one instruction multiplies and adds up in each int32
@@ -62,51 +61,50 @@ def int8_gemm(
     n: int,
     quantization: Quantization,
     params: GemmParams,
-    activation: Activation | None = None,
-    steps: tuple[Step, ...] = (),
+    epilogue: Epilogue = PLAIN,
     takes_codes: bool = False,
     result: Quantization | None = None,
 ) -> PrimFunc:
-    """Kernel (x[M, k], weights, start, scale[panels * width], bias[panels * width], *others[M, n])
-    -> y[M, n].
+    """Kernel (x[M, k], weights, start, scale[panels * width], bias[panels * width], columns,
+    *operands) -> y[M, n].
 
-    y = activation(scale * (start + q @ weights) + bias), where q is x, quantized, and then `steps`
-    as for `gemm`; x, scale, bias and y are float32, M is symbolic; weights and start are packed. A
-    NaN in x becomes some q. For targets with AVX512-VNNI.
+    y = scale * (start + q @ weights) + bias, where q is x, quantized, after the epilogue as for
+    `gemm`; x, scale, bias and y are float32, M is symbolic; weights and start are packed. A NaN in
+    x becomes some q. For targets with AVX512-VNNI.
 
     Args:
         takes_codes: x is q itself, uint8; k is a multiple of GROUP.
         result: y is uint8, quantized so.
 
     Raises:
-        ValueError: the steps are not ones that `gemm` takes, or `k` does not suit codes.
+        ValueError: `k` does not suit codes.
     """
-    checked_steps(steps)
     if takes_codes and k % GROUP:
         raise ValueError(f"rows of {k} codes are not of whole groups of {GROUP}")
     width, panels, depth = params.width, params.panels(n), -(-k // GROUP)
-    align = element_bytes("float32")
+    align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
     taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
-    quantize, store = _quantizing(k, quantization), _storing(n, steps, result)
-    block = _block(depth, params, activation or Activation(), takes_codes, store)
+    quantize, store = _quantizing(k, quantization), _storing(n, epilogue, result)
+    block = _block(depth, params, takes_codes, store)
     visit = by_blocks(params, panels, block)
 
     @T.prim_func(private=True, s_tir=True)
     def int8_gemm(
-        x: T.handle, w: T.handle, z: T.handle, s: T.handle, c: T.handle,
-        p: T.handle, q: T.handle, y: T.handle
+        x: T.handle, w: T.handle, z: T.handle, s: T.handle, b: T.handle,
+        c: T.handle, p: T.handle, q: T.handle, y: T.handle
     ):  # fmt: skip
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        m = T.int64()
+        m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), taken, align=element_bytes(taken))
         right = T.match_buffer(w, (panels, depth, width), "int32", align=align)
         begin = T.match_buffer(z, (panels * width,), "int32", align=align)
         factor = T.match_buffer(s, (panels * width,), "float32", align=align)
-        b = T.match_buffer(c, (panels * width,), "float32", align=align)
-        first = T.match_buffer(p, (m, n), "float32", align=align)
-        second = T.match_buffer(q, (m, n), "float32", align=align)
+        bias = T.match_buffer(b, (panels * width,), "float32", align=align)
+        columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), given, align=element_bytes(given))
-        others = T.meta_var((right, begin, factor, b, (first, second), out))
+        others = T.meta_var((right, begin, factor, bias, (columns, first, second), out))
         for batch in range((m + _ROWS - 1) // _ROWS):
             count = T.min(T.int64(_ROWS), m - batch * _ROWS)
             start_row = T.meta_var(batch * _ROWS)
@@ -119,7 +117,7 @@ def int8_gemm(
                 quantize(left, codes, start_row, count)
                 visit((words, start_row, *others), count)
 
-    return without_parameters(int8_gemm, *("first", "second")[len(steps) :])
+    return without_parameters(int8_gemm, *epilogue.unused)
 
 
 def _quantized(x: Any, to: Quantization, count: int) -> Any:
@@ -154,17 +152,17 @@ def _quantizing(k: int, quantization: Quantization) -> Emitted:
     return quantize
 
 
-def _storing(n: int, steps: tuple[Step, ...], result: Quantization | None) -> Emitted:
-    """For use in a kernel: `store(y, row, column, values, at, operands)` writes one vector.
+def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted:
+    """For use in a kernel: `store(y, row, column, values, at, given)` writes one vector.
 
-    As that of `panels`, for values that are activated already, and that may become codes.
+    As that of `panels`, for values that may become codes.
     """
 
     @inlined
-    def store(y, row, column, values, at, operands):
+    def store(y, row, column, values, at, given):
         if column + LANES <= n:
             for lane in T.vectorized(LANES):
-                values[at + lane] = combined(steps, values[at + lane], operands, row, column + lane)
+                values[at + lane] = epilogue(values[at + lane], given, row, column + lane)
             if result is not None:
                 y[row, T.ramp(column, 1, LANES)] = _quantized(
                     values[T.ramp(at, 1, LANES)], result, LANES
@@ -173,10 +171,18 @@ def _storing(n: int, steps: tuple[Step, ...], result: Quantization | None) -> Em
                 for lane in T.vectorized(LANES):
                     y[row, column + lane] = values[at + lane]
         else:
+            if epilogue.before > 0:
+                for lane in range(LANES):
+                    if column + lane < n:
+                        values[at + lane] = epilogue.begin(
+                            values[at + lane], given, row, column + lane
+                        )
+            for lane in T.vectorized(LANES):
+                values[at + lane] = epilogue.activate(values[at + lane], given, column + lane)
             for lane in range(LANES):
                 if column + lane < n:
-                    values[at + lane] = combined(
-                        steps, values[at + lane], operands, row, column + lane
+                    values[at + lane] = epilogue.finish(
+                        values[at + lane], given, row, column + lane
                     )
                     if result is not None:
                         y[row, column + lane] = _quantized(values[at + lane], result, 1)
@@ -186,9 +192,7 @@ def _storing(n: int, steps: tuple[Step, ...], result: Quantization | None) -> Em
     return store
 
 
-def _block(
-    depth: int, params: GemmParams, activated: Activation, takes_codes: bool, store: Emitted
-) -> Emitted:
+def _block(depth: int, params: GemmParams, takes_codes: bool, store: Emitted) -> Emitted:
     """For use in a kernel: `block(tensors, row, panel, height, _)` computes rows of a panel."""
     width, vectors = params.width, params.vectors
 
@@ -218,19 +222,19 @@ def _block(
 
     @inlined
     def block(tensors, row, panel, height, _):
-        words, first, w, start, factor, b, operands, y = T.meta_var(tensors)
+        words, first, w, start, factor, b, given, y = T.meta_var(tensors)
         acc = T.alloc_buffer((height * width,), "int32", scope="local")
         out = T.alloc_buffer((height * width,), "float32", scope="local")
         sums(words, w, start, acc, place(first, row), panel, height)
         for r in T.unroll(height):
             for v in T.unroll(vectors):
                 for lane in T.vectorized(LANES):
-                    out[r * width + v * LANES + lane] = activated(
+                    out[r * width + v * LANES + lane] = (
                         T.Cast("float32", acc[r * width + v * LANES + lane])
                         * factor[panel * width + v * LANES + lane]
                         + b[panel * width + v * LANES + lane]
                     )
                 column = T.meta_var(panel * width + v * LANES)
-                store(y, first + row + r, column, out, r * width + v * LANES, operands)
+                store(y, first + row + r, column, out, r * width + v * LANES, given)
 
     return block

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script import tirx as T
 
-from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import Epilogue
 from graphopt.targets.kernels.inlining import inlined
-from graphopt.targets.kernels.steps import Step, combined
 
 MAX_ROWS = 16
 _SUMS = 8
@@ -205,27 +204,39 @@ def adding_up(k: int, params: GemmParams, codes: bool = False) -> Emitted:
     return add_up
 
 
-def storing(n: int, lanes: int, activated: Activation, steps: Sequence[Step]) -> Emitted:
-    """For use in a kernel: `store(y, row, column, values, at, operands)` writes one vector.
+def pack_columns(constants: np.ndarray, params: GemmParams) -> np.ndarray:
+    """float32[count, N] as float32[count, panels * width]; zero beyond N."""
+    count, n = constants.shape
+    padded = np.zeros((count, params.panels(n) * params.width), np.float32)
+    padded[:, :n] = constants
+    return padded
 
-    y[row, column:column + lanes] = values[at:at + lanes] after the activation, and after `steps`
-    with the elements of `operands` at the same place; what lies beyond column `n` is left out.
+
+def storing(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
+    """For use in a kernel: `store(y, row, column, values, at, given)` writes one vector.
+
+    y[row, column:column + lanes] = values[at:at + lanes] after the epilogue with what is given for
+    it; what lies beyond column `n` is left out.
     """
 
     @inlined
-    def store(y, row, column, values, at, operands):
+    def store(y, row, column, values, at, given):
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
-                y[row, column + lane] = combined(
-                    steps, activated(values[at + lane]), operands, row, column + lane
-                )
+                y[row, column + lane] = epilogue(values[at + lane], given, row, column + lane)
         else:
+            if epilogue.before > 0:
+                for lane in range(lanes):
+                    if column + lane < n:
+                        values[at + lane] = epilogue.begin(
+                            values[at + lane], given, row, column + lane
+                        )
             for lane in T.vectorized(lanes):
-                values[at + lane] = activated(values[at + lane])
+                values[at + lane] = epilogue.activate(values[at + lane], given, column + lane)
             for lane in range(lanes):
                 if column + lane < n:
-                    y[row, column + lane] = combined(
-                        steps, values[at + lane], operands, row, column + lane
+                    y[row, column + lane] = epilogue.finish(
+                        values[at + lane], given, row, column + lane
                     )
 
     return store

@@ -18,10 +18,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.int8_gemm import Quantization
-from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
-from graphopt.targets.kernels.steps import Step, checked_steps, combined
 
 Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Fp16", "Int8"]
 """How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32
@@ -29,7 +28,6 @@ numbers, or operands rounded to tf32, to bfloat16, to float16 or to 8 bits. Thos
 in int32, all others in float32. Beyond 65504 a float16 is infinite."""
 
 MAX_RANGES = 5
-NO_ACTIVATION = Activation()
 _FLOAT16 = np.finfo(np.float16)
 AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
 _DEVICE = Path(__file__).parent / "device"
@@ -187,8 +185,7 @@ class _Layer:
     k: int
     n: int
     math: Math
-    activation: Activation
-    steps: tuple[Step, ...]
+    epilogue: Epilogue
     rounding: Quantization | None
 
     @property
@@ -201,13 +198,11 @@ class _Layer:
             kind = f"Int8<{inverse}u, {self.rounding.zero}>"
         return f"graphopt::{kind}, {self.k}, {self.n}"
 
-    def stored(
-        self, value: Any, factor: Any, bias: Any, operands: Any, row: Any, column: Any
-    ) -> Any:
+    def stored(self, value: Any, factor: Any, bias: Any, given: Any, row: Any, column: Any) -> Any:
         """A result as it is stored."""
         if self.rounding is not None:
             value = value * factor[column]
-        return combined(self.steps, self.activation(value + bias[column]), operands, row, column)
+        return self.epilogue(value + bias[column], given, row, column)
 
 
 def place(math, r, c, along):
@@ -242,7 +237,7 @@ def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc
 
 
 @inlined
-def _tiles(layer, tile, m, x, weights, factor, bias, operands, y):
+def _tiles(layer, tile, m, x, weights, factor, bias, given, y):
     across = T.meta_var(-(-layer.n // tile.columns))
     wide = T.meta_var(4 if layer.math == "Fp32" else 2)  # neighbouring columns of a thread
     lanes = T.meta_var(8 if layer.math == "Fp32" else 4)  # along a row
@@ -274,12 +269,12 @@ def _tiles(layer, tile, m, x, weights, factor, bias, operands, y):
                             if i < m and j < layer.n:
                                 for v in T.vectorized(vector):
                                     y[i, j + v] = layer.stored(
-                                        acc[at + v], factor, bias, operands, i, j + v
+                                        acc[at + v], factor, bias, given, i, j + v
                                     )
 
 
 @inlined
-def _few(layer, few, m, x, weights, factor, bias, operands, y):
+def _few(layer, few, m, x, weights, factor, bias, given, y):
     across = T.meta_var(-(-layer.n // few.columns))
     each = T.meta_var(-(-few.rows * few.columns // few.threads))
     for block in T.thread_binding((m + few.rows - 1) // few.rows * across, thread="blockIdx.x"):
@@ -292,11 +287,11 @@ def _few(layer, few, m, x, weights, factor, bias, operands, y):
                 i = T.meta_var(block // across * few.rows + element // few.columns)
                 j = T.meta_var(block % across * few.columns + element % few.columns)
                 if element < few.rows * few.columns and i < m and j < layer.n:
-                    y[i, j] = layer.stored(acc[e], factor, bias, operands, i, j)
+                    y[i, j] = layer.stored(acc[e], factor, bias, given, i, j)
 
 
 @inlined
-def _dots(layer, dots, m, x, weights, factor, bias, operands, y):
+def _dots(layer, dots, m, x, weights, factor, bias, given, y):
     function = T.meta_var(f"graphopt::row_dots<{layer.arguments}>")
     for block in T.thread_binding((m + dots.rows - 1) // dots.rows, thread="blockIdx.x"):
         for thread in T.thread_binding(32 * dots.rows, thread="threadIdx.x"):
@@ -307,19 +302,19 @@ def _dots(layer, dots, m, x, weights, factor, bias, operands, y):
             i = T.meta_var(first + thread // 32)
             j = T.meta_var(thread % 32)
             if i < m and j < layer.n:
-                y[i, j] = layer.stored(acc[0], factor, bias, operands, i, j)
+                y[i, j] = layer.stored(acc[0], factor, bias, given, i, j)
 
 
 _launches = {Tile: _tiles, FewRows: _few, RowDots: _dots}
 
 
 @inlined
-def _range(layer, ranges, which, m, x, weights, factor, bias, operands, y):
+def _range(layer, ranges, which, m, x, weights, factor, bias, given, y):
     """The launch for one of the ranges of rows, if `m` is in that."""
     if which < len(ranges):  # noqa: SIM102  (the other one is part of the kernel)
         if _within(ranges, which, m):
             _launches[type(ranges[which][1])](
-                layer, ranges[which][1], m, x, weights, factor, bias, operands, y
+                layer, ranges[which][1], m, x, weights, factor, bias, given, y
             )
 
 
@@ -329,32 +324,31 @@ def gemm(
     n: int,
     math: Math,
     ranges: tuple[Range, ...],
-    activation: Activation = NO_ACTIVATION,
-    steps: tuple[Step, ...] = (),
+    epilogue: Epilogue = PLAIN,
     rounding: Quantization | None = None,
 ) -> PrimFunc:
-    """Kernel (x[M, k], weights as `pack_weights` has them, bias[n], *others[M, n]) -> y[M, n].
+    """Kernel (x[M, k], weights as `pack_weights` has them, bias[n], columns[…, n], *operands)
+    -> y[M, n].
 
-    y = activation(x @ weights + bias), M symbolic, after which each of `steps` combines it with the
-    operand of its place among `others`. Infinite elements of `x` become NaN where products are
-    formed from parts ("Tf32x3"). For "Int8" weights are as `pack_codes` has them, float32 scale[n]
-    stands before the bias, and y = activation(scale * (codes of x @ weights) + bias).
+    y = x @ weights + bias after the epilogue, M symbolic. Infinite elements of `x` become NaN where
+    products are formed from parts ("Tf32x3"). For "Int8" weights are as `pack_codes` has them,
+    float32 scale[n] stands before the bias, and y = scale * (codes of x @ weights) + bias after the
+    epilogue.
 
     Args:
         ranges: what is launched for how many rows, the last one for any number.
         rounding: how "Int8" rounds x; a NaN becomes some code.
 
     Raises:
-        ValueError: there are more steps than a kernel takes, or one that does not exist; there are
-            too many ranges, or the last has a limit.
+        ValueError: there are too many ranges, or the last has a limit.
     """
-    checked_steps(steps)
     if (math == "Int8") != (rounding is not None):
         raise ValueError("8 bits go with a rounding")
     unlimited = [limit is None for limit, _ in ranges]
     if not 1 <= len(ranges) <= MAX_RANGES or unlimited != [*[False] * (len(ranges) - 1), True]:
         raise ValueError(f"a kernel has 1 to {MAX_RANGES} ranges of rows, the last has no limit")
-    layer = _Layer(k, n, math, activation, steps, rounding)
+    layer = _Layer(k, n, math, epilogue, rounding)
+    constants = max(1, epilogue.activation.columns)
     starts = 0 if rounding is None else 1
     words, pitch = -(-k // packed_values(math)), -(-n // 4) * 4
 
@@ -364,24 +358,26 @@ def gemm(
         weights: T.handle,
         scale: T.handle,
         bias: T.handle,
+        c: T.handle,
         p: T.handle,
         q: T.handle,
         y: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        m = T.int64()
+        m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), "float32")
         right = T.match_buffer(weights, (words + starts, pitch), "uint32")
         factor = T.match_buffer(scale, (n,), "float32")
         start = T.match_buffer(bias, (n,), "float32")
-        first = T.match_buffer(p, (m, n), "float32")
-        second = T.match_buffer(q, (m, n), "float32")
+        columns = T.match_buffer(c, (constants, n), "float32")
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32")
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32")
+        given = T.meta_var((columns, first, second))
         out = T.match_buffer(y, (m, n), "float32")
-        _range(layer, ranges, 0, m, left, right, factor, start, (first, second), out)
-        _range(layer, ranges, 1, m, left, right, factor, start, (first, second), out)
-        _range(layer, ranges, 2, m, left, right, factor, start, (first, second), out)
-        _range(layer, ranges, 3, m, left, right, factor, start, (first, second), out)
-        _range(layer, ranges, 4, m, left, right, factor, start, (first, second), out)
+        _range(layer, ranges, 0, m, left, right, factor, start, given, out)
+        _range(layer, ranges, 1, m, left, right, factor, start, given, out)
+        _range(layer, ranges, 2, m, left, right, factor, start, given, out)
+        _range(layer, ranges, 3, m, left, right, factor, start, given, out)
+        _range(layer, ranges, 4, m, left, right, factor, start, given, out)
 
-    unused = [] if rounding else ["factor"]
-    return without_parameters(gemm, *unused, *("first", "second")[len(steps) :])
+    return without_parameters(gemm, *() if rounding else ("factor",), *epilogue.unused)

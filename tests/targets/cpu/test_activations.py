@@ -14,9 +14,12 @@ TEXT = """(float[N,3,5] x) => (float[] y)
      float root = {{1.4142135}}, float rooth = {{0.70710678}}, float three = {{3}},
      float six = {{6}}, float zero = {{0}}, float cubic = {{0.044715}},
      float tilt = {{0.7978845608}},
-     float[1] slope = {{0.25}}, float[20] slopes> {{ h = MatMul(x, w) z = Add(h, b) {} }}"""
+     float[1] slope = {{0.25}}, float[20] slopes,
+     float[3,1] each> {{ h = MatMul(x, w) z = Add(h, b) {} }}"""
 
 ERF = "d = Div(z, root) e = Erf(d) p = Add(e, one) "
+NORMED = "m = Mul(z, slopes) n = Add(m, b) p = Sigmoid(n) "
+DICE = NORMED + "k = Add(p, b) "
 FORMS = {
     "elu": "y = Elu<alpha=0.7>(z)",
     "hard_sigmoid": "y = HardSigmoid<alpha=0.25, beta=0.4>(z)",
@@ -30,7 +33,21 @@ FORMS = {
     "thresholded_relu": "y = ThresholdedRelu<alpha=0.3>(z)",
     "clip": "y = Clip(z, zero, six)",
     "leaky_relu prelu": "y = PRelu(z, slope)",
+    "prelu": "y = PRelu(z, slopes)",
+    "prelu of Keras": """r = Relu(z) m = Neg(z) n = Relu(m) s = Mul(slopes, n)
+        y = Add(r, s)""",
     "silu": "s = Sigmoid(z) y = Mul(z, s)",
+    "gated swish": "t = Mul(two, z) s = Sigmoid(t) y = Mul(s, z)",
+    "gated dice": DICE + "y = Mul(z, k)",
+    "gated dice with its share": DICE + "u = Mul(z, k) y = Mul(u, slopes)",
+    "gated before its bias": DICE + "y = Mul(h, k)",
+    "gated and a constant": NORMED + "u = Mul(p, z) y = Add(u, b)",
+    "gated dice of two products": NORMED
+    + """q = Sub(one, p) s = Mul(slopes, q) t = Mul(s, z)
+        u = Mul(p, z) y = Add(t, u)""",
+    "gated dice of one product": NORMED
+    + """q = Sub(one, p) s = Mul(slopes, q) t = Add(s, p)
+        y = Mul(t, z)""",
     "hard_swish written out": "s = HardSigmoid<alpha=0.16666667, beta=0.5>(z) y = Mul(s, z)",
     "gelu torch": ERF + "m = Mul(z, half) y = Mul(m, p)",
     "gelu dynamo": ERF + "m = Mul(z, p) y = Mul(m, half)",
@@ -67,7 +84,11 @@ def test_gelu_of_opset_20() -> None:
     "body",
     [
         "y = Exp(z)",
-        "y = PRelu(z, slopes)",
+        "y = PRelu(z, each)",
+        NORMED + "q = Mul(p, p) y = Mul(q, z)",
+        NORMED + "q = Sigmoid(z) s = Mul(p, z) y = Mul(q, s)",
+        DICE + "y = Mul(z, k) v = Exp(p)",
+        "r = Relu(z) m = Neg(h) n = Relu(m) s = Mul(slopes, n) y = Add(r, s)",
         "s = Sigmoid(h) y = Mul(z, s)",
         "s = HardSigmoid(z) y = Mul(s, z)",
         "d = Div(z, two) e = Erf(d) p = Add(e, one) m = Mul(z, half) y = Mul(m, p)",

@@ -19,7 +19,7 @@ from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_
 from graphopt.targets.cpu.kernels.bfloat16 import Words, pair_rows, round_bits, words_for
 from graphopt.targets.cpu.kernels.panels import pack_bias
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.steps import Step
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
 EXECUTES = pytest.mark.skipif(
     "avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16"
@@ -28,10 +28,8 @@ TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "cooperlake"}
 WORDS = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512")
 
 
-def compiled(
-    k: int, n: int, activation: Activation | None = None, steps: tuple[Step, ...] = ()
-) -> Any:
-    kernel = bf16_gemm(k, n, bf16_params(n, 16), WORDS, activation, steps)
+def compiled(k: int, n: int, epilogue: Epilogue = PLAIN) -> Any:
+    kernel = bf16_gemm(k, n, bf16_params(n, 16), WORDS, epilogue)
     return tvm.compile(kernel.with_attr("global_symbol", "f"), target=tvm.target.Target(TARGET))
 
 
@@ -132,7 +130,7 @@ def test_every_row_count(k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_activation_and_steps() -> None:
     x, w, bias = sample(9, 40, 37)
     scale, shift = (np.full((9, 37), value, np.float32) for value in (2, 3))
-    library = compiled(40, 37, Activation("relu"), ("mul", "add"))
+    library = compiled(40, 37, Epilogue(Activation("relu"), (Step("mul"), Step("add"))))
     found = call(library, x, w, bias, scale, shift)
     expected = np.maximum(rounded(x) @ rounded(w) + bias, 0) * 2 + 3
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-5)

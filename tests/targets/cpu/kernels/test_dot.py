@@ -10,6 +10,7 @@ import tvm_ffi
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels.dot import dot, pack_columns, suits
 from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import Epilogue, Step
 
 
 def compiled(k: int, n: int, lanes: int, *more: object) -> object:
@@ -50,7 +51,7 @@ def test_activation_and_nan() -> None:
     x, w, b = sample(21, 40, 1)
     x[3, 39], x[17, 0] = np.nan, np.nan
     plain = call(compiled(40, 1, 8), x, w, b)
-    found = call(compiled(40, 1, 8, Activation("relu")), x, w, b)
+    found = call(compiled(40, 1, 8, Epilogue(Activation("relu"))), x, w, b)
     np.testing.assert_array_equal(found, np.where(plain < 0, np.float32(0), plain))
     assert np.flatnonzero(np.isnan(found)).tolist() == [3, 17]
 
@@ -58,15 +59,21 @@ def test_activation_and_nan() -> None:
 def test_steps_after_the_activation() -> None:
     x, w, b = sample(19, 33, 2)
     p, q = np.full((19, 2), 3, np.float32), sample(19, 2, 1)[0]
-    plain = call(compiled(33, 2, 16, Activation("relu")), x, w, b)
-    found = call(compiled(33, 2, 16, Activation("relu"), ("mul", "add")), x, w, b, p, q)
+    relu = Activation("relu")
+    plain = call(compiled(33, 2, 16, Epilogue(relu)), x, w, b)
+    after = Epilogue(relu, (Step("mul"), Step("add")))
+    found = call(compiled(33, 2, 16, after), x, w, b, p, q)
     # A multiplication and an addition may be rounded once.
     np.testing.assert_allclose(found, plain * p + q, rtol=1e-6, atol=1e-6)
 
 
-def test_unknown_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 2 steps"):
-        dot(8, 1, 8, None, ("sub",))  # type: ignore[arg-type]
+def test_constants_of_each_column_and_an_operand_before() -> None:
+    x, w, b = sample(18, 33, 2)
+    p, slopes = sample(9, 2, 1)[0], np.array([[0.5, -2]], np.float32)
+    plain = call(compiled(33, 2, 8), x, w, b) + np.repeat(p, 2, axis=0)
+    prelu = Epilogue(Activation("prelu"), (Step("add", 2),), before=1)
+    found = call(compiled(33, 2, 8, prelu), x, w, b, slopes, p)
+    np.testing.assert_allclose(found, np.where(plain < 0, slopes * plain, plain), rtol=1e-6)
 
 
 def test_it_is_for_few_columns_of_long_rows() -> None:

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
 
+from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels.gemm import gemm
-from graphopt.targets.cpu.kernels.panels import GemmParams, default_params, pack_bias, pack_weights
+from graphopt.targets.cpu.kernels.panels import (
+    GemmParams,
+    default_params,
+    pack_bias,
+    pack_columns,
+    pack_weights,
+)
+from graphopt.targets.kernels.activation import COLUMNS, Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
 
 def run(
-    x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, params: GemmParams, *activation: object
+    x: np.ndarray,
+    w: np.ndarray,
+    bias: np.ndarray | None,
+    params: GemmParams,
+    epilogue: Epilogue = PLAIN,
+    columns: np.ndarray | None = None,
+    *others: np.ndarray,
 ) -> np.ndarray:
     k, n = w.shape
-    kernel = gemm(k, n, params, *activation).with_attr("global_symbol", "gemm")
+    kernel = gemm(k, n, params, epilogue).with_attr("global_symbol", "gemm")
     compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
     y = np.full((len(x), n), np.nan, np.float32)
-    operands = (x, pack_weights(w, params), pack_bias(bias, n, params), y)
-    compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+    constants = [] if columns is None else [pack_columns(columns, params)]
+    operands = (x, pack_weights(w, params), pack_bias(bias, n, params), *constants, *others, y)
+    compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in passed(operands)))
     return y
 
 
@@ -60,7 +79,7 @@ def test_blocks_of_few_rows_span_panels() -> None:
 @pytest.mark.parametrize("n", [5, 33])
 def test_weights_in_8_bits(lanes: int, n: int) -> None:
     params, k = default_params(n, lanes), 13
-    kernel = gemm(k, n, params, "relu", steps=("add",), codes=True)
+    kernel = gemm(k, n, params, Epilogue(Activation("relu"), (Step("add"),)), codes=True)
     kernel = kernel.with_attr("global_symbol", "gemm")
     compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
     codes = np.random.default_rng(n).integers(-128, 128, (k, n)).astype(np.int8)
@@ -92,18 +111,57 @@ def test_rows_of_the_output_beyond_n_are_not_touched() -> None:
 @pytest.mark.parametrize(
     ("activation", "expected"),
     [
-        (("relu",), lambda v: np.where(v < 0, 0, v)),
-        (("leaky_relu", 0.1), lambda v: np.where(v < 0, np.float32(0.1) * v, v)),
+        (Activation("relu"), lambda v: np.where(v < 0, 0, v)),
+        (Activation("leaky_relu", 0.1), lambda v: np.where(v < 0, np.float32(0.1) * v, v)),
     ],
 )
-def test_activation(activation: tuple[object, ...], expected: object) -> None:
+def test_activation(activation: Activation, expected: object) -> None:
     x, w, b = sample(7, 5, 19)
     x[3, 2] = np.nan
     x[4, 1] = np.inf
     plain = run(x, w, b, default_params(19, 8))
-    found = run(x, w, b, default_params(19, 8), *activation)
+    found = run(x, w, b, default_params(19, 8), Epilogue(activation))
     np.testing.assert_array_equal(found, expected(plain).astype(np.float32))  # type: ignore[operator]
     assert np.isnan(found[3]).all()
+
+
+def _gated(v: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return v * (c[0] + c[1] / (1 + np.exp(-(c[2] * v + c[3]))))
+
+
+@pytest.mark.parametrize("n", [16, 37])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("prelu", lambda v, c: np.where(v < 0, c[0] * v, v)), ("gated", _gated)],
+)
+def test_constants_of_each_column(kind: str, expected: Callable[..., Any], n: int) -> None:
+    x, w, b = sample(9, 5, n)
+    columns = np.random.default_rng(n).normal(size=(COLUMNS[kind], n)).astype(np.float32)
+    plain = run(x, w, b, default_params(n, 8)).astype(np.float64)
+    found = run(x, w, b, default_params(n, 8), Epilogue(Activation(kind)), columns)
+    # A sigmoid of float32, and two roundings.
+    np.testing.assert_allclose(found, expected(plain, columns), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [16, 37])
+def test_operands_before_and_after_the_activation(n: int) -> None:
+    x, w, b = sample(12, 5, n)
+    user, own = sample(4, n, 1)[0], sample(12, n, 1)[0]
+    around = Epilogue(Activation("relu"), (Step("add", 3), Step("mul")), before=1)
+    found = run(x, w, b, default_params(n, 8), around, None, user, own)
+    plain = run(x, w, b, default_params(n, 8))
+    expected = np.maximum(plain + np.repeat(user, 3, axis=0), 0) * own
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)  # a sum rounded otherwise
+    one = Epilogue(steps=(Step("mul", 0),))
+    found = run(x, w, b, default_params(n, 8), one, None, user[:1])
+    np.testing.assert_allclose(found, plain * user[:1], rtol=1e-6)
+
+
+def test_what_no_kernel_takes() -> None:
+    with pytest.raises(ValueError, match="at most 2 steps"):
+        Epilogue(steps=(Step("add"),) * 3)
+    with pytest.raises(ValueError, match="a step is one of"):
+        Step("sub")  # type: ignore[arg-type]
 
 
 def test_block_heights_make_up_every_row_count() -> None:

@@ -21,6 +21,7 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
 )
 from graphopt.targets.cpu.kernels.panels import pack_bias
 from graphopt.targets.kernels.activation import Activation
+from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
 EXECUTES = pytest.mark.skipif(
     "avx512_vnni" not in host_features(), reason="this CPU lacks AVX512-VNNI"
@@ -32,10 +33,10 @@ def compiled(
     k: int,
     n: int,
     rounding: Quantization,
-    activation: Activation | None = None,
+    epilogue: Epilogue = PLAIN,
     **options: Any,
 ) -> object:
-    kernel = int8_gemm(k, n, rounding, int8_params(n), activation, **options)
+    kernel = int8_gemm(k, n, rounding, int8_params(n), epilogue, **options)
     kernel = kernel.with_attr("global_symbol", "f")
     return tvm.compile(kernel, target=tvm.target.Target(TARGET))["f"]
 
@@ -115,7 +116,7 @@ def test_activation() -> None:
     scale, bias = np.full(17, 0.01, np.float32), np.zeros(17, np.float32)
     rounding = Quantization(0.02, 128)
     plain = call(compiled(20, 17, rounding), x, w.astype(np.int8), scale, bias, rounding)
-    relu = compiled(20, 17, rounding, Activation("relu"))
+    relu = compiled(20, 17, rounding, Epilogue(Activation("relu")))
     found = call(relu, x, w.astype(np.int8), scale, bias, rounding)
     np.testing.assert_array_equal(found, np.maximum(plain, 0))
 
@@ -124,7 +125,7 @@ def test_activation() -> None:
 @pytest.mark.parametrize(("k", "n"), [(20, 17), (64, 48)])
 def test_codes_in_and_out(k: int, n: int) -> None:
     first, second = Quantization(0.05, 117), Quantization(0.03, 12)
-    relu, rng = Activation("relu"), np.random.default_rng(k)
+    relu, rng = Epilogue(Activation("relu")), np.random.default_rng(k)
     w = rng.integers(-128, 128, (k, n)).astype(np.int8)
     scale, bias = np.full(n, 0.0003, np.float32), rng.normal(size=n).astype(np.float32)
     floats = compiled(k, n, first, relu)
@@ -148,7 +149,7 @@ def test_operands_at_the_store() -> None:
     scale, bias = np.full(17, 0.01, np.float32), np.zeros(17, np.float32)
     others = [rng.normal(size=(9, 17)).astype(np.float32) for _ in range(2)]
     plain = call(compiled(20, 17, rounding), x, w.astype(np.int8), scale, bias, rounding)
-    cross = compiled(20, 17, rounding, steps=("mul", "add"))
+    cross = compiled(20, 17, rounding, Epilogue(steps=(Step("mul"), Step("add"))))
     found = call(cross, x, w.astype(np.int8), scale, bias, rounding, others)
     np.testing.assert_allclose(found, plain * others[0] + others[1], rtol=1e-5, atol=1e-6)
 
