@@ -49,6 +49,7 @@ from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.raise_layer_normalization import RaiseLayerNormalization
 from graphopt.passes.raise_lookups import RaiseLookups
+from graphopt.passes.raise_lstm import RaiseLstm
 from graphopt.passes.raise_pooling import RaisePooling
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
@@ -92,6 +93,7 @@ _SEQUENCES = (
     CancelSorts(),
     MaskRows(),
     RaiseGru(),
+    RaiseLstm(),
     RaiseLayerNormalization(),
     UnflattenGemms(),
     CancelTransposes(),

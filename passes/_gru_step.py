@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._linear_terms import Terms, terms_of
+from graphopt.passes._linear_terms import Terms
+from graphopt.passes._step_reader import StepReader, both_ways, computes, same_state
 
 
 @dataclass
@@ -45,59 +46,24 @@ class Step:
         return plans[0] == plans[1] and all(np.array_equal(a, b) for a, b in arrays)
 
 
-def is_zero(value: Value) -> bool:
-    """True for a tensor full of zeros."""
-    if value.const is not None:
-        return not value.const.any()
-    node = value.producer
-    if node is None or node.op not in ("ConstantOfShape", "Expand"):
-        return False
-    if node.op == "Expand":
-        return node.inputs[0] is not None and is_zero(node.inputs[0])
-    fill = node.attr("value")
-    return fill is None or not np.asarray(fill).any()
-
-
 def gru_step(new: Value) -> Step | None:
     """The step that computes `new`, None if it does not look like one."""
     return _Reader(new).step()
 
 
-class _Reader:
-    """Takes a step apart, from its result upwards, and notes the nodes seen on the way."""
-
-    def __init__(self, new: Value) -> None:
-        self.new = new
-        self.nodes: set[Node] = set()
-
-    def operands(self, value: Value | None, op: str) -> tuple[Value, Value] | None:
-        """The two operands of `value`, if `op` computes it."""
-        node = None if value is None else value.producer
-        if node is None or node.op != op or len(node.inputs) != 2 or None in node.inputs:
-            return None
-        self.nodes.add(node)
-        a, b = node.inputs
-        assert a is not None and b is not None
-        return a, b
-
-    def argument(self, value: Value, op: str) -> Value | None:
-        """The operand of `value`, if `op` computes it from one."""
-        node = value.producer
-        if node is None or node.op != op:
-            return None
-        self.nodes.add(node)
-        return node.inputs[0]
+class _Reader(StepReader):
+    """Takes a step of a GRU apart."""
 
     def step(self) -> Step | None:
         masked = self._unmasked()
         new, kept, mask = masked if masked is not None else (self.new, None, None)
         blend = self._blend(new)
-        if blend is None or (kept is not None and not _same_state(kept, blend.old)):
+        if blend is None or (kept is not None and not same_state(kept, blend.old)):
             return None
         if not new.rank:
             return None
         found = self._gates(blend, new.tensor.dims[-1])
-        if found is None or not _same_state(blend.old, found.h):
+        if found is None or not same_state(blend.old, found.h):
             return None
         found.mask, found.new, found.nodes = mask, self.new, self.nodes
         return found
@@ -110,10 +76,10 @@ class _Reader:
             assert mask is not None and new is not None and old is not None
             self.nodes.add(node)
             return new, old, mask
-        for one, other in _both_ways(self.operands(self.new, "Add")):
-            for flag, new in _both_ways(self.operands(one, "Mul")):
+        for one, other in both_ways(self.operands(self.new, "Add")):
+            for flag, new in both_ways(self.operands(one, "Mul")):
                 mask = self.argument(flag, "Cast")
-                for opposite, old in _both_ways(self.operands(other, "Mul")):
+                for opposite, old in both_ways(self.operands(other, "Mul")):
                     inverse = self.argument(opposite, "Cast")
                     negated = None if inverse is None else self.argument(inverse, "Not")
                     if mask is not None and mask.dtype == "bool" and negated is mask:
@@ -122,17 +88,17 @@ class _Reader:
 
     def _blend(self, new: Value) -> _Blend | None:
         summands = self.operands(new, "Add")
-        for one, other in _both_ways(summands):
-            if _is(one, "Tanh"):  # n + z * (h - n)
-                for z, change in _both_ways(self.operands(other, "Mul")):
+        for one, other in both_ways(summands):
+            if computes("Tanh", one):  # n + z * (h - n)
+                for z, change in both_ways(self.operands(other, "Mul")):
                     difference = self.operands(change, "Sub")
                     if difference is not None and difference[1] is one:
                         return _Blend(z, one, difference[0], keeps=True)
-            for n, share in _both_ways(self.operands(one, "Mul")):
-                for h, rest in _both_ways(self.operands(other, "Mul")):
-                    if _is(n, "Tanh") and self._is_rest(share, rest):
+            for n, share in both_ways(self.operands(one, "Mul")):
+                for h, rest in both_ways(self.operands(other, "Mul")):
+                    if computes("Tanh", n) and self._is_rest(share, rest):
                         return _Blend(rest, n, h, keeps=True)
-                    if _is(n, "Tanh") and self._is_rest(rest, share):
+                    if computes("Tanh", n) and self._is_rest(rest, share):
                         return _Blend(share, n, h, keeps=False)
         return None
 
@@ -145,14 +111,14 @@ class _Reader:
 
     def _gates(self, blend: _Blend, width: object) -> Step | None:
         gate, attention = blend.gate, None
-        for factor, sigmoid in _both_ways(self.operands(gate, "Mul")):
+        for factor, sigmoid in both_ways(self.operands(gate, "Mul")):
             per_row = bool(factor.rank) and factor.tensor.dims[-1] == 1
-            if _is(sigmoid, "Sigmoid") and per_row and not blend.keeps:
+            if computes("Sigmoid", sigmoid) and per_row and not blend.keeps:
                 gate, attention = sigmoid, factor
         if not isinstance(width, int):
             return None
-        update = self._terms(self.argument(gate, "Sigmoid"), width)
-        new = self._terms(self.argument(blend.candidate, "Tanh"), width)
+        update = self.terms(self.argument(gate, "Sigmoid"), width)
+        new = self.terms(self.argument(blend.candidate, "Tanh"), width)
         found = None if new is None else self._candidate(new)
         if update is None or update.others or new is None or found is None:
             return None
@@ -172,28 +138,21 @@ class _Reader:
         """(x, h, the terms of r, those of h in n, whether r multiplies these) of what n sums up."""
         if len(new.others) == 1 and len(new.weights) == 1:
             (x,), width = new.weights, new.width
-            for sigmoid, product in _both_ways(self.operands(new.others[0], "Mul")):
-                reset = self._terms(self.argument(sigmoid, "Sigmoid"), width)
-                state = self._terms(product, width)
+            for sigmoid, product in both_ways(self.operands(new.others[0], "Mul")):
+                reset = self.terms(self.argument(sigmoid, "Sigmoid"), width)
+                state = self.terms(product, width)
                 if reset is not None and state is not None and len(state.weights) == 1:
                     (h,) = state.weights
                     return None if state.others else (x, h, reset, state, True)
         if new.others or len(new.weights) != 2:
             return None
-        for x, scaled in _both_ways(tuple(new.weights)):  # type: ignore[arg-type]
-            for sigmoid, h in _both_ways(self.operands(scaled, "Mul")):
-                reset = self._terms(self.argument(sigmoid, "Sigmoid"), new.width)
+        for x, scaled in both_ways(tuple(new.weights)):  # type: ignore[arg-type]
+            for sigmoid, h in both_ways(self.operands(scaled, "Mul")):
+                reset = self.terms(self.argument(sigmoid, "Sigmoid"), new.width)
                 if reset is not None:
                     weight, none = new.weights[scaled], np.zeros(new.width, np.float32)
                     return x, h, reset, Terms(new.width, none, {h: weight}), False
         return None
-
-    def _terms(self, value: Value | None, width: int) -> Terms | None:
-        if value is None or value.shape is None:
-            return None
-        terms = terms_of(value, width)
-        self.nodes |= terms.nodes
-        return terms
 
 
 @dataclass(frozen=True)
@@ -204,16 +163,3 @@ class _Blend:
     candidate: Value
     old: Value
     keeps: bool
-
-
-def _is(value: Value, op: str) -> bool:
-    return value.producer is not None and value.producer.op == op
-
-
-def _both_ways(pair: tuple[Value, Value] | None) -> list[tuple[Value, Value]]:
-    return [] if pair is None else [pair, pair[::-1]]
-
-
-def _same_state(a: Value, b: Value) -> bool:
-    """True if both are one state; the first may be written as different zeros."""
-    return a is b or (is_zero(a) and is_zero(b))

@@ -10,9 +10,11 @@ import numpy as np
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import dtype_to_onnx
 from graphopt.ops import attentional_gru, gru
-from graphopt.passes._gru_chain import Positions, chains
-from graphopt.passes._gru_step import Step, is_zero
+from graphopt.passes._gru_chain import chains
+from graphopt.passes._gru_step import Step
+from graphopt.passes._positions import Positions
 from graphopt.passes._shapes import reshape_target
+from graphopt.passes._step_reader import is_zero
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite.rewriter import Rewriter, erase_dead
 
