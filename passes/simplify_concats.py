@@ -6,6 +6,7 @@ from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.passes._concats import axis_of, concat, operands_of, sliced
+from graphopt.passes._positions import Positions
 from graphopt.passes._shapes import reshape_target, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
@@ -82,6 +83,22 @@ def concat_of_split(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     ):
         return NoMatch("it joins another axis than was split")
     return data
+
+
+@rule(op.Concat(op.Gather(x, ...).shared(), ...))
+def concat_of_positions(rw: Rewriter, node: Node) -> Value | NoMatch:
+    """Concat<axis=1>(s[0], s[1]) -> Reshape(Transpose(s)), if these are all positions of s"""
+    found = Positions.of([*operands_of(node)])
+    if found is None or axis_of(node) != 1 or node.output.rank != 2:
+        return NoMatch("its operands are not positions 0, 1, 2, … of one sequence")
+    source = found.source
+    if source.tensor.dims[found.axis] != found.steps:
+        return NoMatch("the sequence has more positions")
+    turned = source if found.axis == 1 else rw.op.Transpose(source, perm=[1, 0, 2])
+    target = reshape_target(turned.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(turned, rw.ints(*target))
 
 
 @rule(op.Concat(x, ...))
@@ -202,6 +219,7 @@ class SimplifyConcats(RewritePass):
         concat_of_concat,
         concat_of_slices,
         concat_of_split,
+        concat_of_positions,
         concat_of_joined,
         flattened_stack,
         stacked_twin,

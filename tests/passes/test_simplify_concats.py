@@ -230,3 +230,40 @@ def test_what_is_joined_anyway_is_joined_once() -> None:
 )
 def test_what_is_not_joined_before_stays(body: str) -> None:
     assert_unchanged(SimplifyConcats(), JOINED.format(body), "no operand is a concatenation")
+
+
+POSITIONS = """(float[{shape}] s) => (float[] y) <int64 zero = {{0}}, int64 one = {{1}}> {{
+    a = Gather<axis={axis}>(s, {first}) b = Gather<axis={axis}>(s, one)
+    c = Concat<axis={join}>(a, b) y = Neg(c) }}"""
+
+
+def positions(shape: str = "2,N,3", axis: int = 0, first: str = "zero", join: int = 1) -> str:
+    return POSITIONS.format(shape=shape, axis=axis, first=first, join=join)
+
+
+@pytest.mark.parametrize(
+    ("before", "turned"),
+    [
+        (positions(), "t = Transpose<perm=[1,0,2]>(s)"),
+        (positions("N,2,3", axis=1), ""),
+    ],
+)
+def test_all_positions_side_by_side_are_a_reshape(before: str, turned: str) -> None:
+    shape = before[before.index("[") + 1 : before.index("]")]
+    after = f"""(float[{shape}] s) => (float[] y) <int64[2] flat = {{-1, 6}}> {{
+        {turned} c = Reshape({"t" if turned else "s"}, flat) y = Neg(c) }}"""
+    assert_rewrites(SimplifyConcats(), before, after)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        positions("4,N,3"),
+        positions(first="one"),
+        positions("2,N,3", join=0),
+        positions("2,N,3,2"),
+        positions("N,N,3"),
+    ],
+)
+def test_other_positions_stay(body: str) -> None:
+    assert_unchanged(SimplifyConcats(), body)
