@@ -75,7 +75,7 @@ def lstm_step(new: Value) -> LstmStep | None:
             if c is not None and found is not None:
                 forget, old_c, fresh, candidate = found
                 terms = _terms(reader, (fresh, output, forget, candidate))
-                return terms and LstmStep(new, c, old_c, terms, reader.nodes)
+                return None if terms is None else LstmStep(new, c, old_c, terms, reader.nodes)
     return None
 
 

@@ -24,6 +24,7 @@ from graphopt.targets.cpu import (
     layer_norm,
     lookup_concat,
     lookup_loops,  # noqa: F401  (importing registers its lowering)
+    lookup_sums,
     matrix_products,
     pointwise,
     quantized_dense,
@@ -72,7 +73,6 @@ _VECTORIZED = (
 # with its constants per column in `columns`, and `steps`, which say how the others change the
 # result; see `Epilogue`. Weights are float32, or int8 with a `scale` per column. With `data` x is
 # rounded to 8 bits, or was so by the layer before it, whose `result` says how.
-dense = Pattern("Dense", (x, w), domain=DOMAIN, name="y")
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
@@ -175,21 +175,31 @@ def gemm_to_dense_and_sum(rw: Rewriter, node: Node, x: Value, t: Value) -> Value
     return rw.op.Add(rw.insert("Gemm", node.inputs[:2], attrs).output, t)
 
 
-@rule(op.Add(dense, b))
-def add_to_bias(rw: Rewriter, x: Value, w: Value, b: Value, y: Value) -> Value | NoMatch:
+@rule(op.Add(layer, b))
+def add_to_bias(rw: Rewriter, b: Value, y: Value) -> Value | NoMatch:
     """Add(Dense(x, w), b) -> Dense(x, w, b)"""
-    assert b.const is not None and y.producer is not None
-    columns = y.tensor.dims[-1]
-    if y.producer.attrs.get("activation"):
+    before, row = y.producer, activations.per_column(b, y)
+    assert before is not None
+    if before.attrs.get("activation"):
         return NoMatch("the sum follows an activation")
-    if b.const.shape != (columns,) and b.const.shape != (1,) * ((y.rank or 0) - 1) + (columns,):
-        return NoMatch("it does not add one number per column")
-    return _emit(rw, x, w, rw.const(b.const.reshape(-1)), **y.producer.attrs)
+    if row is None or any(step.op != "add" for step in before.attrs.get("steps", ())):
+        return NoMatch("it does not add one number per column, or to a product")
+    bias = before.const(2)
+    given = [*before.inputs[:2], rw.const(row if bias is None else bias + row)]
+    return rw.insert("Dense", [*given, *before.inputs[3:]], before.attrs, domain=DOMAIN).output
 
 
 @rule(op.Mul(layer, t), op.Add(layer, t))
 def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | NoMatch:
     """Dense(…) * t, Dense(…) + t -> Dense(…, t)"""
+    found = _with_operand(rw, node, y, t)
+    other = t.producer
+    if isinstance(found, NoMatch) and len(t.uses) == 1 and other and other.op == y.producer.op:  # type: ignore
+        return _with_operand(rw, node, t, y)
+    return found
+
+
+def _with_operand(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | NoMatch:
     before = y.producer
     assert before is not None
     every = _rows_sharing(t, y)
@@ -200,7 +210,8 @@ def operand_to_dense(rw: Rewriter, node: Node, y: Value, t: Value) -> Value | No
         return NoMatch(f"it combines its result with {MAX_STEPS} operands already")
     inputs = [*before.inputs, *[None] * (3 - len(before.inputs)), t]
     attrs = {**before.attrs, "steps": steps}
-    return rw.insert("Dense", inputs, attrs, domain=DOMAIN).output
+    origin = dict.fromkeys((*before.origin, *rw.origin))
+    return rw.insert("Dense", inputs, attrs, domain=DOMAIN, origin=origin).output
 
 
 def _rows_sharing(t: Value, y: Value) -> int | None:
@@ -237,6 +248,7 @@ _RULES: tuple[Rule, ...] = (
     *row_products.RULES,
     *matrix_products.RULES,
     *lookup_concat.CONCATENATED,
+    lookup_sums.sum_of_lookups,
 )
 
 

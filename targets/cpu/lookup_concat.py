@@ -127,6 +127,9 @@ def _lookup_concat_cost(node: Node) -> Cost:
     written = 4 * product(node.output.tensor.dims)
     copied = sum(part.width for part in parts if not part.terms)
     moved = sum((found.moved for found in _lookups(node)), 8 * copied * rows)
+    if "summed" in node.attrs:
+        width = sum(part.width for part in parts)
+        return Cost(width * rows, moved - 4 * width * rows, written)
     pooled = sum(part.width * part.terms[0].columns for part in parts if part.pool is not None)
     combined = sum(part.width * (len(part.terms) - 1) for part in parts if part.terms)
     return Cost((pooled + combined) * rows, moved - written, written)
@@ -292,7 +295,7 @@ def _copied(value: Value, width: int, rows: Dim) -> tuple[list[Part], list[Value
     node = source.producer
     if node is None or node.op != f"{DOMAIN}::{OP_TYPE}" or len(source.uses) > 1:
         return [Part(width, source=width)], [value], []
-    if node.attrs["rows"] != rows:
+    if node.attrs["rows"] != rows or "summed" in node.attrs:
         return [Part(width, source=width)], [value], []
     return node.attrs["parts"], [v for v in node.inputs if v is not None], [*views, node]
 

@@ -32,7 +32,7 @@ _COMBINED: dict[str, Callable[[Any, Any], Any]] = {
 
 @lowers(OP_TYPE, domain=DOMAIN)
 def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
-    rows = lower.dim(node.attrs["rows"])
+    rows, summed = lower.dim(node.attrs["rows"]), node.attrs.get("summed")
     parts, args = [], []
     for part, inputs in parts_of(node):
         parts.append(part)
@@ -42,12 +42,15 @@ def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
         *sources, target = buffers
         with T.serial(int64(rows)) as i:
             place, remaining = 0, iter(sources)
+            if summed is not None:
+                with T.serial(summed) as j:
+                    store(target, [i, j], const(0, "float32"))
             for part in parts:
                 given = [next(remaining) for _ in range(part.inputs)]
-                _write(lower, part, given, target, i, place)
-                place += part.width
+                _write(lower, part, given, target, i, place, summed)
+                place += part.width if summed is None else 0
 
-    width = sum(part.width for part in parts)
+    width = sum(part.width for part in parts) if summed is None else summed
     (joined,) = loops(lower, body, args, [([rows, width], "float32")])
     return lower.reshape(joined, lower.shape(node.output))
 
@@ -64,33 +67,55 @@ def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> I
             yield lower.reshape(lower.expr(next(remaining)), [1 if shared else rows, width])
 
 
-def _write(lower: Lowering, part: Part, given: list[Any], target: Any, i: Any, place: int) -> None:
-    """target[i, place:] = the part."""
+def _write(
+    lower: Lowering,
+    part: Part,
+    given: list[Any],
+    target: Any,
+    i: Any,
+    place: int,
+    summed: int | None,
+) -> None:
+    """target[i, place:] = the part, or += each of its rows of `summed` elements."""
+    add = None if summed is None else _COMBINED["add"]
     if not part.terms:
-        _copy(target, i, place, given[0], i, part.width, None, None, part.start)
+        width = part.width if summed is None else summed
+        for first in range(0, part.width, width):
+            _copy(target, i, place, given[0], i, width, None, add, part.start + first)
         return
     columns, at, owned = part.terms[0].columns, 0, []
     for term in part.terms:
         owned.append(given[at : at + term.tables + len(term.widths)])
         at += len(owned[-1])
     if part.pool is not None:
-        _pool(lower, part.terms[0], part.pool, owned[0], target, i, place)
+        _pool(lower, part.terms[0], part.pool, owned[0], target, i, place, add)
     elif any(term.by_column for term in part.terms):
         for k in range(columns):
-            _look_up(lower, part, owned, target, i, place, k)
+            _look_up(lower, part, owned, target, i, place, k, add)
     else:
         with T.serial(columns) as k:
-            _look_up(lower, part, owned, target, i, place, k)
+            _look_up(lower, part, owned, target, i, place, k, add)
 
 
 def _look_up(
-    lower: Lowering, part: Part, owned: Sequence[list[Any]], target: Any, i: Any, place: int, k: Any
+    lower: Lowering,
+    part: Part,
+    owned: Sequence[list[Any]],
+    target: Any,
+    i: Any,
+    place: int,
+    k: Any,
+    combine: Any,
 ) -> None:
-    """target[i, place + k * dim:] = the row that id k of row i names, combined with the others."""
-    combine = None
+    """target[i, place + k * dim:] = the row that id k of row i names, combined with the others.
+
+    With `combine` from the start, all rows are combined at one place.
+    """
+    apart = combine is None
     for term, given in zip(part.terms, owned):
-        _look_up_term(lower, term, given, target, i, place + k * term.dim, k, combine)
-        combine = _COMBINED.get(part.combined)
+        column = place + k * term.dim if apart else place
+        _look_up_term(lower, term, given, target, i, column, k, combine)
+        combine = _COMBINED.get(part.combined, combine)
 
 
 def _look_up_term(
@@ -158,6 +183,7 @@ def _pool(
     target: Any,
     i: Any,
     place: int,
+    combine: Any,
 ) -> None:
     """target[i, place:] = the rows that the ids of row i name, as one."""
     rows, length = int(given[0].shape[0]), term.columns
@@ -184,7 +210,7 @@ def _pool(
         store(total, [v, lane], const(plan.nothing, "float32"))
 
     def finish(v: Any, lane: Any, column: Any) -> None:
-        store(target, [i, place + column], plan.pooled(total[v, lane], count[0]))
+        _put(target, [i, place + column], plan.pooled(total[v, lane], count[0]), combine)
 
     with T.serial(tiles.count) as part:
         vectors(start, part)
