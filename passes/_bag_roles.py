@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from graphopt.ir.dims import exact_div
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType, is_float
 
@@ -79,3 +82,15 @@ def _origin(value: Value | None, frontier: list[Value]) -> Value | None:
             return None
         value = producer.inputs[0]
     return value
+
+
+def stride_of(ids: Value, offsets: Value | None) -> int | None:
+    """The number of ids in every bag, if the offsets are 0, k, 2k, … up to all ids; else None."""
+    count = ids.tensor.dims[0]
+    if offsets is None or offsets.producer is None or offsets.producer.op != "Range":
+        return None
+    contents = [None if v is None else v.content for v in offsets.producer.inputs]
+    start, limit, step = (None if c is None else np.asarray(c).item() for c in contents)
+    if start != 0 or limit != count or not isinstance(step, int) or step < 1:
+        return None
+    return step if exact_div(count, step) is not None else None

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from graphopt.ir.dims import exact_div
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import DOMAIN, OP_TYPE, EmbeddingBag
 from graphopt.passes._bag_proof import ask
 from graphopt.passes._bag_region import Region, foreign_op, pooled_rows, regions
-from graphopt.passes._bag_roles import Roles
+from graphopt.passes._bag_roles import Roles, stride_of
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite import Rewriter
 from graphopt.rewrite.rewriter import erase_dead
@@ -107,7 +104,7 @@ def _replace(region: Region, bag: EmbeddingBag) -> None:
 
 def _emit(rw: Rewriter, roles: Roles, bag: EmbeddingBag) -> Value:
     ids, offsets, weights = roles.ids, roles.offsets, roles.weights
-    size = _stride(roles) if offsets is not None and not bag.include_last_offset else None
+    size = None if bag.include_last_offset else stride_of(ids, offsets)
     if size is not None:
         ids, offsets = rw.op.Reshape(ids, rw.ints(-1, size)), None
         weights = None if weights is None else rw.op.Reshape(weights, rw.ints(-1, size))
@@ -117,15 +114,3 @@ def _emit(rw: Rewriter, roles: Roles, bag: EmbeddingBag) -> Value:
     while inputs[-1] is None:
         inputs.pop()
     return rw.insert(OP_TYPE, inputs, bag.attrs, domain=DOMAIN).output
-
-
-def _stride(roles: Roles) -> int | None:
-    """The number of ids in every bag, if the offsets are 0, k, 2k, … up to all ids; else None."""
-    offsets, count = roles.offsets, roles.ids.tensor.dims[0]
-    if offsets is None or offsets.producer is None or offsets.producer.op != "Range":
-        return None
-    contents = [None if v is None else v.content for v in offsets.producer.inputs]
-    start, limit, step = (None if c is None else np.asarray(c).item() for c in contents)
-    if start != 0 or limit != count or not isinstance(step, int) or step < 1:
-        return None
-    return step if exact_div(count, step) is not None else None

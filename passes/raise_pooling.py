@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.embedding_bag import DOMAIN, OP_TYPE, EmbeddingBag
+from graphopt.passes._bag_roles import stride_of
 from graphopt.passes._id_masks import (
     Mask,
     count_of,
@@ -166,13 +167,31 @@ def quotient_to_mean(
     return _pooled(rw, table, ids, replace(before, mode="mean", empty=found[1]), node.output)
 
 
+@rule(
+    Pattern(
+        OP_TYPE,
+        (var("rows"), ids, op.Range(zero, var("end"), divisor).shared(), ...),
+        domain=DOMAIN,
+    )
+)
+def bags_of_one_length(rw: Rewriter, ids: Value, node: Node) -> Value | NoMatch:
+    """EmbeddingBag(table, ids, Range(0, n, 3)) -> EmbeddingBag(table, Reshape(ids, [-1, 3]))"""
+    length, weights = stride_of(ids, node.input(2)), node.input(3)
+    if length is None or EmbeddingBag.of(node).include_last_offset:
+        return NoMatch("its bags are not known to be of one length and to make up all ids")
+    shape = rw.ints(-1, length)
+    given = [node.inputs[0], rw.op.Reshape(ids, shape)]
+    given += [] if weights is None else [None, rw.op.Reshape(weights, shape)]
+    return rw.insert(OP_TYPE, given, dict(node.attrs), domain=DOMAIN).output
+
+
 class RaisePooling(RewritePass):
     """Replaces lookups whose rows are added up or averaged by `graphopt::EmbeddingBag`.
 
     Needs a float32 table, ids [n, k] of known k, and one constant id for padding, if there is any.
     Where a mask compares ids by order (`ids > 0`), all below are padding, whatever rows they name.
     What is divided by the number of the other ids becomes their mean, whatever keeps it from
-    dividing by 0. Fidelity: reassociates.
+    dividing by 0. Bags of one length lose their offsets. Fidelity: reassociates.
 
     Before:
         (int64[N,3] ids) => (float[N,4] y)
@@ -194,4 +213,10 @@ class RaisePooling(RewritePass):
 
     name = "raise-pooling"
     fidelity = Fidelity.REASSOCIATES
-    rules = (sum_to_bag, masked_sum_to_bag, masked_product_to_bag, quotient_to_mean)
+    rules = (
+        sum_to_bag,
+        masked_sum_to_bag,
+        masked_product_to_bag,
+        quotient_to_mean,
+        bags_of_one_length,
+    )

@@ -113,6 +113,8 @@ def _find(size: _Shifted, known: dict[str, _Shifted]) -> _Shifted:
 def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[_Shifted, _Shifted]]:
     """Pairs of sizes of inputs that this node needs to be equal (or, for ops that broadcast, 1)."""
     if node.domain:
+        sizes = [size for dim in _bags(node) if (size := _shifted(dim)) and size.name in rank]
+        yield from ((sizes[0], other) for other in sizes[1:])
         return
     shapes = [_dims(v.type) for v in node.inputs if v is not None]
     strict = node.op_type == "Concat"
@@ -131,6 +133,25 @@ def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[_Shifted
         # What broadcasts may be 1 in one operand; a sum that happens to be 1 is more likely.
         sizes = [size for size in sizes if strict or size.plus == 0]
         yield from ((sizes[0], other) for other in sizes[1:] if other != sizes[0])
+
+
+def _bags(node: Node) -> tuple[Dim, Dim] | tuple[()]:
+    """How many bags of k ids there are by their offsets 0, k, 2k, … and by the ids.
+
+    With another number of ids the last bag would not be of k ids, or begin beyond them.
+    """
+    offsets, ids = node.input(2), node.input(1)
+    bag = node.op == "graphopt::EmbeddingBag" and not node.attr("include_last_offset", 0)
+    strided = None if offsets is None or ids is None or not bag else offsets.producer
+    if strided is None or strided.op != "Range" or not _dims(ids.type):  # type: ignore[union-attr]
+        return ()
+    found = [None if v is None or v.content is None else v.content.item() for v in strided.inputs]
+    start, limit, step = found
+    if start != 0 or limit is None or not isinstance(step, int) or step < 1:
+        return ()
+    by_offsets = dims.exact_div(limit, step)
+    by_ids = dims.exact_div(_dims(ids.type)[0], step)  # type: ignore[union-attr]
+    return () if by_offsets is None or by_ids is None else (by_offsets, by_ids)
 
 
 def _shifted(dim: Dim) -> _Shifted | None:

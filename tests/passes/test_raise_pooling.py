@@ -7,7 +7,14 @@ import pytest
 
 from graphopt.passes.raise_pooling import RaisePooling
 from graphopt.pipeline.base import PassContext
-from graphopt.testing import assert_rewrites, assert_unchanged, parse, run_compiled, run_onnxruntime
+from graphopt.testing import (
+    assert_keeps_outputs,
+    assert_rewrites,
+    assert_unchanged,
+    parse,
+    run_compiled,
+    run_onnxruntime,
+)
 
 TEXT = """(int64[N,3] ids, int32[N,3] narrow, int64[N,3] others, float[N,3,1] mask, int64[N] flat)
     => (float[] y)
@@ -221,3 +228,24 @@ def test_a_table_that_is_not_finite_stays() -> None:
     broken[1, 0] = np.inf
     graph.replace_uses(table, graph.constant(broken))
     assert not RaisePooling().run(graph, PassContext())
+
+
+STRIDED = """(int64[N,3] ids, float[N,3] weights) => (float[] y)
+    <float[9,4] t, int64 zero = {{0}}, int64 k = {{{length}}}, int64[1] flat = {{-1}}> {{
+    f = Reshape(ids, flat) w = Reshape(weights, flat) n = Size(f) o = Range(zero, n, k)
+    y = graphopt.EmbeddingBag<mode="sum"{more}>(t, f, o{given}) }}"""
+
+
+@pytest.mark.parametrize(("length", "given"), [(3, ""), (3, ", w"), (1, "")])
+def test_bags_of_one_length_lose_their_offsets(length: int, given: str) -> None:
+    graph = parse(STRIDED.format(length=length, more="", given=given))
+    assert_keeps_outputs(RaisePooling(), graph)
+    (bag,) = [node for node in graph.nodes if node.domain]
+    assert bag.input(2) is None
+    assert not any(node.op == "Range" for node in graph.nodes)
+
+
+@pytest.mark.parametrize(("length", "more"), [(2, ""), (3, ", include_last_offset=1")])
+def test_other_offsets_stay(length: int, more: str) -> None:
+    source = STRIDED.format(length=length, more=more, given="")
+    assert_unchanged(RaisePooling(), source, "of one length")

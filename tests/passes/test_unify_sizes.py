@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
 from graphopt.ir.verifier import verify
+from graphopt.passes.raise_pooling import RaisePooling
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.pipeline.base import PassContext
+from graphopt.testing import parse, random_inputs, run_onnxruntime
 
 
 def graph_of(op_type: str, **attrs: int) -> Graph:
@@ -52,3 +57,27 @@ def test_sizes_may_differ_by_a_number() -> None:
     assert UnifySizes().run(graph, PassContext())
     assert str(offsets.type) == "i64[N + 1]"
     assert str(joined.type) == "f32[N, 4]"
+
+
+BAGS = """(int64[N,3] ids, int64[M,2] others) => (float[] y)
+    <float[9,4] t, int64 start = {{{start}}}, int64 k = {{3}}, int64[1] flat = {{-1}}> {{
+    f = Reshape(ids, flat) m1 = Shape<end=1>(others) m = Squeeze(m1) n = Mul(m, k)
+    o = Range(start, n, k) y = graphopt.EmbeddingBag<include_last_offset={last}>(t, f, o) }}"""
+
+
+def test_bags_of_k_ids_are_as_many_as_rows_of_k_ids() -> None:
+    """Exporters take the size of one of several inputs that are as long."""
+    graph = parse(BAGS.format(start=0, last=0))  # which unifies sizes
+    assert [str(v.type) for v in graph.inputs] == ["i64[N, 3]", "i64[N, 2]"]
+    feeds = random_inputs(graph, {"N": 5})
+    assert RaisePooling().run(graph, PassContext())
+    source = parse(BAGS.format(start=0, last=0))
+    assert [node.op for node in graph.nodes if node.op == "Range"] == []
+    found, wanted = run_onnxruntime(graph, feeds)["y"], run_onnxruntime(source, feeds)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)  # sums of 3 numbers
+
+
+@pytest.mark.parametrize(("start", "last"), [(3, 0), (0, 1)])
+def test_other_bags_may_be_more_or_fewer(start: int, last: int) -> None:
+    graph = parse(BAGS.format(start=start, last=last))
+    assert [str(v.type) for v in graph.inputs] == ["i64[N, 3]", "i64[M, 2]"]
