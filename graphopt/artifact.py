@@ -99,8 +99,8 @@ class Artifact:
         """Compute the outputs for one batch. May be called from several threads at once.
 
         Args:
-            threads: into how many parts the batch may be split, which are run at the same time.
-                Models whose samples may depend on one another are run whole (see `splits`).
+            threads: how many may work on it: on parts of the batch, or on parts of wide layers
+                where it is small, or where samples may depend on one another (see `splits`).
             feeds: an array per input name. C-contiguous ones are used in place, others are copied.
 
         Returns:
@@ -215,11 +215,12 @@ class Artifact:
     def _split(self, threads: int) -> Program:
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
-        if not self.splits or not isinstance(self._program, StraightProgram):
+        if not isinstance(self._program, StraightProgram):
             return self._program
         from graphopt.splitting import run_split
 
-        return partial(run_split, self._program, self.manifest["batch_inputs"], threads=threads)
+        batched = self.manifest["batch_inputs"]
+        return partial(run_split, self._program, batched, threads=threads)
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"
@@ -270,7 +271,8 @@ def _program(
     gpu, signature = manifest.get("gpu"), signature_from_json(manifest)
     if gpu is not None:
         return gpu_runtime.load_program(path / LIBRARY, weights, signature, gpu, gpu_memory_share)
-    return load_program(path / LIBRARY, weights, manifest["sizes"], signature.outputs)
+    plan = (manifest["sizes"], signature.outputs, manifest.get("shared"))
+    return load_program(path / LIBRARY, weights, *plan)
 
 
 def _check_files(path: Path, sizes: dict[str, int]) -> None:

@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graphopt.errors import ArtifactError, IdError
 from graphopt.signature import TensorSpec, aligned_empty
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 ID_ERROR = "graphopt: id out of range: "
 _CPU, _POOLED_ALLOCATOR = 1, 2
@@ -99,12 +102,15 @@ def load_program(
     weights: Sequence[np.ndarray],
     sizes: Sequence[Sequence[int]] | None,
     outputs: Sequence[TensorSpec],
+    shared: Sequence[int] | None = None,
 ) -> StraightProgram | MachineProgram:
     """The program in a compiled library, callable from any thread with inputs in signature order.
 
     Args:
         sizes: where the library's plan finds its arguments, (input, axis) of each; None if it is
             code for the virtual machine.
+        shared: how many numbers keep threads in step that share wide layers, and the bytes of
+            weights of these; None if there are no such layers.
 
     Raises:
         ArtifactError: the library cannot be loaded.
@@ -114,7 +120,7 @@ def load_program(
         module = _module(load, library)
         if sizes is None:
             return MachineProgram(module, weights)
-        return StraightProgram(module, weights, sizes, outputs)
+        return StraightProgram(module, weights, sizes, outputs, shared)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
@@ -153,6 +159,9 @@ class StraightProgram:
 
     It keeps no state between calls. Each thread has a workspace, which grows to what its largest
     batch needs.
+
+    Attributes:
+        shared_bytes: weights of the layers that several threads can work on (`helped`); 0 if none.
     """
 
     def __init__(
@@ -161,7 +170,10 @@ class StraightProgram:
         weights: Sequence[np.ndarray],
         sizes: Sequence[Sequence[int]],
         outputs: Sequence[TensorSpec],
+        shared: Sequence[int] | None = None,
     ) -> None:
+        self._progress, self.shared_bytes = shared or (0, 0)
+        self._share = module["graphopt_share"] if shared else None
         self._convert = ffi().from_dlpack
         self._run, self._plan = module["graphopt_run"], module["graphopt_plan"]
         self._module, self._arrays = module, list(weights)  # kept alive
@@ -190,6 +202,27 @@ class StraightProgram:
     def into(self, inputs: Inputs, results: Sequence[np.ndarray]) -> None:
         """Run as `__call__` does, with arrays of the right shapes for the results."""
         self._call(inputs, results, self._prepared(inputs)[1])
+
+    def helped(self, inputs: Inputs, start: Callable[..., Future[Any]], helpers: int) -> list[Any]:
+        """As `__call__`, with other threads computing parts of wide layers, as they come to it.
+
+        Args:
+            start: calls a function with arguments on another thread, soon or late.
+        """
+        results, room = self._prepared(inputs)
+        progress = np.zeros(self._progress, np.int64)
+        tensors = map(self._convert, (*inputs, *map(_as_passed, results)))
+        arguments = (*tensors, self._weights, self._workspace(room), self._convert(progress))
+        others = [start(self._share, *arguments, 1) for _ in range(helpers)]
+        try:
+            self._share(*arguments, 0)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise _translated(error) from None
+        finally:
+            progress[0] = np.iinfo(np.int64).max  # there is no layer left
+            for other in others:  # those that have begun read nothing any more but `progress`
+                other.cancel()
+        return results
 
     def _prepared(self, inputs: Inputs) -> tuple[list[np.ndarray], int]:
         sizes = tuple([inputs[k].shape[axis] for k, axis in self._sizes])

@@ -1,4 +1,7 @@
-"""A batch run in parts by several threads, for models that treat samples one by one."""
+"""One call on several threads: the batch in parts, or the wide layers of a small one.
+
+The first is for models that treat samples one by one.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
 MIN_ROWS = 16
 """Fewer samples in a part take less time than handing them to a thread."""
 
+MIN_SHARED = 64 << 20
+"""Bytes of weights times samples, below which layers take less time (some 0.4 ms) than it takes
+another thread to come and be of use."""
+
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
@@ -29,24 +36,28 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive 
 
 
 def run_split(
-    program: StraightProgram, batched: Sequence[bool], inputs: Inputs, threads: int
+    program: StraightProgram, batched: Sequence[bool] | None, inputs: Inputs, threads: int
 ) -> list[np.ndarray]:
-    """The results of `program(inputs)`, computed in up to `threads` parts at the same time.
+    """The results of `program(inputs)`, computed by up to `threads` threads at the same time.
 
     Args:
         batched: for each input, whether its rows belong to samples; the others go to every part.
+            None if samples may depend on one another.
 
     Raises:
         ValueError: inputs have different numbers of rows.
         Exception: as `StraightProgram.__call__`.
     """
+    if batched is None:
+        rows = max((array.shape[0] for array in inputs if array.ndim), default=1)
+        return _together(program, inputs, threads, rows)
     counts = {array.shape[0] for array, split in zip(inputs, batched) if split}
     if len(counts) != 1:
         raise ValueError(f"inputs have different numbers of rows: {sorted(counts)}")
     rows = counts.pop()
     parts = min(threads, rows // MIN_ROWS)
     if parts < 2:
-        return program(inputs)
+        return _together(program, inputs, threads, rows)
     results = program.allocate(inputs)
 
     def part(k: int) -> None:
@@ -63,3 +74,13 @@ def run_split(
         if failure is not None:
             raise failure
     return results
+
+
+def _together(
+    program: StraightProgram, inputs: Inputs, threads: int, rows: int
+) -> list[np.ndarray]:
+    """All samples at once, wide layers by several threads."""
+    # Weights are read about as fast as three samples are multiplied with them.
+    if threads < 2 or program.shared_bytes * max(rows, 3) < MIN_SHARED:
+        return program(inputs)
+    return program.helped(inputs, _pool().submit, threads - 1)

@@ -47,6 +47,10 @@ from graphopt.targets.cpu.packed_weights import (
 )
 from graphopt.targets.kernels.epilogue import MAX_STEPS, Epilogue, Step
 from graphopt.targets.relax.lowering import Lowering, lowers
+from graphopt.targets.relax.sharing import WIDE
+
+LEAST_WIDE = 256 << 10
+"""Bytes of the weights of a layer that several threads may share; a core reads them in 10 us."""
 
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 # Ops whose kernels are told how long vectors are.
@@ -258,6 +262,8 @@ def _lower_dense(lower: Lowering, node: Node) -> Any:
     assert data is not None and weights is not None
     k, n = weights.shape
     kernel, constants = _dense_kernel(node, weights)
+    if constants[0].nbytes >= LEAST_WIDE:
+        kernel = kernel.with_attr(WIDE, constants[0].nbytes)
     rows = lower.dim(product(data.tensor.dims[:-1]))
     flat = _reshaped(lower, lower.expr(data), [rows, k], data.rank == 2)
     arguments = [flat, *map(lower.constant, constants), *operands_of(lower, node)]

@@ -170,6 +170,7 @@ class CpuTarget(Target):
             "precision": self.precision,
             "tvm": tvm.__version__,
             "sizes": built.sizes,
+            "shared": built.shared,
             "program": describe(working, built.program),
             **tuned,
         }

@@ -35,6 +35,7 @@ class Built:
             library holds code for the virtual machine.
         embedded: for a straight program, the constants that follow the parameters.
         program: for a straight program, the kernel of each call and the nodes that it computes.
+        shared: as of `Straight`.
     """
 
     kernels: int
@@ -42,6 +43,7 @@ class Built:
     sizes: tuple[tuple[int, int], ...] | None
     embedded: tuple[np.ndarray, ...] = ()
     program: tuple[tuple[str, list[Node]], ...] = ()
+    shared: tuple[int, int] | None = None
 
 
 def build(
@@ -68,7 +70,8 @@ def build(
     if straight is None:
         return Built(kernels(fused), calls(fused), None)
     program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
-    return Built(kernels(fused), calls(fused), straight.sizes, straight.embedded, program)
+    counts, shared = (kernels(fused), calls(fused)), straight.shared
+    return Built(*counts, straight.sizes, straight.embedded, program, shared)
 
 
 @contextmanager

@@ -15,6 +15,12 @@ kernels. `plan` receives the number of bytes that it must have, then the dims of
 
 does what `graphopt_run` does and writes into the int64 array `clock` the time, as two numbers
 (seconds and nanoseconds of CLOCK_MONOTONIC), before the first kernel and after each.
+
+    graphopt_share(inputs…, outputs…, weights, workspace, progress, helps)
+
+is there if some layers are so wide that several threads are worth it (`sharing`). One thread calls
+it with `helps` 0 and gets what `graphopt_run` gives; others, with the same arguments but `helps` 1,
+take part in the wide layers and come back once `progress[0]` is the largest number.
 """
 
 from __future__ import annotations
@@ -33,9 +39,11 @@ from tvm_ffi import StructuralKey
 
 from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.primfunc import int64, with_root
+from graphopt.targets.relax.sharing import Sharing, with_atomics
 from graphopt.targets.relax.workspace import Slot, Workspace
 
 RUN, PLAN, PROFILE = "graphopt_run", "graphopt_plan", "graphopt_profile"
+SHARE = "graphopt_share"
 _CLOCK_MONOTONIC = 1
 
 
@@ -48,12 +56,15 @@ class Straight:
         sizes: where `graphopt_plan`'s arguments are read: (input, axis) of each.
         embedded: small constants, whose addresses follow those of the others in `weights`.
         calls: for each kernel call its symbol and the variable of `main` that it computes.
+        shared: how long `progress` of `graphopt_share` is, and how many bytes of weights its wide
+            layers have; None if there is no such function.
     """
 
     module: tvm.IRModule
     sizes: tuple[tuple[int, int], ...]
     embedded: tuple[np.ndarray, ...]
     calls: tuple[tuple[str, str], ...]
+    shared: tuple[int, int] | None
 
 
 @dataclass(eq=False)
@@ -94,12 +105,14 @@ def straighten(module: tvm.IRModule) -> Straight | None:
         for name, kernel in module.functions.items()
         if isinstance(kernel, tirx.PrimFunc)
     }
-    functions = _HostWriter(reader).functions()
+    sharing = Sharing(kernels, [call.symbol for call in reader.calls])
+    functions = _HostWriter(reader, sharing).functions()
     return Straight(
-        tvm.IRModule({**kernels, **functions}),
+        tvm.IRModule({**kernels, **sharing.kernels, **functions}),
         tuple(reader.sizes.values()),
         tuple(constant.value.numpy() for constant in reader.embedded),
         tuple((call.symbol, call.variable) for call in reader.calls),
+        (sharing.slots, sharing.weights) if sharing.slots else None,
     )
 
 
@@ -249,8 +262,8 @@ class Writer:
         """Where memory lies."""
         raise NotImplementedError
 
-    def called(self, call: Call) -> list[Any]:
-        """The statements of one kernel call."""
+    def called(self, call: Call, symbol: str = "", more: Sequence[Any] = ()) -> list[Any]:
+        """The statements of one kernel call, perhaps of another kernel that takes `more`."""
         statements: list[Any] = []
         args = []
         for operand in (*call.operands, *call.results):
@@ -258,7 +271,7 @@ class Writer:
                 statements.append(self._declared(operand))
                 operand = statements[-1].buffer
             args.append(operand)
-        return [*statements, tirx.Evaluate(tirx.call_cpacked(call.symbol, *args))]
+        return [*statements, tirx.Evaluate(tirx.call_cpacked(symbol or call.symbol, *args, *more))]
 
     def scalar(self, value: Any) -> Any:
         """`value`, computed once. TVM's own search for common subexpressions fails on this code."""
@@ -299,8 +312,9 @@ class Writer:
 class _HostWriter(Writer):
     """The functions that take the place of `main` on a CPU."""
 
-    def __init__(self, program: Reader) -> None:
+    def __init__(self, program: Reader, sharing: Sharing) -> None:
         super().__init__(program)
+        self.sharing = sharing
         self.inputs = _given("in", program.inputs)
         self.outputs = _given("out", program.outputs)
         count = max(1, program.weights + len(program.embedded))
@@ -317,8 +331,9 @@ class _HostWriter(Writer):
         return tirx.address_of(self.workspace[self.scalar(self.offsets[root.slot])])
 
     def functions(self) -> dict[str, tirx.PrimFunc]:
-        """`graphopt_run`, `graphopt_plan` and `graphopt_profile`."""
-        return {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
+        """`graphopt_run`, `graphopt_plan` and `graphopt_profile`, and perhaps `graphopt_share`."""
+        found = {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
+        return found | ({SHARE: self._share()} if self.sharing.slots else {})
 
     def _run(self) -> tirx.PrimFunc:
         body = [statement for call in self.program.calls for statement in self.called(call)]
@@ -330,6 +345,17 @@ class _HostWriter(Writer):
         for k, call in enumerate(self.program.calls):
             body += [*self.called(call), _read_clock(clock, k + 1)]
         return self._running(PROFILE, [clock], body)
+
+    def _share(self) -> tirx.PrimFunc:
+        body: list[Any] = []
+        for call in self.program.calls:
+            if self.sharing.is_shared(call.symbol):
+                other = self.sharing.next_layer(call.symbol)
+                body += self.sharing.together(call.symbol, self.called(call, *other))
+            else:
+                body.append(self.sharing.alone(self.called(call)))
+        more = [self.sharing.progress, self.sharing.helps]
+        return self._running(SHARE, more, [with_atomics(body)])
 
     def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
         """A function that takes what `graphopt_run` takes and `more`."""
