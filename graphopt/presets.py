@@ -40,6 +40,7 @@ from graphopt.passes.mask_rows import MaskRows
 from graphopt.passes.merge_embedding_bags import MergeEmbeddingBags
 from graphopt.passes.merge_factors import MergeFactors
 from graphopt.passes.prune_dead_units import PruneDeadUnits
+from graphopt.passes.prune_heads import PruneHeads
 from graphopt.passes.prune_rows import PruneRows
 from graphopt.passes.prune_units import PruneUnits
 from graphopt.passes.quantize_activations import QuantizeActivations
@@ -142,8 +143,8 @@ O2 = Pipeline(
 )
 
 # Each takes what the budget still allows. Rows go first, if a trace tells which. Bags are merged
-# where they are not in few bits by then; units go before factors are made, which have none, and
-# both before codes, which have neither. What stays in float32 is rounded to bfloat16 where that is
+# where they are not in few bits by then; heads and units go before factors are made, which have
+# none, and all of them before codes. What stays in float32 is rounded to bfloat16 where that is
 # multiplied.
 O3 = Pipeline(
     (
@@ -154,6 +155,7 @@ O3 = Pipeline(
         *O2.steps[-1:],
         PruneRows(),
         DeduplicateRows(),
+        PruneHeads(),
         PruneUnits(),
         FactorizeLowRank(),
         FactorizeTables(),

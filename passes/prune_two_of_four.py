@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.passes._hidden_layer import matrix_of
+from graphopt.passes._layer_columns import matrix_of
 from graphopt.passes._reconstruction import inverse_root, with_damping
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
