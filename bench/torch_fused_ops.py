@@ -134,17 +134,25 @@ def _embedding_bags(b: Builder, node: Node) -> fx.Node:
 @rule("graphopt::Attention")
 def _attention(b: Builder, node: Node) -> fx.Node:
     found = Attention.of(node)
+    pointwise = {"relu": F.relu, "sigmoid": torch.sigmoid, "silu": F.silu}.get(found.activation)
 
     def heads(x: Tensor, first: int) -> Tensor:
         columns = x[..., first : first + found.width]
         return columns.unflatten(2, (found.heads, found.dim)).transpose(1, 2)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, factor: Tensor | None = None
+    ) -> Tensor:
         q, k, v = map(heads, (q, k, v), found.columns)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=found.scale)
+        if pointwise is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=found.scale)
+        else:
+            scores = q @ k.transpose(2, 3) * found.scale
+            shares = pointwise(scores if bias is None else scores + bias)
+            mixed = (shares if factor is None else shares * factor) @ v
         return mixed.transpose(1, 2).flatten(2)
 
-    return b.call(attention, *(b[value] for value in node.inputs if value is not None))
+    return b.call(attention, *(None if value is None else b[value] for value in node.inputs))
 
 
 def _gates(b: Builder, node: Node) -> list[fx.Node]:

@@ -1,8 +1,9 @@
-"""Parts of attention: the rows that heads are columns of, and the scores of queries and keys."""
+"""Parts of attention: the rows that heads are columns of, scores, and what is made of these."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class Heads:
     heads: int
     dim: int
     scale: float
+
+    @property
+    def batch(self) -> Dim:
+        return self.rows.tensor.dims[1 if self.turned else 0]
 
     def batch_first(self, rw: Rewriter) -> Value:
         return rw.op.Transpose(self.rows, perm=[1, 0, 2]) if self.turned else self.rows
@@ -66,7 +71,11 @@ class Mask:
 
     def as_bias(self, rw: Rewriter) -> Value:
         """What does the same when it is added: see `ABSORBING`."""
-        sides = (self.number, 0.0) if self.chosen else (0.0, self.number)
+        return self.beside(rw, 0.0)
+
+    def beside(self, rw: Rewriter, other: float) -> Value:
+        """`number` where it is chosen, and `other` elsewhere."""
+        sides = (self.number, other) if self.chosen else (other, self.number)
         if self.where.const is not None:
             return rw.const(np.where(self.where.const, *map(np.float32, sides)))
         return rw.op.Where(self.where, *(rw.const(np.float32(side)) for side in sides))
@@ -88,12 +97,17 @@ class Scores:
     mask: Mask | None
 
 
-def scores_of(value: Value) -> Scores | str:
-    """`value` as scores of queries and keys, or why it is not; each part read only here."""
+def scores_of(value: Value, readers: int = 1) -> Scores | str:
+    """`value` as scores of queries and keys, or why it is not; each part read only here.
+
+    Args:
+        readers: how often what they are needed for reads the scores.
+    """
     bias, mask, scale, node = None, None, 1.0, value.producer
     while node is not None and node.op in ("Add", "Mul", "Div", "Where"):
-        if len(node.output.uses) > 1:
+        if len(node.output.uses) > readers:
             return "its scores are also read elsewhere"
+        readers = 1
         scaled = factor_of(node)
         if scaled is not None:
             value, scale = scaled[0], scale * scaled[1]
@@ -111,7 +125,7 @@ def scores_of(value: Value) -> Scores | str:
         else:
             return "its scores are more than scaled and added to once"
         node = value.producer
-    if node is None or node.op != "MatMul" or len(value.uses) > 1:
+    if node is None or node.op != "MatMul" or len(value.uses) > readers:
         return "its scores are no product that is read only there"
     q, k = node.inputs
     assert q is not None and k is not None
@@ -137,6 +151,70 @@ def _are_scores(value: Value) -> bool:
         and node.op in ("MatMul", "Mul", "Div", "Where")
         and not isinstance(scores_of(value), str)
     )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Scores of which an activation is taken one by one, and then multiplied.
+
+    Attributes:
+        readers: how often the activation reads the scores.
+        steps: the multiplications, the first one first: ops, and which operand goes on.
+    """
+
+    scores: Value
+    activation: str
+    readers: int
+    steps: tuple[tuple[Node, Value], ...] = ()
+
+    def factor(self, rw: Rewriter) -> Value | None:
+        """What the activations are multiplied by, None for 1."""
+        factors = [_factor(rw, node, part) for node, part in self.steps]
+        return reduce(rw.op.Mul, factors) if factors else None
+
+
+def shares_of(value: Value) -> Shares | None:
+    """`value` as such shares, None if it is something else; each part of it read only here."""
+    node = value.producer
+    found = None if node is None else _activated(node)
+    if node is None or found is not None:
+        return found
+    for part in _multiplied(node):
+        alone = part.type == value.type and len(part.uses) == 1
+        inner = shares_of(part) if alone else None
+        if inner is not None:
+            return replace(inner, steps=(*inner.steps, (node, part)))
+    return None
+
+
+def _activated(node: Node) -> Shares | None:
+    if node.op in ("Relu", "Sigmoid") and node.inputs[0] is not None:
+        return Shares(node.inputs[0], node.op.lower(), 1)
+    for scores, gates in (node.inputs, node.inputs[::-1]) if node.op == "Mul" else ():
+        gate = None if gates is None or len(gates.uses) > 1 else gates.producer
+        if scores and gate is not None and gate.op == "Sigmoid" and gate.inputs[0] is scores:
+            return Shares(scores, "silu", 2)
+    return None
+
+
+def _multiplied(node: Node) -> list[Value]:
+    """The operands that `node` may multiply by something, or set to 0 in places."""
+    if node.op not in ("Div", "Mul", "Where"):
+        return []
+    a, b = [value for value in node.inputs if value is not None][-2:]
+    if node.op == "Where":
+        return [x for x, y in ((a, b), (b, a)) if y.const is not None and not y.const.any()]
+    return [a] if node.op == "Div" else [a, b]
+
+
+def _factor(rw: Rewriter, node: Node, part: Value) -> Value:
+    """What `node` multiplies `part` by."""
+    *first, a, b = [value for value in node.inputs if value is not None]
+    if node.op == "Where":
+        return Mask(first[0], part is b, 0.0).beside(rw, 1.0)
+    if node.op == "Div":
+        return rw.op.Div(rw.const(np.ones(1, np.float32)), b)
+    return b if part is a else a
 
 
 def rows_of(value: Value) -> Heads | None:

@@ -64,10 +64,11 @@ def _attention(node: Node, axis: int) -> Operands | None:
     if axis == 2:
         return None
     found = [(0, 1)] if axis == 1 else [(slot, 0) for slot in range(3)]
-    bias = node.input(3)
-    place = (2 if axis else 0) - 4 + (bias.rank or 0) if bias is not None else -1
-    if bias is not None and place >= 0 and bias.tensor.dims[place] != 1:
-        found.append((3, place))
+    for slot in (3, 4):
+        value = node.input(slot)
+        place = (2 if axis else 0) - 4 + (value.rank or 0) if value is not None else -1
+        if value is not None and place >= 0 and value.tensor.dims[place] != 1:
+            found.append((slot, place))
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from graphopt.ir.dims import Dim, exact_div
 from graphopt.ir.graph import Node, Value
+from graphopt.passes._concats import restacked
 from graphopt.passes._shapes import ints_of, slice_bounds
 
 
@@ -74,6 +75,9 @@ def _moved(node: Node) -> Value | None:
     """What `node` moves or scales the elements of."""
     if node.op in _MOVES:
         return node.inputs[0]
+    if node.op == "Concat":
+        stacked = restacked(node)
+        return None if stacked is None else stacked.whole
     factor = factor_of(node)
     return None if factor is None else factor[0]
 
@@ -100,6 +104,12 @@ def _through(node: Node, result: Value, view: View) -> View | None:
         return view.permuted(node.attr("perm") or list(range(len(view.axes)))[::-1])
     if node.op in ("Reshape", "Squeeze", "Unsqueeze"):
         return _regrouped(view, result.tensor.dims)
+    if node.op == "Concat":
+        stacked = restacked(node)
+        apart = None if stacked is None else _regrouped(view, stacked.apart)
+        if stacked is None or apart is None:
+            return None
+        return _regrouped(apart.permuted(stacked.perm), result.tensor.dims)
     bounds = _bounds(node, result)
     if bounds is None:
         return None

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._rowwise import ELEMENTWISE
+from graphopt.passes._shapes import reshape_target
+from graphopt.passes._views import View, views_of
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.rewriter import erase_dead
@@ -125,13 +128,66 @@ def _turned(rw: Rewriter, value: Value | None, perm: Sequence[int]) -> Value | N
     return rw.const(np.ascontiguousarray(array.reshape(array.shape[lead:])))
 
 
+@rule(op.Reshape(x, ...), op.Transpose(x))
+def transposes_in_a_row(rw: Rewriter, node: Node) -> Value | NoMatch | None:
+    """Transpose(Reshape(Transpose(Reshape(x)))) -> Reshape(Transpose(x)), where that is the same
+
+    As heads of attention are taken apart and put together again. Also of one transpose between
+    reshapes, if these take each other back.
+    """
+    moved, turns = [node.output], 0
+    best: tuple[Value, list[int]] | None = None
+    for view in views_of(node.output):
+        if view.source is not node.output:
+            turns += moved[-1].producer.op == "Transpose"  # type: ignore[union-attr]
+            if len(moved) > 1 and len(moved[-1].uses) > 1:
+                break
+            moved.append(view.source)
+        perm = _order_of(view)
+        if perm is None or turns == 0:
+            continue
+        dims = tuple(view.source.tensor.dims[axis] for axis in perm)
+        if turns > 1 or (len(moved) > 2 and dims == node.output.shape):
+            best = view.source, perm
+    if best is None:
+        return NoMatch("its transposes do not come to one") if turns > 1 else None
+    source, perm = best
+    turned = source if perm == sorted(perm) else rw.op.Transpose(source, perm=perm)
+    if turned.type == node.output.type:
+        return turned
+    target = reshape_target(turned.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(turned, rw.ints(*target))
+
+
+def _order_of(view: View) -> list[int] | None:
+    """The axes of the source in the order of the view; None if some are cut or taken apart."""
+    order: list[int] = []
+    extents: list[Dim] = []
+    stride = 1
+    for atom in (atom for axis in view.axes for atom in axis):
+        if order and order[-1] == atom.axis and stride == atom.stride * atom.extent:
+            extents[-1] = extents[-1] * atom.extent
+        else:
+            order.append(atom.axis)
+            extents.append(atom.extent)
+        stride = atom.stride
+    dims = view.source.tensor.dims
+    ones = [axis for axis, dim in enumerate(dims) if dim == 1]
+    if view.scale != 1.0 or any(view.starts) or sorted([*order, *ones]) != list(range(len(dims))):
+        return None
+    return [*order, *ones] if [dims[axis] for axis in order] == extents else None
+
+
 class CancelTransposes(RewritePass):
     """Removes transposes that a later one takes back, and everything in between works untransposed.
 
     Needs a transpose back on every way to a result. In between may be ops that work on each element
     by itself, their constants being transposed, and products with a matrix where the last axis
     stays the last. One value in between may be read elsewhere too; it is transposed for that.
-    Fidelity: reassociates.
+    Several transposes in a row, with reshapes in between, become one if they come to one. Fidelity:
+    reassociates.
 
     Before:
         (float[N,5,4] x) => (float[N,5,4] y) <float[4,1] s, float[4,1] o> {
@@ -154,4 +210,4 @@ class CancelTransposes(RewritePass):
 
     name = "cancel-transposes"
     fidelity = Fidelity.REASSOCIATES
-    rules = (transposes_around,)
+    rules = (transposes_around, transposes_in_a_row)

@@ -8,28 +8,28 @@ from graphopt.ir.dims import exact_div
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
-from graphopt.passes._attention import heads_of, rows_of, scores_of
+from graphopt.passes._attention import Heads, Scores, heads_of, rows_of, scores_of, shares_of
 from graphopt.passes._shapes import reshape_target
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 
-scores, values, bias = var("scores"), var("values"), var("bias")
+values, bias = var("values"), var("bias")
 shares, none = var("shares"), const("none")
 
 
-@rule(op.MatMul(op.Softmax(scores).named("shares"), values))
+@rule(op.MatMul(op.Softmax(var("scores")).named("shares"), values))
 def products_to_attention(
-    rw: Rewriter, scores: Value, shares: Value, values: Value, node: Node
-) -> Value | NoMatch | None:
+    rw: Rewriter, shares: Value, values: Value, node: Node
+) -> Value | NoMatch:
     """MatMul(Softmax(MatMul(q, Transpose(k)) * scale + bias), v) -> Attention(q, k, v, bias)"""
-    return _fused(rw, scores, shares, values, node, guarded=False)
+    return _of_softmax(rw, shares, values, node, guarded=False)
 
 
 @rule(op.MatMul(op.Where(op.IsNaN(shares), none, shares), values))
 def guarded_to_attention(
     rw: Rewriter, shares: Value, none: Value, values: Value, node: Node
-) -> Value | NoMatch | None:
+) -> Value | NoMatch:
     """MatMul(Where(IsNaN(shares), 0, shares), v) of shares = Softmax(…) -> Attention, guarded
 
     As PyTorch writes attention with a mask of booleans.
@@ -38,73 +38,133 @@ def guarded_to_attention(
     softmax = shares.producer
     if softmax is None or softmax.op != "Softmax" or len(shares.uses) > 2:
         return NoMatch("what it guards is no softmax, or is also read elsewhere")
-    if none.const.size != 1 or none.const.item() != 0 or softmax.inputs[0] is None:
+    if none.const.size != 1 or none.const.item() != 0:
         return NoMatch("NaN becomes another number than 0")
-    return _fused(rw, softmax.inputs[0], shares, values, node, guarded=True)
+    return _of_softmax(rw, shares, values, node, guarded=True)
+
+
+def _of_softmax(
+    rw: Rewriter, shares: Value, values: Value, node: Node, *, guarded: bool
+) -> Value | NoMatch:
+    assert shares.producer is not None and shares.producer.inputs[0] is not None
+    if shares.rank and shares.producer.attr("axis") % shares.rank != shares.rank - 1:
+        return NoMatch("softmax goes along another axis than that of the keys")
+    found = scores_of(shares.producer.inputs[0])
+    return _fused(rw, found, values, node, Attention(1, 1, 1.0, guarded=guarded))
+
+
+@rule(op.MatMul(shares, values))
+def pointwise_to_attention(
+    rw: Rewriter, shares: Value, values: Value, node: Node
+) -> Value | NoMatch | None:
+    """MatMul(Silu(MatMul(q, Transpose(k)) + bias) * mask, v) -> Attention<activation="silu">
+
+    As in HSTU. The mask may also divide by the number of keys. Relu and Sigmoid as well.
+    """
+    if values.const is not None or shares.rank not in (3, 4):
+        return None  # a layer
+    activated = shares_of(shares)
+    if activated is None:
+        return None
+    if len(shares.uses) > 1:
+        return NoMatch("its shares are also read elsewhere")
+    found = scores_of(activated.scores, activated.readers)
+    what = Attention(1, 1, 1.0, activation=activated.activation)
+    return _fused(rw, found, values, node, what, activated.factor(rw))
 
 
 def _fused(
-    rw: Rewriter, scores: Value, shares: Value, values: Value, node: Node, *, guarded: bool
-) -> Value | NoMatch | None:
-    found, rank = scores_of(scores), values.rank
+    rw: Rewriter,
+    found: Scores | str,
+    values: Value,
+    node: Node,
+    what: Attention,
+    factor: Value | None = None,
+) -> Value | NoMatch:
+    """`what` of these scores and values, which it has no heads of yet."""
+    rank = values.rank
     if isinstance(found, str):
         return NoMatch(found)
     if rank not in (3, 4) or {found.q.rank, found.k.rank} != {rank} or values.dtype != "float32":
         return NoMatch("its operands are not float32 of rank 3 or 4")
-    assert rank is not None and shares.producer is not None
-    if shares.producer.attr("axis") % rank != rank - 1:
-        return NoMatch("softmax goes along another axis than that of the keys")
-    plain = tuple(range(rank))
-    query, value = heads_of(found.q, plain), heads_of(values, plain)
-    key = heads_of(found.k, (*plain[:-2], rank - 1, rank - 2))
-    if query is None or key is None or value is None:
+    parts = _heads_of(found.q, found.k, values)
+    if parts is None:
         return NoMatch("its heads are not columns of rows")
+    (query, key, value), order = parts
     if not (query.heads, query.dim) == (key.heads, key.dim) == (value.heads, value.dim):
         return NoMatch("queries, keys and values differ in their heads")
+    if not query.batch == key.batch == value.batch:
+        return NoMatch("queries, keys and values differ in their batch")
+    if value.scale != 1.0:
+        return NoMatch("its values are scaled")
     added = found.bias
     if found.mask is not None:
         mask = found.mask.as_bias(rw)
         added = mask if added is None else rw.op.Add(mask, added)
-    bias = _bias(rw, added, rank, query.heads)
-    if isinstance(bias, NoMatch):
-        return bias
-    scale = found.scale * query.scale * key.scale
-    columns = (query.first, key.first, value.first)
-    attention = Attention(query.heads, query.dim, scale, columns, guarded)
-    inputs = [side.batch_first(rw) for side in (query, key, value)]
-    if bias is not None:
-        inputs.append(bias)
+    others = [_beside_scores(rw, side, order, query.heads) for side in (added, factor)]
+    attention = replace(
+        what,
+        heads=query.heads,
+        dim=query.dim,
+        scale=found.scale * query.scale * key.scale,
+        columns=(query.first, key.first, value.first),
+    )
+    inputs: list[Value | None] = [side.batch_first(rw) for side in (query, key, value)]
+    for other in others:
+        if isinstance(other, NoMatch):
+            return other
+        inputs.append(other)
+    while inputs[-1] is None:
+        inputs.pop()
     result = rw.insert(OP_TYPE, inputs, attention.attrs, domain=DOMAIN).output
-    if value.scale != 1.0:
-        return NoMatch("its values are scaled")
-    return _as_before(rw, result, attention, node.output)
+    return _as_before(rw, result, attention, node.output, order)
 
 
-def _bias(rw: Rewriter, bias: Value | None, rank: int, heads: int) -> Value | NoMatch | None:
-    """The bias as the op wants it, with an axis for heads."""
-    if bias is None or rank == 4 or (bias.rank or 0) < 3 or bias.tensor.dims[0] == 1:
-        return bias
-    if heads == 1:
-        return rw.op.Unsqueeze(bias, rw.ints(1))
-    samples = exact_div(bias.tensor.dims[0], heads)
+def _heads_of(
+    q: Value, k: Value, v: Value
+) -> tuple[tuple[Heads, Heads, Heads], tuple[int, ...]] | None:
+    """The heads of queries, turned keys and values, and which axes of q are [b, heads?, t, dim]."""
+    rank = len(q.tensor.dims)
+    for order in ((0, 1, 2, 3), (1, 0, 2, 3)) if rank == 4 else ((0, 1, 2),):
+        query, value = heads_of(q, order), heads_of(v, order)
+        key = heads_of(k, (*order[:-2], rank - 1, rank - 2))
+        if query is not None and key is not None and value is not None:
+            return (query, key, value), order
+    return None
+
+
+def _beside_scores(
+    rw: Rewriter, value: Value | None, order: tuple[int, ...], heads: int
+) -> Value | NoMatch | None:
+    """What is added to scores, or multiplied, as the op wants it: broadcast to [b, heads, t, s]."""
+    dims = () if value is None else value.tensor.dims
+    if value is None or len(dims) < 3 or set(dims[:-2]) == {1} or order == (0, 1, 2, 3):
+        return value
+    if len(dims) == 4:
+        return rw.op.Transpose(value, perm=order)
+    if len(order) == 4 or heads == 1:
+        return rw.op.Unsqueeze(value, rw.ints(1))
+    samples = exact_div(dims[0], heads)
     if samples is None:
         return NoMatch("its bias is neither one for each head nor one for all")
-    target = reshape_target(
-        bias.tensor, TensorType(bias.dtype, (samples, heads, *bias.tensor.dims[1:]))
-    )
+    target = reshape_target(value.tensor, TensorType(value.dtype, (samples, heads, *dims[1:])))
     if target is None:
         return NoMatch("the shape of its bias cannot be written with constants")
-    return rw.op.Reshape(bias, rw.ints(*target))
+    return rw.op.Reshape(value, rw.ints(*target))
 
 
-def _as_before(rw: Rewriter, rows: Value, attention: Attention, old: Value) -> Value | NoMatch:
-    """[b, t, heads * dim] as it was: [b, heads, t, dim], or with heads within the batch."""
+def _as_before(
+    rw: Rewriter, rows: Value, attention: Attention, old: Value, order: tuple[int, ...]
+) -> Value | NoMatch:
+    """[b, t, heads * dim] as it was: [b, heads, t, dim], turned, or with heads within the batch."""
     if attention.heads > 1 or old.rank == 4:
         dims = (*rows.tensor.dims[:2], attention.heads, attention.dim)
         target = reshape_target(rows.tensor, TensorType("float32", dims))
         if target is None:
             return NoMatch("the shape of its heads cannot be written with constants")
-        rows = rw.op.Transpose(rw.op.Reshape(rows, rw.ints(*target)), perm=[0, 2, 1, 3])
+        first, second = (2, 0) if order[0] == 1 else (0, 2)
+        apart = rw.op.Reshape(rows, rw.ints(*target))
+        rows = rw.op.Transpose(apart, perm=[first, second, 1, 3])
     if rows.rank != old.rank:
         target = reshape_target(rows.tensor, old.tensor)
         if target is None:
@@ -130,25 +190,26 @@ def rows_in_place(rw: Rewriter, node: Node) -> Value | None:
     return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN).output
 
 
-@rule(Pattern(OP_TYPE, (var("q"), var("k"), var("v"), op.Expand(bias, ...)), domain=DOMAIN))
+@rule(Pattern(OP_TYPE, (var("q"), var("k"), var("v"), op.Expand(bias, ...), ...), domain=DOMAIN))
 def bias_unexpanded(rw: Rewriter, node: Node, bias: Value) -> Value | NoMatch:
     """Attention(q, k, v, Expand(b)) -> Attention(q, k, v, b), which broadcasts it"""
     wide = node.inputs[3]
     assert wide is not None
     if bias.rank != 4 or wide.rank != 4:
         return NoMatch("the expansion adds axes")
-    inputs = [*node.inputs[:3], bias]
+    inputs = [*node.inputs[:3], bias, *node.inputs[4:]]
     return rw.insert(OP_TYPE, inputs, Attention.of(node).attrs, domain=DOMAIN).output
 
 
 class FuseAttention(RewritePass):
     """Replaces scaled dot-product attention by `graphopt::Attention`.
 
-    Needs a softmax over the last axis between two products, and a known number of heads. Heads may
-    be split off in any way that leaves each of them columns of rows: they are then read where they
-    are, and the reshapes and transposes around them are not needed. Queries, keys and values may be
-    columns of one product. One bias may be added to the scores, and a mask may replace them by a
-    number of -1e9 or less; shares that are NaN then may be replaced by 0. Fidelity: reassociates.
+    Needs a softmax over the last axis between two products, or Silu, Sigmoid or Relu and then any
+    factors (HSTU), and a known number of heads. Heads may be split off in any way that leaves each
+    of them columns of rows: they are then read where they are, and the reshapes and transposes
+    around them are not needed. Queries, keys and values may be columns of one product. One bias may
+    be added to the scores, and a mask may replace them by a number of -1e9 or less; shares of a
+    softmax that are NaN then may be replaced by 0. Fidelity: reassociates.
 
     Before:
         (float[N,5,8] x, float[N,5,8] z, float[N,1,1,5] mask) => (float[N,5,8] y)
@@ -180,4 +241,10 @@ class FuseAttention(RewritePass):
 
     name = "fuse-attention"
     fidelity = Fidelity.REASSOCIATES
-    rules = (products_to_attention, guarded_to_attention, rows_in_place, bias_unexpanded)
+    rules = (
+        products_to_attention,
+        guarded_to_attention,
+        pointwise_to_attention,
+        rows_in_place,
+        bias_unexpanded,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
-from graphopt.passes._concats import axis_of, concat, operands_of, sliced
+from graphopt.passes._concats import axis_of, concat, operands_of, restacked, sliced
 from graphopt.passes._positions import Positions
 from graphopt.passes._shapes import reshape_target, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
@@ -95,6 +95,30 @@ def concat_of_positions(rw: Rewriter, node: Node) -> Value | NoMatch:
     if source.tensor.dims[found.axis] != found.steps:
         return NoMatch("the sequence has more positions")
     turned = source if found.axis == 1 else rw.op.Transpose(source, perm=[1, 0, 2])
+    target = reshape_target(turned.tensor, node.output.tensor)
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(turned, rw.ints(*target))
+
+
+@rule(op.Concat(x, ...))
+def parts_of_split_beside(rw: Rewriter, node: Node) -> Value | NoMatch | None:
+    """Concat<axis=2>(a, b) of a, b = Split<axis=0>(x) -> Reshape(Transpose(x))
+
+    As DeepCTR puts heads of attention side by side. Only inwards, where elements that lie together
+    stay together: ONNX Runtime takes 0.6 of the time, and up to 3 times as long for the reverse.
+    """
+    found = restacked(node)
+    if found is None:
+        return None
+    if found.perm.index(found.axis) <= found.axis:
+        return NoMatch("its parts are joined along an axis before that which was split")
+    if any(len(value.uses) > 1 for value in (*operands_of(node), *found.parts)):
+        return NoMatch("its parts are also read elsewhere")
+    target = reshape_target(found.whole.tensor, TensorType(node.output.dtype, found.apart))
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    turned = rw.op.Transpose(rw.op.Reshape(found.whole, rw.ints(*target)), perm=found.perm)
     target = reshape_target(turned.tensor, node.output.tensor)
     if target is None:
         return NoMatch("its shape cannot be written with constants")
@@ -220,6 +244,7 @@ class SimplifyConcats(RewritePass):
         concat_of_slices,
         concat_of_split,
         concat_of_positions,
+        parts_of_split_beside,
         concat_of_joined,
         flattened_stack,
         stacked_twin,

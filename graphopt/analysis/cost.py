@@ -254,8 +254,8 @@ def _gemm(node: Node) -> Cost:
 def _attention(node: Node) -> Cost:
     samples, keys, _ = _dims(node, 1)
     scores = samples * _dims(node, 0)[1] * keys * node.attr("heads")
-    added = 1 if node.input(3) is not None else 0
-    return streaming(node, scores * (4 * node.attr("dim") + 6 + added))  # scale and softmax: 6
+    others = sum(node.input(slot) is not None for slot in (3, 4))
+    return streaming(node, scores * (4 * node.attr("dim") + 6 + others))  # scale and softmax: 6
 
 
 @cost_rule("DotInteraction", domain="graphopt")

@@ -6,7 +6,8 @@ sizes to agree, they are one size; without this no two batches could be proved e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from math import gcd
 from typing import NamedTuple
 
 from graphopt.ir import dims, reshaped_sizes
@@ -129,10 +130,21 @@ def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[_Shifted
     else:
         return
     for column in columns:
-        sizes = [size for dim in column if (size := _shifted(dim)) and size.name in rank]
-        # What broadcasts may be 1 in one operand; a sum that happens to be 1 is more likely.
-        sizes = [size for size in sizes if strict or size.plus == 0]
-        yield from ((sizes[0], other) for other in sizes[1:] if other != sizes[0])
+        for dims_ in _of_same_factor(column):
+            sizes = [size for dim in dims_ if (size := _shifted(dim)) and size.name in rank]
+            # What broadcasts may be 1 in one operand; a sum that happens to be 1 is more likely.
+            sizes = [size for size in sizes if strict or size.plus == 0]
+            yield from ((sizes[0], other) for other in sizes[1:] if other != sizes[0])
+
+
+def _of_same_factor(column: list[Dim]) -> Iterable[list[Dim]]:
+    """Sizes that are multiples of the same number, divided by that: 4*a and 4*b as a and b."""
+    groups: dict[int, list[Dim]] = {}
+    for dim in column:
+        if isinstance(dim, Sym):
+            factor = gcd(*dim.terms.values())
+            groups.setdefault(factor, []).append(dims.floordiv(dim, factor))
+    return groups.values()
 
 
 def _bags(node: Node) -> tuple[Dim, Dim] | tuple[()]:

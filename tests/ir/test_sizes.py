@@ -27,6 +27,8 @@ def types(text: str) -> list[str]:
         ("y = Where(c, a, b)", "N"),
         ("y = Concat<axis=1>(a, b)", "N"),
         ("y = MatMul(a3, b3)", "N"),
+        ("p = Reshape(a, flat) q = Reshape(b, flat) y = Add(p, q)", "N"),
+        ("p = Reshape(a, flat) q = Reshape(i, flat) y = Gather(p, q)", "M"),
         ("s = Relu(b) t = Neg(s) y = Mul(a, t)", "N"),
         ("u = Concat<axis=0>(a, b) y = Relu(u)", "M"),
         ("p = Relu(a) q = Relu(b) y = Gather<axis=0>(p, i)", "M"),
@@ -35,7 +37,7 @@ def types(text: str) -> list[str]:
 def test_ops_that_align_their_operands_say_so(op: str, second: str) -> None:
     axes = "a3 = Unsqueeze(a, two) b3 = Unsqueeze(b, one) " if "a3" in op else ""
     found = types(f"""(float[N,2] a, float[M,2] b, bool[2] c, int64[K] i) => (float[] y)
-    <int64[1] one = {{1}}, int64[1] two = {{2}}> {{ {axes}{op} }}""")
+    <int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] flat = {{-1}}> {{ {axes}{op} }}""")
     assert found[:2] == ["f32[N, 2]", f"f32[{second}, 2]"]
 
 

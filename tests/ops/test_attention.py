@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -17,20 +19,32 @@ def graph_of(
     s: str,
     bias: str = "",
     columns: tuple[int, int, int] = (0, 0, 0),
-    guarded: int = 0,
+    attrs: str = "",
+    factor: str = "",
 ) -> Graph:
     width = heads * dim
     q, k, v = (width + first + (3 if first else 0) for first in columns)
-    given, read = (f", float[{bias}] bias", ", bias") if bias else ("", "")
+    given, read = (f", float[{bias}] bias", ", bias") if bias else ("", ", " if factor else "")
+    if factor:
+        given, read = f"{given}, float[{factor}] factor", f"{read}, factor"
     return parse(
         f"""(float[N,{t},{q}] q, float[N,{s},{k}] k, float[N,{s},{v}] v{given}) => (float[] y) {{
         y = graphopt.Attention<heads={heads}, dim={dim}, scale=0.3, columns=[{columns[0]},
-            {columns[1]}, {columns[2]}], guarded={guarded}>(q, k, v{read}) }}"""
+            {columns[1]}, {columns[2]}]{attrs}>(q, k, v{read}) }}"""
     )
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
 def expected(
-    feeds: dict[str, np.ndarray], heads: int, dim: int, columns: tuple[int, int, int]
+    feeds: dict[str, np.ndarray],
+    heads: int,
+    dim: int,
+    columns: tuple[int, int, int] = (0, 0, 0),
+    activation: Callable[[np.ndarray], np.ndarray] = softmax,
 ) -> np.ndarray:
     def apart(name: str, first: int) -> np.ndarray:
         part = feeds[name][:, :, first : first + heads * dim].astype(np.float64)
@@ -38,8 +52,7 @@ def expected(
 
     q, k, v = (apart(name, first) for name, first in zip("qkv", columns))
     scores = 0.3 * np.einsum("bthd,bshd->bhts", q, k) + feeds.get("bias", np.zeros(1))
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
+    shares = activation(scores) * feeds.get("factor", np.ones(1))
     mixed = np.einsum("bhts,bshd->bthd", shares, v)
     return mixed.reshape(*mixed.shape[:2], heads * dim)
 
@@ -70,6 +83,28 @@ def test_the_body_and_the_kernel_mean_the_same(
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("activation", "function", "bias", "factor"),
+    [
+        ("silu", lambda x: x / (1 + np.exp(-x)), "N,1,T,S", "1,1,T,S"),
+        ("silu", lambda x: x / (1 + np.exp(-x)), "", "N,1,1,S"),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), "3,T,1", ""),
+        ("relu", lambda x: np.maximum(x, 0), "", "1"),
+    ],
+)
+def test_activations_of_scores_one_by_one(
+    activation: str, function: Callable[[np.ndarray], np.ndarray], bias: str, factor: str
+) -> None:
+    attrs = f', activation="{activation}"'
+    graph = graph_of(3, 8, "T", "S", bias, (0, 3, 0), attrs, factor)
+    kernel = Compiled(graph)
+    for batch, queries, keys in ((1, 1, 1), (3, 9, 17), (2, 4, 40), (0, 2, 3)):
+        feeds = random_inputs(graph, {"N": batch, "T": queries, "S": keys})
+        wanted = expected(feeds, 3, 8, (0, 3, 0), function)
+        for found in (run_onnxruntime(graph, feeds)["y"], kernel(feeds)["y"]):
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_masked_keys_have_no_share() -> None:
     graph = graph_of(1, 4, "2", "5", "N,1,2,5")
     feeds = random_inputs(graph, {"N": 2})
@@ -85,7 +120,7 @@ def test_masked_keys_have_no_share() -> None:
 
 
 def test_shares_that_are_nan_count_as_0_if_guarded() -> None:
-    graph = graph_of(2, 4, "3", "5", "N,1,3,5", guarded=1)
+    graph = graph_of(2, 4, "3", "5", "N,1,3,5", attrs=", guarded=1")
     feeds = random_inputs(graph, {"N": 3})
     feeds["bias"][0] = -np.inf
     feeds["bias"][1, :, 1, 2:] = -np.inf
@@ -122,3 +157,16 @@ def test_nan_spreads_as_it_should(name: str) -> None:
 def test_what_does_not_fit_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvalidModelError, match=reason):
         parse(f"({text}) => (float[] y) {{ y = graphopt.Attention<heads=2, dim=2>(q, k, v) }}")
+
+
+@pytest.mark.parametrize(
+    ("attrs", "reason"),
+    [
+        ('activation="tanh"', "not softmax or relu"),
+        ('activation="silu", guarded=1', "not softmax"),
+        ("", "have no factor"),
+    ],
+)
+def test_activations_that_do_not_fit_are_refused(attrs: str, reason: str) -> None:
+    with pytest.raises(InvalidModelError, match=reason):
+        graph_of(1, 4, "2", "5", attrs=f", {attrs}" if attrs else "", factor="1")

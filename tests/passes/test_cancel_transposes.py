@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from graphopt.passes.cancel_transposes import CancelTransposes
-from graphopt.testing import assert_rewrites, assert_unchanged
+from graphopt.testing import assert_keeps_outputs, assert_rewrites, assert_unchanged, parse
 
 TEXT = """(float[N,5,4] x, float[N,5,4] z, float[M] m) => (float[] y)
     <float[4,1] s, float[1,5] each, float[5] along, float[4,5] both, float[4] flat, float[5,1] tall,
@@ -65,3 +65,50 @@ def test_others_stay(body: str, reason: str) -> None:
     outputs = ", ".join(f"float[] {name}" for name in ("y", "z1", "z2") if f"{name} =" in body)
     text = TEXT.replace("(float[] y)", f"({outputs})").replace("BODY", body)
     assert_unchanged(CancelTransposes(), text, reason)
+
+
+ROWS = """(float[N,5,32] x) => (OUTPUTS)
+    <int64[4] heads = {-1, 5, 4, 8}, int64[3] samples = {-1, 5, 8}, int64[3] steps = {5, -1, 32},
+     int64[3] rows = {-1, 5, 32}, int64[2] flat = {-1, 32}, int64[3] halves = {-1, 10, 16},
+     float half = {0.5}> { BODY }"""
+APART = """a = Reshape(x, heads) t = Transpose<perm=[0, 2, 1, 3]>(a) s = Reshape(t, samples)
+    u = Transpose<perm=[1, 0, 2]>(s) """
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (APART + "y = Reshape(u, steps)", "y = Transpose<perm=[1, 0, 2]>(x)"),
+        (
+            APART + "v = Reshape(u, flat) y = Neg(v)",
+            "w = Transpose<perm=[1, 0, 2]>(x) v = Reshape(w, flat) y = Neg(v)",
+        ),
+        (APART + "v = Reshape(u, steps) y = Transpose<perm=[1, 0, 2]>(v)", "y = Identity(x)"),
+        (
+            "a = Reshape(x, heads) t = Transpose<perm=[1, 0, 2, 3]>(a) y = Reshape(t, steps)",
+            "y = Transpose<perm=[1, 0, 2]>(x)",
+        ),
+    ],
+)
+def test_transposes_in_a_row_become_one(body: str, after: str) -> None:
+    texts = [ROWS.replace("OUTPUTS", "float[] y").replace("BODY", text) for text in (body, after)]
+    assert_keeps_outputs(CancelTransposes(), graph := parse(texts[0]))
+    found = [node for node in graph.nodes if node.op == "Transpose"]
+    assert len(found) == texts[1].count("Transpose")
+    assert all(node.inputs[0] is graph.inputs[0] for node in found)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "t = Transpose<perm=[1, 0, 2]>(x) y = Reshape(t, flat)",
+        """a = Reshape(x, heads) t = Transpose<perm=[0, 2, 1, 3]>(a) s = Reshape(t, halves)
+           y = Transpose<perm=[0, 2, 1]>(s)""",
+        APART + "v = Reshape(u, rows) y = Neg(v) z = Neg(s)",
+        "t = Transpose<perm=[1, 0, 2]>(x) r = Reshape(t, halves) y = Transpose<perm=[1, 0, 2]>(r)",
+        "t = Transpose<perm=[1, 0, 2]>(x) m = Mul(t, half) y = Transpose<perm=[0, 2, 1]>(m)",
+    ],
+)
+def test_transposes_that_do_not_come_to_one_stay(body: str) -> None:
+    outputs = "float[] y, float[] z" if "z = " in body else "float[] y"
+    assert_unchanged(CancelTransposes(), ROWS.replace("OUTPUTS", outputs).replace("BODY", body))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from graphopt.ir.graph import Node
+from graphopt.ops.attention_body import POINTWISE
 from graphopt.passes.fuse_attention import FuseAttention
 from graphopt.testing import (
     assert_keeps_outputs,
@@ -17,7 +18,9 @@ from graphopt.testing import (
 )
 
 TEXT = """(float[N,5,8] x, float[N,5,24] qkv, float[5,N,24] tqkv, float[N,1,5,5] mask,
-     float[1,5,5] mask3, float[N,5,5] maskn, float[M,2,5,5] wide, bool[N,1,1,5] pad) => (float[] y)
+     float[1,5,5] mask3, float[N,5,5] maskn, float[2,1,5,5] maskh, float[M,2,5,5] wide,
+     bool[N,1,1,5] pad,
+     bool[N,1,5] pad3, float size) => (float[] y)
     <int64[4] heads = {-1, 5, 2, 4}, int64[4] theads = {5, -1, 2, 4},
      int64[5] three = {0, 0, 3, 2, 4}, float half = {0.5}, float one0 = {1}, float two = {2},
      int64[3] rows = {-1, 5, 8},
@@ -26,7 +29,8 @@ TEXT = """(float[N,5,8] x, float[N,5,24] qkv, float[5,N,24] tqkv, float[N,1,5,5]
      int64[4] wider = {1, 2, 1, 1}, int64[3] folded = {-1, 1, 5},
      int64[3] merged = {5, -1, 4}, int64 zero = {0}, int64 one = {1}, int64 second = {2},
      int64[1] at0 = {0}, int64[1] at8 = {8}, int64[1] at16 = {16}, int64[1] at24 = {24},
-     int64[1] last = {2}, int64[4] wrong = {-1, 2, 5, 4}, float[8,8] w, int64[3] bh = {-1, 5, 4}> {
+     int64[1] last = {2}, int64[4] wrong = {-1, 2, 5, 4}, float[8,8] w, float[1,6,8] slots,
+     int64[3] bh = {-1, 5, 4}> {
     BODY
 }"""
 
@@ -35,6 +39,8 @@ SPLIT = """qs, ks, vs = Split<axis=2, num_outputs=3>(qkv)
     q1 = Reshape(qs, heads) q = Transpose<perm=[0, 2, 1, 3]>(q1)
     k1 = Reshape(ks, heads) k = Transpose<perm=[0, 2, 3, 1]>(k1)
     v1 = Reshape(vs, heads) v = Transpose<perm=[0, 2, 1, 3]>(v1) """
+STACKED = SPLIT.replace("perm=[0, 2,", "perm=[2, 0,")
+STACKED_TAIL = "t = Transpose<perm=[1, 2, 0, 3]>(o) y = Reshape(t, rows)"
 FORMS = {
     "merged and split": SPLIT + "s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v)" + TAIL,
     "merged and sliced": """qs = Slice(qkv, at0, at8, last) ks = Slice(qkv, at8, at16, last)
@@ -84,6 +90,36 @@ FORMS = {
         b = Where(pad, low, zerof) w2 = Expand(b, wider) m3 = Reshape(w2, folded)
         s = MatMul(q, k) d = Mul(s, half) m = Add(m3, d) a = Softmax(m) o = MatMul(a, v)
         y = Transpose<perm=[1, 0, 2]>(o)""",
+    "stacked on the first axis": STACKED
+    + "s = MatMul(q, k) d = Div(s, two) m = Add(d, maskn) a = Softmax(m) o = MatMul(a, v)"
+    + STACKED_TAIL,
+    "parts stacked on the first axis": """
+        qs, ks, vs = Split<axis=2, num_outputs=3>(qkv)
+        qa, qb = Split<axis=2, num_outputs=2>(qs) qc = Unsqueeze(qa, at0) qd = Unsqueeze(qb, at0)
+        q = Concat<axis=0>(qc, qd)
+        ka, kb = Split<axis=2, num_outputs=2>(ks) kc = Unsqueeze(ka, at0) kd = Unsqueeze(kb, at0)
+        k1 = Concat<axis=0>(kc, kd) k = Transpose<perm=[0, 1, 3, 2]>(k1)
+        va, vb = Split<axis=2, num_outputs=2>(vs) vc = Unsqueeze(va, at0) vd = Unsqueeze(vb, at0)
+        v = Concat<axis=0>(vc, vd) s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v)"""
+    + STACKED_TAIL,
+    "stacked, with a bias for each head": STACKED
+    + "s = MatMul(q, k) m = Add(s, maskh) a = Softmax(m) o = MatMul(a, v)"
+    + STACKED_TAIL,
+    "silu, then a mask": SPLIT
+    + """s = MatMul(q, k) d = Mul(s, half) b = Add(d, mask) g = Sigmoid(b) u = Mul(b, g)
+         n = Div(u, two) a = Mul(n, mask3) o = MatMul(a, v)"""
+    + TAIL,
+    "silu, divided by what is computed": SPLIT
+    + """s = MatMul(q, k) m = Where(pad, low, s) g = Sigmoid(m) u = Mul(g, m) c = Abs(size)
+         n = Div(u, c) o = MatMul(n, v)"""
+    + TAIL,
+    "relu, and 0 instead of others": SPLIT
+    + "s = MatMul(q, k) r = Relu(s) a = Where(later, zerof, r) o = MatMul(a, v)"
+    + TAIL,
+    "sigmoid, stacked, and kept in places": STACKED
+    + "s = MatMul(q, k) g = Sigmoid(s) a = Where(pad3, g, zerof) o = MatMul(a, v)"
+    + STACKED_TAIL,
+    "relu alone": SPLIT + "s = MatMul(q, k) a = Relu(s) o = MatMul(a, v)" + TAIL,
     "one head": """k = Transpose<perm=[0, 2, 1]>(x) s = MatMul(x, k) d = Div(s, two)
         m = Add(d, maskn) a = Softmax(m) y = MatMul(a, x)""",
 }
@@ -106,6 +142,8 @@ def test_forms(form: str) -> None:
     assert not any(other.op == "Softmax" for other in graph.nodes)
     assert node.attr("heads") == (1 if form == "one head" else 2)
     assert node.attr("guarded", 0) == ("booleans" in form)
+    kinds = [kind for kind in POINTWISE if form.startswith(kind)]
+    assert node.attr("activation", "softmax") == (kinds or ["softmax"])[0]
     feeds = random_inputs(source, {"N": 4, "M": 4})
     feeds["pad"][0] = True
     wanted = run_onnxruntime(source, feeds)["y"]
@@ -165,6 +203,18 @@ SCORES = SPLIT + "s = MatMul(q, k)"
         (SPLIT.replace("k1 = Reshape(ks, heads)", "k0 = Reshape(ks, wrong) k1 = Relu(k0)").replace(
             "k = Transpose<perm=[0, 2, 3, 1]>", "k = Transpose<perm=[0, 1, 3, 2]>")
          + "s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v)" + TAIL, "not columns of rows"),
+        (SCORES + "a = Relu(s) o = MatMul(a, v)" + TAIL + " z = Neg(a)", "also read elsewhere"),
+        (SCORES + "g = Sigmoid(s) a = Mul(s, g) o = MatMul(a, v)" + TAIL + " z = Neg(s)",
+         "read only there"),
+        (SCORES + "g = Sigmoid(s) a = Mul(s, g) o = MatMul(a, v)" + TAIL + " z = Neg(g)",
+         None),
+        (SCORES + "r = Neg(s) a = Relu(r) o = MatMul(a, v)" + TAIL, "no product"),
+        (SCORES + "r = Relu(s) a = Where(later, low, r) o = MatMul(a, v)" + TAIL, None),
+        (SCORES + "r = Relu(s) a = Div(half, r) o = MatMul(a, v)" + TAIL, None),
+        ("m = Relu(wide) a = Add(m, one0) y = MatMul(a, a)", None),
+        ("c = Relu(w) y = MatMul(x, c)", None),
+        ("""k = Transpose<perm=[0, 2, 1]>(slots) s = MatMul(x, k) a = Softmax(s)
+            y = MatMul(a, slots)""", "differ in their batch"),
         ("""f = Reshape(qkv, three) g = Transpose<perm=[2, 0, 3, 1, 4]>(f) q = Gather(g, zero)
             h = Reshape(x, wrong) k = Transpose<perm=[0, 1, 3, 2]>(h) v = Gather(g, second)
             s = MatMul(q, k) a = Softmax(s) o = MatMul(a, v) """ + TAIL, "not columns of rows"),

@@ -115,9 +115,9 @@ def test_a_split_put_together_again_goes() -> None:
 
 
 def test_a_split_joined_along_another_axis_stays() -> None:
-    text = """(float[4,6] x) => (float[] y) <int64[2] s = {2, 2}> {
-        p, q = Split<axis=0>(x, s)
-        u = Concat<axis=1>(p, q)
+    text = """(float[4,6] x) => (float[] y) <int64[2] s = {3, 3}> {
+        p, q = Split<axis=1>(x, s)
+        u = Concat<axis=0>(p, q)
         y = Neg(u)
     }"""
     assert_unchanged(SimplifyConcats(), text, "another axis")
@@ -267,3 +267,54 @@ def test_all_positions_side_by_side_are_a_reshape(before: str, turned: str) -> N
 )
 def test_other_positions_stay(body: str) -> None:
     assert_unchanged(SimplifyConcats(), body)
+
+
+SPLIT = """(float[N,3,8] x, float[2,N,3,4] h, float[4,6] m) => ({outputs})
+    <int64[4] first = {{1, -1, 3, 4}}, int64[4] second = {{-1, 1, 3, 4}},
+     int64[2] uneven = {{3, 5}}, int64[4] one = {{1, -1, 3, 8}}, int64[3] halves = {{2, 2, 6}},
+     int64[2] wide = {{2, 12}}, int64[4] stack = {{2, -1, 3, 4}},
+     int64[4] beside = {{-1, 2, 3, 4}}> {{
+    {body} }}"""
+HEADS = "p, q = Split<axis=0, num_outputs=2>(h) "
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (
+            HEADS + "y = Concat<axis=-1>(p, q)",
+            "r = Reshape(h, stack) t = Transpose<perm=[1, 2, 0, 3]>(r) y = Reshape(t, one)",
+        ),
+        (
+            HEADS + "a = Reshape(p, second) b = Reshape(q, second) y = Concat<axis=1>(a, b)",
+            """r = Reshape(h, stack) t = Transpose<perm=[1, 0, 2, 3]>(r) y = Reshape(t, beside)""",
+        ),
+        (
+            "p, q = Split<axis=0, num_outputs=2>(m) y = Concat<axis=1>(p, q)",
+            "r = Reshape(m, halves) t = Transpose<perm=[1, 0, 2]>(r) y = Reshape(t, wide)",
+        ),
+    ],
+)
+def test_parts_joined_further_in_are_turned(body: str, after: str) -> None:
+    texts = [SPLIT.format(outputs="float[] y", body=text) for text in (body, after)]
+    assert_rewrites(SimplifyConcats(), *texts)
+
+
+@pytest.mark.parametrize(
+    ("body", "outputs", "reason"),
+    [
+        (
+            """p, q = Split<axis=2, num_outputs=2>(x) a = Reshape(p, first) b = Reshape(q, first)
+               y = Concat<axis=0>(a, b)""",
+            "float[] y",
+            "before that which was split",
+        ),
+        (HEADS + "y = Concat<axis=2>(q, p)", "float[] y", None),
+        (HEADS + "y = Concat<axis=2>(p, q) z = Neg(q)", "float[] y, float[] z", "read elsewhere"),
+        ("p, q = Split<axis=2>(x, uneven) y = Concat<axis=1>(q, q)", "float[] y", None),
+    ],
+)
+def test_parts_that_are_not_joined_further_in_stay(
+    body: str, outputs: str, reason: str | None
+) -> None:
+    assert_unchanged(SimplifyConcats(), SPLIT.format(outputs=outputs, body=body), reason)

@@ -1,7 +1,7 @@
 """Scaled dot-product attention over short sequences, all heads of a sample in one go.
 
 For each head the keys are turned around once, so that the scores of a vector of keys are computed
-together; scores, softmax and the weighted sum of values then stay in the nearest cache.
+together; scores, their shares and the weighted sum of values then stay in the nearest cache.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -23,15 +24,23 @@ from graphopt.targets.kernels.storage import element_bytes
 _ROWS = 4  # queries that share each load of a key
 _SUMS = 8  # vectors of sums that keep two units for fused multiply-adds busy
 
+Axes = tuple[bool, bool, bool, bool]
+"""Which axes of [b, heads, t, s] a tensor has; the others are of size 1."""
+_NONE = (False,) * 4
+
 
 @dataclass(frozen=True)
 class _Head:
-    """One head: `dim` elements of a query or a key, `keys` of these, in vectors of `lanes` keys."""
+    """One head: `dim` elements of a query or a key, `keys` of these, in vectors of `lanes` keys.
+
+    `activation` makes shares of scores one by one; None for softmax.
+    """
 
     dim: int
     keys: Any
     lanes: int
     guarded: bool
+    activation: Activation | None
 
     @property
     def blocks(self) -> Any:
@@ -46,53 +55,62 @@ def attention(
     scale: float,
     columns: tuple[int, int, int],
     widths: tuple[int, int, int],
-    bias: tuple[bool, bool, bool, bool] | None,
+    bias: Axes | None,
     queries: int | None,
     keys: int | None,
     lanes: int,
     guarded: bool = False,
+    activation: str | None = None,
+    factor: Axes | None = None,
 ) -> PrimFunc:
-    """Kernel (q[b, t, widths[0]], k[b, s, widths[1]], v[b, s, widths[2]], bias?) -> y[b, t, …].
+    """Kernel (q[b, t, widths[0]], k[b, s, widths[1]], v[b, s, …], bias?, factor?) -> y[b, t, …].
 
     y[b, t, heads * dim] = softmax(scale * q k^T + bias) v for each head, whose columns in q, k and
     v begin at `columns`. float32. NaN stays NaN; all scores -inf give NaN, and no keys 0.
-    If `guarded`, all of these give 0.
+    If `guarded`, all of these give 0. With an `activation` y is activation(scale * q k^T + bias) *
+    factor v instead.
 
     Args:
-        bias: which axes of the bias [b, heads, t, s] it has; the others are of size 1. None for no
-            bias.
+        bias: which axes the bias has, and `factor` likewise; None for none.
         queries: t, symbolic if None, and `keys` is s likewise; `b` is symbolic.
         lanes: float32 elements in a vector register.
     """
     align, samples = element_bytes("float32"), tirx.Var("samples", "int64")
     t = tirx.Var("queries", "int64") if queries is None else queries
     s = tirx.Var("keys", "int64") if keys is None else keys
-    head, kept = _Head(dim, s, lanes, guarded), bias or (False,) * 4
-    sizes = [size if given else 1 for given, size in zip(kept, (samples, heads, t, s))]
+    head = _Head(dim, s, lanes, guarded, None if activation is None else Activation(activation))
+    optional = {"added": bias, "factors": factor}
+    sizes = {
+        name: [size if kept else 1 for kept, size in zip(axes or _NONE, (samples, heads, t, s))]
+        for name, axes in optional.items()
+    }
     turn_keys, blocks = _turning(head, columns[1]), head.blocks
-    attend = _attending(head, scale, columns, bias)
+    attend = _attending(head, scale, columns, bias, factor)
 
     @T.prim_func(private=True, s_tir=True)
-    def attention(q_: T.handle, k_: T.handle, v_: T.handle, bias_: T.handle, out_: T.handle):
+    def attention(
+        q_: T.handle, k_: T.handle, v_: T.handle, bias_: T.handle, factor_: T.handle, out_: T.handle
+    ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         q = T.match_buffer(q_, (samples, t, widths[0]), "float32", align=align)
         k = T.match_buffer(k_, (samples, s, widths[1]), "float32", align=align)
         v = T.match_buffer(v_, (samples, s, widths[2]), "float32", align=align)
-        added = T.match_buffer(bias_, sizes, "float32", align=align)
+        added = T.match_buffer(bias_, sizes["added"], "float32", align=align)
+        factors = T.match_buffer(factor_, sizes["factors"], "float32", align=align)
         y = T.match_buffer(out_, (samples, t, heads * dim), "float32", align=align)
         turned = T.alloc_buffer((dim * blocks * lanes,), "float32")
         score = T.alloc_buffer((_ROWS * blocks * lanes,), "float32")
         total = T.alloc_buffer((_ROWS,), "float32", scope="local")
         for b in range(samples):
             for h in range(heads):
-                tensors = T.meta_var((q, turned, v, added, y, score, total))
+                tensors = T.meta_var((q, turned, v, added, factors, y, score, total))
                 turn_keys(turned, k, b, h)
                 for i in range(t // _ROWS):
                     attend(tensors, b, h, i * _ROWS, _ROWS)
                 for i in range(t % _ROWS):
                     attend(tensors, b, h, t - 1 - i, 1)
 
-    return attention if bias is not None else without_parameters(attention, "added")
+    return without_parameters(attention, *(n for n, axes in optional.items() if axes is None))
 
 
 def _turning(head: _Head, column: int) -> Emitted:
@@ -112,21 +130,22 @@ def _turning(head: _Head, column: int) -> Emitted:
 
 
 def _attending(
-    head: _Head,
-    scale: float,
-    columns: tuple[int, int, int],
-    bias: tuple[bool, bool, bool, bool] | None,
+    head: _Head, scale: float, columns: tuple[int, int, int], bias: Axes | None, factor: Axes | None
 ) -> Emitted:
     """For use in a kernel: `attend(tensors, b, h, first, rows)` computes rows of y for a head."""
     scores, mix = _scoring(head, scale, columns[0]), _mixing(head, columns[2])
-    softmax = _softmax(head, bias)
+    add_bias, softmax, activate = _adding(head, bias), _softmax(head), _activating(head, factor)
 
     @inlined
     def attend(tensors, b, h, first, rows):
-        q, turned, v, added, y, score, total = T.meta_var(tensors)
+        q, turned, v, added, factors, y, score, total = T.meta_var(tensors)
         scores(score, q, turned, b, h, first, rows)
         for m in range(rows):
-            softmax(score, total, added, b, h, first + m, m)
+            add_bias(score, added, b, h, first + m, m)
+            if head.activation is None:
+                softmax(score, total, m)
+            else:
+                activate(score, factors, b, h, first + m, m)
         mix(y, score, total, v, b, h, first, rows)
 
     return attend
@@ -170,26 +189,58 @@ def _scoring(head: _Head, scale: float, column: int) -> Emitted:
     return scores
 
 
-def _softmax(head: _Head, bias: tuple[bool, bool, bool, bool] | None) -> Emitted:
-    """For use in a kernel: `softmax(score, total, added, b, h, row, m)` for row m of the scores.
+def _at(tensor: Any, axes: Axes | None, place: tuple[Any, ...]) -> Any:
+    """The element of a tensor of some axes."""
+    return tensor[tuple(index if kept else 0 for index, kept in zip(place, axes or _NONE))]
+
+
+def _adding(head: _Head, bias: Axes | None) -> Emitted:
+    """For use in a kernel: `add_bias(score, added, b, h, row, m)` for row m of the scores."""
+    lanes, blocks, s = head.lanes, head.blocks, head.keys
+
+    @inlined
+    def add_bias(score, added, b, h, row, m):
+        start = T.meta_var(m * blocks * lanes)
+        if bias is not None:
+            for key in range(s):
+                score[start + key] = score[start + key] + _at(added, bias, (b, h, row, key))
+
+    return add_bias
+
+
+def _activating(head: _Head, factor: Axes | None) -> Emitted:
+    """For use in a kernel: `activate(score, factors, b, h, row, m)` makes shares of row m."""
+    lanes, blocks, s = head.lanes, head.blocks, head.keys
+    activation = head.activation or Activation()
+
+    @inlined
+    def activate(score, factors, b, h, row, m):
+        start = T.meta_var(m * blocks * lanes)
+        for block in range(blocks):
+            for lane in T.vectorized(lanes):
+                score[start + block * lanes + lane] = activation(
+                    score[start + block * lanes + lane]
+                )
+        if factor is not None:
+            for key in range(s):
+                score[start + key] = score[start + key] * _at(factors, factor, (b, h, row, key))
+
+    return activate
+
+
+def _softmax(head: _Head) -> Emitted:
+    """For use in a kernel: `softmax(score, total, m)` for row m of the scores.
 
     It leaves shares that add up to total[m]; those beyond the last key are 0.
     """
     lanes, blocks, s = head.lanes, head.blocks, head.keys
-    has_bias, kept = bias is not None, bias or (False,) * 4
     greatest, add_up = reducing(lanes, T.max), reducing(lanes)
 
-    def bias_at(added, *place):
-        return added[tuple(index if given else 0 for index, given in zip(place, kept))]
-
     @inlined
-    def softmax(score, total, added, b, h, row, m):
+    def softmax(score, total, m):
         start = T.meta_var(m * blocks * lanes)
         top = T.alloc_buffer((lanes,), "float32", scope="local")
         parts = T.alloc_buffer((lanes,), "float32", scope="local")
-        if has_bias:
-            for key in range(s):
-                score[start + key] = score[start + key] + bias_at(added, b, h, row, key)
         for key in range(blocks * lanes - s):
             score[start + s + key] = T.float32("-inf")
         for lane in T.vectorized(lanes):
@@ -218,6 +269,8 @@ def _mixing(head: _Head, first_column: int) -> Emitted:
     dim, lanes, blocks, s = head.dim, head.lanes, head.blocks, head.keys
 
     def share_of(value, total):
+        if head.activation is not None:
+            return value
         part = value / total
         return T.Select(total > T.float32(0), part, T.float32(0)) if head.guarded else part
 

@@ -2,7 +2,8 @@
 
 Each thread scores a key of its own; then the warp adds up their values, scaled by what the scores
 weigh so far. Sums made under an earlier maximum are scaled down when a greater one turns up.
-(Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.)
+(Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.) Weights that another
+activation makes of scores one by one are final at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.relax.primfunc import int64
 
@@ -27,7 +29,8 @@ LANES = 4
 class Heads:
     """`count` heads of `dim` columns, those of q, k and v from `columns` on.
 
-    If `guarded`, shares that are NaN count as 0.
+    If `guarded`, shares that are NaN count as 0. `activation` makes shares of scores one by one;
+    None for softmax.
     """
 
     count: int
@@ -35,15 +38,17 @@ class Heads:
     scale: float
     columns: tuple[int, int, int]
     guarded: bool = False
+    activation: Activation | None = None
 
 
-def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, out: Any) -> None:
+def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, factor: Any, out: Any) -> None:
     """The statements of the kernel: out[b, t, heads * dim] = softmax(scale * q k^T + bias) v.
 
-    float32. NaN stays NaN; all scores -inf give NaN, and no keys 0. If guarded, all give 0.
+    float32. NaN stays NaN; all scores -inf give NaN, and no keys 0. If guarded, all give 0. With an
+    activation, activation(scale * q k^T + bias) * factor v.
 
     Args:
-        bias: [b, heads, t, s], each axis there or of size 1; None for no bias.
+        bias: [b, heads, t, s], each axis there or of size 1; None for no bias. So is `factor`.
     """
     samples, queries, keys = q.shape[0], q.shape[1], k.shape[1]
     whole = samples * heads.count * queries
@@ -67,23 +72,32 @@ def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, out: Any) -> None
             with T.serial(int64(0), (keys + (warps.WARP - 1)) // warps.WARP) as turn:
                 first = T.bind(turn * warps.WARP)
                 weight = T.alloc_buffer([2], "float32", scope="local")
-                _score(heads, q, k, bias, (sample, head, query), first + lane, keys, weight)
-                _weigh(weight, state, sums)
+                place = (sample, head, query)
+                _score(heads, (q, k, bias, factor), place, first + lane, keys, weight)
+                if heads.activation is None:
+                    _weigh(weight, state, sums)
                 _add_values(heads, v, (sample, head), first, lane, keys, weight, sums)
             for c in range(width):
                 column = c * warps.WARP + lane
-                some = state[1] > T.float32(0) if heads.guarded else keys > 0
-                value = T.Select(some, sums[c] / state[1], T.float32(0))
+                value = sums[c] if heads.activation else _share_of(heads, sums[c], state[1], keys)
                 with T.If(column < heads.dim), T.Then():
                     T.buffer_store(out, value, [sample, query, head * heads.dim + column])
 
 
+def _share_of(heads: Heads, value: Any, total: Any, keys: Any) -> Any:
+    some = total > T.float32(0) if heads.guarded else keys > 0
+    return T.Select(some, value / total, T.float32(0))
+
+
 def _score(
-    heads: Heads, q: Any, k: Any, bias: Any, place: tuple[Any, Any, Any], key: Any, keys: Any,
+    heads: Heads, tensors: tuple[Any, ...], place: tuple[Any, Any, Any], key: Any, keys: Any,
     weight: Any,
 ) -> None:  # fmt: skip
-    """weight[0] = the score of a key, -inf for one that there is not."""
-    sample, head, query = place
+    """weight[0] = the score of a key, or what the activation makes of it.
+
+    -inf for one that there is not, which nothing but a maximum reads.
+    """
+    (q, k, bias, factor), (sample, head, query) = tensors, place
     at_q, at_k, _ = heads.columns
     lanes = gcd(LANES, heads.dim, at_q, at_k, int(q.shape[2]), int(k.shape[2]))
     T.buffer_store(weight, T.float32(-inf), [0])
@@ -101,9 +115,16 @@ def _score(
                 T.buffer_store(total, total[0] + held[0, j] * held[1, j], [0])
         score = total[0] * T.float32(heads.scale)
         if bias is not None:
-            index = (sample, head, query, key)
-            score = score + bias[tuple(0 if _is_one(n) else i for n, i in zip(bias.shape, index))]
+            score = score + _at(bias, (*place, key))
         T.buffer_store(weight, score, [0])
+        if heads.activation is not None:
+            share = heads.activation(weight[0])
+            share = share if factor is None else share * _at(factor, (*place, key))
+            T.buffer_store(weight, share, [0])
+
+
+def _at(tensor: Any, place: tuple[Any, ...]) -> Any:
+    return tensor[tuple(0 if _is_one(size) else at for size, at in zip(tensor.shape, place))]
 
 
 def _is_one(size: Any) -> bool:

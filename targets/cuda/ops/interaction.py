@@ -14,12 +14,14 @@ from graphopt.ops import compressed_interaction as compressed_op
 from graphopt.ops import cross_network as cross_op
 from graphopt.ops import dot_interaction as dot_op
 from graphopt.ops import pair_products as pairs_op
+from graphopt.ops.attention_body import SOFTMAX
 from graphopt.targets.cpu.kernels.compressed_interaction import fold_symmetric
 from graphopt.targets.cuda.kernels import interaction, tiles
 from graphopt.targets.cuda.kernels.attention import Heads, attention
 from graphopt.targets.cuda.kernels.dot_interaction import Shape, dot_interaction
 from graphopt.targets.cuda.kernels.gemm import pack_weights
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
+from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import int64
 from graphopt.targets.relax.operands import tensor_input
@@ -154,15 +156,19 @@ def _cross_network(lower: CudaLowering, node: Node) -> relax.Expr:
 
 @lowers(attention_op.OP_TYPE, domain=attention_op.DOMAIN)
 def _attention(lower: CudaLowering, node: Node) -> relax.Expr:
-    what, bias = attention_op.Attention.of(node), node.input(3)
+    what, others = attention_op.Attention.of(node), [node.input(3), node.input(4)]
     arguments = [lower.aligned(lower.expr(tensor_input(node, k))) for k in range(3)]
-    if bias is not None:
-        sizes = [*(1,) * (4 - len(bias.tensor.dims)), *bias.tensor.dims]
-        arguments.append(lower.reshape(lower.expr(bias), [lower.dim(size) for size in sizes]))
-    heads = Heads(what.heads, what.dim, what.scale, what.columns, what.guarded)
+    for value in others:
+        if value is not None:
+            sizes = [*(1,) * (4 - len(value.tensor.dims)), *value.tensor.dims]
+            arguments.append(lower.reshape(lower.expr(value), [lower.dim(size) for size in sizes]))
+    pointwise = what.activation != SOFTMAX
+    activation = Activation(what.activation) if pointwise else None
+    heads = Heads(what.heads, what.dim, what.scale, what.columns, what.guarded, activation)
 
     def body(q: Any, k: Any, v: Any, *rest: Any) -> None:
-        added, out = (None, *rest)[-2:]
-        attention(heads, q, k, v, added, out)
+        given = iter(rest[:-1])
+        bias, factor = (None if value is None else next(given) for value in others)
+        attention(heads, q, k, v, bias, factor, rest[-1])
 
     return loops(lower, body, arguments, [(lower.shape(node.output), "float32")])[0]

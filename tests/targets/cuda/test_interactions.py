@@ -194,3 +194,23 @@ def test_attention(
             feed["bias"] = bias
         feeds.append(feed)
     check(attention_of(biased, what, width), feeds, run_model)
+
+
+def test_attention_of_scores_one_by_one(run_model: Runner) -> None:
+    """First with a bias and a factor, then of the result with a factor alone."""
+    sizes = {"q": (N, T, 16), "k": (N, S, 16), "v": (N, S, 16)}
+    sizes |= {"bias": (N, 1, T, S), "factor": (1, 1, T, S), "others": (N, 2, 1, S)}
+    graph = Graph(opsets={"": 18})
+    given = {name: graph.add_input(name, TensorType("float32", s)) for name, s in sizes.items()}
+    operands = [given[name] for name in ("q", "k", "v", "bias", "factor")]
+    what = attention.Attention(2, 8, 0.3, activation="silu")
+    first = graph.insert(attention.OP_TYPE, operands, what.attrs, domain=attention.DOMAIN)
+    operands = [first.output, given["k"], given["v"], None, given["others"]]
+    what = attention.Attention(2, 8, 0.01, activation="relu")
+    second = graph.insert(attention.OP_TYPE, operands, what.attrs, domain=attention.DOMAIN)
+    graph.set_outputs([second.output], ["y"])
+    feeds = []
+    for n, t, s in ((1, 1, 1), (3, 5, 70)):
+        known = {N: n, T: t, S: s}
+        feeds.append({k: normal(*(known.get(d, d) for d in dims)) for k, dims in sizes.items()})
+    check(graph, feeds, run_model)
