@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import entropy
+import scipy  # loads its parts on first use
 
 LEVELS = 255
 _TAILS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)  # shares of the floats that clipping may cut off
@@ -80,4 +80,4 @@ def _divergence(counts: np.ndarray, edges: np.ndarray, low: float, high: float) 
     mean = np.add.reduceat(inside, starts) / np.maximum(1, np.add.reduceat(seen, starts, dtype=int))
     left = np.repeat(mean, spread) * seen
     # Bins that hold clipped floats only would make it infinite.
-    return float(entropy(true + 1e-9, left + 1e-9))
+    return float(scipy.stats.entropy(true + 1e-9, left + 1e-9))

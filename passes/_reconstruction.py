@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, cholesky
+import scipy  # loads its parts on first use
 
 _DAMPING = 0.01  # of the mean variance, for directions that the inputs hardly show
 
@@ -20,5 +20,5 @@ def inverse_root(moments: np.ndarray) -> np.ndarray:
     If column k of a weight loses d, the columns after it make up for it best by losing
     d / root[k, k] * root[k, j] each, the columns before it being settled (Frantar et al., "GPTQ").
     """
-    inverse = cho_solve(cho_factor(moments), np.eye(len(moments)))
-    return np.asarray(cholesky(inverse, lower=False))
+    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(moments), np.eye(len(moments)))
+    return np.asarray(scipy.linalg.cholesky(inverse, lower=False))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular, svd
+import scipy  # loads its parts on first use
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.passes._inline import replace
@@ -122,9 +122,9 @@ def whitened_svd(weight: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.n
     rows = data.astype(np.float64)
     moments = rows.T @ rows / max(1, len(rows))
     spread = np.trace(moments) / len(moments) or 1.0
-    root = cholesky(moments + _RIDGE * spread * np.eye(len(moments)), lower=True)
-    left, values, right = svd(root.T @ weight, full_matrices=False)
-    return solve_triangular(root.T, left, lower=False), values, right
+    root = scipy.linalg.cholesky(moments + _RIDGE * spread * np.eye(len(moments)), lower=True)
+    left, values, right = scipy.linalg.svd(root.T @ weight, full_matrices=False)
+    return scipy.linalg.solve_triangular(root.T, left, lower=False), values, right
 
 
 def _into(node: Node, factors: list[np.ndarray]) -> Callable[[Graph, Mapping[Value, Value]], None]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.linalg import eigh
+import scipy  # loads its parts on first use
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import EmbeddingBag
@@ -103,7 +103,7 @@ def _principal_axes(table: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, 
         rows = table[start : start + _CHUNK].astype(np.float64)
         weighted = rows if not counts.any() else rows * counts[start : start + _CHUNK, None]
         moments += rows.T @ weighted
-    values, axes = eigh(moments)
+    values, axes = scipy.linalg.eigh(moments)
     return np.maximum(values, 0.0), axes
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.stats import bootstrap
+import scipy  # loads its parts on first use
 
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.metrics import Answers, Metric, group_rows, output_errors
@@ -164,7 +164,7 @@ class Judge:
 
         if len(everything) < 2:
             return np.zeros(0)
-        found: np.ndarray = bootstrap(
+        found: np.ndarray = scipy.stats.bootstrap(
             (everything,),
             drop,
             vectorized=False,

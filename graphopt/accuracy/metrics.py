@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata
+import scipy  # loads its parts on first use
 
 from graphopt.errors import InputError, SpecError
 
@@ -89,7 +89,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     wanted, others = np.count_nonzero(positive), np.count_nonzero(~positive)
     if not wanted or not others:
         return float("nan")
-    above = rankdata(scores)[positive].sum() - wanted * (wanted + 1) / 2
+    above = scipy.stats.rankdata(scores)[positive].sum() - wanted * (wanted + 1) / 2
     return float(above / (wanted * others))
 
 
@@ -175,7 +175,7 @@ def _kendall(a: Answers) -> float:
     """Kendall's tau-b between the rankings, the mean over lists."""
     assert a.original is not None
     pairs = zip(a.scores, a.original) if a.scores.ndim == 2 else _paired_lists(a)
-    taus = [kendalltau(*pair).statistic for pair in pairs if len(pair[0]) > 1]
+    taus = [scipy.stats.kendalltau(*pair).statistic for pair in pairs if len(pair[0]) > 1]
     known = [tau for tau in taus if not np.isnan(tau)]
     return float(np.mean(known)) if known else 1.0
 

@@ -15,6 +15,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.kernels.inlining import inlined
@@ -87,7 +88,7 @@ def attention(
     turn_keys, blocks = _turning(head, columns[1]), head.blocks
     attend = _attending(head, scale, columns, bias, factor)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def attention(
         q_: T.handle, k_: T.handle, v_: T.handle, bias_: T.handle, factor_: T.handle, out_: T.handle
     ):

@@ -16,6 +16,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, TILE, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
 from graphopt.targets.cpu.kernels.tile_products import by_tiles, configuring
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -70,7 +71,7 @@ def bf16_gemm(
     store = storing(n, params.lanes, epilogue)
     visit = by_blocks(params, panels, _block(depth, params, words, store), tiles)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def bf16_gemm(
         x: T.handle, w: T.handle, b: T.handle, c: T.handle, p: T.handle, q: T.handle, y: T.handle
     ):  # fmt: skip

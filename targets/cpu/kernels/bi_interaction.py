@@ -5,6 +5,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent
 
@@ -58,7 +59,7 @@ def bi_interaction(
             for lane in T.vectorized(width):
                 total[lane] = total[lane] + total[width + lane]
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def bi_interaction(features_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         samples = T.int64()

@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.ops.product_lookup import ENTRIES
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
@@ -150,7 +151,7 @@ def coded_bag(
     m = tirx.Var("b_plus_1", "int64") if include_last_offset else b
     bags = m - 1 if include_last_offset else b
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def coded_bag(codes: T.handle, keys: T.handle, ids: T.handle, offsets: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         src = T.match_buffer(codes, (rows, pooling.width), pooling.dtype, align=1)
@@ -186,7 +187,7 @@ def coded_fixed_bag(pooling: CodedPooling, bag_len: int | None) -> PrimFunc:
     key_align, index_align = map(element_bytes, (pooling.key_dtype, pooling.index_dtype))
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def coded_fixed_bag(codes: T.handle, keys: T.handle, ids: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         src = T.match_buffer(codes, (rows, pooling.width), pooling.dtype, align=1)

@@ -18,6 +18,7 @@ from graphopt.targets.cpu.kernels.panels import (
     by_blocks,
     vectors_across,
 )
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -72,7 +73,7 @@ def compressed_interaction(
 
     visit = by_blocks(params, panels, _block(pairs, dim, maps, params, Activation(activation)))
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def compressed_interaction(
         x_: T.handle, y_: T.handle, weights_: T.handle, bias_: T.handle, out_: T.handle
     ):

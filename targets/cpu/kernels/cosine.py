@@ -6,6 +6,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import reducing
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -36,7 +37,7 @@ def cosine(left: int, right: int, dim: int, epsilon: float, jointly: bool, lanes
             return T.max(T.sqrt(first * second), least)
         return T.max(T.sqrt(first), least) * T.max(T.sqrt(second), least)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def cosine(a_: T.handle, b_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         samples = T.int64()

@@ -5,6 +5,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -44,7 +45,7 @@ def cross_network(dim: int, layers: int, lanes: int) -> PrimFunc:
         for j in range(dim - whole):
             total[0] = total[0] + x[n, whole + j] * w[layer, whole + j]
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def cross_network(
         x_: T.handle, weights_: T.handle, shifts_: T.handle, bias_: T.handle, out_: T.handle
     ):

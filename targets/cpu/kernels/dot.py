@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import reducing
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -72,7 +73,7 @@ def dot(k: int, n: int, lanes: int, epilogue: Epilogue = PLAIN) -> PrimFunc:
             for r in range(count):
                 y[first + r, j] = epilogue.finish(tile[j * group + r], given, first + r, j)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def dot(
         x: T.handle, weights: T.handle, bias: T.handle,
         c: T.handle, p: T.handle, q: T.handle, y: T.handle

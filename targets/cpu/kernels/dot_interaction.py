@@ -10,6 +10,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import folding
 from graphopt.targets.cpu.kernels.rows import copy_row
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.storage import element_bytes
@@ -52,7 +53,7 @@ def dot_interaction(features: int, dim: int, pairs: int, beside: int, lanes: int
 
     fold = folding(width)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def dot_interaction(
         features_: T.handle, left_: T.handle, right_: T.handle, head_: T.handle, out_: T.handle
     ):

@@ -9,6 +9,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.rows import lookup_params, prefetch_row
 from graphopt.targets.cpu.kernels.tiles import Tiles
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import check_policy, is_allowed, row_of
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -144,7 +145,7 @@ def embedding_bag(
     m = tirx.Var("b_plus_1", "int64") if include_last_offset else b
     bags = m - 1 if include_last_offset else b
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def embedding_bag(
         table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
     ):
@@ -177,7 +178,7 @@ def fixed_bag(
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def fixed_bag(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         src = T.match_buffer(table, (rows, dim), dtype, align=align)
@@ -215,7 +216,7 @@ def embedding_bags(
     bags = width - 1 if include_last_offset else b
     checks = pooling.oob == "error"
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def embedding_bags(
         tables: T.handle,
         extents: T.handle,

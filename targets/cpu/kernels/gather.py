@@ -12,6 +12,7 @@ from graphopt.targets.cpu.kernels.rows import (
     prefetch_row,
     zero_row,
 )
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
@@ -46,7 +47,7 @@ def gather_rows(
     zeroes = oob == "zero"
     ahead = (params or lookup_params(rows * width * align)).ahead
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def gather_rows(table: T.handle, ids: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()
@@ -94,7 +95,7 @@ def gather_axis(
     before, length = extent("outer", outer), extent("axis_len", axis_len)
     after = extent("inner", inner)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def gather_axis(data: T.handle, ids: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()

@@ -16,6 +16,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, adding_up, by_blocks, storing
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -45,7 +46,7 @@ def gemm(
     store = storing(n, params.lanes, epilogue)
     visit = by_blocks(params, panels, _block(k, params, codes, store))
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def gemm(
         x: T.handle,
         weights: T.handle,

@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, default_params
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -88,7 +89,7 @@ def int8_gemm(
     block = _block(depth, params, takes_codes, store)
     visit = by_blocks(params, panels, block)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def int8_gemm(
         x: T.handle, w: T.handle, z: T.handle, s: T.handle, b: T.handle,
         c: T.handle, p: T.handle, q: T.handle, y: T.handle

@@ -6,6 +6,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import reducing
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -48,7 +49,7 @@ def layer_norm(dim: int, epsilon: float, lanes: int, centred: bool = True) -> Pr
             part = T.meta_var(x[row, chunks * width + k] - mean[0])
             acc[0] = acc[0] + part * part
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def layer_norm(x_: T.handle, scale_: T.handle, shift_: T.handle, y_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         rows = T.int64()

@@ -11,6 +11,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import registers
 from graphopt.targets.cpu.kernels.tiles import Tiles
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent
 
@@ -75,7 +76,7 @@ def matrix_products(
                     for lane in T.vectorized(tiles.lanes):
                         out[b, first + r, tiles.column(tile, v) + lane] = acc[r, v, lane]
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def matrix_products(left: T.handle, right: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         batch = T.int64()

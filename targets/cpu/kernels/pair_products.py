@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import GemmParams
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -35,7 +36,7 @@ def pair_products(features: int, dim: int, pairs: int, lanes: int) -> PrimFunc:
         for lane in T.vectorized(width):
             out[n, p, first + lane] = x[n, a, first + lane] * x[n, b, first + lane]
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def pair_products(features_: T.handle, left_: T.handle, right_: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         samples = T.int64()
@@ -94,7 +95,7 @@ def weighted_pair_products(
         for lane in T.vectorized(columns):
             out[n, p, first + lane] = z[row, first + lane] * x[n, b, first + lane]
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def weighted_pair_products(
         features_: T.handle,
         weights_: T.handle,

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import GemmParams, rows_beside, vectors_across
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
@@ -64,7 +65,7 @@ def pointwise(
             for r in T.unroll(height):
                 y[sample, panel * width + column, first + r] = tile[r * width + column]
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def pointwise(x: T.handle, weights: T.handle, bias: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         batch = T.int64()

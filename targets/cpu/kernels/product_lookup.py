@@ -7,6 +7,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.ops.product_lookup import ENTRIES
 from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, prefetch_row, zero_row
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
@@ -45,7 +46,7 @@ def product_lookup(
     book_align = element_bytes(book_dtype)
     zeroes, prefetches = oob == "zero", rows * parts >= PREFETCH_BYTES
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def product_lookup(codes: T.handle, books: T.handle, ids: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()

@@ -6,6 +6,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.rows import PREFETCH_BYTES, prefetch_row, zero_row
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import (
     OutOfBounds,
     check_policy,
@@ -68,7 +69,7 @@ def quantized_lookup(
     scale_align, index_align = element_bytes(scale_dtype), element_bytes(index_dtype)
     zeroes, prefetches = oob == "zero", rows * width >= PREFETCH_BYTES
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def quantized_lookup(codes: T.handle, scales: T.handle, ids: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()

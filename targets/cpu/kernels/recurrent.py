@@ -30,6 +30,7 @@ from graphopt.targets.cpu.kernels.recurrent_step import (
     lstm_step,
     rnn_step,
 )
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -108,7 +109,7 @@ def _layer(cell: Cell) -> PrimFunc:
     d, h, g = cell.directions, cell.hidden, cell.gates
     extra_width = 3 * h if cell.kind == "lstm" else h
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def recurrent(
         gates: T.handle,
         recurrence: T.handle,

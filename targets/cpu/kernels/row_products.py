@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import folding
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -40,7 +41,7 @@ def row_products(n: int | None, m: int, k: int, lanes: int) -> PrimFunc:
                         + x[b, i, chunk * width + lane] * y[b, first + p, chunk * width + lane]
                     )
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def row_products(left: T.handle, right: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         batch = T.int64()

@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.ordering import is_nonzero, precedes
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.storage import element_bytes, extent
 
 _INDEX_ALIGN = element_bytes("int64")
@@ -26,7 +27,7 @@ def argsort(
     """
     before, size, after = extent("outer", outer), extent("length", length), extent("inner", inner)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def argsort(data: T.handle, order: T.handle, work: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         x = T.match_buffer(data, (before, size, after), dtype, align=element_bytes(dtype))
@@ -69,7 +70,7 @@ def argsort(
 def nonzero_count(dtype: str) -> PrimFunc:
     """Kernel (data[n]) -> count int64[1] of the elements that are not zero."""
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def nonzero_count(data: T.handle, count: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()
@@ -88,7 +89,7 @@ def nonzero_count(dtype: str) -> PrimFunc:
 def nonzero_fill(dtype: str) -> PrimFunc:
     """Kernel (data[n]) -> positions int64[count], ascending; `nonzero_count` gives `count`."""
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def nonzero_fill(data: T.handle, positions: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n, count = T.int64(), T.int64()
@@ -111,7 +112,7 @@ def distinct_count(dtype: str) -> PrimFunc:
     It sorts upwards, as `argsort` does; all NaN count as one element.
     """
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def distinct_count(data: T.handle, order: T.handle, count: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()
@@ -135,7 +136,7 @@ def distinct_fill(dtype: str, by_value: bool) -> PrimFunc:
     or, unless `by_value`, of first occurrence; `rank` is scratch.
     """
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def distinct_fill(
         data: T.handle,
         order: T.handle,

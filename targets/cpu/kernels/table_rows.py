@@ -5,6 +5,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import OutOfBounds, check_policy, is_valid, row_of
 from graphopt.targets.kernels.storage import element_bytes
 
@@ -28,7 +29,7 @@ def table_rows(
     check_policy(oob, index_dtype)
     checks, zeroes = oob == "error", oob == "zero"
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def table_rows(ids: T.handle, extents: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n = T.int64()

@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.ordering import precedes
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent
 
@@ -118,7 +119,7 @@ def topk(
     size, kept = T.int64(extent("length", length)), T.int64(extent("k", k))
     align, index_align = element_bytes(dtype), element_bytes("int64")
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def topk(data: T.handle, values: T.handle, indices: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         x = T.match_buffer(data, (before, size, after), dtype, align=align)

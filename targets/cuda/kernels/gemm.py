@@ -18,6 +18,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.int8_gemm import Quantization
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
@@ -352,7 +353,7 @@ def gemm(
     starts = 0 if rounding is None else 1
     words, pitch = -(-k // packed_values(math)), -(-n // 4) * 4
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def gemm(
         x: T.handle,
         weights: T.handle,

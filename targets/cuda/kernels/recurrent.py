@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.kernels import script
 from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.recurrent_cell import Buffers, Cell
@@ -149,7 +150,7 @@ def recurrent(cell: Cell) -> PrimFunc:
     d, h, g = cell.directions, cell.hidden, cell.gates
     rows, wide = max(1, _THREADS // h), (3 * h if cell.kind == "lstm" else h)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def layer(
         gates: T.handle,
         recurrence: T.handle,

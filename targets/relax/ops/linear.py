@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
+from graphopt.targets.kernels import script
 from graphopt.targets.relax import reduction, scalar
 from graphopt.targets.relax.broadcast import index_into
 from graphopt.targets.relax.lowering import Check, Lowering, compute, int64, lowers
@@ -301,7 +302,7 @@ def _determinants(n: int, dtype: str) -> tirx.PrimFunc:
     """Kernel (x[count, n, n]) -> out[count], by elimination with partial pivoting."""
     work = scalar.working_dtype(dtype)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def det(x: T.handle, out: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         count = T.int64()

@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 from graphopt.ir.content import known_ints
 from graphopt.ir.dims import product as dim_product
 from graphopt.ir.graph import Node, Value
+from graphopt.targets.kernels import script
 from graphopt.targets.relax import reduction, scalar
 from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
 from graphopt.targets.relax.reduction import Region
@@ -248,7 +249,7 @@ def _running_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
     """Kernel (x[outer, n, inner]) -> out of the same shape: sums along the middle axis."""
     work = scalar.working_dtype(dtype)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def cumsum(x: T.handle, out: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         outer, n, inner = T.int64(), T.int64(), T.int64()
