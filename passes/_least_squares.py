@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import lapack, solve
+import scipy  # loads its parts on first use
 
 _ROWS = 8192  # of calibration data that a layer is fitted on
 _RIDGE = 1e-6  # of the mean variance
@@ -47,7 +47,9 @@ class LeastSquares:
         covariance = centered.T @ centered / max(1, len(rows))
         reach = np.sqrt(np.square(weight).sum(axis=1))
         moved = covariance * reach * reach[:, None]
-        _, pivots, used, _ = lapack.dpstrf(moved, tol=1e-8 * float(np.diag(moved).max(initial=0)))
+        _, pivots, used, _ = scipy.linalg.lapack.dpstrf(
+            moved, tol=1e-8 * float(np.diag(moved).max(initial=0))
+        )
         return LeastSquares(weight, mean, covariance, pivots - 1, int(used))
 
     def keep(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -58,7 +60,7 @@ class LeastSquares:
         """
         within, across = self.covariance[np.ix_(kept, kept)], self.covariance[kept]
         ridge = _RIDGE * (np.trace(within) / len(kept) or 1.0) * np.eye(len(kept))
-        mixing = solve(within + ridge, across, assume_a="pos")
+        mixing = scipy.linalg.solve(within + ridge, across, assume_a="pos")
         mixing[:, kept] = np.eye(len(kept))
         offset = self.mean - self.mean[kept] @ mixing
         offset[kept] = 0
