@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Use, Value
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
 from graphopt.passes._layer_columns import (
@@ -48,8 +49,8 @@ class HeadLayers:
             return "columns of its q, k or v are also read elsewhere"
         if _overlap(attention, paths):
             return "its q, k and v share columns in part"
-        if _heads_of_bias(attention) not in (1, Attention.of(attention).heads):
-            return "its bias may have scores for each head, or not"
+        if any(_heads_of(v) not in (1, attention.attr("heads")) for v in attention.inputs[3:]):
+            return "its bias or factor may differ from head to head, or not"
         after = _path_from(attention)
         if after is None:
             return "what its heads give is not read by one layer with constant weights only"
@@ -109,7 +110,8 @@ class HeadLayers:
                 value = made[node]
         at = [np.searchsorted(read[p[0]], first) for p, first in zip(self.paths, what.columns)]
         attrs = {**self.attention.attrs, "heads": len(heads), "columns": [int(c) for c in at]}
-        inputs = [*(made[path[-1]] for path in self.paths), *self._bias(heads)]
+        inputs: list[Value | None] = [made[path[-1]] for path in self.paths]
+        inputs += [self._beside(value, heads) for value in self.attention.inputs[3:]]
         graph, where = self.attention.graph, self.attention
         assert graph is not None
         result = data = graph.insert(
@@ -120,17 +122,17 @@ class HeadLayers:
         with_inputs(self.second, data, mixing, offset)
         return result
 
-    def _bias(self, heads: Sequence[int]) -> list[Value]:
-        graph, bias = self.attention.graph, self.attention.input(3)
-        if bias is None or _heads_of_bias(self.attention) == 1:
-            return [] if bias is None else [bias]
+    def _beside(self, value: Value | None, heads: Sequence[int]) -> Value | None:
+        """A bias or factor of the scores of `heads` only."""
+        if value is None or _heads_of(value) == 1:
+            return value
+        graph, where = self.attention.graph, self.attention
         assert graph is not None
-        axis, chosen = len(bias.tensor.dims) - 3, np.array(heads, np.int64)
-        if bias.const is not None:
-            return [graph.constant(np.ascontiguousarray(bias.const.take(chosen, axis)))]
-        inputs, where = [bias, graph.constant(chosen)], self.attention
-        attrs = {"axis": axis}
-        return [graph.insert("Gather", inputs, attrs, before=where, origin=where.origin).output]
+        axis, chosen = len(value.tensor.dims) - 3, np.array(heads, np.int64)
+        if value.const is not None:
+            return graph.constant(np.ascontiguousarray(value.const.take(chosen, axis)))
+        inputs, attrs = [value, graph.constant(chosen)], {"axis": axis}
+        return graph.insert("Gather", inputs, attrs, before=where, origin=where.origin).output
 
 
 def _path_to(value: Value | None) -> tuple[Node, ...] | None:
@@ -182,8 +184,7 @@ def _overlap(attention: Node, paths: Sequence[Sequence[Node]]) -> bool:
     return any(a is b and 0 < abs(x - y) < what.width for a, x in starts for b, y in starts)
 
 
-def _heads_of_bias(attention: Node) -> object:
-    """The size of the axis of heads in the bias, 1 without one."""
-    bias = attention.input(3)
-    dims = bias.tensor.dims if bias is not None else ()
+def _heads_of(value: Value | None) -> Dim:
+    """The size of the axis of heads in a bias or factor, 1 without one."""
+    dims = value.tensor.dims if value is not None else ()
     return dims[-3] if len(dims) >= 3 else 1

@@ -143,6 +143,8 @@ TURN = "Transpose<perm=[1, 0, 2]>"
         ("(q, k, vv, bias)", "(k, k, vv, bias)"),
         ("float[3,6,6] bias", "float[1,6,6] bias"),
         ("heads=3, scale=0.5", "guarded=1, heads=3, scale=0.5"),
+        ("scale=0.5>(q, k, vv, bias)", 'scale=0.5, activation="silu">(q, k, vv, bias, other)'),
+        ("scale=0.5>(q, k, vv, bias)", 'scale=0.5, activation="silu">(q, k, vv, , bias)'),
         ("vv = Mul(vp, two)", f"t = {TURN}(vp)\n u = Mul(t, two)\n vv = {TURN}(u)"),
         ("r = Reshape(a, rows)", "s = Sigmoid(a)\n r = Reshape(s, rows)"),
     ],
@@ -172,7 +174,7 @@ def test_left_alone(change: tuple[str, str], reason: str | None) -> None:
     text = APART.replace(*change)
     assert text != APART
     if "H" in change[1]:
-        text, reason = text.replace("vv, bias)", "vv, other)"), "for each head, or not"
+        text, reason = text.replace("vv, bias)", "vv, other)"), "differ from head to head, or not"
     assert_unchanged(PruneHeads(), text, reason)
 
 
