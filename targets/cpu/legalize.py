@@ -21,6 +21,7 @@ from graphopt.targets.cpu import (
     activations,
     cosine,
     gates,
+    joined_data,
     layer_norm,
     lookup_concat,
     lookup_loops,  # noqa: F401  (importing registers its lowering)
@@ -113,6 +114,7 @@ def legalize(
             continue
         if every_layer or rounded_dense.take_rounding(node):
             node.attrs["words"] = words
+    joined_data.read_parts(graph)
 
 
 @type_rule("Dense", domain=DOMAIN)
@@ -260,20 +262,24 @@ _RULES: tuple[Rule, ...] = (
 def _lower_dense(lower: Lowering, node: Node) -> Any:
     data, weights = node.inputs[0], node.const(1)
     assert data is not None and weights is not None
-    k, n = weights.shape
+    _, n = weights.shape
     kernel, constants = _dense_kernel(node, weights)
     if constants[0].nbytes >= LEAST_WIDE:
         kernel = kernel.with_attr(WIDE, constants[0].nbytes)
     rows = lower.dim(product(data.tensor.dims[:-1]))
-    flat = _reshaped(lower, lower.expr(data), [rows, k], data.rank == 2)
-    arguments = [flat, *map(lower.constant, constants), *operands_of(lower, node)]
+    arguments = [
+        _reshaped(lower, lower.expr(matrix), [rows, columns.source], data.rank == 2)
+        for matrix, columns in joined_data.data_of(node)
+    ]
+    arguments += [*map(lower.constant, constants), *operands_of(lower, node)]
     (result,) = lower.kernel(kernel, arguments, [([rows, n], node.output.dtype)])
     return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
 
 
 def operands_of(lower: Lowering, dense: Node) -> list[Any]:
     """The operands of a layer's steps as matrices."""
-    values = [value for value in dense.inputs[3:] if value is not None]
+    given = dense.inputs[3 : 3 + len(dense.attrs.get("steps", ()))]
+    values = [value for value in given if value is not None]
     return [
         lower.reshape(lower.expr(v), [lower.dim(product(v.tensor.dims[:-1])), v.tensor.dims[-1]])
         for v in values
@@ -285,12 +291,13 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     k, n = weights.shape
     lanes, bias, scale = node.attrs["lanes"], node.const(2), node.attrs.get("scale")
     epilogue, columns = Epilogue.of(node.attrs), node.attrs.get("columns")
+    parts = node.attrs.get("parts", ())
     if "data" in node.attrs:
         return quantized_dense.int8_kernel(node, weights, epilogue)
     if scale is None and dot.suits(k, n, lanes):
         packed = [dot.pack_columns(weights), np.zeros(n, np.float32) if bias is None else bias]
         packed += [] if columns is None else [columns]
-        return dot.dot(k, n, lanes, epilogue), packed
+        return dot.dot(k, n, lanes, epilogue, parts), packed
     params, words = node.attrs.get("params"), node.attrs.get("words")
     if words is not None:
         params = params or bf16_gemm.bf16_params(n, lanes)
@@ -300,7 +307,7 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         params = params or default_params(n, lanes, k)
         packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
         packed += [] if scale is None else [pack_bias(scale, n, params)]
-        kernel = gemm(k, n, params, epilogue, codes=scale is not None)
+        kernel = gemm(k, n, params, epilogue, codes=scale is not None, parts=parts)
     return kernel, packed + ([] if columns is None else [pack_columns(columns, params)])
 
 

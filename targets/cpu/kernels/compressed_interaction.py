@@ -17,6 +17,7 @@ from graphopt.targets.cpu.kernels.panels import (
     adding_up,
     by_blocks,
     vectors_across,
+    whole_matrix,
 )
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
@@ -98,14 +99,14 @@ def compressed_interaction(
 def _block(pairs: int, dim: int, maps: int, params: GemmParams, activated: Activation) -> Emitted:
     """For use in a kernel: `block(tensors, row, panel, height, side)` computes rows of panels."""
     lanes, vectors = params.lanes, params.vectors
-    add_up = adding_up(pairs, params)
+    add_up = adding_up(whole_matrix(pairs), params)
 
     @inlined
     def block(tensors, row, panel, height, side):
         z, w, b, out, first = T.meta_var(tensors)
         across = T.meta_var(side * vectors)
         acc = T.alloc_buffer((height * across * lanes,), "float32", scope="local")
-        add_up(z, w, b, acc, row, panel, height, across)
+        add_up((z,), w, b, acc, row, panel, height, across)
         for j in T.vectorized(height * across * lanes):
             acc[j] = activated(acc[j])
         for j in range(T.min(across * lanes, maps - panel * params.width)):

@@ -15,7 +15,16 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, adding_up, by_blocks, storing
+from graphopt.targets.cpu.kernels.panels import (
+    MAX_PARTS,
+    Columns,
+    Emitted,
+    GemmParams,
+    adding_up,
+    by_blocks,
+    storing,
+    whole_matrix,
+)
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.inlining import inlined
@@ -30,6 +39,7 @@ def gemm(
     params: GemmParams,
     epilogue: Epilogue = PLAIN,
     codes: bool = False,
+    parts: tuple[Columns, ...] = (),
 ) -> PrimFunc:
     """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], columns, *operands)
     -> y[M, n].
@@ -38,17 +48,24 @@ def gemm(
     all is float32 and M symbolic.  Sums run over k in order, in fused multiply-adds where the
     target has them, whatever M is.  NaN stays NaN.
 
+    With `parts`, x is made of these columns of as many matrices, which come first; at most
+    MAX_PARTS.
+
     With `codes` the weights are int8 and scale[panels * width] comes after the bias:
     y = (x @ weights) * scale + bias after the epilogue.
     """
     panels, width, align = params.panels(n), params.width, element_bytes("float32")
     stored, constants = "int8" if codes else "float32", max(1, epilogue.activation.columns)
-    store = storing(n, params.lanes, epilogue)
-    visit = by_blocks(params, panels, _block(k, params, codes, store))
+    store, data = storing(n, params.lanes, epilogue), parts or whole_matrix(k)
+    wide = [part.source for part in data] + [1] * MAX_PARTS
+    visit = by_blocks(params, panels, _block(data, params, codes, store))
 
     @script.prim_func(private=True, s_tir=True)
     def gemm(
         x: T.handle,
+        x1: T.handle,
+        x2: T.handle,
+        x3: T.handle,
         weights: T.handle,
         bias: T.handle,
         scale: T.handle,
@@ -59,7 +76,10 @@ def gemm(
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
-        left = T.match_buffer(x, (m, k), "float32", align=align)
+        left = T.match_buffer(x, (m, wide[0]), "float32", align=align)
+        left1 = T.match_buffer(x1, (m, wide[1]), "float32", align=align)
+        left2 = T.match_buffer(x2, (m, wide[2]), "float32", align=align)
+        left3 = T.match_buffer(x3, (m, wide[3]), "float32", align=align)
         right = T.match_buffer(weights, (panels, k, width), stored, align=element_bytes(stored))
         start = T.match_buffer(bias, (panels * width,), "float32", align=align)
         factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
@@ -67,15 +87,16 @@ def gemm(
         first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
         second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
-        visit((left, right, start, factor, out, (columns, first, second)), m)
+        visit(((left, left1, left2, left3), right, start, factor, out, (columns, first, second)), m)
 
-    return without_parameters(gemm, *() if codes else ("factor",), *epilogue.unused)
+    unused = ("left1", "left2", "left3")[len(data) - 1 :] + (() if codes else ("factor",))
+    return without_parameters(gemm, *unused, *epilogue.unused)
 
 
-def _block(k: int, params: GemmParams, codes: bool, store: Emitted) -> Emitted:
+def _block(data: tuple[Columns, ...], params: GemmParams, codes: bool, store: Emitted) -> Emitted:
     """For use in a kernel: `block(tensors, first, panel, height, side)` computes rows of panels."""
     lanes, vectors = params.lanes, params.vectors
-    add_up = adding_up(k, params, codes)
+    add_up = adding_up(data, params, codes)
 
     @inlined
     def scaled(acc, s, b, column, at):

@@ -169,19 +169,51 @@ def by_blocks(
     return visit
 
 
-def adding_up(k: int, params: GemmParams, codes: bool = False) -> Emitted:
+MAX_PARTS = 4
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a matrix: `width` of its `source` ones, from `start` on."""
+
+    start: int
+    width: int
+    source: int
+
+
+def whole_matrix(k: int) -> tuple[Columns, ...]:
+    """The data of a layer that reads all columns of one matrix."""
+    return (Columns(0, k, k),)
+
+
+def adding_up(parts: Sequence[Columns], params: GemmParams, codes: bool = False) -> Emitted:
     """For use in a kernel: `add_up(x, w, b, acc, first, panel, height, across)`.
 
-    acc[height, across, lanes], flat, becomes the bias plus `height` rows of x[:, k] from `first` on
-    times `across` vectors of the packed weights from `panel` on, added up in the order of k.
+    acc[height, across, lanes], flat, becomes the bias plus `height` rows of the data from `first`
+    on times `across` vectors of the packed weights from `panel` on, added up in the order of k.
 
     Args:
+        parts: what the data are, side by side, in the matrices `x`; MAX_PARTS at most.
         codes: the weights are int8, and sums start from 0.
     """
     lanes, vectors = params.lanes, params.vectors
+    before = [sum(part.width for part in parts[:at]) for at in range(len(parts))]
 
     def as_float(vector):
         return T.Cast(f"float32x{lanes}", vector) if codes else vector
+
+    @inlined
+    def of_part(x, w, acc, first, panel, height, across, at):
+        if at < len(parts):
+            start = T.meta_var(parts[at].start)
+            for kk in range(parts[at].width):
+                for r in T.unroll(height):
+                    for v in T.unroll(across):
+                        place = T.meta_var(T.ramp((r * across + v) * lanes, 1, lanes))
+                        lane = T.meta_var(T.ramp(v % vectors * lanes, 1, lanes))
+                        acc[place] = acc[place] + T.Broadcast(
+                            x[at][first + r, start + kk], lanes
+                        ) * as_float(w[panel + v // vectors, before[at] + kk, lane])
 
     @inlined
     def add_up(x, w, b, acc, first, panel, height, across):
@@ -192,14 +224,10 @@ def adding_up(k: int, params: GemmParams, codes: bool = False) -> Emitted:
                     if codes
                     else b[T.ramp((panel * vectors + v) * lanes, 1, lanes)]
                 )
-        for kk in range(k):
-            for r in T.unroll(height):
-                for v in T.unroll(across):
-                    acc[T.ramp((r * across + v) * lanes, 1, lanes)] = acc[
-                        T.ramp((r * across + v) * lanes, 1, lanes)
-                    ] + T.Broadcast(x[first + r, kk], lanes) * as_float(
-                        w[panel + v // vectors, kk, T.ramp(v % vectors * lanes, 1, lanes)]
-                    )
+        of_part(x, w, acc, first, panel, height, across, 0)
+        of_part(x, w, acc, first, panel, height, across, 1)
+        of_part(x, w, acc, first, panel, height, across, 2)
+        of_part(x, w, acc, first, panel, height, across, 3)
 
     return add_up
 
