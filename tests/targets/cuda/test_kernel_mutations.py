@@ -106,6 +106,7 @@ def compressed() -> Model:
 def attended() -> Model:
     what = attention_op.Attention(2, 8, 0.3)
     queries, keys, values = normal(4, 4, 16), normal(4, 33, 16), normal(4, 33, 16)
+    keys[:, 32] *= 9  # so that some maxima are found in the second turn
     model = Model(q=(queries, N, T, 16), k=(keys, N, S, 16), v=(values, N, S, 16))
     return model.of(attention_op.OP_TYPE, **what.attrs)
 
