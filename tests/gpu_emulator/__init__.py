@@ -101,19 +101,17 @@ def library_of(source: str, folder: Path, races: bool) -> Path:
     options += ["-I", str(HERE / "include")]
     if races:
         options += ["-fsanitize=thread", "-DEMULATOR_RACES", "-fno-threadsafe-statics"]
-    header = _precompiled(folder / f"device{'-races' if races else ''}.h", options)
-    # The instrumentation is wanted, the library that usually comes with it is not.
-    _execute(["g++", *options, "-include", str(header), "-c", "-o", str(compiled), str(file)])
-    _execute(["g++", "-shared", "-o", str(library), str(compiled)])
-    return library
-
-
-def _precompiled(header: Path, options: Sequence[str]) -> Path:
-    """`device.h` under the name `header`, read by g++ once for all sources with these options."""
-    if not header.exists():
+    header = folder / f"device{'-races' if races else ''}.h"
+    runtime = header.with_suffix(".o")
+    if not runtime.exists():  # what all sources with these options share
         header.write_text(f'#include "{HERE / "device.h"}"\n')
         _execute(["g++", *options, "-x", "c++-header", "-o", f"{header}.gch", str(header)])
-    return header
+        runs = ["-DEMULATOR_RUNTIME", "-x", "c++", "-c", "-o", str(runtime), str(HERE / "device.h")]
+        _execute(["g++", *options, *runs])
+    # The instrumentation is wanted, the library that usually comes with it is not.
+    _execute(["g++", *options, "-include", str(header), "-c", "-o", str(compiled), str(file)])
+    _execute(["g++", "-shared", "-o", str(library), str(compiled), str(runtime)])
+    return library
 
 
 @contextmanager

@@ -13,6 +13,13 @@
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x, y, z; };
 
+// Compiled once, as an object that all libraries are linked with; those of kernels only declare it.
+#ifdef EMULATOR_RUNTIME
+#define RUNTIME __attribute__((used)) inline
+#else
+#define RUNTIME __attribute__((gnu_inline)) inline
+#endif
+
 namespace emulator {
 
 enum class State { ready, barrier, shuffle, converge, done };

@@ -23,7 +23,7 @@ inline std::vector<unsigned> ordered(size_t count, unsigned how) {
   return order;
 }
 
-__attribute__((no_sanitize_thread)) inline int launch(
+__attribute__((no_sanitize_thread)) RUNTIME int launch(
     void (*function)(void*), void* arguments, const unsigned* grid, const unsigned* block,
     unsigned dynamic_bytes, bool synchronizes) {
   static const char* text = getenv("EMULATOR_ORDER");
@@ -92,7 +92,8 @@ template <class... A> size_t sizes(void (*)(A...), size_t* found) {
   extern "C" __attribute__((visibility("default"))) size_t emulator_sizes_##name(size_t* s) {   \
     return emulator::sizes(name, s);                                                            \
   }
-extern "C" __attribute__((visibility("default"), used)) inline const char* emulator_error() {
+#ifdef EMULATOR_RUNTIME
+extern "C" __attribute__((visibility("default"))) const char* emulator_error() {
   return emulator::error;
 }
-namespace emulator { inline void* kept __attribute__((used)) = (void*)emulator_error; }
+#endif

@@ -84,6 +84,7 @@ UNSEEN __attribute__((noinline)) inline void access(void* pointer, int size, boo
 
 }  // namespace emulator
 
+#ifdef EMULATOR_RUNTIME
 #define HOOK UNSEEN __attribute__((used)) inline void
 #define HOOKS(n)                                                                        \
   extern "C" HOOK __tsan_read##n(void* p) { emulator::access(p, n, false); }            \
@@ -98,3 +99,4 @@ extern "C" HOOK __tsan_func_exit() {}
 extern "C" HOOK __tsan_init() {}
 extern "C" HOOK __tsan_vptr_update(void*, void*) {}
 extern "C" HOOK __tsan_vptr_read(void*) {}
+#endif
