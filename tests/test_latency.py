@@ -57,3 +57,9 @@ def test_it_goes_on_for_as_long_as_asked(clock: list[float]) -> None:
         clock[0] += 0.125
 
     assert interleaved({"a": call}, seconds=5, least=1)["a"].calls == 40
+
+
+def test_another_clock() -> None:
+    ticks = itertools.count()
+    found = interleaved({"a": lambda: None}, 0, least=1, clock=lambda: float(next(ticks)))["a"]
+    assert found.least == found.p99 == 1e6  # each call lasts from one tick to the next

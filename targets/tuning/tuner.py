@@ -168,7 +168,8 @@ def _on_cpu(
         base()
         call()
         require_close(family, problem, params, found, expected)
-        taken = interleaved({"default": base, "candidate": call}, SECONDS)
+        turns = {"default": base, "candidate": call}
+        taken = interleaved(turns, SECONDS, clock=time.thread_time)
         ratios.append(taken["candidate"].median / taken["default"].median)
     return ratios
 

@@ -31,7 +31,9 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The times of candidates over the default's, one for each size measured, in turn."""
     left: list[float] = []
 
-    def measured(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Latency]:
+    def measured(
+        calls: Mapping[str, Callable[[], object]], seconds: float, clock: object
+    ) -> dict[str, Latency]:
         times = {"default": 1.0, "candidate": left.pop(0)}
         return {name: Latency(times[name], 0, 0, 1) for name in calls}
 
