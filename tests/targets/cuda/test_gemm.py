@@ -133,6 +133,12 @@ def test_what_follows(after: str, function: Callable[..., np.ndarray], run_model
     check(run_model, Layers([(20, 36), (20, 37), (9, 3)], after), function)
 
 
+def test_an_operand_before_constants_of_each_column(run_model: Runner) -> None:
+    layers = Layers([(20, 37)], "r = Add (h, z)\ny = PRelu (r, b)")
+    slopes = layers.biases[0]
+    check(run_model, layers, lambda h, z: np.where(h + z < 0, slopes * (h + z), h + z))
+
+
 MUTATIONS = {
     "no barrier between stages": ("__syncthreads();  // the stage", ";  // the stage"),
     "copies are not waited for": ("wait_prior(T::STAGES - 2)", "wait_prior(T::STAGES - 1)"),
