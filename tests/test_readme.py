@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import graphopt
 
 from graphopt.pipeline import registry
 from graphopt.pipeline.base import needs
@@ -29,22 +29,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(command: list[str], folder: Path) -> None:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_commands(folder: Path) -> None:
+def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     commands = [line for block in blocks("sh") for line in block.strip().splitlines()]
     assert len(commands) >= 6
     for command in commands:
-        run(shlex.split(command), folder)
+        program, *args = shlex.split(command)
+        assert program == "graphopt"
+        outcome = graphopt(*args)
+        assert outcome.status == 0, outcome
 
 
 def test_python(folder: Path) -> None:
     for block in blocks("python"):
-        run([sys.executable, "-c", block], folder)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def pass_table() -> str:

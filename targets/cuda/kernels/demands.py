@@ -59,5 +59,5 @@ def _look(holds: Holds, count: Any, part: Any, thread: Any, mine: Any) -> None:
         total = fine[0]
         for one in fine[1:]:
             total = total + one
-        with T.If(total < AHEAD), T.Then():
-            T.buffer_store(mine, 1, [0])
+        # no `If`: TVM would study its condition, which takes half of a large model's build
+        T.buffer_store(mine, tirx.max(mine[0], (total < AHEAD).astype("int32")), [0])

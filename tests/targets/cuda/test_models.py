@@ -43,7 +43,7 @@ def test_real_model(name: str, models: Path, emulation: Path, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(FOLDER is None, reason="no real models (set GRAPHOPT_MODELS)")
-@pytest.mark.parametrize("name", NAMES[::4])
+@pytest.mark.parametrize("name", NAMES[2::6])
 def test_real_model_as_shipped(name: str, models: Path, emulation: Path, tmp_path: Path) -> None:
     mode = gpu_emulator.Mode()  # the third time each batch is a graph
     found, wanted = answers(models / name, emulation, tmp_path, mode, machine=False, times=3)
