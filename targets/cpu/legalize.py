@@ -27,6 +27,8 @@ from graphopt.targets.cpu import (
     lookup_loops,  # noqa: F401  (importing registers its lowering)
     lookup_sums,
     matrix_products,
+    mixture_loops,  # noqa: F401  (likewise)
+    mixtures,
     pointwise,
     quantized_dense,
     rounded_dense,
@@ -63,6 +65,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::MatrixProducts",
+    f"{DOMAIN}::Mixture",
     f"{DOMAIN}::Pointwise",
     f"{DOMAIN}::RowProducts",
     "graphopt::Attention",
@@ -251,6 +254,7 @@ _RULES: tuple[Rule, ...] = (
     *layer_norm.RULES,
     *cosine.RULES,
     *pointwise.RULES,
+    *mixtures.RULES,
     *row_products.RULES,
     *matrix_products.RULES,
     *lookup_concat.CONCATENATED,
