@@ -18,8 +18,6 @@ from graphopt.targets.relax.lowering import Lowering, int64, lowers
 from graphopt.targets.relax.scalar import const
 
 _SUMS = 8  # vectors of sums that keep two units for fused multiply-adds busy
-# Buffers have the scope that is TVM's default: of these it keeps small ones on the stack, and LLVM
-# in registers, while it asks the runtime for room for each that is "local".
 
 
 @lowers(OP_TYPE, domain=DOMAIN)

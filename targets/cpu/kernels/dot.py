@@ -72,11 +72,11 @@ def dot(
 
     @inlined
     def rows(x, w, b, given, y, first, count):
-        tile = T.alloc_buffer((n * group,), "float32", scope="local")
+        tile = T.alloc_buffer((n * group,), "float32")
         for i in T.vectorized(n * group):
             tile[i] = T.float32(0)
         for r in range(count):
-            acc = T.alloc_buffer((n * lanes,), "float32", scope="local")
+            acc = T.alloc_buffer((n * lanes,), "float32")
             for j in T.unroll(n):
                 acc[T.ramp(j * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
             vectors(x, w, acc, first + r, 0)

@@ -108,7 +108,7 @@ def _block(data: tuple[Columns, ...], params: GemmParams, codes: bool, store: Em
     def block(tensors, first, panel, height, side):
         x, w, b, s, y, given = T.meta_var(tensors)
         across = T.meta_var(side * vectors)
-        acc = T.alloc_buffer((height * across * lanes,), "float32", scope="local")
+        acc = T.alloc_buffer((height * across * lanes,), "float32")
         add_up(x, w, b, acc, first, panel, height, across)
         for r in T.unroll(height):
             for v in T.unroll(across):
