@@ -12,7 +12,7 @@ no fixed length), one thread, in units of the compiled model in float32, whateve
 `--tools` measures some tools only ("graphopt" is ours), next to the models in float32. A JSON file
 that is there keeps what it has of others: what one run takes is a time ratio, whose units are
 measured in every run. `--no-times` is for a busy machine, which sizes and drops do not depend on;
-nothing is compiled then. `--show` prints a file's table, and then what the README says of it.
+nothing is compiled then. `--show` prints a file's table; `readme.py` makes the README's of it.
 
 The last column says, of another tool's result, whether one of ours is as small, as fast and as
 accurate; of ours, whether no other tool's is. Times within 3 % are equal, and so are drops below
@@ -245,9 +245,7 @@ def main(
 ) -> None:
     """Compress every trained model of a folder, and hold the results against the originals."""
     if show_file:
-        results = json.loads(show_file.read_text())["results"]
-        show(results)
-        print(markdown(results))
+        show(json.loads(show_file.read_text())["results"])
         return
     described = json.loads((folder / "models.json").read_text())["models"]
     specs = {entry["name"]: entry["metric"] for entry in described if entry.get("metric")}

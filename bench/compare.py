@@ -9,7 +9,7 @@ turns. A ratio is the median of the fastest peer of the same precision over ours
 faster. The floor is what our kernels' operations and bytes take at least, by peaks that are
 measured first. In bf16 the error is the largest difference from ONNX Runtime's outputs in fp32,
 over the largest of these. Models whose batch is fixed have one row, and din_candidates200 (20,000
-pairs a sample) has those up to 8.
+pairs a sample) has those up to 8. `readme.py` makes the README's tables of the JSON files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from graphopt.targets.base import Precision
 
 TIMEOUT = 1800  # seconds for one model
+BF16 = "openvino-bf16"
 
 
 def measure(
@@ -47,6 +48,8 @@ def measure(
     precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """Compile and measure one model in this process."""
+    from models import loop_bags
+
     from graphopt.benchmark import bench
     from graphopt.ir import onnx_io
     from graphopt.roofline import roofline
@@ -59,7 +62,7 @@ def measure(
             onnx_io.save(make(), model)
         settings = {"peers": peers, "seconds": seconds, "precision": precision}
         found = bench(model, batches=batches, peaks=roofline(), others=PEERS, **settings)
-    return found.to_json() | {"model": name}
+        return found.to_json() | {"model": name, "loop_bags": loop_bags(model)}
 
 
 def in_a_process(name: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -145,6 +148,33 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
     for batch, found in means.items():
         for name, error in found.get("largest_error", {}).items():
             console.print(f"batch {batch}: largest error of {name}: {error:.1e}")
+
+
+def markdown(machines: Mapping[str, Mapping[str, Any]]) -> str:
+    """The README's tables of the JSON files of some machines, by what these are called there."""
+    return "\n\n".join(f"{_heading(n, f)}\n\n{_table(f['results'])}" for n, f in machines.items())
+
+
+def _heading(name: str, file: Mapping[str, Any]) -> str:
+    machine = next(r["machine"] for r in file["results"] if "machine" in r)
+    engines = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    versions = [f"{title} {machine['versions'][key]}" for key, title in engines.items()]
+    return f"{name}: {', '.join([machine['cpu'], machine['date'], *versions])}."
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    plain = [r for r in results if not r.get("loop_bags")]
+    head = ["batch", "all models", f"without {len(results) - len(plain)} with `Loop` bags"]
+    lines = [[*head, "smallest", "without bags, over OpenVINO in bf16"], ["---:"] * 5]
+    for batch in sorted({row["batch"] for r in results for row in r.get("rows", ())}):
+        every, some = ratios_at(results, batch), ratios_at(plain, batch)
+        worst = min(every, key=lambda name: every[name])
+        rows = [row for r in plain for row in r.get("rows", ()) if row["batch"] == batch]
+        rounded = [row["ratios"][BF16] for row in rows if BF16 in row["ratios"]]
+        means = [f"{geometric_mean(found):.1f}" for found in (every.values(), some.values())]
+        cells = [str(batch), *means, f"{every[worst]:.2f} ({worst})"]
+        lines.append([*cells, f"{geometric_mean(rounded):.1f}"])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cell(row: dict[str, Any]) -> str:

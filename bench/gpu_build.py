@@ -139,7 +139,6 @@ def main() -> None:
         print(f"{name:24}" + "".join(f"{row[column]:>10}" for column in COLUMNS), flush=True)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=2) + "\n")
-    print(table(rows))
 
 
 if __name__ == "__main__":

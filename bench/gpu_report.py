@@ -1,12 +1,8 @@
-"""Measurements of GPUs as text: what was found of each model, and how it compares with peers.
-
-python bench/gpu_report.py bench/results/gpu.json     # the tables of the README
-"""
+"""Measurements of GPUs as text: what was found of each model, and how it compares with peers."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
@@ -195,7 +191,3 @@ def _table(found: dict[str, Any], peer: str, ours: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    print(markdown(Path(sys.argv[1])))

@@ -26,9 +26,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import graphopt
 from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import Metric
+from graphopt.pipeline.report import Report
 from graphopt.signature import Signature
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
@@ -49,6 +51,13 @@ def judge(original: Any, folder: Path, spec: Mapping[str, Any]) -> Judge:
     """Holds models against the original on the evaluation data of `folder`."""
     data = datasets.read(folder / "eval.npz", original.signature)
     return Judge(original, data, *metric_of(spec, original.signature))
+
+
+def loop_bags(source: Path) -> int:
+    """How many embedding bags a model has as `Loop`s, which engines run step by step."""
+    report = Report()
+    graphopt.optimize(source, report=report)
+    return sum(record.rewrites.get("loop_to_embedding_bag", 0) for record in report.passes)
 
 
 def worst_error(engine: Any, folder: Path) -> float:

@@ -28,6 +28,7 @@ from typing import Annotated, Any
 import numpy as np
 import onnx
 import typer
+from models import loop_bags
 from rich.console import Console
 from rich.table import Table
 
@@ -192,6 +193,7 @@ def measure(source: Path, batches: list[int], names: list[str]) -> dict[str, Any
         (onnxruntime, _) = ENGINES["onnxruntime"]
         runners = {name: onnxruntime.open(path) for name, path in files.items()}
         row: dict[str, Any] = {"model": source.parent.name, "missing": missing, "batches": {}}
+        row["loop_bags"] = loop_bags(source)
         row["nodes"] = {name: node_count(path) for name, path in files.items()}
         row["foreign"] = {name: foreign_ops(path) for name, path in files.items()}
         row["executed"] = {name: executed_count(files[name]) for name in ("source", "graphopt")}
@@ -231,6 +233,25 @@ def show_speed(rows: list[dict[str, Any]], batches: list[int], names: list[str])
         means = [f"{geometric_mean(found[name]):.2f}" for name in names]
         table.add_row("geometric mean", "", *means, style="bold")
         Console(width=120).print(table)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The README's table: geometric means over models, and our smallest ratio."""
+    plain = [row for row in rows if not row.get("loop_bags")]
+    peers = [name for name in OPTIMIZERS if name != "graphopt"]
+    ours = ["graphopt", f"without {len(rows) - len(plain)} with `Loop` bags", "smallest"]
+    lines = [["batch", *ours, *peers], ["---:"] * (len(ours) + len(peers) + 1)]
+    for batch in sorted({batch for row in rows for batch in row.get("batches", {})}, key=int):
+
+        def found(name: str, chosen: list[dict[str, Any]], batch: str = batch) -> list[float]:
+            every = (ratios(row, batch, name) for row in chosen if "batches" in row)
+            return [ratio for ratio in every if ratio]
+
+        own = found("graphopt", rows)
+        numbers = [geometric_mean(own), geometric_mean(found("graphopt", plain)), min(own)]
+        numbers += [geometric_mean(found(name, rows)) for name in peers]
+        lines.append([batch, *(f"{number:.2f}" for number in numbers)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def show_nodes(rows: list[dict[str, Any]], names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The README's commands run, its code works, and its table of passes is the real one."""
+"""The README's commands run, and its code works."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 from command import graphopt
-
-from graphopt.pipeline import registry
-from graphopt.pipeline.base import needs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,20 +43,6 @@ def test_python(folder: Path) -> None:
             [sys.executable, "-c", block], cwd=folder, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-
-
-def pass_table() -> str:
-    rows = ["| pass | fidelity | what it does | needs |", "|---|---|---|---|"]
-    for name, cls in registry.passes().items():
-        summary = re.sub(r"\s+", " ", (cls.__doc__ or "").strip().split("\n\n")[0])
-        rows.append(f"| `{name}` | {cls.fidelity.value} | {summary} | {needs(cls)} |")
-    return "\n".join(rows)
-
-
-def test_table_of_passes() -> None:
-    found = re.search(r"<!-- passes -->\n(.*?)\n?<!-- /passes -->", README, re.DOTALL)
-    assert found is not None
-    assert found.group(1).strip() == pass_table(), "replace the table by what pass_table() gives"
 
 
 def test_folders_exist() -> None:

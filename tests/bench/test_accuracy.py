@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -118,12 +116,3 @@ def test_times_are_shown_if_they_were_measured() -> None:
     assert last_line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 | 2.00 |"
     del noted["time"], noted["beaten_by"]
     assert last_line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 |"
-
-
-def test_the_readme_says_what_was_measured() -> None:
-    results = json.loads((BENCH / "results" / "accuracy.json").read_text())["results"]
-    text = (BENCH.parent / "README.md").read_text()
-    found = re.search(r"<!-- accuracy -->\n(.*?)\n<!-- /accuracy -->", text, re.DOTALL)
-    assert found is not None
-    command = "python bench/accuracy.py FOLDER --show bench/results/accuracy.json"
-    assert found.group(1) == accuracy.markdown(results), f"replace the table by that of {command}"

@@ -42,6 +42,7 @@ def test_one_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [row["batch"] for row in found["rows"]] == [1, 2]
     assert all(row["differences"]["onnxruntime"] < 1e-5 for row in found["rows"])
     assert all(row["floor"] > 0 for row in found["rows"])
+    assert found["loop_bags"] == 0
     compare.show([found], [1, 2])
 
 
@@ -60,6 +61,23 @@ def test_summary() -> None:
             "models": 2,
         }
     }
+
+
+def test_tables_for_the_readme() -> None:
+    results = [_result("x", 4.0), _result("y", 0.25), {"model": "z", "failure": "exit code 1"}]
+    results.append(_result("bags", 100.0) | {"loop_bags": 3})
+    versions = {"onnxruntime": "1.2", "openvino": "3.4", "numpy": "2"}
+    results[1]["machine"] = {"cpu": "Some CPU", "date": "2026-01-02", "versions": versions}
+    results[0]["rows"][0]["ratios"]["openvino-bf16"] = 1.5
+    assert compare.markdown({"a": {"results": results}, "b": {"results": results}}).split("\n\n")[
+        2:
+    ] == [
+        "b: Some CPU, 2026-01-02, ONNX Runtime 1.2, OpenVINO 3.4.",
+        """\
+| batch | all models | without 1 with `Loop` bags | smallest | without bags, over OpenVINO in bf16 |
+| ---: | ---: | ---: | ---: | ---: |
+| 1 | 4.6 | 1.0 | 0.25 (y) | 1.5 |""",
+    ]
 
 
 def test_failures_are_rows(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import get_args
@@ -37,13 +36,6 @@ def test_the_largest_tiles_stay_in_registers() -> None:
     taken = gpu_build.resources(chosen, ("sm_80", "sm_90"))
     assert [each["spill_bytes"] for each in taken] == [0] * len(chosen)
     assert all(32 <= each["registers"] <= 255 for each in taken)
-
-
-def test_the_readme_has_what_was_measured() -> None:
-    root = Path(gpu_build.__file__).parents[1]
-    shown = (root / "README.md").read_text().partition("<!-- gpu_build -->\n")[2]
-    rows = json.loads((root / "bench" / "results" / "gpu_build.json").read_text())
-    assert shown.startswith(f"{gpu_build.table(rows)}\n<!-- /gpu_build -->"), "bench/gpu_build.py"
 
 
 def test_every_variant_that_the_tuner_tries_is_looked_at() -> None:

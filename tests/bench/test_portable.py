@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnx.parser
+from bag_loops import loop
 
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
@@ -15,6 +16,7 @@ import models  # noqa: E402
 import portable  # noqa: E402
 
 import graphopt  # noqa: E402
+from graphopt.ir import onnx_io  # noqa: E402
 from graphopt.testing import parse  # noqa: E402
 
 MODEL = """<ir_version: 8, opset_import: ["": 18, "com.microsoft": 1, "own": 1]>
@@ -62,3 +64,10 @@ def test_calls_of_an_artifact(tmp_path: Path) -> None:
     graph = parse(text.replace("float[4,4] w", "float[4,4] w, int64 axis = {1}"))
     artifact = graphopt.compile(graph, output=tmp_path / "m.gopt", verify=False)
     assert models.unfused(artifact.manifest["program"]) == {"CumSum": 1}
+
+
+def test_bags_in_loops(tmp_path: Path) -> None:
+    onnx_io.save(parse(loop()), tmp_path / "bags.onnx")
+    onnx_io.save(parse("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"), tmp_path / "none.onnx")
+    assert models.loop_bags(tmp_path / "bags.onnx") == 1
+    assert models.loop_bags(tmp_path / "none.onnx") == 0
