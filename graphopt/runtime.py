@@ -148,10 +148,26 @@ def _module(load: Callable[[str], Any], library: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call needs for inputs of certain sizes: bytes of workspace, and its outputs."""
+    """What a call needs for inputs of certain sizes: bytes of workspace, and its outputs.
+
+    Attributes:
+        void: whether an output has no elements.
+    """
 
     workspace: int
     outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+    void: bool
+
+    def allocate(self) -> list[np.ndarray]:
+        """Arrays for the outputs."""
+        return [np.empty(shape, dtype) for shape, dtype in self.outputs]
+
+
+class _Room(threading.local):
+    """A thread's workspace, an array of `size` bytes."""
+
+    size = -1
+    array: Any = None
 
 
 class StraightProgram:
@@ -182,7 +198,7 @@ class StraightProgram:
         self._sizes = [(k, axis) for k, axis in sizes]
         self._outputs = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in outputs]
         self._plans: dict[tuple[int, ...], _Plan] = {}
-        self._local = threading.local()
+        self._room = _Room()
 
     def __call__(self, inputs: Inputs) -> list[np.ndarray]:
         """Run on arrays in signature order.
@@ -191,17 +207,18 @@ class StraightProgram:
             IdError: an id lies outside its table.
             Exception: of many kinds, if the arrays do not fit the signature.
         """
-        results, workspace = self._prepared(inputs)
-        self._call(inputs, results, workspace)
+        plan = self._plan_for(inputs)
+        results = plan.allocate()
+        self._call(inputs, results, plan)
         return results
 
     def allocate(self, inputs: Inputs) -> list[np.ndarray]:
         """Arrays for the results of `into`."""
-        return self._prepared(inputs)[0]
+        return self._plan_for(inputs).allocate()
 
     def into(self, inputs: Inputs, results: Sequence[np.ndarray]) -> None:
         """Run as `__call__` does, with arrays of the right shapes for the results."""
-        self._call(inputs, results, self._prepared(inputs)[1])
+        self._call(inputs, results, self._plan_for(inputs))
 
     def helped(self, inputs: Inputs, start: Callable[..., Future[Any]], helpers: int) -> list[Any]:
         """As `__call__`, with other threads computing parts of wide layers, as they come to it.
@@ -209,10 +226,11 @@ class StraightProgram:
         Args:
             start: calls a function with arguments on another thread, soon or late.
         """
-        results, room = self._prepared(inputs)
-        progress = np.zeros(self._progress, np.int64)
-        tensors = map(self._convert, (*inputs, *map(_as_passed, results)))
-        arguments = (*tensors, self._weights, self._workspace(room), self._convert(progress))
+        plan = self._plan_for(inputs)
+        results, progress = plan.allocate(), np.zeros(self._progress, np.int64)
+        arrays = map(self._convert, (*inputs, *passed(results)))
+        workspace, shared = self._workspace(plan.workspace), self._convert(progress)
+        arguments = (*arrays, self._weights, workspace, shared)
         others = [start(self._share, *arguments, 1) for _ in range(helpers)]
         try:
             self._share(*arguments, 0)  # type: ignore[misc]
@@ -224,15 +242,15 @@ class StraightProgram:
                 other.cancel()
         return results
 
-    def _prepared(self, inputs: Inputs) -> tuple[list[np.ndarray], int]:
+    def _plan_for(self, inputs: Inputs) -> _Plan:
         sizes = tuple([inputs[k].shape[axis] for k, axis in self._sizes])
-        plan = self._plans.get(sizes) or self._planned(sizes)
-        return [np.empty(shape, dtype) for shape, dtype in plan.outputs], plan.workspace
+        return self._plans.get(sizes) or self._planned(sizes)
 
-    def _call(self, inputs: Inputs, results: Sequence[np.ndarray], workspace: int) -> None:
-        arguments = map(self._convert, (*inputs, *map(_as_passed, results)))
-        try:
-            self._run(*arguments, self._weights, self._workspace(workspace))
+    def _call(self, inputs: Inputs, results: Sequence[np.ndarray], plan: _Plan) -> None:
+        if plan.void:
+            results = passed(results)
+        try:  # with arrays as they are: converted one by one they would take twice as long
+            self._run(*inputs, *results, self._weights, self._workspace(plan.workspace))
         except RuntimeError as error:
             raise _translated(error) from None
 
@@ -244,12 +262,10 @@ class StraightProgram:
             calls: how many kernel calls the program has.
         """
         run = self._module["graphopt_profile"]
-        plan = self._planned(tuple([inputs[k].shape[axis] for k, axis in self._sizes]))
-        results = [np.empty(shape, dtype) for shape, dtype in plan.outputs]
+        plan = self._plan_for(inputs)
         clock = np.empty((calls + 1, 2), np.int64)
-        arguments = map(self._convert, (*passed(inputs), *map(_as_passed, results)))
-        workspace = self._workspace(plan.workspace)
-        run(*arguments, self._weights, workspace, self._convert(clock.reshape(-1)))
+        arrays, workspace = passed([*inputs, *plan.allocate()]), self._workspace(plan.workspace)
+        run(*arrays, self._weights, workspace, clock.reshape(-1))
         seconds, nanoseconds = clock.T
         return np.diff(seconds * 1_000_000_000 + nanoseconds)
 
@@ -260,15 +276,15 @@ class StraightProgram:
         shapes = [(tuple(islice(dims, rank)), dtype) for rank, dtype in self._outputs]
         if len(self._plans) >= _PLANS:
             self._plans.clear()
-        plan = self._plans[sizes] = _Plan(int(found[0]), tuple(shapes))
+        void = any(0 in shape for shape, _ in shapes)
+        plan = self._plans[sizes] = _Plan(int(found[0]), tuple(shapes), void)
         return plan
 
     def _workspace(self, nbytes: int) -> Any:
-        local = self._local
-        if getattr(local, "size", -1) < nbytes:
-            local.workspace = self._convert(aligned_empty(nbytes))
-            local.size = nbytes
-        return local.workspace
+        room = self._room
+        if room.size < nbytes:
+            room.array, room.size = self._convert(aligned_empty(nbytes)), nbytes
+        return room.array
 
 
 class MachineProgram:
