@@ -4,10 +4,6 @@ TVM assumes that every buffer starts on a 64-byte boundary and emits aligned vec
 checking; arrays that come from NumPy are aligned to 16 bytes only, and such a move then kills the
 process.  Every buffer of this package is therefore declared with `align=element_bytes(dtype)`.
 Unaligned moves cost nothing when the address happens to be aligned.
-
-On a CPU, TVM puts a buffer of less than 1 KiB on the stack, and LLVM then into registers, if it has
-the scope "global", which is the default.  For one of scope "local" a kernel asks the runtime for
-room on every call, which takes longer than a small layer of one sample.
 """
 
 from tvm import tirx

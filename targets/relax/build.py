@@ -19,6 +19,7 @@ from graphopt.ir.graph import Node
 from graphopt.targets.relax.attribution import Emitted, attribute
 from graphopt.targets.relax.linking import linker_options
 from graphopt.targets.relax.schedule import schedule
+from graphopt.targets.relax.scratch import ON_STACK
 from graphopt.targets.relax.straight import straighten, unaligned
 
 ROOM = 64 << 20  # bytes; a large model takes 10 MB
@@ -63,9 +64,11 @@ def build(
         straight = straighten(fused)
         if straight is None:
             pipeline = to_virtual_machine(target)
-            executable = tvm.compile(_unaligned(fused), target=target, relax_pipeline=pipeline)
+            executable = tvm.compile(
+                _unaligned(fused), target=target, relax_pipeline=pipeline, tir_pipeline=ON_STACK
+            )
         else:
-            executable = tvm.compile(straight.module, target=target)
+            executable = tvm.compile(straight.module, target=target, tir_pipeline=ON_STACK)
     export(executable, machine, library)
     if straight is None:
         return Built(kernels(fused), calls(fused), None)

@@ -12,6 +12,7 @@ import tvm_ffi
 
 from graphopt.latency import Call
 from graphopt.signature import aligned_copy
+from graphopt.targets.relax.scratch import ON_STACK
 from graphopt.targets.tuning.family import KernelFamily
 
 
@@ -20,7 +21,7 @@ def calls_of(
 ) -> Iterator[tuple[Call, np.ndarray]]:
     """A call for each size that `problem` is tuned at, and the array that it writes."""
     kernel = family.kernel(problem, params).with_attr("global_symbol", "main")
-    run = tvm.compile(kernel, target=target)["main"]
+    run = tvm.compile(kernel, target=target, tir_pipeline=ON_STACK)["main"]
     for trial in family.trials(problem, params):
         arrays = [aligned_copy(array) for array in trial.inputs]
         shape, dtype = trial.output
