@@ -48,7 +48,7 @@ def _region(root: Node) -> _Region | NoMatch:
     while node is not None:
         if node.outputs and node.output in wanted:
             shared = any(use.user not in (root, *found.nodes) for use in node.output.uses)
-            if node.op == "Transpose" and _perm(node) == back and not shared:
+            if node.op == "Transpose" and _perm(node) == back:
                 found.sources.append(node.output)
             elif _keeps_axes(node, perm) and not (shared and found.seen):
                 found.nodes.append(node)
@@ -69,7 +69,7 @@ def _inverse(perm: Sequence[int]) -> list[int]:
 
 def _varying(node: Node) -> list[Value]:
     """The operands whose elements go with those of the result, axis by axis."""
-    operands = node.inputs[:1] if node.op == "MatMul" else node.inputs
+    operands = node.inputs[:1] if node.op in ("MatMul", "Gather") else node.inputs
     return [value for value in operands if value is not None and value.rank != 0]
 
 
@@ -79,6 +79,9 @@ def _keeps_axes(node: Node, perm: Sequence[int]) -> bool:
     if node.op == "MatMul":
         weight = node.const(1)
         return weight is not None and weight.ndim == 2 and perm[-1] == len(perm) - 1
+    if node.op == "Gather":
+        positions = node.inputs[1]
+        return positions is not None and positions.rank == 1 and rank == len(perm)
     return (
         node.op in ELEMENTWISE
         and rank == len(perm)
@@ -104,9 +107,10 @@ def transposes_around(rw: Rewriter, node: Node) -> Value | NoMatch | None:
             rebuilt[v] if v in rebuilt else _turned(rw, v, perm) if v in varying else v
             for v in inner.inputs
         ]
-        made = rw.insert(
-            inner.op_type, inputs, dict(inner.attrs), origin=inner.origin, before=inner
-        )
+        attrs = dict(inner.attrs)
+        if inner.op == "Gather":
+            attrs["axis"] = perm.index(inner.attr("axis") % len(perm))
+        made = rw.insert(inner.op_type, inputs, attrs, origin=inner.origin, before=inner)
         rebuilt[inner.output] = made.output
     result = rebuilt[node.inputs[0]]
     for value in found.seen:
@@ -184,10 +188,10 @@ class CancelTransposes(RewritePass):
     """Removes transposes that a later one takes back, and everything in between works untransposed.
 
     Needs a transpose back on every way to a result. In between may be ops that work on each element
-    by itself, their constants being transposed, and products with a matrix where the last axis
-    stays the last. One value in between may be read elsewhere too; it is transposed for that.
-    Several transposes in a row, with reshapes in between, become one if they come to one. Fidelity:
-    reassociates.
+    by itself, their constants being transposed, products with a matrix where the last axis stays
+    the last, and a Gather of positions of one axis. One value in between may be read elsewhere too;
+    it is transposed for that. Several transposes in a row, with reshapes in between, become one if
+    they come to one. Fidelity: reassociates.
 
     Before:
         (float[N,5,4] x) => (float[N,5,4] y) <float[4,1] s, float[4,1] o> {

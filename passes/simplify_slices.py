@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._shapes import INT64_MAX, ints_of, slice_bounds
+from graphopt.ir.types import TensorType
+from graphopt.passes._shapes import INT64_MAX, ints_of, reshape_target, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -70,6 +71,20 @@ def gather_to_slice(rw: Rewriter, x: Value, indices: Value, node: Node) -> Value
     return _slice(rw, x, {axis: (positions[0], positions[-1] + 1)})
 
 
+@rule(op.GatherND(x, indices))
+def gather_nd_to_gather(rw: Rewriter, x: Value, indices: Value, node: Node) -> Value | NoMatch:
+    """GatherND(x, i[..., 1]) -> Gather(x, i[...]), as both take one position of the first axis"""
+    dims = indices.shape
+    if node.attr("batch_dims") or x.shape is None or not dims or dims[-1] != 1:
+        return NoMatch("it takes positions of several axes, or of a sample's own")
+    if indices.const is not None:
+        return rw.op.Gather(x, rw.const(indices.const[..., 0]), axis=0)
+    target = reshape_target(indices.tensor, TensorType(indices.tensor.dtype, dims[:-1]))
+    if target is None:
+        return NoMatch("the shape of its indices cannot be written with constants")
+    return rw.op.Gather(x, rw.op.Reshape(indices, rw.ints(*target)), axis=0)
+
+
 @rule(op.Reshape(op.Slice(x, ...).named("inner"), ...))
 def sliced_column_to_gather(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
     """Reshape(x[:, 3:4]) -> Gather(x, 3), if the reshape drops that axis"""
@@ -105,8 +120,8 @@ class SimplifySlices(RewritePass):
 
     Needs bounds and positions that are known. A Slice with constant bounds gets one form: axes in
     order, counted from the front where the size is known, without the axes it takes whole. One
-    column without its axis is a Gather of a scalar. Bounds that are computed but known count as
-    constants. Fidelity: exact.
+    column without its axis is a Gather of a scalar, and a GatherND of whole rows a Gather. Bounds
+    that are computed but known count as constants. Fidelity: exact.
 
     Before:
         (float[N,8] x) => (float[N,2] y)
@@ -129,6 +144,7 @@ class SimplifySlices(RewritePass):
         slice_to_constants,
         slice_of_slice,
         gather_to_slice,
+        gather_nd_to_gather,
         sliced_column_to_gather,
         split_to_nothing,
         pad_to_nothing,

@@ -139,6 +139,8 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         if data is not None and indices is not None and data.shape:
             size = data.shape[node.attr("axis", 0)]
             yield indices, 0, size
+    elif node.op == "GatherND":
+        yield from _tuples(node)
     elif node.op == "OneHot" and node.inputs[0] is not None and node.inputs[1] is not None:
         depth = known_ints(node.inputs[1].content)
         if depth:
@@ -151,6 +153,27 @@ def _lookups(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         codes, ids = node.inputs[0], node.inputs[2]
         if codes is not None and ids is not None and codes.shape:
             yield ids, 0, codes.shape[0]
+
+
+def _tuples(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
+    """What a GatherND uses as positions of one axis: its indices, or the parts they are joined of.
+
+    Exporters write `x[rows, positions]` as such a join.
+    """
+    data, indices = node.inputs[0], node.inputs[1]
+    if data is None or indices is None or not data.shape or not indices.shape:
+        return
+    first, made = node.attr("batch_dims", 0), indices.producer
+    if indices.shape[-1] == 1:
+        yield indices, 0, data.shape[first]
+    elif (
+        made is not None
+        and made.op == "Concat"
+        and made.attr("axis") in (-1, len(indices.shape) - 1)
+    ):
+        parts = [part for part in made.inputs if part is not None and part.shape]
+        if all(part.shape[-1] == 1 for part in parts):
+            yield from ((part, 0, data.shape[first + k]) for k, part in enumerate(parts))
 
 
 def _traced(node: Node, origins: dict[Value, Origin]) -> Iterator[tuple[Origin, Dim, Dim]]:

@@ -66,6 +66,18 @@ ALL: tuple[Any, ...] = ()
         (VECTOR, "a = Add(i1, x) y = Gather(t, a)", [("x", ALL, -1, 6)]),
         (MATRIX, "a = Add(x, offsets) y = Gather(t, a)", [("x", ALL, 0, 3)]),
         (VECTOR, "f = Unsqueeze(x, v1) y = GatherElements<axis=1>(u, f)", [("x", ALL, 0, 4)]),
+        (VECTOR, "f = Unsqueeze(x, v1) y = GatherND(t, f)", [("x", ALL, 0, 7)]),
+        (
+            "(int64[7,1] x)",
+            "y = GatherND<batch_dims=1>(t, x)",
+            [("x", ALL, 0, 4)],
+        ),
+        (
+            "(int64[N] x, int64[N] z)",
+            "a = Unsqueeze(z, v1) b = Unsqueeze(x, v1) c = Concat<axis=1>(a, b) y = GatherND(t, c)",
+            [("z", ALL, 0, 7), ("x", ALL, 0, 4)],
+        ),
+        ("(int64[N,2] x)", "y = GatherND(t, x)", []),
         (VECTOR, "o = OneHot(x, i10, on_off) y = Cast<to=1>(o)", [("x", ALL, 0, 10)]),
         (
             VECTOR,

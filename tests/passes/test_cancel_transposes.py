@@ -9,7 +9,8 @@ from graphopt.testing import assert_keeps_outputs, assert_rewrites, assert_uncha
 
 TEXT = """(float[N,5,4] x, float[N,5,4] z, float[M] m) => (float[] y)
     <float[4,1] s, float[1,5] each, float[5] along, float[4,5] both, float[4] flat, float[5,1] tall,
-     float[5,4] turned, float one = {1}, float[4,6] w, float[1,4,1] full> { BODY }"""
+     float[5,4] turned, float one = {1}, float[4,6] w, float[1,4,1] full,
+     int64[3] some = {3, 0, 1}, int64 one_of = {2}, int64[1] zero = {0}> { BODY }"""
 T = "Transpose<perm=[0, 2, 1]>"
 S = "Transpose<perm=[1, 0, 2]>"
 
@@ -33,6 +34,14 @@ S = "Transpose<perm=[1, 0, 2]>"
             f"t = {T}(x) a = Sigmoid(t) b = Mul(a, t) c = Sub(one, a) d = Mul(c, b) y = {T}(d)",
             "a = Sigmoid(x) c = Sub(one, a) b = Mul(a, x) y = Mul(c, b)",
         ),
+        (
+            f"t = {S}(x) g = Gather<axis=0>(t, some) r = Neg(g) y = {S}(r)",
+            "g = Gather<axis=1>(x, some) y = Neg(g)",
+        ),
+        (
+            f"t = {S}(x) g = Gather<axis=-1>(t, some) y = {S}(g)",
+            "y = Gather<axis=2>(x, some)",
+        ),
     ],
 )
 def test_they_go(body: str, after: str) -> None:
@@ -46,6 +55,13 @@ def test_what_else_is_read_in_between_is_transposed_for_that() -> None:
     assert_rewrites(CancelTransposes(), text.replace("BODY", before), text.replace("BODY", after))
 
 
+def test_a_transpose_that_is_read_elsewhere_too_stays_for_that() -> None:
+    text = TEXT.replace("(float[] y)", "(float[] y, float[] z1)")
+    before = f"t = {T}(x) r = Relu(t) y = {T}(r) z1 = Neg(t)"
+    after = f"t = {T}(x) y = Relu(x) z1 = Neg(t)"
+    assert_rewrites(CancelTransposes(), text.replace("BODY", before), text.replace("BODY", after))
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -53,8 +69,8 @@ def test_what_else_is_read_in_between_is_transposed_for_that() -> None:
         (f"t = {S}(x) r = Relu(t) y = {T}(r)", "in between"),
         (f"t = {T}(x) r = Softmax(t) y = {T}(r)", "in between"),
         (f"t = {T}(x) r = MatMul(t, tall) y = {T}(r)", "in between"),
+        (f"t = {S}(x) g = Gather(t, one_of) u = Unsqueeze(g, zero) y = {S}(u)", "in between"),
         (f"t = {T}(x) r = Add(t, m) y = {T}(r)", "in between"),
-        (f"t = {T}(x) r = Relu(t) y = {T}(r) z1 = Neg(t)", "read elsewhere"),
         (
             f"t = {T}(x) r = Relu(t) q = Neg(r) y = {T}(q) z1 = Exp(r) z2 = Exp(q)",
             "read elsewhere",

@@ -177,3 +177,27 @@ def test_known_bounds_become_constants_whatever_computed_them() -> None:
     np.testing.assert_array_equal(wanted, -feeds["x"][:, 4:])
     assert_keeps_outputs(SimplifySlices(), graph)
     assert "Slice(%x, [4], [8], [1])" in dump(graph)
+
+
+@pytest.mark.parametrize("index", ["constant", "input"])
+def test_rows_taken_by_gather_nd_are_a_gather(index: str) -> None:
+    """As the dynamo exporter writes `x[positions]`."""
+    text = """(float[5,3] x, int64[N,2,1] ids) => (float[] y) <int64[2,2,1] known = {4, -1, 0, 2}> {
+        h = GatherND(x, INDEX)
+        y = Neg(h)
+    }""".replace("INDEX", "known" if index == "constant" else "ids")
+    assert_keeps_outputs(SimplifySlices(), graph := parse(text))
+    assert [node.op for node in graph.nodes if node.op != "Reshape"] == ["Gather", "Neg"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """(float[5,3] x) => (float[] y) <int64[2,2] i = {4, 1, 0, 2}> {
+            h = GatherND(x, i) y = Neg(h) }""",
+        """(float[2,3] x) => (float[] y) <int64[2,1] i = {2, 1}> {
+            h = GatherND<batch_dims=1>(x, i) y = Neg(h) }""",
+    ],
+)
+def test_other_elements_taken_by_gather_nd_stay(text: str) -> None:
+    assert_unchanged(SimplifySlices(), text, "several axes")
