@@ -38,6 +38,7 @@ class Codebooks:
         made = faiss.ProductQuantizer(table.shape[1], parts, 8)
         made.cp.niter, made.cp.seed = _ROUNDS, 1
         made.cp.max_points_per_centroid = _POINTS
+        made.cp.min_points_per_centroid = 1  # fewer than it likes are no news to the user
         rows = np.ascontiguousarray(table, np.float32)
         sample = np.random.default_rng(0).permutation(len(rows))[: _POINTS * ENTRIES]
         made.train(np.ascontiguousarray(rows[np.sort(sample)]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import scipy  # loads its parts on first use
 
 from graphopt.accuracy.datasets import Dataset
-from graphopt.accuracy.metrics import Answers, Metric, group_rows, output_errors
+from graphopt.accuracy.metrics import Answers, Metric, mean, output_errors
 from graphopt.errors import InputError
 
 FEW_RESAMPLES = 40  # a standard error to about a tenth
@@ -121,7 +122,7 @@ class Judge:
     def _judged(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs that count, [rows, 1] as [rows]."""
         if self.every_output:
-            return {n: a for n, a in outputs.items() if a.dtype.kind == "f" and a.ndim}
+            return {n: _flat(a) for n, a in outputs.items() if a.dtype.kind == "f" and a.ndim}
         name, _, column = (self.score or next(iter(outputs))).partition(":")
         if name not in outputs:
             raise InputError(f"the model has no output {name!r}; it has {', '.join(outputs)}")
@@ -131,7 +132,7 @@ class Judge:
             if not column.isdecimal() or int(column) >= flat.shape[1]:
                 raise InputError(f"output {name!r} has columns 0 to {flat.shape[1] - 1}")
             return {name: flat[:, int(column)]}
-        return {name: scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores}
+        return {name: _flat(scores)}
 
     def _answers(self, scores: dict[str, np.ndarray]) -> list[Answers]:
         data = self.data
@@ -154,19 +155,20 @@ class Judge:
 
     def _resampled(self, answers: Answers, count: int) -> np.ndarray:
         """The drop on `count` resamplings, as far as it is defined on them."""
-        grouped = answers.groups is not None and "groups" in self.metric.needs
-        units = group_rows(answers.groups) if grouped else None
-        everything = np.arange(len(answers.scores) if units is None else len(units))
-
-        def drop(drawn: np.ndarray) -> float:
-            taken = answers.take(drawn) if units is None else _groups(answers, units, drawn)
-            return self.metric.loss(self.metric(taken), self.metric(taken.of_original()))
-
-        if len(everything) < 2:
+        metric, both = self.metric, (answers, answers.of_original())
+        ways: list[Callable[[np.ndarray], float]]
+        if metric.lists is not None and (answers.groups is not None or answers.scores.ndim == 2):
+            lists = [metric.lists(a) for a in both]
+            units = len(lists[0][0])
+            ways = [partial(_mean_of, values, weights) for values, weights in lists]
+        else:
+            units = len(answers.scores)
+            ways = [partial(_metric_of, metric, a) for a in both]
+        if units < 2:
             return np.zeros(0)
         found: np.ndarray = scipy.stats.bootstrap(
-            (everything,),
-            drop,
+            (np.arange(units),),
+            lambda drawn: metric.loss(*(way(drawn) for way in ways)),
             vectorized=False,
             method="percentile",
             n_resamples=count,
@@ -175,7 +177,14 @@ class Judge:
         return found[np.isfinite(found)]
 
 
-def _groups(answers: Answers, units: list[np.ndarray], drawn: np.ndarray) -> Answers:
-    """The rows of some groups; one that is drawn twice is two groups."""
-    taken = answers.take(np.concatenate([units[k] for k in drawn]))
-    return replace(taken, groups=np.repeat(np.arange(len(drawn)), [len(units[k]) for k in drawn]))
+def _mean_of(values: np.ndarray, weights: np.ndarray, drawn: np.ndarray) -> float:
+    return mean(values[drawn], weights[drawn])
+
+
+def _metric_of(metric: Metric, answers: Answers, drawn: np.ndarray) -> float:
+    return metric(answers.take(drawn))
+
+
+def _flat(scores: np.ndarray) -> np.ndarray:
+    """[rows, 1] as [rows]: one score a row is no catalogue."""
+    return scores[:, 0] if scores.ndim == 2 and scores.shape[1] == 1 else scores

@@ -41,6 +41,16 @@ class Answers:
         return replace(self, scores=self.original)
 
 
+Lists = tuple[np.ndarray, np.ndarray]
+"""What each of several lists has, NaN if that is not defined, and its weight."""
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean of those that are defined; NaN where none is."""
+    known = ~np.isnan(values)
+    return float(np.average(values[known], weights=weights[known])) if known.any() else np.nan
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number for `Answers`.
@@ -48,6 +58,8 @@ class Metric:
     Attributes:
         needs: the fields of `Answers` that it reads beside the scores.
         pointwise: it wants one score a row.
+        lists: for the mean over lists (those of groups, or of rows that score a catalogue): what
+            each has, NaN where that is not defined, and what it weighs. `compute` is their mean.
     """
 
     name: str
@@ -55,6 +67,7 @@ class Metric:
     higher_is_better: bool = True
     needs: tuple[str, ...] = ("labels",)
     pointwise: bool = True
+    lists: Callable[[Answers], Lists] | None = None
 
     def __call__(self, answers: Answers) -> float:
         """The metric.
@@ -73,6 +86,16 @@ class Metric:
         if not np.isfinite(answers.scores).all():
             return float("nan")
         return float(self.compute(answers))
+
+    @staticmethod
+    def over_lists(
+        name: str,
+        lists: Callable[[Answers], Lists],
+        needs: tuple[str, ...] = ("labels",),
+        pointwise: bool = False,
+    ) -> Metric:
+        """The weighted mean of what lists have, more of which is better."""
+        return Metric(name, lambda a: mean(*lists(a)), True, needs, pointwise, lists)
 
     def loss(self, value: float, before: float) -> float:
         """By how much `value` is worse than `before`."""
@@ -93,13 +116,21 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(above / (wanted * others))
 
 
-def _gauc(a: Answers) -> float:
-    """The AUC of every group that has both labels, weighted by its rows."""
-    labels = _binary(a)
-    found = [(auc(a.scores[rows], labels[rows]), len(rows)) for rows in group_rows(a.groups)]
-    values, weights = np.array(found).T
-    known = ~np.isnan(values)
-    return float(np.average(values[known], weights=weights[known])) if known.any() else np.nan
+def _gauc(a: Answers) -> Lists:
+    """The AUC of every group, which weighs as much as it has rows."""
+    assert a.groups is not None
+    order = np.lexsort((a.scores, a.groups))
+    groups, scores, positive = a.groups[order], a.scores[order], _binary(a)[order] == 1
+    starts = _starts(groups)
+    sizes = np.diff(starts, append=len(groups))
+    # Equal scores of a group share the mean of their ranks.
+    runs = np.union1d(starts, _starts(scores))
+    lengths = np.diff(runs, append=len(groups))
+    ranks = np.repeat(runs + (lengths + 1) / 2, lengths) - np.repeat(starts, sizes)
+    wanted = np.add.reduceat(positive.astype(np.float64), starts)
+    above = np.add.reduceat(np.where(positive, ranks, 0), starts) - wanted * (wanted + 1) / 2
+    pairs = wanted * (sizes - wanted)
+    return np.divide(above, pairs, out=np.full(len(starts), np.nan), where=pairs > 0), sizes
 
 
 def _logloss(a: Answers) -> float:
@@ -130,54 +161,62 @@ def ndcg(cut: int, exclude: tuple[int, ...] = ()) -> Metric:
         exclude: items of the catalogue that are never shown, such as padding.
     """
 
-    def compute(a: Answers) -> float:
+    def lists(a: Answers) -> Lists:
         if a.scores.ndim == 2:
             rank = _ranks_of_labels(a, exclude)
-            return float(np.where(rank < cut, 1 / np.log2(rank + 2), 0).mean())
+            return _alike(np.where(rank < cut, 1 / np.log2(rank + 2), 0))
         from sklearn.metrics import ndcg_score
 
-        lists = [rows for rows in _lists(a) if len(rows) > 1 and a.labels[rows].any()]  # type: ignore
-        values = [ndcg_score([a.labels[r]], [a.scores[r]], k=cut) for r in lists]  # type: ignore
-        return float(np.mean(values)) if values else float("nan")
+        def of(rows: np.ndarray) -> float:
+            if len(rows) < 2 or not a.labels[rows].any():  # type: ignore[index]
+                return np.nan
+            return float(ndcg_score([a.labels[rows]], [a.scores[rows]], k=cut))  # type: ignore
 
-    return Metric(f"ndcg@{cut}", compute, pointwise=False)
+        return _alike([of(rows) for rows in _lists(a)])
+
+    return Metric.over_lists(f"ndcg@{cut}", lists)
 
 
 def hit(cut: int, exclude: tuple[int, ...] = ()) -> Metric:
     """The share of lists with something relevant among the first `cut`; arguments as in `ndcg`."""
 
-    def compute(a: Answers) -> float:
+    def lists(a: Answers) -> Lists:
         if a.scores.ndim == 2:
-            return float((_ranks_of_labels(a, exclude) < cut).mean())
-        lists = [rows for rows in _lists(a) if a.labels[rows].any()]  # type: ignore[index]
-        tops = [rows[np.argsort(-a.scores[rows], kind="stable")[:cut]] for rows in lists]
-        return float(np.mean([a.labels[top].any() for top in tops])) if tops else np.nan  # type: ignore
+            return _alike(_ranks_of_labels(a, exclude) < cut)
 
-    return Metric(f"hit@{cut}", compute, pointwise=False)
+        def of(rows: np.ndarray) -> float:
+            if not a.labels[rows].any():  # type: ignore[index]
+                return np.nan
+            top = rows[np.argsort(-a.scores[rows], kind="stable")[:cut]]
+            return float(a.labels[top].any())  # type: ignore[index]
+
+        return _alike([of(rows) for rows in _lists(a)])
+
+    return Metric.over_lists(f"hit@{cut}", lists)
 
 
 def top_overlap(cut: int) -> Metric:
-    """The share of the original's first `cut` that are still among the first `cut`."""
+    """The share of the original's first `cut` that are still there; of longer lists only."""
 
-    def compute(a: Answers) -> float:
-        assert a.original is not None
-        pairs = zip(a.scores, a.original) if a.scores.ndim == 2 else _paired_lists(a)
-        shares = []
-        for scores, original in pairs:
-            tops = [set(np.argsort(-s, kind="stable")[:cut].tolist()) for s in (scores, original)]
-            shares.append(len(tops[0] & tops[1]) / max(1, len(tops[1])))
-        return float(np.mean(shares))
+    def of(scores: np.ndarray, original: np.ndarray) -> float:
+        if len(scores) <= cut:
+            return np.nan
+        ours, theirs = (np.argsort(-s, kind="stable")[:cut] for s in (scores, original))
+        return len(np.intersect1d(ours, theirs)) / cut
 
-    return Metric(f"top@{cut}", compute, needs=("original",), pointwise=False)
+    return Metric.over_lists(f"top@{cut}", lambda a: _compared(a, of), ("original",))
 
 
-def _kendall(a: Answers) -> float:
-    """Kendall's tau-b between the rankings, the mean over lists."""
-    assert a.original is not None
-    pairs = zip(a.scores, a.original) if a.scores.ndim == 2 else _paired_lists(a)
-    taus = [scipy.stats.kendalltau(*pair).statistic for pair in pairs if len(pair[0]) > 1]
-    known = [tau for tau in taus if not np.isnan(tau)]
-    return float(np.mean(known)) if known else 1.0
+def _kendall(a: Answers) -> Lists:
+    """Kendall's tau-b between the rankings; of lists that the original ranks."""
+
+    def of(scores: np.ndarray, original: np.ndarray) -> float:
+        if len(original) < 2 or (original == original[0]).all():
+            return np.nan
+        tau = float(scipy.stats.kendalltau(scores, original).statistic)
+        return 0.0 if np.isnan(tau) else tau  # all scores alike: nothing is left of the ranking
+
+    return _compared(a, of)
 
 
 def output_errors(a: Answers) -> np.ndarray:
@@ -192,7 +231,7 @@ def _output_error(name: str, over: Callable[[np.ndarray], Any]) -> Metric:
 
 _NAMED = {
     "auc": Metric("auc", _auc),
-    "gauc": Metric("gauc", _gauc, needs=("labels", "groups")),
+    "gauc": Metric.over_lists("gauc", _gauc, ("labels", "groups"), pointwise=True),
     "logloss": Metric("logloss", _logloss, False),
     "ne": Metric("ne", _normalized_entropy, False),
     "mse": Metric("mse", _mse, False),
@@ -200,7 +239,7 @@ _NAMED = {
     "mean-error": Metric(
         "mean-error", lambda a: output_errors(a).mean(), False, ("original",), False
     ),
-    "kendall": Metric("kendall", _kendall, needs=("original",), pointwise=False),
+    "kendall": Metric.over_lists("kendall", _kendall, ("original",)),
 }
 _CUT = {"ndcg": ndcg, "hit": hit, "top": top_overlap}
 NAMES = (*_NAMED, *(f"{name}@K" for name in _CUT))
@@ -241,12 +280,15 @@ def _imported(text: str) -> Any:
 # ------------------------------------------------------------------------- pieces
 
 
-def group_rows(groups: np.ndarray | None) -> list[np.ndarray]:
+def _starts(keys: np.ndarray) -> np.ndarray:
+    """Where runs of equal keys begin."""
+    return np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+
+
+def group_rows(groups: np.ndarray) -> list[np.ndarray]:
     """The rows of each group."""
-    assert groups is not None
     order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(groups[order][1:] != groups[order][:-1]) + 1
-    return np.split(order, starts)
+    return np.split(order, _starts(groups[order])[1:])
 
 
 def _lists(a: Answers) -> list[np.ndarray]:
@@ -254,9 +296,17 @@ def _lists(a: Answers) -> list[np.ndarray]:
     return [np.arange(len(a.scores))] if a.groups is None else group_rows(a.groups)
 
 
-def _paired_lists(a: Answers) -> list[tuple[np.ndarray, np.ndarray]]:
+def _compared(a: Answers, of: Callable[[np.ndarray, np.ndarray], float]) -> Lists:
+    """What `of` says of the scores and the original's, list by list."""
     assert a.original is not None
-    return [(a.scores[rows], a.original[rows]) for rows in _lists(a)]
+    if a.scores.ndim == 2:
+        return _alike([of(*pair) for pair in zip(a.scores, a.original)])
+    return _alike([of(a.scores[rows], a.original[rows]) for rows in _lists(a)])
+
+
+def _alike(values: Any) -> Lists:
+    """Lists that weigh the same."""
+    return np.asarray(values, np.float64), np.ones(len(values))
 
 
 def _binary(a: Answers) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 import graphopt
 from graphopt.accuracy.budget import Budget, Spending
 from graphopt.accuracy.datasets import Dataset, in_batches
-from graphopt.accuracy.judge import Judge
+from graphopt.accuracy.judge import Judge, Runnable
 from graphopt.accuracy.metrics import find
 from graphopt.accuracy.workbench import Workbench
 from graphopt.compression import Compression
@@ -312,6 +312,43 @@ def test_a_drop_beyond_the_noise() -> None:
     assert not verdict.in_noise
     low, high = verdict.interval
     assert 0 < low <= verdict.drop <= high
+
+
+class Reversed:
+    """A model whose first score is that of the last row."""
+
+    def __init__(self, model: Runnable) -> None:
+        self.model = model
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": self.model.run(feeds)["y"][::-1]}
+
+
+@pytest.mark.parametrize("metric", ["kendall", "top@10"])
+def test_one_score_a_row_is_ranked_over_the_rows(metric: str) -> None:
+    """Also where the output is [rows, 1], and every output is looked at."""
+    graph, data = clicks(200)
+    with running(graph) as model:
+        assert model.run(data.batches[0])["y"].shape == (200, 1)
+        verdict = Judge(model, Dataset(data.batches), find(metric)).verdict(Reversed(model))
+    assert verdict.before == 1.0
+    assert verdict.after < 0.4
+
+
+def test_whole_lists_are_resampled() -> None:
+    """Of two groups one is reversed, so that a resampling loses nothing, half or all."""
+    graph, data = clicks(200)
+    groups = np.arange(200) % 2
+
+    class HalfReversed:
+        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            y = model.run(feeds)["y"].copy()
+            y[1::2] = -y[1::2]
+            return {"y": y}
+
+    with running(graph) as model:
+        judge = Judge(model, Dataset(data.batches, None, groups), find("kendall"), "y")
+        assert judge.verdict(HalfReversed()).interval == (0.0, 2.0)
 
 
 def test_caution_adds_standard_errors() -> None:

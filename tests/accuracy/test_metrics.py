@@ -35,6 +35,20 @@ def test_gauc_is_the_weighted_mean_over_groups_with_both_labels() -> None:
     assert found == pytest.approx((0.5 * 3 + 1.0 * 2) / 5)
 
 
+def test_gauc_counts_ties_half_in_every_group() -> None:
+    """As scikit-learn does it, one group after the other; a score may end one and begin another."""
+    a = answers(groups=40)
+    assert a.labels is not None and a.groups is not None
+    masks = [a.groups == g for g in np.unique(a.groups)]
+    both = [m for m in masks if len(set(a.labels[m])) == 2]
+    wanted = [roc_auc_score(a.labels[m], a.scores[m]) for m in both]
+    assert len(set(a.scores[both[0]])) < both[0].sum()
+    found = metrics.find("gauc")(a)
+    assert found == pytest.approx(np.average(wanted, weights=[m.sum() for m in both]), abs=1e-12)
+    same = Answers(np.full(4, 0.5), np.array([1, 0, 1, 0]), np.array([0, 0, 1, 1]))
+    assert metrics.find("gauc")(same) == 0.5
+
+
 def test_logloss_and_normalized_entropy() -> None:
     a = answers()
     assert a.labels is not None
@@ -69,6 +83,23 @@ def test_rankings_against_the_original() -> None:
     assert metrics.find("top@2")(a) == 1.0
     assert metrics.find("kendall")(a) == pytest.approx(4 / 6)
     assert metrics.find("kendall")(a.of_original()) == 1.0
+    two = Answers(a.scores, groups=np.array([0, 0, 1, 1]), original=a.original)
+    assert metrics.find("kendall")(two) == 0.0
+    assert metrics.find("top@1")(two) == 0.5
+
+
+def test_lists_that_cannot_be_ranked_otherwise_do_not_count() -> None:
+    groups, original = np.array([0, 1, 1, 1, 2, 2]), np.array([1.0, 1, 2, 3, 7, 7])
+    a = Answers(np.array([9.0, 3, 2, 1, 1, 2]), groups=groups, original=original)
+    assert metrics.find("kendall")(a) == -1.0
+    assert metrics.find("top@2")(a) == 0.5
+    assert np.isnan(metrics.find("top@3")(a))
+    assert np.isnan(metrics.find("kendall")(a.take(np.array([0, 4, 5]))))
+
+
+def test_nothing_is_left_of_a_ranking_where_all_scores_are_alike() -> None:
+    a = Answers(np.zeros(4), original=np.arange(4.0))
+    assert metrics.find("kendall")(a) == 0.0
 
 
 def test_output_errors() -> None:

@@ -201,9 +201,10 @@ def test_bags_of_parts_out_of_codebooks(mode: str) -> None:
     np.testing.assert_allclose(Compiled(graph)(feeds)["y"], found, rtol=1e-4, atol=1e-4)
 
 
-def test_codebooks_are_the_same_on_every_run() -> None:
+def test_codebooks_are_the_same_on_every_run(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("faiss")
     first, second = (Codebooks.of(clustered(), 4) for _ in range(2))
+    assert capfd.readouterr() == ("", "")
     np.testing.assert_array_equal(first.codes, second.codes)
     np.testing.assert_array_equal(first.books, second.books)
     rows = product_lookup(first.codes, first.books, np.arange(5000))
