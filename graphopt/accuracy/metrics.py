@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,9 +258,7 @@ def find(metric: str | Metric | Callable[..., float]) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if callable(metric):
-        function: Callable[..., float] = metric
-        name = getattr(function, "__name__", "metric")
-        return Metric(name, lambda a: float(function(a.scores, a.labels)), pointwise=False)
+        return _of_function(metric)
     cut = re.fullmatch(r"(\w+)@([1-9]\d*)", metric)
     if cut and cut[1] in _CUT:
         return _CUT[cut[1]](int(cut[2]))
@@ -269,12 +269,30 @@ def find(metric: str | Metric | Callable[..., float]) -> Metric:
     return _NAMED[metric]
 
 
+def _of_function(function: Callable[..., float]) -> Metric:
+    name = getattr(function, "__name__", "metric")
+
+    def compute(a: Answers) -> float:
+        try:
+            return float(function(a.scores, a.labels))
+        except Exception as error:  # whatever the user's function raises
+            what = f"{type(error).__name__}: {error}"
+            raise InputError(f"metric {name} failed on {len(a.scores)} rows: {what}") from error
+
+    return Metric(name, compute, pointwise=False)
+
+
 def _imported(text: str) -> Any:
+    """What `module:function` names; modules in the current folder are found too."""
     module, _, name = text.partition(":")
+    before = list(sys.path)
+    sys.path.append(str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise SpecError(f"metric {text!r}: {error}") from None
+    finally:
+        sys.path[:] = before
 
 
 # ------------------------------------------------------------------------- pieces

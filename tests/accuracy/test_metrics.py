@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from math import log2
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +120,22 @@ def test_a_function_is_a_metric() -> None:
     named = metrics.find("numpy:dot")
     assert named(Answers(np.array([3.0]), np.array([2.0]))) == 6.0
     assert named.loss(value=5.0, before=6.0) == 1.0
+
+
+def test_a_function_in_a_file_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics_of_mine.py").write_text("def first(scores, labels): return scores[0]")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert metrics.find("metrics_of_mine:first")(answers()) == answers().scores[0]
+    assert sys.path == before
+
+
+def test_a_function_that_fails_is_not_a_bug_of_ours() -> None:
+    a = Answers(np.array([3.0]), np.array([2.0]))
+    with pytest.raises(InputError, match="metric join failed on 1 rows: TypeError: expected str"):
+        metrics.find("os.path:join")(a)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "ndcg@0", "ndcg", "no.such.module:f", "numpy:nope"])
