@@ -121,7 +121,10 @@ def read(
         InputError: the file or something in it is missing, or does not fit the model.
     """
     path = Path(path)
-    found = arrays.read(path) if path.suffix == ".npz" else _table(path, signature, columns or {})
+    if path.suffix == ".npz":
+        found = arrays.read(path)
+    else:
+        found = _table(path, signature, columns or {}, (labels, groups))
     truth, owner = (_beside(path, name, found.get(name)) for name in (labels, groups))
     if "chunks" in found:
         count = range(int(found["chunks"]))
@@ -161,9 +164,12 @@ def _inputs(path: Path, found: Feeds, signature: Signature, prefix: str) -> dict
 
 
 def _table(
-    path: Path, signature: Signature, columns: Mapping[str, Sequence[str]]
+    path: Path,
+    signature: Signature,
+    columns: Mapping[str, Sequence[str]],
+    beside: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """The columns of a file, and the arrays of inputs made of them."""
+    """Arrays of inputs, and columns that lie beside them; what else is in the file is not read."""
     try:
         from pyarrow import ArrowInvalid, csv, parquet
     except ImportError:
@@ -180,13 +186,15 @@ def _table(
     unknown = columns.keys() - {spec.name for spec in signature.inputs}
     if unknown:
         raise InputError(f"the model has no input {', '.join(map(repr, sorted(unknown)))}")
-    found = {name: _column(path, name, table[name]) for name in table.column_names}
+    there = set(table.column_names)
+    found = {name: _column(path, name, table[name]) for name in beside if name in there}
     for spec in signature.inputs:
         parts = columns.get(spec.name, [spec.name])
-        absent = [name for name in parts if name not in found]
+        absent = [name for name in parts if name not in there]
         if absent:
             raise InputError(f"{path}: has no column {', '.join(map(repr, absent))}")
-        found[spec.name] = _as_input(path, spec, [found[name] for name in parts])
+        arrays_of = [_column(path, name, table[name]) for name in parts]
+        found[spec.name] = _as_input(path, spec, arrays_of)
     return found
 
 

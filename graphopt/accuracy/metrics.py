@@ -43,6 +43,11 @@ class Answers:
         return replace(self, scores=self.original)
 
 
+_HINTS = {
+    "labels": " (--labels says what they are called)",
+    "groups": " (--group says what they are called)",
+}
+
 Lists = tuple[np.ndarray, np.ndarray]
 """What each of several lists has, NaN if that is not defined, and its weight."""
 
@@ -79,7 +84,9 @@ class Metric:
         """
         for field in self.needs:
             if getattr(answers, field) is None:
-                raise InputError(f"metric {self.name} needs {field}; the data have none")
+                raise InputError(
+                    f"metric {self.name} needs {field}; the data have none{_HINTS.get(field, '')}"
+                )
         if self.pointwise and answers.scores.ndim > 1:
             raise InputError(
                 f"metric {self.name} wants one score a row, not {answers.scores.shape[1:]}; "

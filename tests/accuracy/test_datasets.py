@@ -53,7 +53,8 @@ def test_npz(tmp_path: Path) -> None:
 def test_columns_become_inputs(tmp_path: Path, suffix: str) -> None:
     arrays = rows(50)
     columns = {"ids": arrays["ids"], "a": arrays["x"][:, 0], "b": arrays["x"][:, 1]}
-    table = pa.table({**columns, "clicked": arrays["label"], "user": list("xy" * 25)})
+    others = {"clicked": arrays["label"], "user": list("xy" * 25), "price": [None, 1.5] * 25}
+    table = pa.table(columns | others)
     path = tmp_path / f"data.{suffix}"
     (csv.write_csv if suffix == "csv" else parquet.write_table)(table, path)
     data = datasets.read(
