@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ def measure(name: str, batches: Sequence[int], seconds: float, samples: int) -> 
         for batch in batches:
             feeds = random_inputs(graph, {"N": batch}, seed=2)
             calls = {"float32": partial(full.run, feeds), "compressed": partial(small.run, feeds)}
-            taken = interleaved(calls, seconds)
+            taken = interleaved(calls, seconds, clock=time.thread_time)
             rows.append({"batch": batch, "us": {n: x.median for n, x in taken.items()}})
     return {
         "model": name,
