@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -30,6 +31,27 @@ _COMBINED: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class _Operand:
+    """A part with its buffers: those of each term, or the value that it copies."""
+
+    part: Part
+    given: list[list[Any]]
+
+    @property
+    def written_out(self) -> bool:
+        """True if it has code for each column, not a loop."""
+        terms = self.part.terms
+        return terms[0].columns == 1 or any(term.by_column for term in terms)
+
+    def lookups(self) -> Iterator[tuple[Term, list[Any], int]]:
+        """The terms, their buffers and the column of what it looks up by written out code."""
+        if self.part.terms and self.part.pool is None and self.written_out:
+            for k in range(self.part.terms[0].columns):
+                for term, given in zip(self.part.terms, self.given):
+                    yield term, given, k
+
+
 @lowers(OP_TYPE, domain=DOMAIN)
 def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
     rows, summed = lower.dim(node.attrs["rows"]), node.attrs.get("summed")
@@ -40,15 +62,15 @@ def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
 
     def body(*buffers: Any) -> None:
         *sources, target = buffers
+        operands = list(_operands(parts, iter(sources)))
         with T.serial(int64(rows)) as i:
-            place, remaining = 0, iter(sources)
+            place, later = 0, _later(operands)
             if summed is not None:
                 with T.serial(summed) as j:
                     store(target, [i, j], const(0, "float32"))
-            for part in parts:
-                given = [next(remaining) for _ in range(part.inputs)]
-                _write(lower, part, given, target, i, place, summed)
-                place += part.width if summed is None else 0
+            for operand in operands:
+                _write(lower, operand, later, target, i, place, summed)
+                place += operand.part.width if summed is None else 0
 
     width = sum(part.width for part in parts) if summed is None else summed
     (joined,) = loops(lower, body, args, [([rows, width], "float32")])
@@ -67,10 +89,31 @@ def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> I
             yield lower.reshape(lower.expr(next(remaining)), [1 if shared else rows, width])
 
 
+def _operands(parts: Sequence[Part], sources: Iterator[Any]) -> Iterator[_Operand]:
+    """The parts with their buffers, which `sources` has in order."""
+    for part in parts:
+        counts = [term.tables + len(term.widths) for term in part.terms] or [1]
+        yield _Operand(part, [[next(sources) for _ in range(count)] for count in counts])
+
+
+_Later = Iterator[tuple[Term, list[Any], int, int]]
+
+
+def _later(operands: Sequence[_Operand]) -> _Later:
+    """For each lookup in order, if written out, the one that is `PREFETCH_DISTANCE` later.
+
+    That is its term, the buffers of this, its column, and how many rows later.
+    """
+    order = [lookup for operand in operands for lookup in operand.lookups()]
+    for place in range(len(order)):
+        rows, at = divmod(place + PREFETCH_DISTANCE, len(order))
+        yield *order[at], rows
+
+
 def _write(
     lower: Lowering,
-    part: Part,
-    given: list[Any],
+    operand: _Operand,
+    later: _Later,
     target: Any,
     i: Any,
     place: int,
@@ -78,29 +121,30 @@ def _write(
 ) -> None:
     """target[i, place:] = the part, or += each of its rows of `summed` elements."""
     add = None if summed is None else _COMBINED["add"]
+    part, given = operand.part, operand.given
     if not part.terms:
         width = part.width if summed is None else summed
         for first in range(0, part.width, width):
-            _copy(target, i, place, given[0], i, width, None, add, part.start + first)
+            _copy(target, i, place, given[0][0], i, width, None, add, part.start + first)
         return
-    columns, at, owned = part.terms[0].columns, 0, []
-    for term in part.terms:
-        owned.append(given[at : at + term.tables + len(term.widths)])
-        at += len(owned[-1])
+    columns = part.terms[0].columns
     if part.pool is not None:
-        _pool(lower, part.terms[0], part.pool, owned[0], target, i, place, add)
-    elif any(term.by_column for term in part.terms):
+        _pool(lower, part.terms[0], part.pool, given[0], target, i, place, add)
+    elif operand.written_out:
         for k in range(columns):
-            _look_up(lower, part, owned, target, i, place, k, add)
+            _look_up(lower, operand, later, target, i, place, k, add)
     else:
         with T.serial(columns) as k:
-            _look_up(lower, part, owned, target, i, place, k, add)
+            looped = (
+                (*term, k, -(-PREFETCH_DISTANCE // columns)) for term in zip(part.terms, given)
+            )
+            _look_up(lower, operand, looped, target, i, place, k, add)
 
 
 def _look_up(
     lower: Lowering,
-    part: Part,
-    owned: Sequence[list[Any]],
+    operand: _Operand,
+    later: _Later,
     target: Any,
     i: Any,
     place: int,
@@ -112,10 +156,12 @@ def _look_up(
     With `combine` from the start, all rows are combined at one place.
     """
     apart = combine is None
-    for term, given in zip(part.terms, owned):
+    for term, given in zip(operand.part.terms, operand.given):
         column = place + k * term.dim if apart else place
+        asked, buffers, its, rows = next(later)
+        _prefetch(asked, buffers, its, T.min(i + rows, target.shape[0] - 1))
         _look_up_term(lower, term, given, target, i, column, k, combine)
-        combine = _COMBINED.get(part.combined, combine)
+        combine = _COMBINED.get(operand.part.combined, combine)
 
 
 def _look_up_term(
@@ -128,10 +174,7 @@ def _look_up_term(
     k: Any,
     combine: Any,
 ) -> None:
-    size, start = int(given[0].shape[0]), 0
-    if term.extents is not None:
-        size, start = term.extents.rows[k], term.extents.starts[k]
-    _prefetch(term, given, T.min(i + PREFETCH_DISTANCE, target.shape[0] - 1), k, start, size)
+    start, size = _extent(term, given, k)
     at = T.bind(_id(term, given, i, k))
     if lower.oob != "zero":
         require(bounds.is_allowed(at, size, lower.oob), term.complaint)
@@ -144,6 +187,13 @@ def _look_up_term(
         _restore(target, i, place, given[0], scale, row, term.bits, valid, combine)
 
 
+def _extent(term: Term, given: list[Any], k: Any) -> tuple[int, int]:
+    """Where the rows begin that ids of column k name, and how many there are."""
+    if term.extents is None:
+        return 0, int(given[0].shape[0])
+    return term.extents.starts[k], term.extents.rows[k]
+
+
 def _id(term: Term, given: list[Any], i: Any, k: Any) -> Any:
     """Id k of row i, an int64 expression."""
 
@@ -153,8 +203,9 @@ def _id(term: Term, given: list[Any], i: Any, k: Any) -> Any:
     return term.ids.at(read, i, k).astype("int64")
 
 
-def _prefetch(term: Term, given: list[Any], i: Any, k: Any, start: int, size: int) -> None:
+def _prefetch(term: Term, given: list[Any], k: Any, i: Any) -> None:
     """Ask for the row that id k of row i names; any id is harmless here."""
+    start, size = _extent(term, given, k)
     element = 4 if term.bits == 32 else 1
     rows, width = (int(extent) for extent in given[0].shape)
     if rows * width * element < PREFETCH_BYTES:
@@ -217,7 +268,7 @@ def _pool(
         store(count, [0], int64(0))
         with T.serial(length) as k:
             ahead = k + PREFETCH_DISTANCE
-            _prefetch(term, given, i, T.min(ahead, length - 1), 0, rows)
+            _prefetch(term, given, T.min(ahead, length - 1), i)
             at = T.bind(_id(term, given, i, k))
             if lower.oob != "zero":
                 require(bounds.is_allowed(at, rows, lower.oob), term.complaint)

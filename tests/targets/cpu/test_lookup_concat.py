@@ -20,6 +20,10 @@ SEQUENCES = f"""(int64[N,L] m, int64[N,L] n) => (float[] y) <{TABLES}> {{
     a = Gather(t, m) b = Gather(u, n) y = Concat<axis=-1>(a, b) }}"""
 LARGE = "(int64[N] i, float[N,2] d) => (float[] y) <float[9000,40] t> { a = Gather(t, i) "
 LARGE += "y = Concat<axis=1>(a, d) }"
+# While a row of one table is read, memory is asked for that of another, and of later samples.
+BOTH = "(int64[N] i, int64[N,2] j) => (float[] y) <float[9000,40] t, float[7000,50] u> { "
+BOTH += "a = Gather(t, i) b = Gather(u, j) s = Constant<value_ints = [0, -1]>() "
+BOTH += "c = Reshape(b, s) y = Concat<axis=1>(a, c) }"
 
 
 EIGHT = """(int64[N] i, int32[N] j, float[N,2] d) => (float[] y)
@@ -46,7 +50,7 @@ def ops(graph: Graph) -> list[str]:
     return [node.op_type for node in graph.nodes]
 
 
-@pytest.mark.parametrize("text", [TWO, MATRIX, SEQUENCES, LARGE, EIGHT, FOUR, FEATURES])
+@pytest.mark.parametrize("text", [TWO, MATRIX, SEQUENCES, LARGE, BOTH, EIGHT, FOUR, FEATURES])
 @pytest.mark.parametrize("batch", [1, 20])
 def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
     assert [op for op in ops(parse(text)) if op != "Reshape"] == ["LookupConcat"]
