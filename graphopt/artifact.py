@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Artifact:
         self.path, self.manifest = path, manifest
         self.signature = signature_from_json(manifest)
         self._names = [spec.name for spec in self.signature.inputs]
+        self._ordered = _reader(self._names)
         self._results = [(s.name, s.numpy_dtype) for s in self.signature.outputs]
         self._program = program
 
@@ -114,7 +116,7 @@ class Artifact:
         try:
             if len(feeds) != len(self._names):
                 raise KeyError
-            results = program([feeds[name] for name in self._names])
+            results = program(self._ordered(feeds))
         except (InputError, ArtifactError):
             raise
         except Exception:
@@ -224,6 +226,13 @@ class Artifact:
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"
+
+
+def _reader(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """What gives the values of `names`, in order, of a mapping."""
+    if len(names) > 1:
+        return itemgetter(*names)  # half the time of reading one by one
+    return lambda feeds: [feeds[name] for name in names]
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
