@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.folding import reducing
+from graphopt.targets.cpu.kernels.folding import reducing, transposing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels import script
@@ -117,12 +117,35 @@ def attention(
 def _turning(head: _Head, column: int) -> Emitted:
     """For use in a kernel: `turn_keys(turned, k, b, h)` puts the keys of a head side by side."""
     dim, s, padded = head.dim, head.keys, head.blocks * head.lanes
+    width = min(head.lanes, 1 << (dim.bit_length() - 1))
+    transpose, whole = transposing(width), dim // width * width
+
+    @inlined
+    def turn_block(turned, k, b, row, start, d):
+        """`width` elements of as many keys, from `d` on."""
+        block = T.alloc_buffer((width * width,), "float32")
+        for r in T.unroll(width):
+            block[T.ramp(r * width, 1, width)] = k[b, row + r, T.ramp(start + d, 1, width)]
+        transpose(block)
+        for r in T.unroll(width):
+            turned[T.ramp((d + r) * padded + row, 1, width)] = block[T.ramp(r * width, 1, width)]
+
+    @inlined
+    def turn(turned, k, b, row, start, d):
+        turned[d * padded + row] = k[b, row, start + d]
 
     @inlined
     def turn_keys(turned, k, b, h):
-        for row in range(s):
+        start = T.meta_var(column + h * dim)
+        for group in range(s // width):
+            for part in range(dim // width):
+                turn_block(turned, k, b, group * width, start, part * width)
+            for r in range(width):
+                for d in range(dim - whole):
+                    turn(turned, k, b, group * width + r, start, whole + d)
+        for row in range(s % width):
             for d in range(dim):
-                turned[d * padded + row] = k[b, row, column + h * dim + d]
+                turn(turned, k, b, s - s % width + row, start, d)
         for d in range(dim):
             for row in range(padded - s):
                 turned[d * padded + s + row] = T.float32(0)

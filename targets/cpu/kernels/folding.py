@@ -1,4 +1,4 @@
-"""Sums over the lanes of vectors: of one, and of as many as a vector has lanes, taken together."""
+"""Vectors along the other axis: sums over their lanes, of one or of many, and transposition."""
 
 from collections.abc import Callable
 from operator import add
@@ -63,3 +63,35 @@ def folding(width: int) -> Emitted:
         halve(acc, 8)
 
     return fold
+
+
+def transposing(width: int) -> Emitted:
+    """For use in a kernel: `transpose(acc)` turns the matrix acc[width, width], flat.
+
+    `width` is a power of two, 16 at most. Vectors `step` apart swap the lanes that are on the wrong
+    side, log2(width) times: a quarter of the moves that one element after the other takes.
+    """
+
+    def swapped(acc: Any, at: int, step: int, upper: bool) -> Any:
+        vectors = [acc[T.ramp((at + k) * width, 1, width)] for k in (0, step)]
+        lanes = [lane + (width - step if lane & step else 0) for lane in range(width)]
+        return tirx.Shuffle(vectors, [lane + step if upper else lane for lane in lanes])
+
+    @inlined
+    def swap(acc, step):
+        if step < width:
+            for pair in T.unroll(width // 2):
+                at = T.meta_var(pair // step * 2 * step + pair % step)
+                upper = T.alloc_buffer((width,), "float32")
+                upper[T.ramp(0, 1, width)] = swapped(acc, at, step, True)
+                acc[T.ramp(at * width, 1, width)] = swapped(acc, at, step, False)
+                acc[T.ramp((at + step) * width, 1, width)] = upper[T.ramp(0, 1, width)]
+
+    @inlined
+    def transpose(acc):
+        swap(acc, 1)
+        swap(acc, 2)
+        swap(acc, 4)
+        swap(acc, 8)
+
+    return transpose
