@@ -18,8 +18,8 @@ from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.elementary import fast_exp
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 4  # queries that share each load of a key

@@ -18,8 +18,8 @@ from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers
 from graphopt.targets.cpu.kernels.tile_products import by_tiles, configuring
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}

@@ -21,8 +21,8 @@ from graphopt.targets.cpu.kernels.panels import (
 )
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 24  # a multiple of what blocks have

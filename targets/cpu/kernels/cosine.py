@@ -7,7 +7,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 

@@ -6,7 +6,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 

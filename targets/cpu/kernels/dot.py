@@ -14,8 +14,8 @@ from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.cpu.kernels.panels import MAX_PARTS, Columns, whole_matrix
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 MOST_COLUMNS = 4  # with more, `gemm` is as fast

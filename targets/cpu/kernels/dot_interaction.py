@@ -11,8 +11,8 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.folding import folding
 from graphopt.targets.cpu.kernels.rows import copy_row
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _UNROLLED = 8  # vectors of one feature; the code of longer ones is a loop

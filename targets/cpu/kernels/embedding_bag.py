@@ -11,9 +11,9 @@ from graphopt.targets.cpu.kernels.rows import lookup_params, prefetch_row
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.bounds import check_policy, is_allowed, row_of
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.pooling import Plan, Pooling
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent, vector_lanes
 
 

@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.panels import Emitted
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 
 
 def reducing(width: int, combined: Callable[[Any, Any], Any] = add) -> Emitted:

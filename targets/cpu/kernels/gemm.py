@@ -27,8 +27,8 @@ from graphopt.targets.cpu.kernels.panels import (
 )
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 

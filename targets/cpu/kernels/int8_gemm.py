@@ -16,8 +16,8 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, default_params
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 GROUP = 4  # bytes that one instruction multiplies and adds up in each int32

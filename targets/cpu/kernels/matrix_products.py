@@ -12,7 +12,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.panels import registers
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent
 
 _ROWS = 6  # of a block, at most

@@ -12,7 +12,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import GemmParams
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _SAMPLES = 32  # whose results for a group are kept: 8 kB of 64 columns

@@ -7,7 +7,7 @@ import numpy as np
 from tvm.script import tirx as T
 
 from graphopt.targets.kernels.epilogue import Epilogue
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 
 MAX_ROWS = 16
 _SUMS = 8

@@ -12,7 +12,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.panels import GemmParams, rows_beside, vectors_across
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 

@@ -15,7 +15,7 @@ from graphopt.targets.kernels.bounds import (
     is_valid,
     row_of,
 )
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 

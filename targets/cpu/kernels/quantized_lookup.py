@@ -14,7 +14,7 @@ from graphopt.targets.kernels.bounds import (
     is_valid,
     row_of,
 )
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 OUT_OF_RANGE = "QuantizedLookup: an index lies outside the table"

@@ -32,9 +32,9 @@ from graphopt.targets.cpu.kernels.recurrent_step import (
 )
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.recurrent_cell import Buffers, Cell, Direction
+from graphopt.targets.kernels.script import inlined
 
 _SIGMOID, _TANH = Activation("sigmoid"), Activation("tanh")
 

@@ -6,8 +6,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.tiles import Tiles
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.recurrent_cell import Cell
+from graphopt.targets.kernels.script import inlined
 
 
 @dataclass(frozen=True)

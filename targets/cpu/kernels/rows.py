@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 
 PREFETCH_DISTANCE = 8  # lookups; 4 to 32 measure alike, none is 12-20 % slower on a 256 MB table
 PREFETCH_BYTES = 1 << 20  # smaller tables stay in the second-level cache

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.bfloat16 import TILE, Words
 from graphopt.targets.cpu.kernels.panels import Emitted
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 
 _DATA, _WEIGHTS = 4, 6  # the first tile of each
 _ROW_BYTES = 64

@@ -9,7 +9,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.ordering import precedes
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
+from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent
 
 TOO_MANY = "TopK: k is larger than the axis"

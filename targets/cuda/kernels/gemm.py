@@ -20,8 +20,8 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.int8_gemm import Quantization
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
+from graphopt.targets.kernels.script import inlined
 
 Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Fp16", "Int8"]
 """How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32

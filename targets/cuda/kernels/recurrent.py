@@ -14,9 +14,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.kernels import script
-from graphopt.targets.kernels.inlining import inlined
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.recurrent_cell import Buffers, Cell
+from graphopt.targets.kernels.script import inlined
 
 MAX_HIDDEN = 1024  # threads of a block
 _THREADS = 128  # of a block that has fewer units than that
