@@ -171,8 +171,8 @@ def _tuples(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         and made.op == "Concat"
         and made.attr("axis") in (-1, len(indices.shape) - 1)
     ):
-        parts = [part for part in made.inputs if part is not None and part.shape]
-        if all(part.shape[-1] == 1 for part in parts):
+        parts = [part for part in made.inputs if part is not None]
+        if all(part.rank and part.tensor.dims[-1] == 1 for part in parts):
             yield from ((part, 0, data.shape[first + k]) for k, part in enumerate(parts))
 
 
