@@ -7,16 +7,17 @@ FOLDER is as for `models.py`; its trained models take part. A budget is spent on
 rows of `eval.npz`; every figure is from the other half. The other tools (`quantizers.py`)
 calibrate, and NNCF controls accuracy, on the first half too. Sizes are those of the files of a
 model. Latencies are medians of alternating calls with 512 rows (or the first batch, where rows have
-no fixed length), one thread, in units of the compiled model in float32, whatever the engine.
+no fixed length) and with `inputs_b1.npz`, one thread, in units of the compiled model in float32,
+whatever the engine. They are in CPU time, which a busy machine leaves alone.
 
 `--tools` measures some tools only ("graphopt" is ours), next to the models in float32. A JSON file
 that is there keeps what it has of others: what one run takes is a time ratio, whose units are
 measured in every run. `--no-times` is for a busy machine, which sizes and drops do not depend on;
 nothing is compiled then. `--show` prints a file's table; `readme.py` makes the README's of it.
 
-The last column says, of another tool's result, whether one of ours is as small, as fast and as
-accurate; of ours, whether no other tool's is. Times within 3 % are equal, and so are drops below
-the smallest budget: these rows cannot tell such models apart.
+The last column says, of another tool's result, whether one of ours is as small, as fast (with 512
+rows) and as accurate; of ours, whether no other tool's is. Times within 3 % are equal, and so are
+drops below the smallest budget: these rows cannot tell such models apart.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from statistics import geometric_mean
+from time import process_time
 from typing import Annotated, Any
 
 import typer
@@ -38,6 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 import graphopt
+from graphopt import arrays
 from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.judge import Judge
 from graphopt.benchmark import machine
@@ -88,11 +91,14 @@ def measure(
             return {"model": folder.name, "bytes": file_bytes(source), "variants": rows}
         models |= {"float32": graphopt.compile(source, verify=False)}
         models |= {"ORT float32": original, "OpenVINO float32": openvino_full(source)}
-        calls = {n: call(model, feeds) for n, model in models.items() if model is not None}
-        taken = interleaved(calls, SECONDS)
-        for name, latency in taken.items():
-            own = rows.setdefault(name, {})
-            own["us"], own["time"] = latency.median, latency.median / taken["float32"].median
+        one = arrays.read(folder / "inputs_b1.npz")
+        for suffix, asked in (("", feeds), ("_1", one)):
+            calls = {n: call(model, asked) for n, model in models.items() if model is not None}
+            taken = interleaved(calls, SECONDS, clock=process_time)
+            full = taken["float32"].median
+            for name, latency in taken.items():
+                own = {f"us{suffix}": latency.median, f"time{suffix}": latency.median / full}
+                rows.setdefault(name, {}).update(own)
     return {"model": folder.name, "bytes": file_bytes(source), "variants": rows}
 
 
@@ -199,26 +205,63 @@ LABELS = {
     "INC static": "Intel Neural Compressor, static int8",
     "NNCF": "NNCF with accuracy control (0.001), in OpenVINO",
 }
+OURS_SHOWN = [name for name in LABELS if name.startswith(OURS)]
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The README's table; without times if some were not measured."""
-    every = [row for result in results for row in result["variants"].values()]
-    quiet = all("time" in row for row in every if "bytes" in row)
-    head = ["", "models", "size, geometric mean", "largest drop"]
-    head += ["time, geometric mean"] if quiet else []
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    """The README's tables: the means of each tool, then our models; "?" was not measured."""
+    lines = [["", "models", "size", "largest drop", f"time at {BATCH}", "at 1"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for name, label in LABELS.items():
         made = [(r["variants"].get(name, {}), r["bytes"]) for r in results]
-        rows = [(row, size) for row, size in made if "bytes" in row]
-        if not rows:
-            continue
-        size = geometric_mean(row["bytes"] / size for row, size in rows)
-        drop = max(row["drop"]["drop"] for row, _ in rows)
-        cells = [label, str(len(rows)), f"{size:.2f}", f"{drop:.4f}"]
-        cells += [f"{geometric_mean(row['time'] for row, _ in rows):.2f}"] if quiet else []
-        lines.append(cells)
+        rows = [{**row, "size": row["bytes"] / size} for row, size in made if "bytes" in row]
+        if rows:
+            drop = max(row["drop"]["drop"] for row in rows)
+            means = [_mean(rows, what) for what in ("size", "time", "time_1")]
+            lines.append([label, str(len(rows)), means[0], f"{drop:.4f}", *means[1:]])
+    return f"{_lines(lines)}\n\n{_per_model(results)}\n\n{front(results)}"
+
+
+def _mean(rows: list[dict[str, Any]], what: str) -> str:
+    """Of those of which it was measured."""
+    known = [row[what] for row in rows if what in row]
+    return f"{geometric_mean(known):.2f}" if known else "?"
+
+
+def _per_model(results: list[dict[str, Any]]) -> str:
+    """What each budget buys on each model."""
+    lines = [["model", "size", "drop", f"time at {BATCH}", "at 1"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for result in results:
+        rows = [result["variants"].get(name, {}) for name in OURS_SHOWN]
+        sizes = [f"{row['bytes'] / result['bytes']:.2f}" if "bytes" in row else "?" for row in rows]
+        drops = [f"{row['drop']['drop']:.4f}" if "drop" in row else "?" for row in rows]
+        times = [[f"{r[t]:.2f}" if t in r else "?" for r in rows] for t in ("time", "time_1")]
+        cells = [" / ".join(pair) for pair in (sizes, drops, *times)]
+        lines.append([f"`{result['model']}`", *cells])
+    return _lines(lines)
+
+
+def _lines(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def front(results: list[dict[str, Any]]) -> str:
+    """Where another tool's model is as good as ours in everything and better in something."""
+    measured = {
+        (result["model"], name): row["beaten_by"]
+        for result in results
+        for name in OURS_SHOWN
+        if "beaten_by" in (row := result["variants"].get(name, {}))
+    }
+    behind = [
+        f"{model} at {name.removeprefix(OURS)} (behind {', '.join(rivals)})"
+        for (model, name), rivals in measured.items()
+        if rivals
+    ]
+    count = len({model for model, _ in measured})
+    where = f"on all but {'; '.join(behind)}" if behind else "on all"
+    return f"Of {count} models ours are on or beyond the front of the other tools {where}."
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -245,7 +288,9 @@ def main(
 ) -> None:
     """Compress every trained model of a folder, and hold the results against the originals."""
     if show_file:
-        show(json.loads(show_file.read_text())["results"])
+        results = json.loads(show_file.read_text())["results"]
+        show(results)
+        print(front(results))
         return
     described = json.loads((folder / "models.json").read_text())["models"]
     specs = {entry["name"]: entry["metric"] for entry in described if entry.get("metric")}
@@ -270,6 +315,7 @@ def main(
             text = json.dumps({"machine": machine(), "results": results}, indent=1)
             json_file.write_text(f"{text}\n")
     show(results)
+    print(front(results))
 
 
 if __name__ == "__main__":

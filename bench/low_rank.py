@@ -1,11 +1,13 @@
 """Whether an error budget finds layers of low rank in production shapes, and what that gains.
 
-    python bench/low_rank.py [--only dlrm_mlperf,dcnv2,mmoe_8_experts] [--rows N] [--json FILE]
+    python bench/low_rank.py [--only dlrm_mlperf,dcnv2,mmoe_8_experts] [--rows N] [--factors]
+                             [--json FILE]
 
 Models are those of `production.py`, whose larger layers are given weights of a known rank and a
 little noise. Labels are drawn from the model's own scores, so that there is an AUC to lose. What
 `graphopt optimize --metric auc --max-drop 0.001` makes is held against the same model compiled
 without compression, in turns on one thread. The drop is on rows that had no part in choosing.
+With `--factors` nothing else may spend the budget, so that the gain is that of low ranks alone.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from graphopt.benchmark import machine
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph
 from graphopt.latency import interleaved
+from graphopt.passes.factorize_low_rank import FactorizeLowRank
 from graphopt.pipeline.report import Report
+from graphopt.pipeline.spec import Pipeline
+from graphopt.presets import O2
 from graphopt.targets.portable import OnnxModel
 from graphopt.testing import random_inputs
 
@@ -72,7 +77,9 @@ def clicks(graph: Graph, source: Path, samples: int) -> Dataset:
     return in_batches(feeds, labels.astype(np.float32))
 
 
-def measure(name: str, batches: Sequence[int], seconds: float, samples: int) -> dict[str, Any]:
+def measure(
+    name: str, batches: Sequence[int], seconds: float, samples: int, factors: bool
+) -> dict[str, Any]:
     """One model: which ranks were there and which were found, the drop, and the times."""
     make, _ = production.MODELS[name]
     graph, report = make(), Report()
@@ -81,7 +88,8 @@ def measure(name: str, batches: Sequence[int], seconds: float, samples: int) -> 
         source = Path(scratch) / "model.onnx"
         onnx_io.save(graph, source)
         budget = Budget(clicks(graph, source, samples), MAX_DROP, "auc")
-        small = graphopt.compile(source, budget=budget, report=report)
+        passes = Pipeline((*O2.steps, FactorizeLowRank())) if factors else None
+        small = graphopt.compile(source, passes=passes, budget=budget, report=report)
         full = graphopt.compile(source, verify=False)
         rows = []
         for batch in batches:
@@ -130,6 +138,7 @@ def main(
     batch: Annotated[str, typer.Option(help="batch sizes")] = "1,64,512",
     rows: Annotated[int, typer.Option(help="of each table")] = production.ROWS,
     samples: Annotated[int, typer.Option(help="rows of data")] = SAMPLES,
+    factors: Annotated[bool, typer.Option("--factors", help="spend on low ranks only")] = False,
     seconds: Annotated[float, typer.Option(help="per variant and batch size")] = 2.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write it all here")] = None,
 ) -> None:
@@ -137,9 +146,15 @@ def main(
     production.ROWS = rows
     results = []
     for name in only.split(","):
-        results.append(measure(name, [int(size) for size in batch.split(",")], seconds, samples))
+        sizes = [int(size) for size in batch.split(",")]
+        results.append(measure(name, sizes, seconds, samples, factors))
         if json_file:
-            text = {"machine": machine(), "table_rows": rows, "results": results}
+            text = {
+                "machine": machine(),
+                "table_rows": rows,
+                "factors": factors,
+                "results": results,
+            }
             json_file.write_text(json.dumps(text, indent=1) + "\n")
         show(results)
 

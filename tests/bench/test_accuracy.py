@@ -105,14 +105,40 @@ def test_a_run_of_some_tools_keeps_what_is_known_of_others() -> None:
 
 
 def test_times_are_shown_if_they_were_measured() -> None:
-    def last_line(found: dict[str, Any]) -> str:
+    def line(found: dict[str, Any]) -> str:
         rows = {"ORT dynamic": found, "NNCF": {"failure": "no"}, "float32": {"time": 1.0}}
         results = [{"model": "a", "bytes": 100, "variants": rows}]
         accuracy.compare(rows, least_drop=0.0001)
         accuracy.show(results)
-        return accuracy.markdown(results).splitlines()[-1]
+        return accuracy.markdown(results).splitlines()[2]
 
     noted = {**row(50, 2.0, 0.01), "drop": {"drop": 0.01, "interval": [0.0, 0.02]}}
-    assert last_line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 | 2.00 |"
-    del noted["time"], noted["beaten_by"]
-    assert last_line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 |"
+    noted["time_1"] = 3.0
+    assert line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 | 2.00 | 3.00 |"
+    del noted["time"], noted["time_1"], noted["beaten_by"]
+    assert line(noted) == "| ONNX Runtime, dynamic int8 | 1 | 0.50 | 0.0100 | ? | ? |"
+
+
+def test_a_line_for_each_model_and_where_others_are_ahead() -> None:
+    ahead = {
+        "graphopt 0.001": row(10, 0.5, 0.0009) | {"time_1": 1.0},
+        "graphopt 0.0001": row(20, 0.6, 0.00004) | {"time_1": 1.25},
+        "NNCF": row(30, 2.0, 0.0),
+    }
+    behind = {name: dict(found) for name, found in ahead.items()}
+    behind["ORT static"] = row(19, 0.5, 0.0)
+    half = {"graphopt 0.001": row(10, 0.5, 0.0009)}
+    named = {"a": ahead, "b": behind, "c": half}
+    results = [{"model": n, "bytes": 100, "variants": rows} for n, rows in named.items()]
+    for result in results:
+        accuracy.compare(result["variants"], least_drop=0.0001)  # type: ignore[arg-type]
+    lines = accuracy.markdown(results).splitlines()
+    assert "| `a` | 0.10 / 0.20 | 0.0009 / 0.0000 | 0.50 / 0.60 | 1.00 / 1.25 |" in lines
+    assert "| `c` | 0.10 / ? | 0.0009 / ? | 0.50 / ? | ? / ? |" in lines
+    assert lines[-1] == (
+        "Of 3 models ours are on or beyond the front of the other tools on all "
+        "but b at 0.0001 (behind ORT static)."
+    )
+    assert accuracy.front(results[:1]).endswith(
+        "Of 1 models ours are on or beyond the front of the other tools on all."
+    )
