@@ -126,12 +126,13 @@ class CpuTarget(Target):
         from graphopt.rewrite import RewriteStats, rewrite
         from graphopt.targets.cpu import legalize, packed_weights
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
-        from graphopt.targets.relax import bfloat16, expand
+        from graphopt.targets.relax import expand, narrow_floats
 
         working = graph.clone()
         rewrite(working, (packed_weights.stored_to_dequantized,), RewriteStats())
         expand.expand_functions(working)
-        bfloat16.widen_bfloat16(working)
+        narrow_floats.widen_bfloat16(working)
+        narrow_floats.widen_float16(working)
         words = words_for(self.with_tiles.features, self.lanes)
         every = self.precision == "bf16"
         legalize.legalize(working, self.lanes, self.multiplies_bytes, words, every_layer=every)

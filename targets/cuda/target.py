@@ -71,14 +71,14 @@ class CudaTarget(Target):
 
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.targets.cuda import legalize, ops
-        from graphopt.targets.relax import bfloat16, expand
+        from graphopt.targets.relax import expand, narrow_floats
 
         ops.register()
         working = graph.clone()
         tensor_cores = _number(self.architectures[0]) >= _TENSOR_CORES
         legalize.legalize(working, self.math, tensor_cores)
         expand.expand_functions(working, self.name)  # what of them no kernel has taken
-        bfloat16.widen_bfloat16(working)
+        narrow_floats.widen_bfloat16(working)
         legalize.legalize(working, self.math, tensor_cores)
         return working
 
