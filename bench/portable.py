@@ -42,9 +42,8 @@ SECONDS = 1.5  # of calls per model and batch size, divided among the variants
 def graphopt_optimized(source: Path, target: Path) -> None:
     """What `graphopt optimize --target onnxruntime` writes."""
     import graphopt
-    from graphopt.ir import onnx_io
 
-    onnx_io.save(graphopt.optimize(source), target)
+    graphopt.compile(source, "onnxruntime", output=target, verify=False)
 
 
 def onnxruntime_optimized(source: Path, target: Path) -> None:

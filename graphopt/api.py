@@ -49,7 +49,7 @@ from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Pipeline
 from graphopt.targets import base
-from graphopt.targets.portable import OnnxModel
+from graphopt.targets.portable import OnnxModel, OnnxRuntimeTarget
 from graphopt.targets.tuning.options import Tuning
 from graphopt.verification import Original, original_model, signature_of
 
@@ -242,6 +242,15 @@ def check(
 # ------------------------------------------------------------------------ pieces
 
 
+def suited(graph: Graph, target: base.Target) -> Graph:
+    """`graph` after the passes of `target`'s own: a copy, if they change anything."""
+    steps, working = Pipeline.parse(target.own_passes).steps, graph.clone()
+    if not PassManager().run(working, Pipeline(steps[:1])):
+        return graph
+    PassManager().run(working, Pipeline(steps[1:]))
+    return working
+
+
 def _inexact(found: tuple[Value, IdRange, int]) -> str:
     value, ids, lost = found
     column = "".join(f"[axis {axis}, {first}:{last}]" for axis, first, last in ids.region)
@@ -352,7 +361,7 @@ def _write_portable(
 ) -> OnnxModel:
     with temporary_folder(_parent(output)) as folder:
         stages.begin("write")
-        onnx_io.save(graph, folder / output.name)
+        onnx_io.save(suited(graph, target), folder / output.name)
         result = OnnxModel(folder / output.name, target.name)
         if original is not None:
             stages.begin("verify")
@@ -378,10 +387,11 @@ def _write_artifact(
         raise OutputError(f"{output}: exists and is not a graphopt artifact; choose another name")
     report = stages.report
     with replacing_folder(output) as folder:
-        compiled = target.compile(graph, folder / LIBRARY, oob, stages.begin, tuning)
+        own = suited(graph, target)
+        compiled = target.compile(own, folder / LIBRARY, oob, stages.begin, tuning)
         stages.begin("write")
         with TensorWriter(folder / WEIGHTS) as writer:
-            portable = onnx_io.to_proto(graph, writer)
+            portable = onnx_io.to_proto(suited(graph, OnnxRuntimeTarget()), writer)
             entries = [writer.place(array) for array in compiled.constants]
         (folder / PORTABLE).write_bytes(portable.SerializeToString())
         manifest = {"oob": oob, **compiled.facts, **signature_to_json(signature_of(graph))}

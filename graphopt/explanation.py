@@ -104,7 +104,7 @@ def explain(
     graph = api.optimize(model, passes=passes, report=report, instruments=[trace])
     trace.note(graph, "")
     trace.tell(target)
-    graph = found.legalize(graph)
+    graph = found.legalize(api.suited(graph, found))
     trace.note(graph, target)
     return Explanation(
         target,

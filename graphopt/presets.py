@@ -13,6 +13,7 @@ from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
+from graphopt.passes.decompose_dft import DecomposeDft
 from graphopt.passes.decompose_einsum import DecomposeEinsum
 from graphopt.passes.deduplicate_rows import DeduplicateRows
 from graphopt.passes.distribute_layers import DistributeLayers
@@ -68,6 +69,7 @@ from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.sink_gathers import SinkGathers
 from graphopt.passes.unflatten_gemms import UnflattenGemms
 from graphopt.passes.unify_sizes import UnifySizes
+from graphopt.passes.unroll_convolutions import UnrollConvolutions
 from graphopt.passes.unroll_loops import UnrollLoops
 from graphopt.passes.unroll_scans import UnrollScans
 from graphopt.pipeline.spec import Fixpoint, Pipeline
@@ -115,6 +117,7 @@ _FOLD_WEIGHTS = (
 )
 _LOOK_UP = (RaiseLookups(), RaisePooling(), FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
+    DecomposeDft(),
     DecomposeEinsum(),
     DropUnitAxes(),
     SinkGathers(),
@@ -125,6 +128,7 @@ _INTERACT = (
     FuseInnerProducts(),
     FuseDotInteraction(),
     FusePairProducts(),
+    UnrollConvolutions(),
 )
 
 O0 = Pipeline()

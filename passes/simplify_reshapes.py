@@ -92,7 +92,7 @@ def reshape_around_unary(rw: Rewriter, x: Value, inner: Value, node: Node) -> Va
 
 @rule(op.Transpose(op.Reshape(x, ...).named("inner")))
 def transpose_of_unit_axes(rw: Rewriter, x: Value, inner: Value, node: Node) -> Value | NoMatch:
-    """Transpose(Reshape(x)) -> Reshape(Transpose(x)), if only axes of size 1 come and go"""
+    """Transpose(Reshape(x)) -> Reshape(Transpose(x)), if axes of size 1 are all that come"""
     if x.shape is None or inner.shape is None:
         return NoMatch("the rank is not known")
     kept = [axis for axis, dim in enumerate(x.shape) if dim != 1]
@@ -101,8 +101,14 @@ def transpose_of_unit_axes(rw: Rewriter, x: Value, inner: Value, node: Node) -> 
         return NoMatch("the reshape does more than adding or dropping axes of size 1")
     perm = node.attr("perm") or list(range(len(inner.shape)))[::-1]
     order = [kept[axes.index(axis)] for axis in perm if axis in axes]
-    ones = [axis for axis in range(len(x.shape)) if axis not in kept]
-    moved = rw.op.Transpose(x, perm=[*ones, *order])
+    if len(kept) < len(x.shape):  # to move axes of one element too takes ONNX Runtime longer
+        if len(axes) == len(inner.shape):
+            return NoMatch("the reshape drops axes of size 1")
+        target = reshape_target(x.tensor, TensorType(x.dtype, tuple(x.shape[k] for k in kept)))
+        if target is None:
+            return NoMatch("its shape cannot be written with constants")
+        x, order = rw.op.Reshape(x, rw.ints(*target)), [kept.index(axis) for axis in order]
+    moved = rw.op.Transpose(x, perm=order)
     target = reshape_target(moved.tensor, node.output.tensor)
     if target is None:
         return NoMatch("its shape cannot be written with constants")

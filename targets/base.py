@@ -54,10 +54,13 @@ class Target(ABC):
     Attributes:
         name: the first word of its text form.
         portable: True if the result is an `.onnx` file, False if it is a compiled artifact.
+        own_passes: what pays on this target alone, run after all others, as the text of a pipeline;
+            what follows the first pass runs if that changed something.
     """
 
     name: ClassVar[str]
     portable: ClassVar[bool]
+    own_passes: ClassVar[str] = ""
 
     @property
     def multiplies_bytes(self) -> bool | None:

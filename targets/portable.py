@@ -20,6 +20,7 @@ class OnnxRuntimeTarget(Target):
 
     name: ClassVar[str] = "onnxruntime"
     portable: ClassVar[bool] = True
+    own_passes: ClassVar[str] = "part-layer-norms"
 
     @property
     def multiplies_bytes(self) -> None:

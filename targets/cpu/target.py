@@ -61,6 +61,9 @@ class CpuTarget(Target):
 
     name: ClassVar[str] = "cpu"
     portable: ClassVar[bool] = False
+    own_passes: ClassVar[str] = (
+        "join-windows,fixpoint(cancel-transposes,simplify-reshapes,simplify-slices,cse,dce)"
+    )
 
     @classmethod
     def parse(cls, argument: str) -> CpuTarget:
