@@ -176,4 +176,7 @@ def _stream(array: np.ndarray, file: BinaryIO) -> None:
     flat = (array if array.flags.c_contiguous else np.ascontiguousarray(array)).reshape(-1)
     block = max(1, BLOCK // max(1, array.dtype.itemsize))
     for start in range(0, flat.size, block):
-        file.write(flat[start : start + block].view(np.uint8).data)
+        # A copy, as Linux cannot fetch a mapped source in the middle of a write: it would write
+        # page by page, and cache the file in single pages. Those of 2 MiB are mapped as such, and
+        # random rows of a table found without a miss in address translation.
+        file.write(flat[start : start + block].copy().view(np.uint8).data)

@@ -21,10 +21,12 @@ from graphopt.targets.cpu import (
     activations,
     cosine,
     gates,
+    interaction_loops,  # noqa: F401  (importing registers its lowering)
     joined_data,
     layer_norm,
     lookup_concat,
-    lookup_loops,  # noqa: F401  (importing registers its lowering)
+    lookup_interaction,
+    lookup_loops,  # noqa: F401  (likewise)
     lookup_sums,
     matrix_products,
     mixture_loops,  # noqa: F401  (likewise)
@@ -64,6 +66,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
+    f"{DOMAIN}::LookupInteraction",
     f"{DOMAIN}::MatrixProducts",
     f"{DOMAIN}::Mixture",
     f"{DOMAIN}::Pointwise",
@@ -106,7 +109,9 @@ def legalize(
     rewrite(graph, _RULES, RewriteStats())
     for rules in (lookup_concat.COMBINED, lookup_concat.COMPUTED):
         rewrite(graph, rules, RewriteStats())
-    rewrite(graph, (quantized_dense.floats_to_codes,), RewriteStats())
+    rewrite(graph, (lookup_interaction.interaction_of_lookups,), RewriteStats())
+    to_codes = (quantized_dense.floats_to_codes, lookup_interaction.products_to_codes)
+    rewrite(graph, to_codes, RewriteStats())
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes

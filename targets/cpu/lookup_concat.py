@@ -35,7 +35,7 @@ OP_TYPE = "LookupConcat"
 x, y = var("x"), var("y")
 _COMBINED = {"Add": "add", "Mul": "mul"}
 _BAG = "graphopt::EmbeddingBag"
-_VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
+VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
 
 
 class Extents(NamedTuple):
@@ -121,12 +121,12 @@ def _lookup_concat_type(node: Node) -> list[Type | None]:
 
 
 @cost_rule(OP_TYPE, domain=DOMAIN)
-def _lookup_concat_cost(node: Node) -> Cost:
+def cost(node: Node) -> Cost:
     """Values, and what lookups take, are read and written once; rows are added or multiplied."""
     rows, parts = node.attrs["rows"], node.attrs["parts"]
-    written = 4 * product(node.output.tensor.dims)
+    written = 4 * node.attrs.get("summed", sum(part.width for part in parts)) * rows
     copied = sum(part.width for part in parts if not part.terms)
-    moved = sum((found.moved for found in _lookups(node)), 8 * copied * rows)
+    moved = sum((found.moved for found in lookups(node)), 8 * copied * rows)
     if "summed" in node.attrs:
         width = sum(part.width for part in parts)
         return Cost(width * rows, moved - 4 * width * rows, written)
@@ -136,7 +136,8 @@ def _lookup_concat_cost(node: Node) -> Cost:
 
 
 @lookup_rule(OP_TYPE, domain=DOMAIN)
-def _lookups(node: Node) -> Iterator[Lookup]:
+def lookups(node: Node) -> Iterator[Lookup]:
+    """What the parts of a node look up."""
     rows = node.attrs["rows"]
     for part, inputs in parts_of(node):
         at = 0
@@ -175,7 +176,7 @@ def _matched(value: Value, width: int) -> _Matched | None:
     """What looks `value` up, `width` elements at a time, if nobody else reads it."""
     node = value.producer
     views = []
-    while node is not None and len(value.uses) == 1 and node.op in _VIEWS:
+    while node is not None and len(value.uses) == 1 and node.op in VIEWS:
         assert node.inputs[0] is not None
         views.append(node)
         value, node = node.inputs[0], node.inputs[0].producer
@@ -288,7 +289,7 @@ def _copied(value: Value, width: int, rows: Dim) -> tuple[list[Part], list[Value
         matrix, start = taken
         assert value.producer is not None
         return [Part(width, start=start, source=_width(matrix))], [matrix], [value.producer]
-    while source.producer is not None and source.producer.op in _VIEWS and len(source.uses) == 1:
+    while source.producer is not None and source.producer.op in VIEWS and len(source.uses) == 1:
         views.append(source.producer)
         assert source.producer.inputs[0] is not None
         source = source.producer.inputs[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -52,29 +52,61 @@ class _Operand:
                     yield term, given, k
 
 
+class Row(NamedTuple):
+    """Row `i` of `count`, which becomes row `at` of `target`."""
+
+    i: Any
+    count: Any
+    target: Any
+    at: Any
+
+
 @lowers(OP_TYPE, domain=DOMAIN)
 def _lower_lookup_concat(lower: Lowering, node: Node) -> Any:
     rows, summed = lower.dim(node.attrs["rows"]), node.attrs.get("summed")
-    parts, args = [], []
-    for part, inputs in parts_of(node):
-        parts.append(part)
-        args += list(_arguments(lower, part, inputs, rows))
+    parts = node.attrs["parts"]
 
     def body(*buffers: Any) -> None:
         *sources, target = buffers
-        operands = list(_operands(parts, iter(sources)))
         with T.serial(int64(rows)) as i:
-            place, later = 0, _later(operands)
             if summed is not None:
                 with T.serial(summed) as j:
                     store(target, [i, j], const(0, "float32"))
-            for operand in operands:
-                _write(lower, operand, later, target, i, place, summed)
-                place += operand.part.width if summed is None else 0
+            write_row(lower, parts, sources, Row(i, int64(rows), target, i), summed)
 
     width = sum(part.width for part in parts) if summed is None else summed
-    (joined,) = loops(lower, body, args, [([rows, width], "float32")])
+    arguments = arguments_of(lower, node)
+    (joined,) = loops(lower, body, arguments, [([rows, width], "float32")])
     return lower.reshape(joined, lower.shape(node.output))
+
+
+def arguments_of(lower: Lowering, node: Node) -> list[Any]:
+    """The operands of the kernel for the parts of a node, in the order of the parts."""
+    rows, found = lower.dim(node.attrs["rows"]), list[Any]()
+    for part, inputs in parts_of(node):
+        found += _arguments(lower, part, inputs, rows)
+    return found
+
+
+def write_row(
+    lower: Lowering,
+    parts: Sequence[Part],
+    sources: Sequence[Any],
+    row: Row,
+    summed: int | None = None,
+    ahead: int = PREFETCH_DISTANCE,
+) -> None:
+    """Write a row of all parts, one beside the other, or add up rows of `summed` elements.
+
+    Args:
+        sources: the buffers of `arguments_of`.
+        ahead: rows of tables are asked for so many lookups before they are read.
+    """
+    operands = list(_operands(parts, iter(sources)))
+    place, later = 0, _later(operands, ahead)
+    for operand in operands:
+        _write(lower, operand, later, row, place, summed)
+        place += operand.part.width if summed is None else 0
 
 
 def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> Iterator[Any]:
@@ -99,14 +131,14 @@ def _operands(parts: Sequence[Part], sources: Iterator[Any]) -> Iterator[_Operan
 _Later = Iterator[tuple[Term, list[Any], int, int]]
 
 
-def _later(operands: Sequence[_Operand]) -> _Later:
-    """For each lookup in order, if written out, the one that is `PREFETCH_DISTANCE` later.
+def _later(operands: Sequence[_Operand], ahead: int) -> _Later:
+    """For each lookup in order, if written out, the one that is `ahead` later.
 
     That is its term, the buffers of this, its column, and how many rows later.
     """
     order = [lookup for operand in operands for lookup in operand.lookups()]
     for place in range(len(order)):
-        rows, at = divmod(place + PREFETCH_DISTANCE, len(order))
+        rows, at = divmod(place + ahead, len(order))
         yield *order[at], rows
 
 
@@ -114,44 +146,42 @@ def _write(
     lower: Lowering,
     operand: _Operand,
     later: _Later,
-    target: Any,
-    i: Any,
+    row: Row,
     place: int,
     summed: int | None,
 ) -> None:
-    """target[i, place:] = the part, or += each of its rows of `summed` elements."""
+    """The row from `place` on = the part, or += each of its rows of `summed` elements."""
     add = None if summed is None else _COMBINED["add"]
     part, given = operand.part, operand.given
     if not part.terms:
         width = part.width if summed is None else summed
         for first in range(0, part.width, width):
-            _copy(target, i, place, given[0][0], i, width, None, add, part.start + first)
+            _copy(row, place, given[0][0], row.i, width, None, add, part.start + first)
         return
     columns = part.terms[0].columns
     if part.pool is not None:
-        _pool(lower, part.terms[0], part.pool, given[0], target, i, place, add)
+        _pool(lower, part.terms[0], part.pool, given[0], row, place, add)
     elif operand.written_out:
         for k in range(columns):
-            _look_up(lower, operand, later, target, i, place, k, add)
+            _look_up(lower, operand, later, row, place, k, add)
     else:
         with T.serial(columns) as k:
             looped = (
                 (*term, k, -(-PREFETCH_DISTANCE // columns)) for term in zip(part.terms, given)
             )
-            _look_up(lower, operand, looped, target, i, place, k, add)
+            _look_up(lower, operand, looped, row, place, k, add)
 
 
 def _look_up(
     lower: Lowering,
     operand: _Operand,
     later: _Later,
-    target: Any,
-    i: Any,
+    row: Row,
     place: int,
     k: Any,
     combine: Any,
 ) -> None:
-    """target[i, place + k * dim:] = the row that id k of row i names, combined with the others.
+    """The row from place + k * dim on = what its id k names, combined with the others.
 
     With `combine` from the start, all rows are combined at one place.
     """
@@ -159,8 +189,8 @@ def _look_up(
     for term, given in zip(operand.part.terms, operand.given):
         column = place + k * term.dim if apart else place
         asked, buffers, its, rows = next(later)
-        _prefetch(asked, buffers, its, T.min(i + rows, target.shape[0] - 1))
-        _look_up_term(lower, term, given, target, i, column, k, combine)
+        _prefetch(asked, buffers, its, T.min(row.i + rows, row.count - 1))
+        _look_up_term(lower, term, given, row, column, k, combine)
         combine = _COMBINED.get(operand.part.combined, combine)
 
 
@@ -168,23 +198,22 @@ def _look_up_term(
     lower: Lowering,
     term: Term,
     given: list[Any],
-    target: Any,
-    i: Any,
+    row: Row,
     place: Any,
     k: Any,
     combine: Any,
 ) -> None:
     start, size = _extent(term, given, k)
-    at = T.bind(_id(term, given, i, k))
+    at = T.bind(_id(term, given, row.i, k))
     if lower.oob != "zero":
         require(bounds.is_allowed(at, size, lower.oob), term.complaint)
     valid = bounds.is_valid(at, size) if lower.oob == "zero" else None
-    row = start + bounds.row_of(at, size, lower.oob)
+    found = start + bounds.row_of(at, size, lower.oob)
     if term.bits == 32:
-        _copy(target, i, place, given[0], row, term.dim, valid, combine)
+        _copy(row, place, given[0], found, term.dim, valid, combine)
     else:
-        scale = T.bind(load(given[1], [row], valid).astype("float32"))
-        _restore(target, i, place, given[0], scale, row, term.bits, valid, combine)
+        scale = T.bind(load(given[1], [found], valid).astype("float32"))
+        _restore(row, place, given[0], scale, found, term.bits, valid, combine)
 
 
 def _extent(term: Term, given: list[Any], k: Any) -> tuple[int, int]:
@@ -231,12 +260,11 @@ def _pool(
     term: Term,
     bag: EmbeddingBag,
     given: list[Any],
-    target: Any,
-    i: Any,
+    row: Row,
     place: int,
     combine: Any,
 ) -> None:
-    """target[i, place:] = the rows that the ids of row i name, as one."""
+    """The row from `place` on = the rows that its ids name, as one."""
     rows, length = int(given[0].shape[0]), term.columns
     pooling = Pooling(
         bag.mode, False, bag.padding_idx, bag.empty, bag.by_id, lower.oob, term.complaint
@@ -250,9 +278,9 @@ def _pool(
         with T.unroll(tiles.vectors) as v, T.vectorized(tiles.lanes) as lane:
             change(v, lane, tiles.column(part, v) + lane)
 
-    def add(row: Any, valid: Any) -> Callable[[Any, Any, Any], None]:
+    def add(found: Any, valid: Any) -> Callable[[Any, Any, Any], None]:
         def change(v: Any, lane: Any, column: Any) -> None:
-            element = load(given[0], [row, column], valid)
+            element = load(given[0], [found, column], valid)
             store(total, [v, lane], plan.combined(total[v, lane], element, None))
 
         return change
@@ -261,15 +289,15 @@ def _pool(
         store(total, [v, lane], const(plan.nothing, "float32"))
 
     def finish(v: Any, lane: Any, column: Any) -> None:
-        _put(target, [i, place + column], plan.pooled(total[v, lane], count[0]), combine)
+        _put(row, place + column, plan.pooled(total[v, lane], count[0]), combine)
 
     with T.serial(tiles.count) as part:
         vectors(start, part)
         store(count, [0], int64(0))
         with T.serial(length) as k:
             ahead = k + PREFETCH_DISTANCE
-            _prefetch(term, given, T.min(ahead, length - 1), i)
-            at = T.bind(_id(term, given, i, k))
+            _prefetch(term, given, T.min(ahead, length - 1), row.i)
+            at = T.bind(_id(term, given, row.i, k))
             if lower.oob != "zero":
                 require(bounds.is_allowed(at, rows, lower.oob), term.complaint)
             valid = bounds.is_valid(at, rows) if lower.oob == "zero" else None
@@ -279,45 +307,45 @@ def _pool(
         vectors(finish, part)
 
 
-def _put(target: Any, index: list[Any], value: Any, combine: Any) -> None:
-    store(target, index, value if combine is None else combine(target[tuple(index)], value))
+def _put(row: Row, column: Any, value: Any, combine: Any) -> None:
+    if combine is not None:
+        value = combine(row.target[row.at, column], value)
+    store(row.target, [row.at, column], value)
 
 
 def _copy(
-    target: Any,
-    i: Any,
+    row: Row,
     place: Any,
     source: Any,
-    row: Any,
+    found: Any,
     width: int,
     valid: Any,
     combine: Any,
     start: int = 0,
 ) -> None:
     with T.serial(width) as j:
-        _put(target, [i, place + j], load(source, [row, start + j], valid), combine)
+        _put(row, place + j, load(source, [found, start + j], valid), combine)
 
 
 def _restore(
-    target: Any,
-    i: Any,
+    row: Row,
     place: Any,
     codes: Any,
     scale: Any,
-    row: Any,
+    found: Any,
     bits: int,
     valid: Any,
     combine: Any,
 ) -> None:
-    """target[i, place:] = a row of codes times `scale`."""
+    """The row from `place` on = a row of codes times `scale`."""
     width = int(codes.shape[1])
     for start in range(0, width, _LANES):
         with T.vectorized(min(_LANES, width - start)) as lane:
-            code, j = load(codes, [row, start + lane], valid), place + start + lane
+            code, j = load(codes, [found, start + lane], valid), place + start + lane
             if bits == 8:
-                _put(target, [i, j], code.astype("float32") * scale, combine)
+                _put(row, j, code.astype("float32") * scale, combine)
             else:
                 byte = code.astype("int32")
-                _put(target, [i, j], ((byte & 15) - 8).astype("float32") * scale, combine)
+                _put(row, j, ((byte & 15) - 8).astype("float32") * scale, combine)
                 high = ((byte >> 4) - 8).astype("float32") * scale
-                _put(target, [i, width + j], high, combine)
+                _put(row, width + j, high, combine)

@@ -22,7 +22,7 @@ from graphopt.targets.kernels.storage import element_bytes
 
 GROUP = 4  # bytes that one instruction multiplies and adds up in each int32
 LANES = 16
-_ROWS = 48  # rows of data quantized at a time: 24 KB of bytes for K = 512
+_ROWS = 96  # rows of data quantized at a time: 48 KB of bytes for K = 512
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def int8_gemm(
     return without_parameters(int8_gemm, *epilogue.unused)
 
 
-def _quantized(x: Any, to: Quantization, count: int) -> Any:
+def quantized(x: Any, to: Quantization, count: int) -> Any:
     """`count` elements as uint8. (TVM would take a vectorized `T.nearbyint` apart.)"""
     lanes = f"x{count}" if count > 1 else ""
     # A product may round to the neighbour of what the quotient rounds to, but takes a tenth.
@@ -142,11 +142,11 @@ def _quantizing(k: int, quantization: Quantization) -> Emitted:
     def quantize(x, q, first, count):
         for r in range(count):
             for chunk in range(whole // LANES):
-                q[r, T.ramp(chunk * LANES, 1, LANES)] = _quantized(
+                q[r, T.ramp(chunk * LANES, 1, LANES)] = quantized(
                     x[first + r, T.ramp(chunk * LANES, 1, LANES)], quantization, LANES
                 )
             for c in range(k - whole):
-                q[r, whole + c] = _quantized(x[first + r, whole + c], quantization, 1)
+                q[r, whole + c] = quantized(x[first + r, whole + c], quantization, 1)
             for c in range(depth * GROUP - k):
                 q[r, k + c] = T.uint8(0)
 
@@ -165,7 +165,7 @@ def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted
             for lane in T.vectorized(LANES):
                 values[at + lane] = epilogue(values[at + lane], given, row, column + lane)
             if result is not None:
-                y[row, T.ramp(column, 1, LANES)] = _quantized(
+                y[row, T.ramp(column, 1, LANES)] = quantized(
                     values[T.ramp(at, 1, LANES)], result, LANES
                 )
             else:
@@ -186,7 +186,7 @@ def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted
                         values[at + lane], given, row, column + lane
                     )
                     if result is not None:
-                        y[row, column + lane] = _quantized(values[at + lane], result, 1)
+                        y[row, column + lane] = quantized(values[at + lane], result, 1)
                     else:
                         y[row, column + lane] = values[at + lane]
 
