@@ -280,8 +280,9 @@ def _program(
     gpu, signature = manifest.get("gpu"), signature_from_json(manifest)
     if gpu is not None:
         return gpu_runtime.load_program(path / LIBRARY, weights, signature, gpu, gpu_memory_share)
-    plan = (manifest["sizes"], signature.outputs, manifest.get("shared"))
-    return load_program(path / LIBRARY, weights, *plan)
+    plan = (manifest["sizes"], signature.outputs)
+    known = (manifest.get("shared"), manifest.get("shaping"))
+    return load_program(path / LIBRARY, weights, *plan, *known)
 
 
 def _check_files(path: Path, sizes: dict[str, int]) -> None:

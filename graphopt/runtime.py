@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 ID_ERROR = "graphopt: id out of range: "
+ROOM_ERROR = "graphopt: the workspace is too small"
 _CPU, _POOLED_ALLOCATOR = 1, 2
-_PLANS = 4096  # plans kept, one for each combination of sizes met
+_PLANS = 4096  # plans kept, one for each combination of shapes met
 
 
 @lru_cache(maxsize=1)
@@ -103,6 +104,7 @@ def load_program(
     sizes: Sequence[Sequence[int]] | None,
     outputs: Sequence[TensorSpec],
     shared: Sequence[int] | None = None,
+    shaping: int | None = None,
 ) -> StraightProgram | MachineProgram:
     """The program in a compiled library, callable from any thread with inputs in signature order.
 
@@ -111,6 +113,7 @@ def load_program(
             code for the virtual machine.
         shared: how many numbers keep threads in step that share wide layers, and the bytes of
             weights of these; None if there are no such layers.
+        shaping: how many of `sizes`, the first ones, the shapes of outputs depend on; all if None.
 
     Raises:
         ArtifactError: the library cannot be loaded.
@@ -120,7 +123,7 @@ def load_program(
         module = _module(load, library)
         if sizes is None:
             return MachineProgram(module, weights)
-        return StraightProgram(module, weights, sizes, outputs, shared)
+        return StraightProgram(module, weights, sizes, outputs, shared, shaping)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
@@ -148,7 +151,7 @@ def _module(load: Callable[[str], Any], library: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a call needs for inputs of certain sizes: bytes of workspace, and its outputs.
+    """What calls with outputs of certain shapes need: these, and the most bytes of workspace yet.
 
     Attributes:
         void: whether an output has no elements.
@@ -187,6 +190,7 @@ class StraightProgram:
         sizes: Sequence[Sequence[int]],
         outputs: Sequence[TensorSpec],
         shared: Sequence[int] | None = None,
+        shaping: int | None = None,
     ) -> None:
         self._progress, self.shared_bytes = shared or (0, 0)
         self._share = module["graphopt_share"] if shared else None
@@ -196,6 +200,7 @@ class StraightProgram:
         addresses = [array.ctypes.data for array in weights] or [0]
         self._weights = self._convert(np.array(addresses, np.int64))
         self._sizes = [(k, axis) for k, axis in sizes]
+        self._shaping = self._sizes[:shaping]
         self._outputs = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in outputs]
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._room = _Room()
@@ -226,7 +231,7 @@ class StraightProgram:
         Args:
             start: calls a function with arguments on another thread, soon or late.
         """
-        plan = self._plan_for(inputs)
+        plan = self._planned(inputs)
         results, progress = plan.allocate(), np.zeros(self._progress, np.int64)
         arrays = map(self._convert, (*inputs, *passed(results)))
         workspace, shared = self._workspace(plan.workspace), self._convert(progress)
@@ -243,8 +248,8 @@ class StraightProgram:
         return results
 
     def _plan_for(self, inputs: Inputs) -> _Plan:
-        sizes = tuple([inputs[k].shape[axis] for k, axis in self._sizes])
-        return self._plans.get(sizes) or self._planned(sizes)
+        sizes = tuple([inputs[k].shape[axis] for k, axis in self._shaping])
+        return self._plans.get(sizes) or self._planned(inputs)
 
     def _call(self, inputs: Inputs, results: Sequence[np.ndarray], plan: _Plan) -> None:
         if plan.void:
@@ -252,7 +257,10 @@ class StraightProgram:
         try:  # with arrays as they are: converted one by one they would take twice as long
             self._run(*inputs, *results, self._weights, self._workspace(plan.workspace))
         except RuntimeError as error:
-            raise _translated(error) from None
+            more = self._planned(inputs) if ROOM_ERROR in str(error) else plan
+            if more.workspace == plan.workspace:
+                raise _translated(error) from None
+            self._call(inputs, results, more)
 
     def profile(self, inputs: Sequence[np.ndarray], calls: int) -> np.ndarray:
         """Nanoseconds of each of the program's kernel calls, during one run.
@@ -262,22 +270,26 @@ class StraightProgram:
             calls: how many kernel calls the program has.
         """
         run = self._module["graphopt_profile"]
-        plan = self._plan_for(inputs)
+        plan = self._planned(inputs)
         clock = np.empty((calls + 1, 2), np.int64)
         arrays, workspace = passed([*inputs, *plan.allocate()]), self._workspace(plan.workspace)
         run(*arrays, self._weights, workspace, clock.reshape(-1))
         seconds, nanoseconds = clock.T
         return np.diff(seconds * 1_000_000_000 + nanoseconds)
 
-    def _planned(self, sizes: tuple[int, ...]) -> _Plan:
+    def _planned(self, inputs: Inputs) -> _Plan:
+        """A plan that does for these inputs; other inputs may give outputs of the same shapes."""
+        sizes = tuple([inputs[k].shape[axis] for k, axis in self._sizes])
         found = np.empty(1 + sum(rank for rank, _ in self._outputs), np.int64)
         self._plan(*sizes, self._convert(found))
         dims = iter(found[1:].tolist())
         shapes = [(tuple(islice(dims, rank)), dtype) for rank, dtype in self._outputs]
         if len(self._plans) >= _PLANS:
             self._plans.clear()
-        void = any(0 in shape for shape, _ in shapes)
-        plan = self._plans[sizes] = _Plan(int(found[0]), tuple(shapes), void)
+        void, decisive = any(0 in shape for shape, _ in shapes), sizes[: len(self._shaping)]
+        before = self._plans.get(decisive)
+        room = max(int(found[0]), before.workspace if before else 0)
+        plan = self._plans[decisive] = _Plan(room, tuple(shapes), void)
         return plan
 
     def _workspace(self, nbytes: int) -> Any:

@@ -174,6 +174,7 @@ class CpuTarget(Target):
             "precision": self.precision,
             "tvm": tvm.__version__,
             "sizes": built.sizes,
+            "shaping": built.shaping,
             "shared": built.shared,
             "program": describe(working, built.program),
             **tuned,

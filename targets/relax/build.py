@@ -34,6 +34,7 @@ class Built:
         calls: how many of them one inference calls where nothing loops.
         sizes: for a straight program, where the arguments of its plan are read; None where the
             library holds code for the virtual machine.
+        shaping: as of `Straight`.
         embedded: for a straight program, the constants that follow the parameters.
         program: for a straight program, the kernel of each call and the nodes that it computes.
         shared: as of `Straight`.
@@ -45,6 +46,7 @@ class Built:
     embedded: tuple[np.ndarray, ...] = ()
     program: tuple[tuple[str, list[Node]], ...] = ()
     shared: tuple[int, int] | None = None
+    shaping: int | None = None
 
 
 def build(
@@ -74,7 +76,7 @@ def build(
         return Built(kernels(fused), calls(fused), None)
     program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
     counts, shared = (kernels(fused), calls(fused)), straight.shared
-    return Built(*counts, straight.sizes, straight.embedded, program, shared)
+    return Built(*counts, straight.sizes, straight.embedded, program, shared, straight.shaping)
 
 
 @contextmanager

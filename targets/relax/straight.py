@@ -54,6 +54,7 @@ class Straight:
     Attributes:
         module: the kernels, `graphopt_run`, `graphopt_plan` and `graphopt_profile`.
         sizes: where `graphopt_plan`'s arguments are read: (input, axis) of each.
+        shaping: how many of these, the first ones, the shapes of outputs depend on.
         embedded: small constants, whose addresses follow those of the others in `weights`.
         calls: for each kernel call its symbol and the variable of `main` that it computes.
         shared: how long `progress` of `graphopt_share` is, and how many bytes of weights its wide
@@ -62,6 +63,7 @@ class Straight:
 
     module: tvm.IRModule
     sizes: tuple[tuple[int, int], ...]
+    shaping: int
     embedded: tuple[np.ndarray, ...]
     calls: tuple[tuple[str, str], ...]
     shared: tuple[int, int] | None
@@ -106,10 +108,11 @@ def straighten(module: tvm.IRModule) -> Straight | None:
         if isinstance(kernel, tirx.PrimFunc)
     }
     sharing = Sharing(kernels, [call.symbol for call in reader.calls])
-    functions = _HostWriter(reader, sharing).functions()
+    writer = _HostWriter(reader, sharing)
     return Straight(
-        tvm.IRModule({**kernels, **sharing.kernels, **functions}),
-        tuple(reader.sizes.values()),
+        tvm.IRModule({**kernels, **sharing.kernels, **writer.functions()}),
+        tuple(writer.sizes.values()),
+        writer.shaping,
         tuple(constant.value.numpy() for constant in reader.embedded),
         tuple((call.symbol, call.variable) for call in reader.calls),
         (sharing.slots, sharing.weights) if sharing.slots else None,
@@ -310,7 +313,11 @@ class Writer:
 
 
 class _HostWriter(Writer):
-    """The functions that take the place of `main` on a CPU."""
+    """The functions that take the place of `main` on a CPU.
+
+    Attributes:
+        sizes: those of the program, the first `shaping` of which the shapes of outputs depend on.
+    """
 
     def __init__(self, program: Reader, sharing: Sharing) -> None:
         super().__init__(program)
@@ -321,6 +328,9 @@ class _HostWriter(Writer):
         self.weights = buffer_of((int64(count),), "int64", "weights")
         self.room = tirx.Var("room", "int64")
         self.workspace = buffer_of((self.room,), "uint8", "workspace")
+        shapes = {var for dim in self.output_dims() for var in tirx.analysis.undefined_vars(dim)}
+        ordered = sorted(program.sizes.items(), key=lambda size: size[0] not in shapes)
+        self.sizes, self.shaping = dict(ordered), len(shapes)
 
     def address(self, root: Root) -> Any:
         if root.buffer is not None:
@@ -359,7 +369,7 @@ class _HostWriter(Writer):
 
     def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
         """A function that takes what `graphopt_run` takes and `more`."""
-        checked = require(self.room >= self.needed, "the workspace is too small")
+        checked = require(self.room >= self.needed, "graphopt: the workspace is too small")
         params = [*self.inputs, *self.outputs, self.weights, self.workspace, *more]
         return function_of(name, params, [*self.scalars, checked, *body])
 
@@ -370,7 +380,7 @@ class _HostWriter(Writer):
             tirx.BufferStore(plan, int64(value), [int64(k)])
             for k, value in enumerate([self.needed, *dims])
         ]
-        return function_of(PLAN, [*self.program.sizes, plan], body)
+        return function_of(PLAN, [*self.sizes, plan], body)
 
 
 def _given(name: str, tensors: Sequence[Tensor]) -> list[Any]:

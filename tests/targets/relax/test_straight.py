@@ -93,6 +93,27 @@ def test_the_manifest_says_where_sizes_are_read(tmp_path: Path) -> None:
     }"""
     artifact = compiled(text, tmp_path)
     manifest = json.loads((artifact.path / "manifest.json").read_text())
-    assert manifest["sizes"] == [[0, 1], [1, 0]]
+    assert manifest["sizes"] == [[1, 0], [0, 1]]
+    assert manifest["shaping"] == 1  # N, which the output has
     x, w = np.ones((2, 3), np.float32), np.ones((5, 3), np.float32)
     assert artifact.run({"x": x, "w": w})["y"].tolist() == [[3.0] * 5] * 2
+
+
+RAGGED = """g (int64[N] first, int64[M] ids, int64[K] more) => (float[N,4] y)
+    <float[9,4] table, int64[1] zero = {0}> {
+    every = Concat<axis=0>(ids, more)
+    rows = Gather(table, every)
+    least = ReduceMin<keepdims=0>(rows, zero)
+    own = Gather(table, first)
+    y = Add(own, least)
+}"""
+
+
+def test_lengths_that_no_output_has_need_no_plan_of_their_own(tmp_path: Path) -> None:
+    artifact, graph = compiled(RAGGED, tmp_path), parse(RAGGED)
+    assert artifact.manifest["sizes"][: artifact.manifest["shaping"]] == [[0, 0]]
+    for seed, lengths in enumerate([(3, 4), (2000, 5), (1, 1), (7, 9000), (2000, 5)]):
+        given = random_inputs(graph, {"N": 2, "M": lengths[0], "K": lengths[1]}, seed=seed)
+        expected = run_onnxruntime(graph, given)["y"]
+        np.testing.assert_array_equal(artifact.run(given)["y"], expected)
+    assert len(artifact._program._plans) == 1

@@ -7,13 +7,14 @@ import pytest
 from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.folding import transposing
+from graphopt.targets.kernels import script
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
 def test_rows_become_columns(width: int, compile_kernels) -> None:
     transpose = transposing(width)
 
-    @T.prim_func(private=True, s_tir=True)
+    @script.prim_func(private=True, s_tir=True)
     def turned(a: T.handle, b: T.handle):
         x = T.match_buffer(a, (width * width,), "float32", align=4)
         y = T.match_buffer(b, (width * width,), "float32", align=4)
