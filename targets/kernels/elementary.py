@@ -11,6 +11,7 @@ with fused multiply-add.  NaN gives NaN.  A process that reads a module with the
 have imported this file.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,8 @@ _LOG_ERFC = (
     -1.1277972139,
     -1.6645414390e-4,
 )
+# atan(z) = z + z**3 * P(z**2) for |z| <= tan(pi / 8), as in Cephes atanf
+_ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
 _PURE = 1  # CallEffectKind::kPure
 
 
@@ -72,6 +75,11 @@ def tanh(x: Any) -> Any:
 def erf(x: Any) -> Any:
     """Error function of a float32 expression; 2.8 ulp, +-1 at +-infinity."""
     return tirx.call_intrin("float32", "graphopt.erf", x)
+
+
+def atan(x: Any) -> Any:
+    """Arc tangent of a float32 expression; 2.7 ulp, +-pi / 2 at +-infinity."""
+    return tirx.call_intrin("float32", "graphopt.atan", x)
 
 
 def maximum(a: Any, b: Any) -> Any:
@@ -158,6 +166,19 @@ def _(name: Name, x: tirx.Var) -> Any:
     far = tirx.Select(x < 0.0, -tail, tail)
     near = _polynomial(_ERF, name(size * size)) * x
     return tirx.Select(tirx.isnan(x), x, tirx.Select(size < 0.9, near, far))
+
+
+@_expands("graphopt.atan")
+def _(name: Name, x: tirx.Var) -> Any:
+    """atan(x) = pi / 4 + atan((x - 1) / (x + 1)) = pi / 2 - atan(1 / x) where x is large."""
+    size = name(tirx.Select(x < 0.0, -x, x))
+    large, small = size > 2.414213562, size <= 0.4142135624
+    over = name(tirx.Select(large, -1.0 / size, (size - 1.0) / (size + 1.0)))
+    z = name(tirx.Select(small, x, over))
+    square = name(z * z)
+    near = name(_polynomial(_ATAN, square) * square * z + z)
+    far = name(tirx.Select(large, near + math.pi / 2, near + math.pi / 4))
+    return tirx.Select(small, near, tirx.Select(x < 0.0, -far, far))
 
 
 @_expands("graphopt.maximum")

@@ -287,5 +287,9 @@ def erf(x: Scalar) -> Scalar:
     return elementary.erf(x) if dtype_of(x) == "float32" else libm("erf", x)
 
 
+def atan(x: Scalar) -> Scalar:
+    return elementary.atan(x) if dtype_of(x) == "float32" else libm("atan", x)
+
+
 def tanh(x: Scalar) -> Scalar:
     return elementary.tanh(x) if dtype_of(x) == "float32" else libm("tanh", x)

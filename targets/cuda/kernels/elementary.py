@@ -30,6 +30,6 @@ def _sigmoid(call: Any) -> Any:
 @cache
 def register() -> None:
     """Have them used where code for CUDA is generated."""
-    for name, function in (("exp", "expf"), ("tanh", "tanhf"), ("erf", "erff")):
+    for name, function in (("exp", "expf"), ("tanh", "tanhf"), ("erf", "erff"), ("atan", "atanf")):
         register_intrin_lowering(f"graphopt.{name}", "cuda", f=_native(function), level=11)
     register_intrin_lowering("graphopt.sigmoid", "cuda", f=_sigmoid, level=11)

@@ -42,12 +42,13 @@ def _like(x: Scalar, value: float) -> Scalar:
 
 # ------------------------------------------------------------------- functions
 
-_LIBM = ("Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh")
+_LIBM = ("Tan", "Asin", "Acos", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh")
 for _op in _LIBM:
     unary(_op)(lambda node, x: scalar.libm(node.op_type.lower(), x))
 
 _FUNCTIONS: dict[str, Callable[[Scalar], Scalar]] = {
     "Abs": scalar.absolute,
+    "Atan": scalar.atan,
     "Ceil": tirx.ceil,
     "Cos": tirx.cos,
     "Erf": scalar.erf,

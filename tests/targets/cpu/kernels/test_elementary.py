@@ -6,11 +6,11 @@ import tvm
 from tvm.script import tirx as T
 
 from graphopt.targets.kernels.activation import KINDS, Activation
-from graphopt.targets.kernels.elementary import clip, erf, fast_exp, sigmoid, tanh
+from graphopt.targets.kernels.elementary import atan, clip, erf, fast_exp, sigmoid, tanh
 
 WIDTH = 64
-FUNCTIONS = {"exp": fast_exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf}
-ULPS = {"exp": 1.1, "sigmoid": 2.5, "tanh": 2.6, "erf": 2.8}
+FUNCTIONS = {"exp": fast_exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "atan": atan}
+ULPS = {"exp": 1.1, "sigmoid": 2.5, "tanh": 2.6, "erf": 2.8, "atan": 2.7}
 
 
 def elementwise(function):
@@ -69,6 +69,7 @@ EXACT = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "tanh": np.tanh,
     "erf": exact_erf,
+    "atan": np.arctan,
 }
 
 
@@ -90,6 +91,7 @@ def test_error_in_units_in_the_last_place(kernels, name):
 
 
 LIMITS = {"exp": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1), "erf": (-1, 1)}
+LIMITS["atan"] = (np.float32(-np.pi / 2), np.float32(np.pi / 2))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
