@@ -223,9 +223,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 
 def _mean(rows: list[dict[str, Any]], what: str) -> str:
-    """Of those of which it was measured."""
-    known = [row[what] for row in rows if what in row]
-    return f"{geometric_mean(known):.2f}" if known else "?"
+    """Only where all have it: means over different models do not compare."""
+    return f"{geometric_mean(r[what] for r in rows):.2f}" if all(what in r for r in rows) else "?"
 
 
 def _per_model(results: list[dict[str, Any]]) -> str:
