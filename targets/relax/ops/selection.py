@@ -10,6 +10,7 @@ from tvm import relax, te, tirx
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.cpu.kernels import selection
+from graphopt.targets.cpu.kernels.topk import topk as best
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 
 
@@ -47,25 +48,34 @@ def _sorted(
 
 @lowers("TopK")
 def _topk(lower: Lowering, node: Node) -> list[relax.Expr]:
-    return topk(lower, node, _sorted)
+    cube, (outer, length, inner), taken = topk_operands(lower, node)
+    dtype, largest = node.output.dtype, bool(node.attr("largest"))
+    sizes = map(_fixed, (outer, length, inner, taken))
+    shape = [outer, taken, inner]
+    results = lower.kernel(best(*sizes, dtype, largest), [cube], [(shape, dtype), (shape, "int64")])
+    return [lower.reshape(part, lower.shape(v)) for part, v in zip(results, node.outputs)]
 
 
-def topk(lower: Lowering, node: Node, sort: Sort) -> list[relax.Expr]:
-    """The outputs of a TopK, whose elements `sort` puts in order."""
+def topk_operands(lower: Lowering, node: Node) -> tuple[relax.Expr, list[Any], Any]:
+    """The data of a TopK as a cube [outer, n, inner], its sizes, and how many are taken."""
     data = node.inputs[0]
     assert data is not None
     dims = data.tensor.dims
     axis = node.attr("axis") % len(dims)
-    outer, length, inner = (
+    sizes = [
         lower.dim(product(part)) for part in (dims[:axis], dims[axis : axis + 1], dims[axis + 1 :])
-    )
-    descending = bool(node.attr("largest"))
-    cube = lower.reshape(lower.expr(data), [outer, length, inner])
-    order = sort(lower, cube, (outer, length, inner), data.dtype, descending)
+    ]
     for size in (value.tensor.dims[axis] for value in node.outputs):
         if not lower.knows(size):
             lower.bind_size(str(size), lower.expr(node.inputs[1]))  # type: ignore[arg-type]
     taken = lower.dim(node.output.tensor.dims[axis])
+    return lower.reshape(lower.expr(data), sizes), sizes, taken
+
+
+def topk(lower: Lowering, node: Node, sort: Sort) -> list[relax.Expr]:
+    """The outputs of a TopK, whose elements `sort` puts in order."""
+    cube, (outer, length, inner), taken = topk_operands(lower, node)
+    order = sort(lower, cube, (outer, length, inner), node.output.dtype, bool(node.attr("largest")))
     shape = [outer, taken, inner]
     fits = [(tirx.LE(int64(taken), int64(length)), "TopK: k is larger than the axis")]
 
