@@ -18,6 +18,9 @@ MISSING = (
     "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
 )
 
+# PTX takes most of the time to make. From this architecture on, that of the oldest is as good for
+# all: our code asks for nothing that only newer ones have.
+_ONE_PTX = 80
 Resources = dict[str, dict[str, dict[str, int]]]
 """What each kernel takes, by architecture: `registers`, `shared_bytes`, `spill_bytes`."""
 
@@ -55,16 +58,21 @@ def fatbin(source: str, architectures: Sequence[str]) -> tuple[bytes, Resources]
         code.write_text(source)
         command = [str(find()), "--fatbin", "-O3", "-std=c++17", "-w", "--threads", "0"]
         command += ["--ptxas-options=-v", "-o", str(binary), str(code)]
+        oldest = _number(architectures[0])
         for name in architectures:
-            command.append(f"-gencode=arch={name.replace('sm', 'compute')},code={name}")
-        oldest = architectures[0].replace("sm", "compute")
-        command.append(f"-gencode=arch={oldest},code={oldest}")
+            number = oldest if oldest >= _ONE_PTX else _number(name)
+            command.append(f"-gencode=arch=compute_{number},code={name}")
+        command.append(f"-gencode=arch=compute_{oldest},code=compute_{oldest}")
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             reason = next((line for line in lines if "error" in line or "fatal" in line), lines[-1])
             raise OutputError(f"nvcc failed: {reason.strip()[:200]}")
         return binary.read_bytes(), resources(done.stderr + done.stdout)
+
+
+def _number(architecture: str) -> int:
+    return int(architecture.removeprefix("sm_").rstrip("a"))
 
 
 def resources(log: str) -> Resources:

@@ -29,8 +29,12 @@ numbers, or operands rounded to tf32, to bfloat16, to float16 or to 8 bits. Thos
 in int32, all others in float32. Beyond 65504 a float16 is infinite."""
 
 MAX_RANGES = 5
+# Of the largest multiprocessor there is, and what a block takes of its shared memory by itself.
+_SHARED, _SHARED_OF_BLOCK, _REGISTERS = 228 << 10, 1 << 10, 1 << 16
+_REGISTERS_OF_THREAD = 96  # with which tiles do
 _FLOAT16 = np.finfo(np.float16)
 AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
+LEAST_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
 _DEVICE = Path(__file__).parent / "device"
 
 
@@ -99,6 +103,15 @@ class Tile:
         left = self.rows * (self.depth * words + (4 if words == 1 else 8))
         stages = self.stages * (left + self.depth * (self.columns + 8))
         return max(stages, (self.slices - 1) * self.rows * self.columns)
+
+    def blocks(self, math: Math) -> int:
+        """Blocks of a multiprocessor for which registers suffice.
+
+        No more than its shared memory holds: ptxas does not know of that, and spills registers to
+        make room for one more.
+        """
+        held = _SHARED // (4 * self.shared_words(math) + _SHARED_OF_BLOCK)
+        return max(1, min(held, _REGISTERS // (_REGISTERS_OF_THREAD * self.threads)))
 
     @property
     def name(self) -> str:
@@ -247,6 +260,7 @@ def _tiles(layer, tile, m, x, weights, factor, bias, given, y):
     along = T.meta_var(tile.warp_columns // (wide * lanes))
     for block in T.thread_binding((m + tile.rows - 1) // tile.rows * across, thread="blockIdx.x"):
         for thread in T.thread_binding(tile.threads, thread="threadIdx.x"):
+            T.attr(thread, LEAST_BLOCKS, tile.blocks(layer.math))
             shared = T.alloc_buffer((tile.shared_words(layer.math),), "float32", scope="shared.dyn")
             acc = T.alloc_buffer((down * along * wide,), "float32", scope="local")
             _product(layer, tile, m, block // across, block % across, x, weights, shared, acc)

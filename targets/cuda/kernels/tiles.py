@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.cuda.kernels.gemm import AS_LOOP, Math, Tile, place
+from graphopt.targets.cuda.kernels.gemm import AS_LOOP, LEAST_BLOCKS, Math, Tile, place
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.primfunc import int64
 
@@ -56,6 +56,7 @@ class _Product:
             # TVM launches a block where there is nothing to compute.
             T.thread_binding(int64(0), tirx.max(blocks, int64(1)), thread="blockIdx.x") as block,
             T.thread_binding(int64(0), int64(tile.threads), thread="threadIdx.x") as thread,
+            T.attr(thread, LEAST_BLOCKS, tile.blocks(self.math)),
             T.If(block < blocks),
             T.Then(),
         ):

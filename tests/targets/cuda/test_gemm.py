@@ -215,3 +215,13 @@ def test_default_tiles_fit_the_smallest_gpu(math: Math) -> None:
 def test_the_last_range_has_no_limit() -> None:
     with pytest.raises(ValueError, match="the last has no limit"):
         gemm(4, 4, "Fp32", ((8, FEW), (16, FEW)))
+
+
+def test_tiles_ask_for_the_blocks_that_fit() -> None:
+    """For one more, ptxas would spill registers."""
+    tile = Tile(64, 64, 32, 32, 32, 3)
+    assert 4 * tile.shared_words("Fp32") == 55296  # four times in 228 KiB
+    assert tile.blocks("Fp32") == 4
+    assert Tile(128, 128, 32, 64, 32, 2).blocks("Tf32") == 2  # for the registers of 256 threads
+    kernel = gemm(64, 64, "Fp32", ((None, tile),))
+    assert '"tirx.launch_bounds_min_blocks_per_sm"' in kernel.script()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,31 @@ def test_compiled_for_each_architecture() -> None:
     assert binary[:4] == bytes.fromhex("50ed55ba")  # the magic number of fat binaries
     assert set(resources) == {"sm_80", "sm_90"}
     assert resources["sm_90"]["one"]["spill_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("architectures", "made"),
+    [
+        (["sm_80", "sm_90"], ["80:sm_80", "80:sm_90", "80:compute_80"]),
+        (["sm_90a", "sm_100"], ["90:sm_90a", "90:sm_100", "90:compute_90"]),
+        (["sm_75", "sm_80"], ["75:sm_75", "80:sm_80", "75:compute_75"]),  # copies of its own
+    ],
+)
+def test_ptx_is_made_once(
+    architectures: list[str], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "error: stop")
+
+    monkeypatch.setattr(nvcc, "find", lambda: Path("nvcc"))
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(OutputError, match="stop"):
+        nvcc.fatbin("", architectures)
+    found = [re.fullmatch(r"-gencode=arch=compute_(\d+),code=(\w+)", a) for a in commands[0]]
+    assert [f"{match[1]}:{match[2]}" for match in found if match] == made
 
 
 @needs_nvcc
