@@ -2,11 +2,13 @@
 
 `compiled_for_emulation` replaces nvcc: what the artifact then holds as its GPU code is the path of
 a library that g++ made of the same source. `run` loads the artifact in a process of its own, where
-the stand-ins are `libcuda.so.1` and `libcudart.so.13`, and runs it as a server would.
+the stand-ins are `libcuda.so.1` and `libcudart.so.13`, and runs it as a server would. Such
+processes are forks of one.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -17,10 +19,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import tvm
 
@@ -180,16 +184,38 @@ def run(
         for k, feed in enumerate(feeds):
             np.savez(Path(workspace) / f"in{k}.npz", **feed)
         settings = {
-            "EMULATOR_ORDER": mode.order,
-            "EMULATOR_GUARD": int(mode.guard),
-            "EMULATOR_ARCHITECTURE": architecture,
+            "EMULATOR_ORDER": str(mode.order),
+            "EMULATOR_GUARD": str(int(mode.guard)),
+            "EMULATOR_ARCHITECTURE": str(architecture),
         }
-        _on_stand_ins("child.py", [artifact, workspace], folder, settings)
+        parent = _parent(folder)
+        assert parent.stdin is not None and parent.stdout is not None
+        print(json.dumps([str(artifact), workspace, settings]), file=parent.stdin, flush=True)
+        _check(int(parent.stdout.readline()), (Path(workspace) / "said").read_text())
         results = []
         for k in range(len(feeds)):
             with np.load(Path(workspace) / f"out{k}.npz") as arrays:
-                results.append(dict(arrays))
+                results.append({name: _known(array) for name, array in arrays.items()})
         return results
+
+
+def _known(array: np.ndarray) -> np.ndarray:
+    """An array of a file, which does not know bfloat16."""
+    return array.view(ml_dtypes.bfloat16) if array.dtype.kind == "V" else array
+
+
+@cache
+def _parent(folder: Path) -> subprocess.Popen[str]:
+    """The process whose forks run artifacts."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "child.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(folder, {}),
+    )
+    atexit.register(process.communicate)  # which ends it
+    return process
 
 
 def serve(
@@ -256,11 +282,16 @@ def _on_stand_ins(
     environment = _environment(folder, settings)
     command = [sys.executable, str(HERE / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode < 0:
-        raise LaunchError(f"killed by signal {-done.returncode}")
-    if done.returncode:
-        raise LaunchError(done.stderr.strip().splitlines()[-1])
+    _check(done.returncode, done.stderr)
     return done.stdout
+
+
+def _check(status: int, said: str) -> None:
+    """Raise what a process ended with."""
+    if status < 0:
+        raise LaunchError(f"killed by signal {-status}")
+    if status:
+        raise LaunchError(said.strip().splitlines()[-1])
 
 
 def _environment(folder: Path, settings: Mapping[str, int]) -> dict[str, str]:
