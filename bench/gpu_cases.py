@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import production
-from gpu_timing import arrays_of, batches_of
+from gpu_timing import arrays_of, batches_of, repeated
 
 import graphopt
 from graphopt import api
@@ -30,6 +30,9 @@ from graphopt.ir.graph import Graph, Value
 from graphopt.targets.base import Precision
 from graphopt.targets.portable import OnnxModel
 
+DRAWN = 8192
+"""The largest batch that is drawn, if samples do not depend on each other; larger ones repeat it.
+The loops that some sources have take minutes for more."""
 LARGEST = 256 << 20
 """Bytes that the inputs and outputs of a batch may take; larger batches are left out."""
 KEPT = 2 << 20
@@ -73,10 +76,18 @@ def make_case(
         shutil.copy(expected, case / expected.name)
     optimized = graphopt.load(case / f"{precisions[0]}.gopt" / "model.onnx")
     assert isinstance(optimized, Graph)
-    left_out = _drawn(source, case, batches)
+    manifest = json.loads((case / f"{precisions[0]}.gopt" / "manifest.json").read_text())
+    grow = manifest["batch_inputs"]
+    left_out = _drawn(source, case, [b for b in batches if grow is None or b <= DRAWN])
     costs = {
         batch: _cost(optimized, arrays_of(case, "inputs", batch)) for batch in batches_of(case)
     }
+    largest = max(costs)
+    for batch in batches:
+        if grow is not None and batch > largest and batch % largest == 0:
+            given = arrays_of(case, "inputs", largest)
+            ordered = {value.name: given[value.name] for value in optimized.inputs}
+            costs[batch] = _cost(optimized, repeated(ordered, grow, batch // largest))
     described = {"left_out": left_out, "costs": costs, "most": most}
     (case / "case.json").write_text(json.dumps(described, indent=1) + "\n")
 

@@ -26,7 +26,7 @@ import gpu_device
 import gpu_lookup
 import gpu_peers
 import gpu_report
-from gpu_timing import SLOW, Arrays, arrays_of, batches_of, clocked, worst_error
+from gpu_timing import SLOW, Arrays, arrays_of, batches_of, clocked, repeated, worst_error
 
 import graphopt
 from graphopt.artifact import Artifact
@@ -68,14 +68,13 @@ def _samples(
     stored = batches_of(case)
     for batch in stored:
         yield batch, arrays_of(case, "inputs", batch), arrays_of(case, "expected", batch)
-    whole, largest = artifact.manifest["batch_inputs"], stored[-1]
+    grow, largest = artifact.manifest["batch_inputs"], stored[-1]
     for batch in batches:
-        if whole is None or batch <= largest or batch % largest:
+        if grow is None or batch <= largest or batch % largest:
             continue
-        inputs = dict(arrays_of(case, "inputs", largest))
-        for spec, grows in zip(artifact.signature.inputs, whole):
-            if grows:
-                inputs[spec.name] = np.concatenate([inputs[spec.name]] * (batch // largest))
+        given = arrays_of(case, "inputs", largest)
+        ordered = {spec.name: given[spec.name] for spec in artifact.signature.inputs}
+        inputs = repeated(ordered, grow, batch // largest)
         yield batch, inputs, arrays_of(case, "expected", largest)
 
 

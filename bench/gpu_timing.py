@@ -14,7 +14,7 @@ Calls that take long are timed once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -63,6 +63,14 @@ def arrays_of(case: Path, kind: str, batch: int) -> dict[str, np.ndarray]:
     """The `inputs` or `expected` outputs of a batch size."""
     with np.load(case / f"{kind}_b{batch}.npz") as arrays:
         return dict(arrays)
+
+
+def repeated(inputs: Arrays, grow: Sequence[bool], times: int) -> dict[str, np.ndarray]:
+    """The inputs of a batch that many times as large, which those that `grow` are repeated for."""
+    return {
+        name: np.concatenate([array] * times) if grows else array
+        for (name, array), grows in zip(inputs.items(), grow, strict=True)
+    }
 
 
 def calls_in(seconds: float, call: Callable[[], object]) -> int:
