@@ -79,6 +79,7 @@ class CudaTarget(Target):
         legalize.legalize(working, self.math, tensor_cores)
         expand.expand_functions(working, self.name)  # what of them no kernel has taken
         narrow_floats.widen_bfloat16(working)
+        narrow_floats.widen_float16(working)
         legalize.legalize(working, self.math, tensor_cores)
         return working
 

@@ -1,6 +1,6 @@
 """Graphs of narrow floats as float32 graphs that store them.
 
-Compiled code only moves bfloat16, and on CPUs float16, about. Everything else is computed in
+Compiled code only moves bfloat16 and float16 about. Everything else is computed in
 float32. bfloat16 is rounded once per op, which is what ONNX Runtime and ONNX's reference
 implementation do; of float16 ONNX Runtime rounds what is stored, not what the next op reads.
 """

@@ -2,7 +2,7 @@
 #pragma once
 struct __nv_bfloat16 {
   unsigned short bits;
-  __nv_bfloat16() = default;
+  constexpr __nv_bfloat16() : bits() {}  // as of __half
   template <class T> __nv_bfloat16(T x) {
     float f = (float)x;
     unsigned u;
@@ -17,7 +17,11 @@ struct __nv_bfloat16 {
   }
 };
 using nv_bfloat16 = __nv_bfloat16;
-struct __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+  __nv_bfloat162() = default;
+  __nv_bfloat162(__nv_bfloat16 low, __nv_bfloat16 high) : x(low), y(high) {}
+};
 using nv_bfloat162 = __nv_bfloat162;
 static inline float __bfloat162float(__nv_bfloat16 x) { return x; }
 static inline __nv_bfloat16 __float2bfloat16(float x) { return x; }

@@ -38,13 +38,20 @@ def run_model(emulation: Path, tmp_path: Path) -> Runner:
         edit: Callable[[str], str] = str,
         target: str = "cuda",
         precision: Precision = "fp32",
+        passes: str = "O0",
     ) -> list[dict[str, np.ndarray]]:
         path = tmp_path / "model.gopt"
         with gpu_emulator.compiled_for_emulation(
             emulation, races=mode.races, machine=mode.guard, edit=edit
         ):
             graphopt.compile(
-                model, target, output=path, oob=oob, precision=precision, passes="O0", verify=False
+                model,
+                target,
+                output=path,
+                oob=oob,
+                precision=precision,
+                passes=passes,
+                verify=False,
             )
         return gpu_emulator.run(path, feeds, emulation, mode)
 
