@@ -31,8 +31,8 @@ from graphopt.targets.base import Precision
 from graphopt.targets.portable import OnnxModel
 
 DRAWN = 8192
-"""The largest batch that is drawn, if samples do not depend on each other; larger ones repeat it.
-The loops that some sources have take minutes for more."""
+"""The largest batch that is drawn; larger ones repeat it, if samples do not depend on each other.
+Sources with loops take minutes for more, or memory that grows with its square."""
 LARGEST = 256 << 20
 """Bytes that the inputs and outputs of a batch may take; larger batches are left out."""
 KEPT = 2 << 20
@@ -78,7 +78,9 @@ def make_case(
     assert isinstance(optimized, Graph)
     manifest = json.loads((case / f"{precisions[0]}.gopt" / "manifest.json").read_text())
     grow = manifest["batch_inputs"]
-    left_out = _drawn(source, case, [b for b in batches if grow is None or b <= DRAWN])
+    left_out = _drawn(source, case, [batch for batch in batches if batch <= DRAWN])
+    if grow is None:
+        left_out |= {b: "samples may depend on each other" for b in batches if b > DRAWN}
     costs = {
         batch: _cost(optimized, arrays_of(case, "inputs", batch)) for batch in batches_of(case)
     }
