@@ -172,7 +172,7 @@ def _rate(call: Callable[[], object], callers: int, seconds: float) -> float:
     def work(place: int) -> None:
         call()
         ready.wait()
-        while time.perf_counter() < until[0]:
+        while not done[place] or time.perf_counter() < until[0]:
             call()
             done[place] += 1
 

@@ -30,7 +30,7 @@ def on_stack(function: tirx.PrimFunc) -> tirx.PrimFunc:
     def place(statement: tirx.AllocBuffer) -> tirx.AllocBuffer:
         nonlocal left
         size = _bytes(statement.buffer)
-        if size is None or size > min(LARGEST, left):
+        if not size or size > min(LARGEST, left):
             return statement
         left -= size
         return tirx.AllocBuffer(statement.buffer, _LEFT_TO_LLVM)
