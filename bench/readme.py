@@ -40,7 +40,13 @@ def _read(name: str) -> Any:
 
 TABLES: dict[str, Callable[[], str]] = {
     "compare": lambda: compare.markdown(
-        {"AVX2": _read("compare"), "AVX-512": _read("compare_avx512")}
+        {
+            "AVX2": _read("compare"),
+            "AVX-512": _read("compare_avx512"),
+            "AVX512-BF16, graphopt with `--precision bf16` next to OpenVINO in bf16": _read(
+                "compare_bf16"
+            ),
+        }
     ),
     "portable": lambda: portable.markdown(_read("portable")),
     "accuracy": lambda: accuracy.markdown(_read("accuracy")["results"]),
