@@ -106,7 +106,7 @@ class Session:
     def close(self) -> None:
         """End it, so that the server serves others."""
         self._session = self.device = None
-        gc.collect()  # with what was loaded there, which knows the session too
+        gc.collect()  # with what was loaded there, which holds the connection too
 
     @property
     def compute_version(self) -> str:

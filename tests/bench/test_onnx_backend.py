@@ -14,6 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import graphopt
+
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
@@ -23,7 +25,7 @@ from onnx_backend import Case, Outcome, run_case  # noqa: E402
 
 _PASSING = """
 add add_bcast and2d argmax_default_axis_example argmax_no_keepdims_random
-argmin_negative_axis_keepdims_random_select_last_index attention_4d_causal_fp16 attention_4d_gqa
+argmin_negative_axis_keepdims_random_select_last_index attention_4d_gqa
 batchnorm_epsilon batchnorm_example bitshift_left_uint8 cast_DOUBLE_to_FLOAT16
 cast_FLOAT_to_BFLOAT16 cast_FLOAT_to_DOUBLE castlike_FLOAT16_to_DOUBLE celu clip concat_1d_axis_0
 concat_2d_axis_1 cumsum_1d_reverse_exclusive cumsum_2d_axis_0 dequantizelinear
@@ -55,6 +57,26 @@ def cases() -> dict[str, Case]:
 def test_node(name: str, cases: dict[str, Case]) -> None:
     outcome = run_case(cases[f"test_{name}"])
     assert outcome.status == "pass", outcome
+
+
+def test_attention_in_float16_is_closer_than_what_is_expected(
+    cases: dict[str, Case], tmp_path: Path
+) -> None:
+    """Expected values are rounded after every step; ours, as ONNX Runtime's, where they are stored.
+
+    So neither is within the case's tolerance of them, and ours are held against exact ones.
+    """
+    case = cases["test_attention_4d_causal_fp16"]
+    (tmp_path / "model.onnx").write_bytes(case.model)
+    ((arrays, (expected,)),) = case.data_sets
+    artifact = graphopt.compile(tmp_path / "model.onnx", "cpu")
+    names = [spec.name for spec in artifact.signature.inputs]
+    (found,) = artifact.run(dict(zip(names, arrays))).values()
+    q, k, v = (array.astype(np.float64) for array in arrays)
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+    weights = np.exp(np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf))
+    exact = weights / weights.sum(-1, keepdims=True) @ v
+    assert np.abs(found - exact).max() < np.abs(expected - exact).max()
 
 
 def test_all_cases_are_there(cases: dict[str, Case]) -> None:
