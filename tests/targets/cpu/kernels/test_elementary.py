@@ -101,6 +101,14 @@ def test_infinities_and_nan(kernels, name):
     np.testing.assert_array_equal(y, [low, high, np.nan, low, high])
 
 
+def test_exp_is_zero_where_it_would_be_subnormal(kernels):
+    """Down to the last normal number; masked scores are far below."""
+    least = np.float32(-87.33654)
+    below = [np.nextafter(least, np.float32(-100)), -90, -103, -104, -1e9, -3.4e38]
+    assert apply(kernels["exp"], np.array([least], np.float32))[0] >= np.finfo(np.float32).tiny
+    assert (apply(kernels["exp"], np.array(below, np.float32)) == 0).all()
+
+
 def test_functions_nest(kernels):
     x = np.linspace(-5, 5, 200, dtype=np.float32)
     expected = 1 / (1 + np.exp(-np.tanh(np.exp(x.astype(np.float64)))))
