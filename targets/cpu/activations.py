@@ -98,12 +98,12 @@ def _with_slope(rw: Rewriter, z: Value, slope: Value, uses: int, sign: float) ->
 
 def per_column(constant: Value, z: Value) -> np.ndarray | None:
     """A constant as one number for each column of `z`, None if it is not that."""
-    array, columns = constant.const, z.tensor.dims[-1]
-    if array is None or array.ndim > (z.rank or 0) or array.size not in (1, columns):
+    array, columns = constant.const, z.tensor.dims[-1] if z.rank else None
+    if array is None or array.ndim > (z.rank or 0) or not isinstance(columns, int):
         return None
-    if array.size > 1 and array.shape[-1] != columns:
+    if array.size not in (1, columns) or (array.size > 1 and array.shape[-1] != columns):
         return None
-    return np.broadcast_to(array.reshape(-1), (columns,))  # type: ignore[arg-type]
+    return np.broadcast_to(array.reshape(-1), (columns,))
 
 
 @rule(op.Mul(z, op.HardSigmoid(z)))

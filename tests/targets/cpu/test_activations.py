@@ -109,3 +109,13 @@ def test_others_stay(body: str) -> None:
     feeds = random_inputs(source, {"N": 2})
     wanted = run_onnxruntime(source, feeds)["y"]
     np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["", "[N]"])
+def test_what_has_no_known_columns_stays(shape: str) -> None:
+    text = f"(float{shape} x) => (float{shape} y) <float[1] one = {{1}}, float two = {{2}}>"
+    graph = parse(
+        text.replace("[1]", "[1]" if shape else "") + " { p = Mul(x, two) y = Add(p, one) }"
+    )
+    legalize(graph, lanes=8)
+    assert [node.op for node in graph.nodes] == ["Mul", "Add"]
