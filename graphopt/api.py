@@ -92,7 +92,7 @@ def optimize(
         return _optimized(graph, pipeline, report, instruments)
     file = Path(model) if isinstance(model, (str, Path)) else None
     aim = None if target is None else base.find(target)
-    fast = (True, False) if aim is None else (aim.multiplies_bytes, aim.multiplies_bfloat16)
+    fast = (True, False, 0) if aim is None else aim.multiplies
     with original_model(graph, file) as original:
         compression = Compression.of(original, original.signature, budget, *fast)
     return _optimized(graph, pipeline, report, instruments, compression)
@@ -188,8 +188,7 @@ def compile(
     if budget is not None:
         tell("measure")
         with _timed(report, "measure"), original_model(source, file) as original:
-            fast = found.multiplies_bytes, found.multiplies_bfloat16
-            compression = Compression.of(original, original.signature, budget, *fast)
+            compression = Compression.of(original, original.signature, budget, *found.multiplies)
     tell("optimize")
     graph = _optimized(source.clone(), pipeline, report, instruments, compression)
     report.facts |= {"target": target, "oob": oob}

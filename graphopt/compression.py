@@ -32,7 +32,8 @@ class Compression:
         limit: the drop that is allowed.
         chooser, judge: the two halves of the data.
         trace: a log of requests, if there is one.
-        multiplies_bytes, multiplies_bfloat16: what the target says of itself; see `Spending`.
+        multiplies_bytes, multiplies_bfloat16, row_levels: what the target says of itself; see
+            `Spending`.
     """
 
     limit: float
@@ -41,6 +42,7 @@ class Compression:
     trace: Trace | None = None
     multiplies_bytes: bool | None = True
     multiplies_bfloat16: bool = False
+    row_levels: int = 0
 
     @staticmethod
     def of(
@@ -49,10 +51,11 @@ class Compression:
         budget: Budget,
         multiplies_bytes: bool | None = True,
         multiplies_bfloat16: bool = False,
+        row_levels: int = 0,
     ) -> Compression:
         """Read the data and measure the original on it."""
         judges, trace = budget.judges(original, signature), budget.requests()
-        facts = multiplies_bytes, multiplies_bfloat16
+        facts = multiplies_bytes, multiplies_bfloat16, row_levels
         return Compression(budget.max_drop, *judges, trace, *facts)
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
@@ -74,6 +77,7 @@ class Compression:
                     bench=bench,
                     multiplies_bytes=self.multiplies_bytes,
                     multiplies_bfloat16=self.multiplies_bfloat16,
+                    row_levels=self.row_levels,
                 )
                 passes(graph, spending)
                 if spending.proposed and not spending.taken:

@@ -317,6 +317,7 @@ class Lavish:
     """A budget that allows every site the proposal that saves most, measured on random inputs."""
 
     multiplies_bfloat16 = True
+    row_levels = 255
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0

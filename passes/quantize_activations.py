@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.passes._calibration import CodeRange
+from graphopt.passes._dynamic_layer import DynamicLayer, codes_of, row_error
 from graphopt.passes._layer_bias import bias_for_shift, mean_row
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
-_RESTORES = ("DequantizeLinear", "graphopt::StoredWeights")
+Change = Callable[[Graph, dict[Value, Value]], None]
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class QuantizeActivations(LossyPass):
     not depend on the rows beside it. Offered are the ranges that lose least squares or least
     information on calibration data, those up to a percentile and those of all; what a layer's
     outputs lose in the mean goes into its bias (Nagel et al., "Data-Free Quantization", 2019).
-    Which layers bear it, and with which range, is for the budget to say, and only what makes the
-    target faster is done: nothing for a CPU that does not multiply bytes. Fidelity: lossy.
+    Where none of these will do, each row of a wide layer's input can have a range of its own, found
+    when the model runs (`graphopt::DynamicMatMul`). Which layers bear it, and with which range, is
+    for the budget to say, and only what makes the target faster is done: nothing for a CPU that
+    does not multiply bytes. Fidelity: lossy.
 
     Attributes:
         anywhere: True for all that the budget allows, however fast: for another engine.
+        ranges: "static" for fixed ranges only, "dynamic" for those of rows only.
 
     Before:
         (float[N,32] x) => (float[N,16] y) <int8[32,16] c, float[16] s> {
@@ -48,6 +53,7 @@ class QuantizeActivations(LossyPass):
     """
 
     anywhere: bool = False
+    ranges: Literal["any", "static", "dynamic"] = "any"
 
     name = "quantize-activations"
 
@@ -56,27 +62,47 @@ class QuantizeActivations(LossyPass):
         layers = {node: data for node in graph.nodes if (data := _data_of(node, ctx)) is not None}
         read = list(dict.fromkeys(layers.values()))
         seen = dict(zip(read, ctx.budget.observe(graph, read) if read else []))
+        if self.ranges != "dynamic":
+            yield from self._in_fixed_ranges(layers, seen)
+        if self.ranges != "static" and ctx.budget.row_levels:
+            yield from self._row_by_row(layers, seen, ctx)
+
+    def _in_fixed_ranges(
+        self, layers: Mapping[Node, Value], seen: Mapping[Value, list[np.ndarray]]
+    ) -> Iterator[Proposal]:
         ranges = {value: CodeRange.of(batches) for value, batches in seen.items()}
         for node, data in layers.items():
-            codes = _codes_of(node)
-            assert codes is not None
             for chosen in ranges[data]:
                 lost = mean_row([chosen.rounded(b) - b for b in seen[data]])
                 change = _quantized(node, data, chosen, bias_for_shift(node, lost))
-                yield Proposal(
-                    node.output.name,
-                    "int8",
-                    codes.nbytes,
-                    chosen.error,
-                    change,
-                    for_speed=not self.anywhere,
-                )
+                yield self._proposal(node, "int8", chosen.error, change)
+
+    def _row_by_row(
+        self,
+        layers: Mapping[Node, Value],
+        seen: Mapping[Value, list[np.ndarray]],
+        ctx: PassContext,
+    ) -> Iterator[Proposal]:
+        assert ctx.budget is not None
+        levels = ctx.budget.row_levels
+        errors = {value: row_error(batches, levels) for value, batches in seen.items()}
+        for node, data in layers.items():
+            made = DynamicLayer.of(node, data, levels)
+            if isinstance(made, str):
+                ctx.stats.refuse("range of each row", node, made)
+            else:
+                yield self._proposal(node, "int8 by row", errors[data], made.put)
+
+    def _proposal(self, layer: Node, what: str, error: float, change: Change) -> Proposal:
+        codes, name = codes_of(layer), layer.output.name
+        assert codes is not None
+        return Proposal(name, what, codes.nbytes, error, change, for_speed=not self.anywhere)
 
 
 def _data_of(node: Node, ctx: PassContext) -> Value | None:
     """The operand of a layer with weights in 8 bits, if it has 32."""
     data = node.input(0)
-    if node.op not in ("Gemm", "MatMul") or data is None or _codes_of(node) is None:
+    if node.op not in ("Gemm", "MatMul") or data is None or codes_of(node) is None:
         return None
     if node.attr("transA", 0):
         ctx.stats.refuse("quantize", node, "its operand is transposed")
@@ -86,18 +112,7 @@ def _data_of(node: Node, ctx: PassContext) -> Value | None:
     return None if done or data.dtype != "float32" or data.const is not None else data
 
 
-def _codes_of(layer: Node) -> np.ndarray | None:
-    """The weights of a layer in 8 bits, if it has them so."""
-    weight = layer.input(1)
-    restore = weight.producer if weight is not None else None
-    if restore is None or restore.op not in _RESTORES or restore.attr("bits", 8) != 8:
-        return None
-    return restore.const(0)
-
-
-def _quantized(
-    node: Node, data: Value, chosen: CodeRange, bias: np.ndarray | None
-) -> Callable[[Graph, Mapping[Value, Value]], None]:
+def _quantized(node: Node, data: Value, chosen: CodeRange, bias: np.ndarray | None) -> Change:
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
         layer = values[node.output].producer
         assert layer is not None and layer.graph is not None

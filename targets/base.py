@@ -68,9 +68,19 @@ class Target(ABC):
         return False
 
     @property
+    def row_levels(self) -> int:
+        """Steps in the range of a row, where layers multiply rows with a range each; else 0."""
+        return 0
+
+    @property
     def multiplies_bfloat16(self) -> bool:
         """True if layers whose operands are rounded to bfloat16 are faster than in float32."""
         return False
+
+    @property
+    def multiplies(self) -> tuple[bool | None, bool, int]:
+        """`multiplies_bytes`, `multiplies_bfloat16` and `row_levels`."""
+        return self.multiplies_bytes, self.multiplies_bfloat16, self.row_levels
 
     @classmethod
     @abstractmethod

@@ -11,6 +11,7 @@ import onnx
 
 from graphopt.errors import IdError, InputError, InvalidModelError, SpecError
 from graphopt.ir.types import dtype_from_onnx
+from graphopt.ops.dynamic_matmul import EXACT_LEVELS
 from graphopt.signature import Signature, TensorSpec
 from graphopt.targets.base import Target
 
@@ -26,6 +27,10 @@ class OnnxRuntimeTarget(Target):
     def multiplies_bytes(self) -> None:
         """It depends on the CPU, the shape of a layer and what is fused with it."""
         return None
+
+    @property
+    def row_levels(self) -> int:
+        return EXACT_LEVELS  # it may run on any CPU
 
     @classmethod
     def parse(cls, argument: str) -> OnnxRuntimeTarget:

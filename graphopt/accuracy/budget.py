@@ -87,6 +87,7 @@ class Spending:
         multiplies_bytes: whether what is done for speed alone makes the target faster; None to
             measure it on the bench.
         multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
+        row_levels: steps in the range of a row, where it multiplies rows with a range each; or 0.
     """
 
     judge: Judge
@@ -99,6 +100,7 @@ class Spending:
     bench: Workbench = field(default_factory=Workbench, repr=False)
     multiplies_bytes: bool | None = True
     multiplies_bfloat16: bool = False
+    row_levels: int = 0
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
@@ -108,24 +110,35 @@ class Spending:
         Of every site the alternative that saves most is tried; all at once, then by bisection in
         the order of what is lost for each byte. Sites that do not fit go on with their next one.
         What is done for speed alone must make the target faster, and nothing keeps a target that
-        is faster with bytes from multiplying them.
+        is faster with bytes from multiplying them. Where that is measured, it is of one kind.
         """
         if self.multiplies_bytes is not None:
             fast = self.multiplies_bytes
             proposals = [p for p in proposals if not (p.in_floats if fast else p.for_speed)]
         self.proposed += len(proposals)
+        kinds = list(dict.fromkeys(p.what for p in proposals if p.for_speed))
+        if self.multiplies_bytes is not None or not kinds:
+            taken = self._fitting(graph, proposals, self.limit * share)
+        else:
+            for kind in kinds:
+                tried = [p for p in proposals if not p.for_speed or p.what == kind]
+                taken = self._paying(graph, self._fitting(graph, tried, self.limit * share))
+                if any(proposal.for_speed for proposal in taken):
+                    break
+        self.taken += len(taken)
+        return taken
+
+    def _fitting(self, graph: Graph, proposals: Sequence[Proposal], limit: float) -> list[Proposal]:
+        """Those that fit together within `limit`, however fast."""
         sites: dict[str, list[Proposal]] = {}
         for proposal in sorted(proposals, key=lambda p: -p.saves):
             sites.setdefault(proposal.site, []).append(proposal)
         taken: list[Proposal] = []
         while sites:
             step = sorted((options.pop(0) for options in sites.values()), key=_price)
-            taken = self._extended(graph, taken, step, self.limit * share)
+            taken = self._extended(graph, taken, step, limit)
             done = {proposal.site for proposal in taken}
             sites = {name: left for name, left in sites.items() if left and name not in done}
-        if self.multiplies_bytes is None:
-            taken = self._paying(graph, taken)
-        self.taken += len(taken)
         return taken
 
     def _paying(self, graph: Graph, taken: Sequence[Proposal]) -> list[Proposal]:

@@ -355,6 +355,12 @@ def _gather(node: Node) -> Cost:
     return Cost(0, taken + _bytes(node.inputs[1]), taken)
 
 
+@cost_rule("DynamicMatMul", domain="graphopt")
+def _dynamic_matmul(node: Node) -> Cost:
+    rows = _elements(node.inputs[0])  # find the range of each, and round
+    return streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1] + 5 * rows)
+
+
 @cost_rule("StoredWeights", domain="graphopt")
 def _stored_weights(node: Node) -> Cost:
     return streaming(node, 2 * _elements(node.output))

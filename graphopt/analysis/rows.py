@@ -34,7 +34,7 @@ _BATCH_FIRST = frozenset(
     f"graphopt::{name}"
     for name in [
         *("Attention", "BiInteraction", "CompressedInteraction", "CrossNetwork", "DotInteraction"),
-        *("PairProducts", "ProductLookup", "QuantizedLookup", "TableRows"),
+        *("DynamicMatMul", "PairProducts", "ProductLookup", "QuantizedLookup", "TableRows"),
     ]
 )
 """Ops whose computed operands and results have a sample per index of the first axis."""

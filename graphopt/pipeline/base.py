@@ -111,9 +111,11 @@ class ErrorBudget(Protocol):
 
     Attributes:
         multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
+        row_levels: steps in the range of a row, where it multiplies rows with a range each; or 0.
     """
 
     multiplies_bfloat16: bool
+    row_levels: int
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0

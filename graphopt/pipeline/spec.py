@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any, Union, get_type_hints
+from typing import Any, Union, get_args, get_type_hints
 
 from graphopt.errors import SpecError
 from graphopt.pipeline import registry
@@ -121,6 +121,10 @@ class _Parser:
             if text not in ("true", "false"):
                 raise self.fail("expected true or false", start)
             return text == "true"
+        if choices := get_args(type_):
+            if text not in choices:
+                raise self.fail(f"expected {' or '.join(choices)}", start)
+            return text
         try:
             return type_(text)
         except (TypeError, ValueError):

@@ -15,7 +15,7 @@ from graphopt.ops.dot_interaction import OP_TYPE as INTERACTION
 from graphopt.rewrite import NoMatch, Rewriter, const, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN, lookup_concat
-from graphopt.targets.cpu.kernels.int8_gemm import GROUP
+from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 
 OP_TYPE = "LookupInteraction"
 LEAST_DIM = 64
@@ -90,8 +90,8 @@ def products_to_codes(rw: Rewriter, node: Node, y: Value, w: Value) -> Value | N
     """
     before = y.producer
     assert before is not None and w.const is not None
-    if "data" not in node.attrs or "result" in before.attrs:
-        return NoMatch("it does not multiply in 8 bits")
+    if not isinstance(node.attrs.get("data"), Quantization) or "result" in before.attrs:
+        return NoMatch("it does not multiply in 8 bits of one range")
     k, n = w.const.shape
     padding = -k % GROUP
     shape = [*before.attrs["shape"][:-1], k + padding]

@@ -1,4 +1,4 @@
-"""Dense layers between QuantizeLinear and DequantizeLinear, computed in 8 bits."""
+"""Dense layers computed in 8 bits: their data have one range, or a range for each row."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import numpy as np
 from tvm.tirx import PrimFunc
 
 from graphopt.ir.graph import Node, Value
+from graphopt.ops import dynamic_matmul
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.int8_gemm import (
-    GROUP,
-    Quantization,
-    int8_gemm,
-    int8_params,
-    pack_int8,
-    pack_start,
-)
+from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_int8, pack_start
 from graphopt.targets.cpu.kernels.panels import pack_bias, pack_columns
+from graphopt.targets.cpu.kernels.row_codes import (
+    GROUP,
+    HIGHEST,
+    Quantization,
+    RowQuantization,
+)
 from graphopt.targets.cpu.packed_weights import dense_of, shared
 from graphopt.targets.kernels.epilogue import Epilogue
 
-x, d, c = var("x"), var("d"), const("c")
+x, d, w, c = var("x"), var("d"), const("w"), const("c")
+_dynamic = Pattern(dynamic_matmul.OP_TYPE, (x, w, c), domain=dynamic_matmul.DOMAIN)
 _SHIFT = {"uint8": 0, "int8": 128}  # what makes the bytes of the data unsigned
 
 
@@ -33,6 +34,40 @@ def quantized_to_dense(rw: Rewriter, node: Node, d: Value) -> Value | NoMatch:
         return found
     source, rounding = found
     return dense_of(rw, node, source, {"data": rounding})
+
+
+def _rows_of(product: Node) -> RowQuantization:
+    return RowQuantization(product.attr("levels", dynamic_matmul.LEVELS))
+
+
+@rule(_dynamic)
+def dynamic_to_dense(rw: Rewriter, node: Node, x: Value, w: Value, c: Value) -> Value:
+    """DynamicMatMul(x, w, c) -> Dense(x, w; scale=c, a range for each row of data)"""
+    attrs = {"data": _rows_of(node), "scale": c.const}
+    return rw.insert("Dense", [x, w], attrs, domain=DOMAIN).output
+
+
+@rule(_dynamic)
+def dynamic_to_floats(rw: Rewriter, node: Node, x: Value, w: Value, c: Value) -> Value:
+    """DynamicMatMul(x, w, c) -> MatMul(what is left of x after rounding, DequantizeLinear(w, c))
+
+    For targets that do not multiply bytes of rows with a range each.
+    """
+    make, last = rw.op, rw.const(np.array([-1], np.int64))
+
+    def number(value: float) -> Value:
+        return rw.const(np.array(value, np.float32))
+
+    high = make.Max(make.ReduceMax(x, last, keepdims=1), number(0))
+    low = make.Min(make.ReduceMin(x, last, keepdims=1), number(0))
+    spread = make.Sub(make.Mul(high, number(0.5)), make.Mul(low, number(0.5)))
+    apart = make.Mul(spread, number(2 / _rows_of(node).levels))
+    step = make.Max(apart, number(dynamic_matmul.LEAST_STEP))
+    zero = make.Round(make.Div(make.Neg(low), step))
+    codes = make.Add(make.Round(make.Div(x, step)), zero)
+    limited = make.Min(make.Max(codes, number(0)), number(HIGHEST))
+    data = make.Mul(make.Sub(limited, zero), step)
+    return make.MatMul(data, make.DequantizeLinear(w, c, axis=1))
 
 
 def _rounded(value: Value) -> tuple[Value, Quantization] | NoMatch:
@@ -71,8 +106,8 @@ def floats_to_codes(rw: Rewriter, node: Node) -> Value | NoMatch:
         user.attrs.get("data") if isinstance(user, Node) and slot == 0 else None
         for user, slot in readers
     }
-    if len(wanted) != 1 or None in wanted:
-        return NoMatch("not all that read it round it to the same 8 bits")
+    if len(wanted) != 1 or not isinstance(next(iter(wanted)), Quantization):
+        return NoMatch("not all that read it round it to the same 8 bits, in one range")
     if value.tensor.dims[-1] % GROUP != 0:  # type: ignore[operator]
         return NoMatch(f"its rows are not of whole groups of {GROUP} bytes")
     attrs = {**node.attrs, "result": wanted.pop()}
@@ -87,8 +122,10 @@ def int8_kernel(
     data, bias, rounding = node.inputs[0], node.const(2), node.attrs["data"]
     params = node.attrs.get("params") or int8_params(n)
     assert data is not None
-    scale = node.attrs["scale"] * np.float32(rounding.scale)
-    packed = [pack_int8(codes, params), pack_start(codes, rounding.zero, params)]
+    scale, zero = node.attrs["scale"], 1  # each row multiplies what belongs to it
+    if isinstance(rounding, Quantization):
+        scale, zero = scale * np.float32(rounding.scale), rounding.zero
+    packed = [pack_int8(codes, params), pack_start(codes, zero, params)]
     packed += [pack_bias(scale, n, params), pack_bias(bias, n, params)]
     columns = node.attrs.get("columns")
     packed += [] if columns is None else [pack_columns(columns, params)]

@@ -100,6 +100,12 @@ class CpuTarget(Target):
         return "avx512_vnni" in self.features
 
     @property
+    def row_levels(self) -> int:
+        from graphopt.ops.dynamic_matmul import LEVELS
+
+        return LEVELS if self.multiplies_bytes else 0
+
+    @property
     def multiplies_bfloat16(self) -> bool:
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
 
@@ -127,12 +133,15 @@ class CpuTarget(Target):
 
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.rewrite import RewriteStats, rewrite
-        from graphopt.targets.cpu import legalize, packed_weights
+        from graphopt.targets.cpu import legalize, packed_weights, quantized_dense
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
         from graphopt.targets.relax import expand, narrow_floats
 
         working = graph.clone()
-        rewrite(working, (packed_weights.stored_to_dequantized,), RewriteStats())
+        dynamic = quantized_dense.dynamic_to_dense
+        if not self.multiplies_bytes:
+            dynamic = quantized_dense.dynamic_to_floats
+        rewrite(working, (packed_weights.stored_to_dequantized, dynamic), RewriteStats())
         expand.expand_functions(working)
         narrow_floats.widen_bfloat16(working)
         narrow_floats.widen_float16(working)

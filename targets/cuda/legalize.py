@@ -26,6 +26,7 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
         math: how dense layers multiply that the model does not round to 8 bits.
         multiplies_bytes: what the model rounds to 8 bits multiplies so, and not in float32.
     """
+    rewrite(graph, (quantized_dense.dynamic_to_floats,), RewriteStats())
     for node in list(graph.walk()):
         if not is_suited(node):
             expand_function(node)

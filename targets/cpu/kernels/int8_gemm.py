@@ -3,34 +3,36 @@
 `vpdpbusd` adds four products of an unsigned and a signed byte to each int32 without saturating, so
 the unsigned operand is the data and the signed one the weights. The data's zero point is taken out
 through the value that sums start from: sum((q - zero) * w) = sum(q * w) - zero * sum(w).
+
+Scale and zero point of the data are constants, or each row has its own, found as it is rounded.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, default_params
+from graphopt.targets.cpu.kernels.row_codes import (
+    GROUP,
+    LANES,
+    Quantization,
+    RowQuantization,
+    coding,
+    quantized,
+    ranging,
+)
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
-GROUP = 4  # bytes that one instruction multiplies and adds up in each int32
-LANES = 16
 _ROWS = 96  # rows of data quantized at a time: 48 KB of bytes for K = 512
 
 
-@dataclass(frozen=True)
-class Quantization:
-    """Of the data: q = clamp(round(x / scale) + zero, 0, 255), ties to even, as ONNX says."""
-
-    scale: float
-    zero: int
+Rounding = Quantization | RowQuantization
 
 
 def int8_params(n: int) -> GemmParams:
@@ -60,7 +62,7 @@ def pack_start(weights: np.ndarray, zero: int, params: GemmParams) -> np.ndarray
 def int8_gemm(
     k: int,
     n: int,
-    quantization: Quantization,
+    quantization: Rounding,
     params: GemmParams,
     epilogue: Epilogue = PLAIN,
     takes_codes: bool = False,
@@ -73,6 +75,9 @@ def int8_gemm(
     `gemm`; x, scale, bias and y are float32, M is symbolic; weights and start are packed. A NaN in
     x becomes some q. For targets with AVX512-VNNI.
 
+    With `RowQuantization` y = scale * step * (zero * start + q @ weights) + bias, where step and
+    zero belong to the row, and start is that for a zero point of 1.
+
     Args:
         takes_codes: x is q itself, uint8; k is a multiple of GROUP.
         result: y is uint8, quantized so.
@@ -80,13 +85,14 @@ def int8_gemm(
     Raises:
         ValueError: `k` does not suit codes.
     """
-    if takes_codes and k % GROUP:
-        raise ValueError(f"rows of {k} codes are not of whole groups of {GROUP}")
+    by_row = isinstance(quantization, RowQuantization)
+    if takes_codes and (k % GROUP or by_row):
+        raise ValueError(f"rows of {k} codes are not of whole groups of {GROUP}, with one scale")
     width, panels, depth = params.width, params.panels(n), -(-k // GROUP)
     align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
     taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
-    quantize, store = _quantizing(k, quantization), _storing(n, epilogue, result)
-    block = _block(depth, params, takes_codes, store)
+    quantize, store = _rounding(k, quantization), _storing(n, epilogue, result)
+    block = _block(depth, params, takes_codes, by_row, store)
     visit = by_blocks(params, panels, block)
 
     @script.prim_func(private=True, s_tir=True)
@@ -111,44 +117,39 @@ def int8_gemm(
             start_row = T.meta_var(batch * _ROWS)
             if takes_codes:
                 words = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
-                visit((words, start_row, *others), count)
+                visit((words, None, start_row, *others), count)
             else:
                 codes = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
                 words = T.decl_buffer((_ROWS, depth), "int32", data=codes.data, align=align)
-                quantize(left, codes, start_row, count)
-                visit((words, start_row, *others), count)
+                steps = T.alloc_buffer((_ROWS if by_row else 1,), "float32")
+                zeros = T.alloc_buffer((_ROWS if by_row else 1,), "int32")
+                quantize(left, codes, start_row, count, steps, zeros)
+                visit((words, (steps, zeros), start_row, *others), count)
 
     return without_parameters(int8_gemm, *epilogue.unused)
 
 
-def quantized(x: Any, to: Quantization, count: int) -> Any:
-    """`count` elements as uint8. (TVM would take a vectorized `T.nearbyint` apart.)"""
-    lanes = f"x{count}" if count > 1 else ""
-    # A product may round to the neighbour of what the quotient rounds to, but takes a tenth.
-    scale, zero, low, high = (
-        T.Broadcast(T.float32(value), count) if count > 1 else T.float32(value)
-        for value in (1 / np.float32(to.scale), to.zero, 0, 255)
-    )
-    rounded = T.call_llvm_pure_intrin(f"float32{lanes}", "llvm.nearbyint", x * scale)
-    limited = T.max(T.min(rounded + zero, high), low)
-    return T.Cast(f"uint8{lanes}", T.Cast(f"int32{lanes}", limited))
+def _rounding(k: int, rounding: Rounding) -> Emitted:
+    """For use in a kernel: `quantize(x, q, first, count, steps, zeros)` rounds rows of x.
 
-
-def _quantizing(k: int, quantization: Quantization) -> Emitted:
-    """For use in a kernel: `quantize(x, q, first, count)` rounds rows of x; groups end in zeros."""
-    whole, depth = k - k % LANES, -(-k // GROUP)
+    Where each row has its own range, that is kept in `steps` and `zeros`.
+    """
+    levels = rounding.levels if isinstance(rounding, RowQuantization) else 1
+    code, find = coding(k), ranging(k, levels)
 
     @inlined
-    def quantize(x, q, first, count):
-        for r in range(count):
-            for chunk in range(whole // LANES):
-                q[r, T.ramp(chunk * LANES, 1, LANES)] = quantized(
-                    x[first + r, T.ramp(chunk * LANES, 1, LANES)], quantization, LANES
-                )
-            for c in range(k - whole):
-                q[r, whole + c] = quantized(x[first + r, whole + c], quantization, 1)
-            for c in range(depth * GROUP - k):
-                q[r, k + c] = T.uint8(0)
+    def quantize(x, q, first, count, steps, zeros):
+        if isinstance(rounding, RowQuantization):
+            for r in range(count):
+                found = T.alloc_buffer((3,), "float32", scope="local")
+                find(x, first + r, found)
+                steps[r] = found[0]
+                zeros[r] = T.Cast("int32", found[2])
+                code(x, q, first + r, r, found[1], found[2])
+        else:
+            inverse = T.meta_var(T.float32(1 / np.float32(rounding.scale)))
+            for r in range(count):
+                code(x, q, first + r, r, inverse, T.float32(rounding.zero))
 
     return quantize
 
@@ -193,7 +194,9 @@ def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted
     return store
 
 
-def _block(depth: int, params: GemmParams, takes_codes: bool, store: Emitted) -> Emitted:
+def _block(
+    depth: int, params: GemmParams, takes_codes: bool, by_row: bool, store: Emitted
+) -> Emitted:
     """For use in a kernel: `block(tensors, row, panel, height, _)` computes rows of a panel."""
     width, vectors = params.width, params.vectors
 
@@ -205,13 +208,21 @@ def _block(depth: int, params: GemmParams, takes_codes: bool, store: Emitted) ->
         bytes_ = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
         return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *bytes_)
 
+    def begin(start, own, row):
+        """What the sums of a row start from."""
+        return start * T.Broadcast(own[1][row], LANES) if by_row else start
+
+    def scaled(factor, own, row):
+        """What the sums of a row are multiplied by."""
+        return factor * own[0][row] if by_row else factor
+
     @inlined
-    def sums(words, w, start, acc, at, panel, height):
+    def sums(words, own, w, start, acc, row, at, panel, height):
         for r in T.unroll(height):
             for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * LANES, 1, LANES)] = start[
-                    T.ramp(panel * width + v * LANES, 1, LANES)
-                ]
+                acc[T.ramp(r * width + v * LANES, 1, LANES)] = begin(
+                    start[T.ramp(panel * width + v * LANES, 1, LANES)], own, row + r
+                )
         for kk in range(depth):
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
@@ -223,16 +234,16 @@ def _block(depth: int, params: GemmParams, takes_codes: bool, store: Emitted) ->
 
     @inlined
     def block(tensors, row, panel, height, _):
-        words, first, w, start, factor, b, given, y = T.meta_var(tensors)
+        words, own, first, w, start, factor, b, given, y = T.meta_var(tensors)
         acc = T.alloc_buffer((height * width,), "int32", scope="local")
         out = T.alloc_buffer((height * width,), "float32", scope="local")
-        sums(words, w, start, acc, place(first, row), panel, height)
+        sums(words, own, w, start, acc, row, place(first, row), panel, height)
         for r in T.unroll(height):
             for v in T.unroll(vectors):
                 for lane in T.vectorized(LANES):
                     out[r * width + v * LANES + lane] = (
                         T.Cast("float32", acc[r * width + v * LANES + lane])
-                        * factor[panel * width + v * LANES + lane]
+                        * scaled(factor[panel * width + v * LANES + lane], own, row + r)
                         + b[panel * width + v * LANES + lane]
                     )
                 column = T.meta_var(panel * width + v * LANES)

@@ -7,6 +7,7 @@ import pytest
 
 from graphopt.artifact import host_features
 from graphopt.ir.graph import Graph
+from graphopt.targets.cpu.kernels.row_codes import RowQuantization
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
@@ -159,3 +160,41 @@ def test_without_the_instructions_the_numbers_are_the_same(monkeypatch: pytest.M
         feeds = random_inputs(graph, {"N": 7}, seed=7)
         expected = run_onnxruntime(graph, feeds)["y"]
         np.testing.assert_allclose(Compiled(graph)(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+DYNAMIC = """g (float[N,64] x) => (float[N,5] y) <int8[64,8] v, float[8] vs, float[8] b,
+    float t = {0.02}, uint8 u = {7}, int8[8,5] w, float ws = {0.02}> {
+    m = graphopt.DynamicMatMul(x, v, vs)
+    h = Add(m, b)
+    r = Relu(h)
+    p = QuantizeLinear(r, t, u)
+    f = DequantizeLinear(p, t, u)
+    g = DequantizeLinear(w, ws)
+    y = MatMul(f, g)
+}"""
+
+
+def test_rows_of_a_range_each_are_one_kernel_with_what_follows() -> None:
+    graph = CpuTarget.parse("icelake-server").legalize(parse(DYNAMIC))
+    first, second = graph.nodes
+    assert first.attrs["data"] == RowQuantization()
+    assert (first.attrs["activation"], first.output.dtype) == ("relu", "uint8")
+    assert second.inputs[0] is first.output
+
+
+def test_codes_do_not_pass_to_a_layer_that_finds_the_range_of_its_rows() -> None:
+    text = """g (float[N,64] x) => (float[N,8] y)
+    <int8[64,64] v, float[64] vs, int8[64,8] w, float[8] ws> {
+        m = graphopt.DynamicMatMul(x, v, vs)
+        r = Relu(m)
+        y = graphopt.DynamicMatMul(r, w, ws)
+    }"""
+    first, _ = CpuTarget.parse("icelake-server").legalize(parse(text)).nodes
+    assert first.output.dtype == "float32"
+
+
+def test_without_the_instructions_rows_are_rounded_and_multiplied_as_floats() -> None:
+    graph = CpuTarget.parse("x86-64-v3").legalize(parse(DYNAMIC))
+    ops = [node.op_type for node in graph.nodes]
+    assert "DynamicMatMul" not in ops
+    assert not any("data" in node.attrs for node in graph.nodes)

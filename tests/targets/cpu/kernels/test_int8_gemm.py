@@ -11,15 +11,17 @@ import tvm
 import tvm_ffi
 
 from graphopt.artifact import host_features
+from graphopt.ops.dynamic_matmul import rounded
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels.int8_gemm import (
-    Quantization,
+    Rounding,
     int8_gemm,
     int8_params,
     pack_int8,
     pack_start,
 )
 from graphopt.targets.cpu.kernels.panels import pack_bias
+from graphopt.targets.cpu.kernels.row_codes import Quantization, RowQuantization
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
@@ -32,7 +34,7 @@ TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "icelake-server"}
 def compiled(
     k: int,
     n: int,
-    rounding: Quantization,
+    rounding: Rounding,
     epilogue: Epilogue = PLAIN,
     **options: Any,
 ) -> object:
@@ -152,6 +154,50 @@ def test_operands_at_the_store() -> None:
     cross = compiled(20, 17, rounding, Epilogue(steps=(Step("mul"), Step("add"))))
     found = call(cross, x, w.astype(np.int8), scale, bias, rounding, others)
     np.testing.assert_allclose(found, plain * others[0] + others[1], rtol=1e-5, atol=1e-6)
+
+
+@EXECUTES
+@pytest.mark.parametrize(
+    ("k", "n"), [(1, 1), (5, 33), (15, 16), (16, 16), (17, 5), (67, 64), (131, 70)]
+)
+def test_rows_of_a_range_each(k: int, n: int) -> None:
+    function = compiled(k, n, RowQuantization())
+    rng = np.random.default_rng(k + n)
+    w = rng.integers(-127, 128, (k, n)).astype(np.int8)
+    scale, bias = rng.uniform(0.001, 0.01, n).astype(np.float32), np.zeros(n, np.float32)
+    together = rng.normal(size=(100, k)) * 10.0 ** rng.integers(-4, 5, (100, 1))
+    together[::7] = np.abs(together[::7])
+    x, one = together.astype(np.float32), Quantization(1.0, 1)  # sums start as for a zero of 1
+    found = call(function, x, w, scale, bias, one)
+    wanted = rounded(x).astype(np.float64) @ (w * scale.astype(np.float64))
+    # A few roundings in float32 of numbers of the size of the terms.
+    size = np.abs(x).max(axis=1, keepdims=True) * (np.abs(w) * scale).sum(axis=0)
+    assert (np.abs(found - wanted) <= 1e-6 * size).all()
+    for m in (0, 1, 13, 47, 96, 97):
+        np.testing.assert_array_equal(call(function, x[:m], w, scale, bias, one), found[:m])
+    for place in {0, k // 2, k - 1}:
+        x[3], x[4, place], x[5, place] = 0, np.nan, -np.inf
+        found = call(function, x, w, scale, bias + 1, one)
+        assert (found[3] == 1).all()
+        assert np.isnan(found[4:6]).all()
+        assert np.isfinite(np.delete(found, [4, 5], 0)).all()
+        x = together.astype(np.float32)
+
+
+@EXECUTES
+def test_an_epilogue_after_rows_of_a_range_each() -> None:
+    rng, one = np.random.default_rng(0), Quantization(1.0, 1)
+    x, w = rng.normal(size=(9, 20)).astype(np.float32), rng.integers(-127, 128, (20, 17))
+    scale, bias = np.full(17, 0.01, np.float32), np.zeros(17, np.float32)
+    plain = call(compiled(20, 17, RowQuantization()), x, w.astype(np.int8), scale, bias, one)
+    relu = compiled(20, 17, RowQuantization(), Epilogue(Activation("relu")))
+    found = call(relu, x, w.astype(np.int8), scale, bias, one)
+    np.testing.assert_array_equal(found, np.maximum(plain, 0))
+
+
+def test_codes_have_one_range() -> None:
+    with pytest.raises(ValueError, match="with one scale"):
+        int8_gemm(8, 5, RowQuantization(), int8_params(5), takes_codes=True)
 
 
 def test_codes_come_in_whole_groups() -> None:
