@@ -55,8 +55,9 @@ class Compression:
     ) -> Compression:
         """Read the data and measure the original on it."""
         judges, trace = budget.judges(original, signature), budget.requests()
-        facts = multiplies_bytes, multiplies_bfloat16, row_levels
-        return Compression(budget.max_drop, *judges, trace, *facts)
+        return Compression(
+            budget.max_drop, *judges, trace, multiplies_bytes, multiplies_bfloat16, row_levels
+        )
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
         """A copy of `source` after `passes`, compressed as far as the budget allows.

@@ -11,13 +11,7 @@ import numpy as np
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
-from graphopt.targets.cpu.kernels.int8_gemm import (
-    Quantization,
-    int8_gemm,
-    int8_params,
-    pack_int8,
-    pack_start,
-)
+from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_int8, pack_start
 from graphopt.targets.cpu.kernels.panels import (
     MAX_ROWS,
     GemmParams,
@@ -27,6 +21,7 @@ from graphopt.targets.cpu.kernels.panels import (
     pack_weights,
     registers,
 )
+from graphopt.targets.cpu.kernels.row_codes import Quantization, coding
 from graphopt.targets.tuning.family import KernelFamily, Trial
 
 MOST_ROWS = 4096  # a larger left operand takes long and tells nothing new
@@ -138,4 +133,4 @@ class Int8GemmFamily(GemmFamily):
 
     @staticmethod
     def kernel_sources() -> Sequence[Any]:
-        return int8_gemm, by_blocks
+        return int8_gemm, by_blocks, coding

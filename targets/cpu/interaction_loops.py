@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir.graph import Node
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.int8_gemm import Quantization, quantized
+from graphopt.targets.cpu.kernels.row_codes import Quantization, quantized
 from graphopt.targets.cpu.kernels.rows import PREFETCH_DISTANCE
 from graphopt.targets.cpu.lookup_interaction import OP_TYPE
 from graphopt.targets.cpu.lookup_loops import Row, arguments_of, write_row

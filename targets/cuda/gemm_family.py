@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from graphopt.targets.cpu.kernels.int8_gemm import Quantization
+from graphopt.targets.cpu.kernels.row_codes import Quantization
 from graphopt.targets.cuda.gemm_defaults import default_ranges, shared_limit
 from graphopt.targets.cuda.kernels.gemm import (
     MAX_DOTS,

@@ -364,3 +364,19 @@ def test_caution_adds_standard_errors() -> None:
             error = judge.drop(changed, caution=1.0) - drop
     low, high = verdict.interval
     assert error == pytest.approx((high - low) / 4, rel=0.5)  # 95 % are 2 errors to each side
+
+
+def test_what_is_not_faster_gives_way_to_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where speed is measured, one kind of what is for speed is tried after another."""
+    graph = parse(MODEL)
+    first = [replace(p, for_speed=True) for p in proposals({0: 0.01, 1: 0.01}, "fixed")]
+    second = [replace(p, what="by row") for p in first]
+    tried: list[int] = []
+    monkeypatch.setattr(
+        "graphopt.accuracy.budget.is_faster",
+        lambda before, after, data: tried.append(1) is None and len(tried) > 2,
+    )
+    budget = replace(spending(graph, 1.0), multiplies_bytes=None)
+    taken = budget.choose(graph, [*first, *second])
+    assert {p.what for p in taken} == {"by row"}
+    assert len(tried) == 3  # two of the first kind and one alone, then two of the second

@@ -36,6 +36,12 @@ from graphopt.testing import parse
             (True,),
         ),
         (
+            """g (float[N,4] x) => (float[N,2] y) <int8[4,2] c, float[2] s> {
+            y = graphopt.DynamicMatMul(x, c, s)
+            }""",
+            (True,),
+        ),
+        (
             """g (float[N,4] x) => (float[N,2] y) <int64[1] a = {1}, int64[1] b = {3}> {
             y = Slice(x, a, b, a)
             }""",

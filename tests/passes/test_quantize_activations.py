@@ -123,3 +123,88 @@ def test_a_budget_that_is_too_small_keeps_floats() -> None:
     budget = Budget(in_batches({"x": rows}), 0.02)
     found = graphopt.optimize(parse(LAYERS), passes=PASSES, budget=budget)
     assert sum(node.op == "QuantizeLinear" for node in found.nodes) < 2
+
+
+WIDE = """(float[N,64] x) => (float[N,70] y) <int8[70,64] c, float[70] s, float[1,70] b> {
+    w = graphopt.StoredWeights<bits=8, axis=0>(c, s)
+    a = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, b)
+    y = Relu(a)
+}"""
+BY_ROW = QuantizeActivations(ranges="dynamic")
+
+
+def test_rows_with_a_range_each() -> None:
+    graph, copies = parse(WIDE), dict[Value, Value]()
+    rows = np.random.default_rng(1).normal(size=(50, 64)).astype(np.float32)
+    rows *= np.float32(10) ** np.arange(-5, 5, dtype=np.float32).repeat(5)[:, None]
+    wanted = run_onnxruntime(graph, {"x": rows})["y"]
+    copy = graph.clone(copies)
+    (proposal,) = BY_ROW.propose(graph, PassContext(budget=Seen(rows)))
+    assert (proposal.what, proposal.saves, proposal.for_speed) == ("int8 by row", 70 * 64, True)
+    assert 0.001 < proposal.expected_error < 0.01
+    proposal.apply(copy, copies)
+    assert [node.op for node in copy.nodes] == ["graphopt::DynamicMatMul", "Add", "Relu"]
+    found = run_onnxruntime(copy, {"x": rows})["y"]
+    # Half a step of 256, in each of 64 elements, and weights all of one sign.
+    size = np.abs(rows).max(axis=1, keepdims=True) * 64 * np.abs(wanted).max() / np.abs(rows).max()
+    assert (np.abs(found - wanted) <= size / 256).all()
+
+
+def test_the_range_of_rows_comes_after_fixed_ones() -> None:
+    rows = np.random.default_rng(1).normal(size=(50, 64)).astype(np.float32)
+    offered = [p.what for p in QuantizeActivations().propose(parse(WIDE), context(rows))]
+    assert set(offered[:-1]) == {"int8"}
+    assert offered[-1] == "int8 by row"
+    static = QuantizeActivations(ranges="static").propose(parse(WIDE), context(rows))
+    assert {p.what for p in static} == {"int8"}
+
+
+def context(rows: np.ndarray) -> PassContext:
+    return PassContext(budget=Seen(rows))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (WIDE.replace("70", "63"), "narrow"),
+        (WIDE.replace("float[N,64] x)", "float[N,64] x, float[N,70] b)").replace(
+            ", float[1,70] b", ""), "its bias is computed"),
+        (WIDE.replace("graphopt.StoredWeights<bits=8, axis=0>(c, s)",
+                      "DequantizeLinear<axis=1>(c, t)").replace(
+            "float[70] s", "float[64] t"), "no scale per output"),
+        (WIDE.replace("graphopt.StoredWeights<bits=8, axis=0>(c, s)",
+                      "DequantizeLinear<axis=0>(c, s, z)").replace(
+            "float[70] s", "float[70] s, int8[70] z"), "have a zero point"),
+        (WIDE.replace("graphopt.StoredWeights<bits=8, axis=0>(c, s)",
+                      "DequantizeLinear<axis=0>(c, s)").replace(
+            "int8[70,64] c", "uint8[70,64] c"), "signed bytes"),
+    ],
+)  # fmt: skip
+def test_rows_left_alone(text: str, reason: str) -> None:
+    assert_unchanged(BY_ROW, text, reason)
+
+
+def test_targets_without_such_products_are_not_offered_them() -> None:
+    rows = np.zeros((2, 64), np.float32)
+    budget = Seen(rows)
+    budget.row_levels = 0
+    assert not list(BY_ROW.propose(parse(WIDE), PassContext(budget=budget)))
+
+
+# Rows of very different sizes: in one range, small ones are all zero.
+def test_what_no_fixed_range_suits_has_a_range_for_each_row() -> None:
+    text = """(float[N,64] x) => (float[N,70] y) <float[64,70] w> {
+        m = MatMul(x, w)
+        a = Abs(m)
+        last = Constant<value_ints = [1]>()
+        t = ReduceMax(a, last)
+        y = Div(m, t)
+    }"""
+    rows = np.random.default_rng(1).normal(size=(800, 64)).astype(np.float32)
+    rows *= np.float32(10) ** np.random.default_rng(2).integers(-3, 4, (800, 1))
+    budget, target = Budget(in_batches({"x": rows}), 0.05), "cpu:icelake-server"
+    found = graphopt.optimize(parse(text), passes=PASSES, budget=budget, target=target)
+    assert "graphopt::DynamicMatMul" in {node.op for node in found.nodes}
+    static = PASSES + "{ranges=static}"
+    found = graphopt.optimize(parse(text), passes=static, budget=budget, target=target)
+    assert not {"graphopt::DynamicMatMul", "QuantizeLinear"} & {node.op for node in found.nodes}

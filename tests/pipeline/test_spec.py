@@ -71,6 +71,7 @@ def test_text_is_read(text: str, pipeline: Pipeline) -> None:
         ("fixpoint(dce", "expected ')'", 12),
         ("dce)", "expected ',' or the end", 3),
         ("dce{a=1}", "has no option 'a'", 4),
+        ("quantize-activations{ranges=some}", "expected any or static or dynamic", 28),
         ("fold-constants{max_growth}", "expected '='", 25),
         ("fold-constants{max_growth=}", "expected a value", 26),
         ("fold-constants{max_growth=much}", "expected int, not 'much'", 26),
