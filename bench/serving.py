@@ -4,8 +4,9 @@
 
 NAME is one of the production shapes (`production.py`); dlrm_mlperf has 1.3 GB of tables. Every
 figure comes from fresh processes that import nothing but the runtime. Memory is read from
-/proc/PID/smaps: what is resident of `weights.bin`, the pages that requests touched, and the rest;
-its proportional share while two processes serve is about half of that if they share it.
+/proc/PID/smaps: what is resident of `weights.bin`, in large pages and in small ones, and the rest.
+Its proportional share while two processes serve is about half of that if they share it. What is
+touched is what the CPU marks as read when all requests come again: pages of 4 KB.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -28,19 +30,22 @@ from rich.console import Console
 from rich.table import Table
 
 REQUESTS = 200
+PAGES = ("2 MB", "4 KB")
 _SERVE = """
 import sys, time
 start, spent = time.perf_counter(), time.process_time()
 import numpy as np
 import graphopt
-artifact = graphopt.load(sys.argv[1])
-requests = [dict(np.load(path)) for path in sys.argv[2:]]
+artifact = graphopt.load(sys.argv[1], large_pages=sys.argv[2] == "True")
+requests = [dict(np.load(path)) for path in sys.argv[3:]]
 artifact.run(requests[0])
 print(time.perf_counter() - start, time.process_time() - spent, flush=True)
-for feeds in requests:
-    artifact.run(feeds)
-print("served", flush=True)
-sys.stdin.read()
+while True:
+    for feeds in requests:
+        artifact.run(feeds)
+    print("served", flush=True)
+    if not sys.stdin.readline():
+        break
 """
 
 
@@ -80,47 +85,87 @@ class Server:
         spent: seconds of CPU time in between.
     """
 
-    def __init__(self, artifact: Path, requests: Sequence[Path]) -> None:
-        command = [sys.executable, "-c", _SERVE, str(artifact), *map(str, requests)]
+    def __init__(self, artifact: Path, requests: Sequence[Path], large_pages: bool = True) -> None:
+        arguments = [str(artifact), str(large_pages), *map(str, requests)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = [sys.executable, "-c", _SERVE, *arguments]
         self.process = subprocess.Popen(command, text=True, **pipes)
         assert self.process.stdout is not None
         self.start, self.spent = map(float, self.process.stdout.readline().split())
         assert self.process.stdout.readline() == "served\n"
 
-    def memory(self) -> dict[str, int]:
-        """Bytes resident, of them weights, and the proportional share of these."""
-        found = {"resident": 0, "weights": 0, "weights_share": 0}
-        ours = False
+    def resident(self) -> int:
+        """Bytes resident."""
+        return sum(size for _, size in self._sizes("Rss:"))
+
+    def weights(self, kind: str = "Rss:") -> int:
+        """Bytes of the weights' mapping that smaps counts as `kind`."""
+        return sum(size for name, size in self._sizes(kind) if name.endswith("weights.bin"))
+
+    def touched(self) -> int:
+        """Bytes of weights in pages that are read when all requests come once more."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("1")
+        self.process.stdin.write("again\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "served\n"
+        return self.weights("Referenced:")
+
+    def _sizes(self, kind: str) -> Iterator[tuple[str, int]]:
+        """The name and the bytes of each mapping."""
+        mapping = ""
         for line in Path(f"/proc/{self.process.pid}/smaps").read_text().splitlines():
             name, *rest = line.split()
             if not name.endswith(":"):
-                ours = line.endswith("weights.bin")
-            elif name == "Rss:":
-                found["resident"] += int(rest[0]) << 10
-                found["weights"] += ours * (int(rest[0]) << 10)
-            elif name == "Pss:":
-                found["weights_share"] += ours * (int(rest[0]) << 10)
-        return found
+                mapping = line
+            elif name == kind:
+                yield mapping, int(rest[0]) << 10
 
     def stop(self) -> None:
         self.process.communicate("")
 
 
 def memory(artifact: Path, requests: Sequence[Path]) -> dict[str, Any]:
-    """Resident memory of one process, and what two share."""
-    first = Server(artifact, requests)
-    alone = first.memory()
+    """Resident memory of one process, with pages of either size, and what two share."""
+    first, small = Server(artifact, requests), Server(artifact, requests, large_pages=False)
+    found = {
+        "tables_and_weights": (artifact / "weights.bin").stat().st_size,
+        "resident": first.resident(),
+        "weights": first.weights(),
+        "resident_in_small_pages": small.resident(),
+        "weights_in_small_pages": small.weights(),
+        "touched": small.touched(),
+    }
+    small.stop()
     second = Server(artifact, requests)
-    shared = first.memory()
+    found["weights_share_of_two"] = first.weights("Pss:")
     for server in (first, second):
         server.stop()
-    return {
-        "tables_and_weights": (artifact / "weights.bin").stat().st_size,
-        **alone,
-        "rest": alone["resident"] - alone["weights"],
-        "weights_share_of_two": shared["weights_share"],
-    }
+    return found
+
+
+def small_pages(artifact: Path, batch: int, seconds: float) -> float:
+    """CPU time of calls with weights in pages of 4 KB over that with pages of 2 MB.
+
+    Requests are all different, as the rows of one would soon be found without a miss.
+    """
+    from graphopt import api
+    from graphopt.artifact import Artifact
+    from graphopt.latency import Call, interleaved
+
+    engines = {size: Artifact.load(artifact, large_pages=size == "2 MB") for size in PAGES}
+    some = engines["2 MB"]
+    requests = [api.random_inputs(artifact, some, batch, seed) for seed in range(REQUESTS)]
+
+    def call(engine: Artifact) -> Call:
+        coming = cycle(requests)
+        for feeds in requests:  # maps all that is read
+            engine.run(feeds)
+        return lambda: engine.run(next(coming))
+
+    calls = {size: call(engine) for size, engine in engines.items()}
+    taken = interleaved(calls, seconds, clock=time.thread_time)
+    return taken["4 KB"].median / taken["2 MB"].median
 
 
 def start(artifact: Path, requests: Sequence[Path], count: int = 5) -> dict[str, float]:
@@ -199,6 +244,7 @@ def measure(model: str, batches: Sequence[int], seconds: float) -> dict[str, Any
         found: dict[str, Any] = {"model": model, "cores": cores}
         found["start"] = start(artifact, requests)
         found["memory"] = memory(artifact, requests)
+        found["small_pages"] = {b: round(small_pages(artifact, b, seconds), 3) for b in batches}
         found["one_request_us"] = {b: one_request(artifact, b, cores, seconds) for b in batches}
         found["calls_per_second"] = {
             batch: many_callers(artifact, batch, callers, seconds) for batch in batches
@@ -215,9 +261,13 @@ def show(found: dict[str, Any]) -> None:
     )
     mega = {name: f"{size / 1e6:.0f} MB" for name, size in found["memory"].items()}
     console.print(
-        f"memory: {mega['tables_and_weights']} of tables and weights, {mega['resident']} resident: "
-        f"{mega['weights']} of them touched, and {mega['rest']} of all else; "
-        f"in two processes each accounts for {mega['weights_share_of_two']} of the touched"
+        f"memory: {mega['tables_and_weights']} of tables and weights, of which {REQUESTS} requests "
+        f"touch {mega['touched']}\n"
+        f"  in large pages {mega['weights']} of {mega['resident']} resident are weights, "
+        f"{mega['weights_share_of_two']} for each of two processes\n"
+        f"  in small pages {mega['weights_in_small_pages']} of {mega['resident_in_small_pages']}; "
+        "times of large pages: "
+        + ", ".join(f"{r:.2f} at batch {batch}" for batch, r in found["small_pages"].items())
     )
     for name, title in (
         ("one_request_us", "one request: µs on so many threads"),

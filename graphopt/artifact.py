@@ -12,7 +12,9 @@ model.gopt/
 from __future__ import annotations
 
 import json
+import mmap
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -26,6 +28,7 @@ from graphopt.errors import ArtifactError, InputError
 from graphopt.machine import tiles_allowed
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
+from graphopt.small_pages import map_singly
 
 FORMAT = 3
 GPU_MEMORY_SHARE = 0.8
@@ -57,12 +60,18 @@ class Artifact:
         self._program = program
 
     @classmethod
-    def load(cls, path: str | Path, gpu_memory_share: float = GPU_MEMORY_SHARE) -> Artifact:
+    def load(
+        cls,
+        path: str | Path,
+        gpu_memory_share: float = GPU_MEMORY_SHARE,
+        large_pages: bool = True,
+    ) -> Artifact:
         """Load the artifact in folder `path`; weights are mapped, not read.
 
         Args:
             gpu_memory_share: for a GPU, how much of its free memory weights may take; larger tables
                 stay in the host's.
+            large_pages: whether weights may be mapped in pages of 2 MB, or singly (`small_pages`).
 
         Raises:
             ArtifactError: it is missing, damaged, of another version, or for another machine.
@@ -74,7 +83,7 @@ class Artifact:
             raise ArtifactError(f"{path}: {reason}")
         try:
             _check_files(path, manifest["files"])
-            weights = _map_weights(path, manifest["weights"])
+            weights = _map_weights(path, manifest["weights"], large_pages)
             return cls(path, manifest, _program(path, manifest, weights, gpu_memory_share))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             file = path / MANIFEST
@@ -307,22 +316,29 @@ def host_features() -> set[str]:
     return set()
 
 
-def _map_weights(path: Path, entries: list[dict[str, Any]]) -> list[np.ndarray]:
+def _map_weights(path: Path, entries: list[dict[str, Any]], large_pages: bool) -> list[np.ndarray]:
     file = path / WEIGHTS
     size = file.stat().st_size if file.exists() else 0
     end = max((e["offset"] + e["nbytes"] for e in entries), default=0)
     if end > size:
         raise ArtifactError(f"{file}: has {size} bytes, {end} are needed; compile the model again")
+    if size == 0:
+        return [_view(np.empty(0, np.uint8), entry) for entry in entries]
     # Copy-on-write: pages are shared with every other process as long as nobody writes, and nobody
     # does; a read-only map could not be handed over through DLPack.
-    mapped = np.memmap(file, np.uint8, mode="c") if size else np.empty(0, np.uint8)
-    return [_view(mapped, entry) for entry in entries]
+    with file.open("rb") as opened:
+        memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    reason = None if large_pages else map_singly(memory)
+    if reason:
+        text = f"{file}: more than what is read will count as resident: {reason}"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    return [_view(np.frombuffer(memory, np.uint8), entry) for entry in entries]
 
 
 def _view(mapped: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
     spec = TensorSpec("", entry["dtype"], None)
     raw = mapped[entry["offset"] : entry["offset"] + entry["nbytes"]]
-    return np.asarray(raw).view(spec.numpy_dtype).reshape(entry["shape"])
+    return raw.view(spec.numpy_dtype).reshape(entry["shape"])
 
 
 def write_manifest(folder: Path, entries: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from graphopt.runtime import runtime_folder
 ARTIFACT = "model.gopt"
 MODULES = (
     *("__init__.py", "artifact.py", "auto_engine.py", "errors.py", "loading.py", "machine.py"),
-    *("gpu_runtime", "runtime.py", "signature.py", "splitting.py"),
+    *("gpu_runtime", "runtime.py", "signature.py", "small_pages.py", "splitting.py"),
 )
 """What of this package a serving process imports."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "include", "src", "share", "testing", "cython")

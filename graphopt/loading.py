@@ -15,18 +15,30 @@ if TYPE_CHECKING:
 
 @overload
 def load(
-    path: str | Path, engine: Literal["compiled"] = ..., *, gpu_memory_share: float = ...
+    path: str | Path,
+    engine: Literal["compiled"] = ...,
+    *,
+    gpu_memory_share: float = ...,
+    large_pages: bool = ...,
 ) -> Graph | Artifact: ...
 
 
 @overload
 def load(
-    path: str | Path, engine: Literal["auto"], *, gpu_memory_share: float = ...
+    path: str | Path,
+    engine: Literal["auto"],
+    *,
+    gpu_memory_share: float = ...,
+    large_pages: bool = ...,
 ) -> AutoEngine: ...
 
 
 def load(
-    path: str | Path, engine: str = "compiled", *, gpu_memory_share: float = GPU_MEMORY_SHARE
+    path: str | Path,
+    engine: str = "compiled",
+    *,
+    gpu_memory_share: float = GPU_MEMORY_SHARE,
+    large_pages: bool = True,
 ) -> Graph | Artifact | AutoEngine:
     """A compiled artifact ready to run, or a model file as a graph.
 
@@ -35,6 +47,10 @@ def load(
             when the artifact was made.
         gpu_memory_share: for a GPU, how much of its free memory weights may take; larger tables
             stay in the host's memory, and kernels read them there.
+        large_pages: whether weights may be mapped in pages of 2 MB, which is faster where tables
+            are large. If not, only what is read becomes resident, in pages of 4 KB, or a
+            RuntimeWarning says why Linux (from 6.7 on) does not do that here. A process forked
+            from this one has to load for itself.
 
     Raises:
         ArtifactError: the folder is not a usable artifact, or engines were not measured.
@@ -46,7 +62,7 @@ def load(
     if Path(path).is_dir():
         if not 0 <= gpu_memory_share <= 1:
             raise SpecError(f"gpu_memory_share is between 0 and 1, not {gpu_memory_share}")
-        artifact = Artifact.load(path, gpu_memory_share)
+        artifact = Artifact.load(path, gpu_memory_share, large_pages)
         return AutoEngine(artifact) if engine == "auto" else artifact
     if engine == "auto":
         raise SpecError(f"{path}: only an artifact has engines to choose from")

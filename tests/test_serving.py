@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
+import mmap
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import graphopt
+from graphopt import small_pages
 from graphopt.artifact import Artifact
 from graphopt.testing import parse
 
@@ -123,11 +128,27 @@ HOLD = """
 import sys
 import numpy as np
 import graphopt
-artifact = graphopt.load({artifact!r})
-artifact.run({{"ids": np.arange(500_000), "x": np.ones((500_000, 8), np.float32)}})
+artifact = graphopt.load({artifact!r}, large_pages={large_pages})
+ids = np.arange(0, 500_000, {step})
+artifact.run({{"ids": ids, "x": np.ones((len(ids), 8), np.float32)}})
 print("ready", flush=True)
 sys.stdin.read()
 """
+
+
+def held(artifact: Artifact, processes: int, step: int = 1, large_pages: bool = True) -> list[dict]:
+    """`memory` of processes that have looked up each `step`-th row, while all of them run."""
+    code = HOLD.format(artifact=str(artifact.path), large_pages=large_pages, step=step)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", code]
+    started = [subprocess.Popen(command, **pipes, text=True) for _ in range(processes)]
+    try:
+        for process in started:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        return [memory(process) for process in started]
+    finally:
+        for process in started:
+            process.communicate()
 
 
 def memory(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -145,25 +166,51 @@ def memory(process: subprocess.Popen[str]) -> dict[str, int]:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux only: reads /proc")
 def test_processes_share_the_weights(artifact: Artifact) -> None:
-    code = HOLD.format(artifact=str(artifact.path))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    try:
-        for process in processes:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        found = [memory(process) for process in processes]
-    finally:
-        for process in processes:
-            process.communicate()
+    found = held(artifact, processes=2)
     print(json.dumps(found))
     for kinds in found:
         assert kinds["Rss"] >= 15_000  # the table: all of it was read
         assert kinds["Private_Dirty"] == 0
         assert kinds["Pss"] <= 0.6 * kinds["Rss"]
+
+
+@pytest.fixture(scope="module")
+def single_pages(artifact: Artifact) -> None:
+    """Skips where Linux does not map pages one by one, and says why."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        graphopt.load(artifact.path, large_pages=False)
+    if caught:
+        pytest.skip(str(caught[0].message))
+
+
+@pytest.mark.usefixtures("single_pages")
+def test_only_rows_that_are_read_become_resident(artifact: Artifact) -> None:
+    step = 10_000  # 50 rows of 32 bytes, each on a page of its own
+    (found,) = held(artifact, processes=1, step=step, large_pages=False)
+    pages = 500_000 // step + 2  # the weights of the layer, and the start of the file
+    assert found["Rss"] <= pages * mmap.PAGESIZE >> 10
+    assert found["Anonymous"] == 0  # no copies
+
+
+def test_pages_cannot_be_mapped_singly_everywhere(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"ids": np.arange(3), "x": np.ones((3, 8), np.float32)}
+    expected = artifact.run(given)["y"]
+    monkeypatch.setattr(small_pages, "_SYSCALL", {})
+    with pytest.warns(RuntimeWarning, match="will count as resident: userfaultfd is not known"):
+        loaded = graphopt.load(artifact.path, large_pages=False)
+    np.testing.assert_array_equal(loaded.run(given)["y"], expected)
+
+
+@pytest.mark.usefixtures("single_pages")
+def test_what_watches_pages_is_closed(artifact: Artifact) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        graphopt.load(artifact.path, large_pages=False)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_model_compiled_again_under_its_name(tmp_path: Path) -> None:
