@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.ir import dims
-from graphopt.ir.control import loop_trip_count
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
@@ -60,13 +59,20 @@ def cost_rule(*ops: str, domain: str = "") -> Callable[[CostRule], CostRule]:
     return register
 
 
+def rule_of(op_type: str, domain: str = "") -> CostRule | None:
+    """The cost rule of an op, if it has one."""
+    from graphopt.analysis import op_costs  # noqa: F401  (importing registers the rules)
+
+    return _RULES.get((domain, op_type))
+
+
 def node_cost(node: Node) -> Cost:
     """The cost of one run of `node`, its subgraphs included.
 
     Raises:
         UnknownCost: it cannot be told from the graph alone.
     """
-    rule = _RULES.get((node.domain, node.op_type))
+    rule = rule_of(node.op_type, node.domain)
     if rule is None:
         raise UnknownCost(f"no cost rule for {node.op}")
     return rule(node)
@@ -80,8 +86,8 @@ def fused_cost(nodes: Sequence[Node]) -> Cost:
     """
     total = sum((node_cost(node) for node in nodes), Cost())
     inside = {v for n in nodes for v in n.outputs if all(use.user in nodes for use in v.uses)}
-    read = _bytes(*(v for node in nodes for v in node.inputs if v in inside))
-    return Cost(total.flops, total.read - read, total.written - _bytes(*inside))
+    read = nbytes(*(v for node in nodes for v in node.inputs if v in inside))
+    return Cost(total.flops, total.read - read, total.written - nbytes(*inside))
 
 
 def costs(graph: Graph, sizes: Mapping[str, int]) -> Iterator[tuple[Node, Cost | None]]:
@@ -117,27 +123,27 @@ def dtype_bits(dtype: str) -> int:
     return int(found.group()) if found else {"bool": 8}.get(dtype, 64)
 
 
-# ------------------------------------------------------------------------- sizes
-
-
-def _elements(value: Value | None) -> Dim:
+def elements(value: Value | None) -> Dim:
+    """How many a tensor has; an input that is left out has none. UnknownCost where it varies."""
     if value is None:
         return 0
-    elements = value.type.elements if isinstance(value.type, TensorType) else None
-    if elements is None:
+    found = value.type.elements if isinstance(value.type, TensorType) else None
+    if found is None:
         raise UnknownCost(f"the rank of {value.name!r} is not known")
-    return elements
+    return found
 
 
-def _bytes(*values: Value | None) -> Dim:
+def nbytes(*values: Value | None) -> Dim:
+    """How many bytes tensors have together."""
     total: Dim = 0
     for value in values:
         if value is not None:
-            total = total + dims.ceildiv(_elements(value) * dtype_bits(value.dtype), 8)
+            total = total + dims.ceildiv(elements(value) * dtype_bits(value.dtype), 8)
     return total
 
 
-def _dims(node: Node, index: int) -> tuple[Dim, ...]:
+def dims_of(node: Node, index: int) -> tuple[Dim, ...]:
+    """The shape of an input; UnknownCost where its rank varies."""
     value = node.input(index)
     if value is None or not isinstance(value.type, TensorType) or value.type.shape is None:
         raise UnknownCost(f"{node.op}: the rank of input {index} is not known")
@@ -146,309 +152,4 @@ def _dims(node: Node, index: int) -> tuple[Dim, ...]:
 
 def streaming(node: Node, flops: Dim) -> Cost:
     """The cost of an op that reads all of its inputs and writes all of its outputs once."""
-    return Cost(flops, _bytes(*node.inputs), _bytes(*node.outputs))
-
-
-# ------------------------------------------------------------------ element by element
-
-_VIEWS = (
-    *("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size", "Dropout"),
-    *("Constant", "SequenceEmpty", "SequenceLength", "OptionalHasElement"),
-)
-_UNARY = (
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu"),
-    *("Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"),
-    *(
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "Not",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-    ),
-    *("Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh"),
-    *("ThresholdedRelu", "Swish"),
-)
-_BINARY = (
-    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
-    *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu"),
-    *("Pow", "Sub", "Sum", "Xor"),
-)
-_MOVES = (
-    *("Cast", "CastLike", "Concat", "ConstantOfShape", "DepthToSpace", "EyeLike", "OneHot", "Pad"),
-    *("Range", "ReverseSequence", "SpaceToDepth", "Split", "Tile", "Expand", "Transpose", "Trilu"),
-    *("Where", "NonZero", "Compress", "ConcatFromSequence", "SequenceAt", "SequenceInsert"),
-    *("SequenceConstruct", "SplitToSequence", "RandomNormalLike", "RandomUniformLike"),
-    *("ScatterElements", "ScatterND", "Scatter"),
-)
-_PER_INPUT_ELEMENT = {
-    **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"], 1),
-    **dict.fromkeys(["ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"], 2),
-    **dict.fromkeys(["ReduceLogSum", "ArgMax", "ArgMin", "CumSum", "TopK", "Unique", "Hardmax"], 1),
-    **dict.fromkeys(["GlobalAveragePool", "GlobalMaxPool"], 1),
-    **dict.fromkeys(["Softmax", "LogSoftmax"], 5),  # max, subtract, exp, sum, divide
-    **dict.fromkeys(["QuantizeLinear", "DequantizeLinear", "BatchNormalization"], 2),
-    # mean, subtract, square, sum, scale by the deviation, scale, shift
-    **dict.fromkeys(["LayerNormalization", "InstanceNormalization", "GroupNormalization"], 7),
-    **{"RMSNormalization": 4, "LpNormalization": 3, "DynamicQuantizeLinear": 4},
-}
-
-
-@cost_rule(*_VIEWS)
-def _view(node: Node) -> Cost:
-    return Cost()
-
-
-@cost_rule(*_UNARY)
-def _unary(node: Node) -> Cost:
-    return streaming(node, _elements(node.output))
-
-
-@cost_rule(*_BINARY)
-def _binary(node: Node) -> Cost:
-    return streaming(node, _elements(node.output) * max(1, len(node.inputs) - 1))
-
-
-@cost_rule(*_MOVES)
-def _move(node: Node) -> Cost:
-    return streaming(node, 0)
-
-
-@cost_rule(*_PER_INPUT_ELEMENT)
-def _per_input_element(node: Node) -> Cost:
-    return streaming(node, _elements(node.inputs[0]) * _PER_INPUT_ELEMENT[node.op_type])
-
-
-@cost_rule("Slice")
-def _slice(node: Node) -> Cost:
-    taken = _bytes(node.output)
-    return Cost(0, taken, taken)
-
-
-@cost_rule("AveragePool", "MaxPool", "LpPool")
-def _pool(node: Node) -> Cost:
-    return streaming(node, _elements(node.output) * dims.product(node.attr("kernel_shape")))
-
-
-# -------------------------------------------------------------------------- products
-
-
-@cost_rule("MatMul", "MatMulInteger", "QLinearMatMul")
-def _matmul(node: Node) -> Cost:
-    return streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1])
-
-
-@cost_rule("Gemm")
-def _gemm(node: Node) -> Cost:
-    inner = _dims(node, 0)[0 if node.attr("transA") else 1]
-    out = _elements(node.output)
-    return streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
-
-
-@cost_rule("Attention", domain="graphopt")
-def _attention(node: Node) -> Cost:
-    samples, keys, _ = _dims(node, 1)
-    scores = samples * _dims(node, 0)[1] * keys * node.attr("heads")
-    others = sum(node.input(slot) is not None for slot in (3, 4))
-    return streaming(node, scores * (4 * node.attr("dim") + 6 + others))  # scale and softmax: 6
-
-
-@cost_rule("DotInteraction", domain="graphopt")
-def _dot_interaction(node: Node) -> Cost:
-    samples, _, dim = _dims(node, 0)
-    return streaming(node, 2 * samples * dim * len(node.attr("pairs")))
-
-
-@cost_rule("PairProducts", domain="graphopt")
-def _pair_products(node: Node) -> Cost:
-    samples, count, dim = _dims(node, 0)
-    matrices = node.attr("matrices") or ()  # each multiplies a left feature once
-    multiplied = len({(p // count, k) for p, k in zip(node.attr("pairs"), matrices)})
-    return streaming(node, _elements(node.output) + 2 * samples * dim * dim * multiplied)
-
-
-@cost_rule("CrossNetwork", domain="graphopt")
-def _cross_network(node: Node) -> Cost:
-    rows, width = _dims(node, 0)
-    layers = _dims(node, 1)[1]
-    return streaming(node, rows * (2 * width * layers + 3 * layers + 2 * width))
-
-
-@cost_rule("CompressedInteraction", domain="graphopt")
-def _compressed_interaction(node: Node) -> Cost:
-    pairs = _dims(node, 2)[0]
-    samples, _, dim = _dims(node, 0)
-    return streaming(node, samples * dim * pairs + 2 * _elements(node.output) * pairs)
-
-
-@cost_rule("BiInteraction", domain="graphopt")
-def _bi_interaction(node: Node) -> Cost:
-    return streaming(node, 3 * _elements(node.inputs[0]))  # add up, square, add up
-
-
-@cost_rule("Conv", "ConvInteger", "QLinearConv")
-def _conv(node: Node) -> Cost:
-    weight = _dims(node, 3 if node.op_type == "QLinearConv" else 1)
-    out = _elements(node.output)
-    bias = {"Conv": 2, "QLinearConv": 8}.get(node.op_type)
-    added = out if bias is not None and node.input(bias) is not None else 0
-    return streaming(node, 2 * out * dims.product(weight[1:]) + added)
-
-
-@cost_rule("ConvTranspose")
-def _conv_transpose(node: Node) -> Cost:
-    added = _elements(node.output) if node.input(2) is not None else 0
-    products = _elements(node.inputs[0]) * dims.product(_dims(node, 1)[1:])
-    return streaming(node, 2 * products + added)
-
-
-@cost_rule("Einsum")
-def _einsum(node: Node) -> Cost:
-    """Contracts all operands at once; a term is one multiply per further operand and one add."""
-    equation = node.attr("equation")
-    text = equation.decode() if isinstance(equation, bytes) else equation
-    left, arrow, right = text.replace(" ", "").partition("->")
-    sizes: dict[str, Dim] = {}
-    for k, term in enumerate(left.split(",")):
-        shape = _dims(node, k)
-        rest = len(shape) - len(term.replace("...", ""))
-        labels = [*term.partition("...")[0], *(f".{i}" for i in range(rest, 0, -1))]
-        sizes.update(zip([*labels, *term.partition("...")[2]], shape))
-    letters = [c for c in left if c.isalpha()]
-    kept = set(right) if arrow else {c for c in letters if letters.count(c) == 1}
-    terms = dims.product(sizes.values())
-    adds = any(label.isalpha() and label not in kept for label in sizes)
-    return streaming(node, terms * (len(node.inputs) - 1 + adds))
-
-
-_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4, "AttentionalGRU": 3}
-_COMBINE = {
-    "RNN": 0,
-    "GRU": 5,
-    "LSTM": 5,
-    "AttentionalGRU": 5,
-}  # e.g. LSTM: f*c + i*g, tanh, o*tanh(c)
-
-
-@cost_rule("AttentionalGRU", "GRU", domain="graphopt")
-@cost_rule("RNN", "GRU", "LSTM")
-def _recurrent(node: Node) -> Cost:
-    """All steps of all samples, whatever `sequence_lens` says at run time."""
-    steps = dims.product(_dims(node, 0)[:2])
-    directions, _, hidden = _dims(node, 2)
-    products = 2 * steps * (_elements(node.inputs[1]) + _elements(node.inputs[2]))
-    per_unit = 3 * _GATES[node.op_type] + _COMBINE[node.op_type]  # two adds, one activation a gate
-    return streaming(node, products + steps * directions * hidden * per_unit)
-
-
-# --------------------------------------------------------------------------- lookups
-
-
-@cost_rule("Gather", "GatherElements", "GatherND")
-def _gather(node: Node) -> Cost:
-    taken = _bytes(node.output)
-    return Cost(0, taken + _bytes(node.inputs[1]), taken)
-
-
-@cost_rule("DynamicMatMul", domain="graphopt")
-def _dynamic_matmul(node: Node) -> Cost:
-    rows = _elements(node.inputs[0])  # find the range of each, and round
-    return streaming(node, 2 * _elements(node.output) * _dims(node, 0)[-1] + 5 * rows)
-
-
-@cost_rule("StoredWeights", domain="graphopt")
-def _stored_weights(node: Node) -> Cost:
-    return streaming(node, 2 * _elements(node.output))
-
-
-@cost_rule("TableRows", domain="graphopt")
-def _table_rows(node: Node) -> Cost:
-    return streaming(node, 2 * _elements(node.output))
-
-
-@cost_rule("QuantizedLookup", "QuantizedEmbeddingBag", domain="graphopt")
-def _quantized_lookup(node: Node) -> Cost:
-    """Inputs: codes, scales, ids; a multiplication for each element and, in bags, an addition."""
-    codes, scales, ids, *offsets = node.inputs
-    assert codes is not None and scales is not None
-    row = _dims(node, 0)[1] + dtype_bits(scales.dtype) // 8
-    read = _elements(ids) * row + _bytes(ids, *offsets)
-    per_element = 1 if node.op_type == "QuantizedLookup" else 2
-    elements = _elements(ids) * node.output.tensor.dims[-1]
-    return Cost(per_element * elements, read, _bytes(node.output))
-
-
-@cost_rule("ProductLookup", "ProductEmbeddingBag", domain="graphopt")
-def _product_lookup(node: Node) -> Cost:
-    """Inputs: codes, codebooks, ids; a byte is read for each part, codebooks stay in a cache."""
-    ids, *offsets = node.inputs[2:]
-    assert ids is not None
-    added = _elements(ids) * node.output.tensor.dims[-1] if "Bag" in node.op_type else 0
-    return Cost(
-        added, _elements(ids) * _dims(node, 0)[1] + _bytes(ids, *offsets), _bytes(node.output)
-    )
-
-
-@cost_rule("EmbeddingBag", domain="graphopt")
-def _embedding_bag(node: Node) -> Cost:
-    """Inputs: table, ids, then offsets and per-sample weights where there are any."""
-    table, ids = node.inputs[0], node.inputs[1]
-    assert table is not None
-    width = dims.product(_dims(node, 0)[1:])
-    rows = _elements(ids)
-    weighted = node.input(3) is not None
-    row_bytes = dims.ceildiv(rows * width * dtype_bits(table.dtype), 8)
-    mode = node.attr("mode", "sum")
-    divide = _elements(node.output) if mode in ("mean", b"mean") else 0
-    flops = rows * width * (2 if weighted else 1) + divide
-    return Cost(flops, row_bytes + _bytes(*node.inputs[1:]), _bytes(node.output))
-
-
-@cost_rule("EmbeddingBags", domain="graphopt")
-def _embedding_bags(node: Node) -> Cost:
-    """Inputs: the stacked tables, their sizes and starts, offsets, ids of every field."""
-    rows: Dim = sum((_elements(ids) for ids in node.inputs[4:]), 0)
-    taken = rows * dims.product(_dims(node, 0)[1:])
-    divide = _elements(node.output) if node.attr("mode") == "mean" else 0
-    return Cost(taken + divide, 4 * taken + _bytes(*node.inputs[1:]), _bytes(node.output))
-
-
-# ---------------------------------------------------------------------- control flow
-
-
-def _body(graph: Graph) -> Cost:
-    total = Cost()
-    for node in graph.nodes:
-        total = total + node_cost(node)
-    return total
-
-
-@cost_rule("Loop")
-def _loop(node: Node) -> Cost:
-    count = loop_trip_count(node)
-    if count is None:
-        raise UnknownCost("Loop: the trip count is known only at run time")
-    return _body(node.attrs["body"]).times(count)  # type: ignore[arg-type]
-
-
-@cost_rule("Scan")
-def _scan(node: Node) -> Cost:
-    states = len(node.inputs) - node.attr("num_scan_inputs")
-    axis = (node.attr("scan_input_axes") or [0])[0]
-    return _body(node.attrs["body"]).times(_dims(node, states)[axis])  # type: ignore[arg-type]
-
-
-@cost_rule("If")
-def _if(node: Node) -> Cost:
-    """The dearer branch."""
-    then, other = (_body(node.attrs[name]) for name in ("then_branch", "else_branch"))  # type: ignore
-    return Cost(
-        dims.maximum(then.flops, other.flops),
-        dims.maximum(then.read, other.read),
-        dims.maximum(then.written, other.written),
-    )
+    return Cost(flops, nbytes(*node.inputs), nbytes(*node.outputs))
