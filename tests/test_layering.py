@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "runtime": {"signature"},
     "gpu_runtime": {"runtime", "signature"},
     "splitting": {"runtime"},
-    "artifact": {"splitting", "gpu_runtime", "machine", "runtime", "signature"},
+    "small_pages": set(),
+    "artifact": {"splitting", "gpu_runtime", "machine", "runtime", "signature", "small_pages"},
     "auto_engine": {"artifact", "targets"},
     "loading": {"artifact", "auto_engine", "ir"},
 }
