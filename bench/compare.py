@@ -152,14 +152,43 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
 
 def markdown(machines: Mapping[str, Mapping[str, Any]]) -> str:
     """The README's tables of the JSON files of some machines, by what these are called there."""
-    return "\n\n".join(f"{_heading(n, f)}\n\n{_table(f['results'])}" for n, f in machines.items())
-
-
-def _heading(name: str, file: Mapping[str, Any]) -> str:
-    machine = next(r["machine"] for r in file["results"] if "machine" in r)
     engines = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    return "\n\n".join(
+        f"{name}: {_measured_with(file, engines)}\n\n{_table(file['results'])}"
+        for name, file in machines.items()
+    )
+
+
+def compilers_markdown(file: Mapping[str, Any]) -> str:
+    """The README's table of a file with other compilers: their times over ours, by model."""
+    results, peers = file["results"], {"torch.compile": "torch.compile", "tvm": "TVM"}
+    batches = sorted({row["batch"] for r in results for row in r.get("rows", ())})
+    columns = [(peer, batch) for peer in peers for batch in batches]
+    head = ["model", *(f"{peers[peer]}, batch {batch}" for peer, batch in columns)]
+    lines = [head, ["---", *["---:"] * len(columns)]]
+    found: dict[tuple[str, int], list[float]] = {column: [] for column in columns}
+    for result in results:
+        ratios = {
+            (p, row["batch"]): r for row in result.get("rows", ()) for p, r in row["ratios"].items()
+        }
+        lines.append([f"`{result['model']}`", *(_multiple(ratios.get(c)) for c in columns)])
+        for column in columns:
+            found[column] += [ratios[column]] if column in ratios else []
+    means = (geometric_mean(found[c]) if found[c] else None for c in columns)
+    lines.append(["geometric mean", *map(_multiple, means)])
+    heading = _measured_with(file, {"torch": "PyTorch", "apache-tvm": "TVM"})
+    return "\n".join([heading, "", *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def _multiple(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}"
+
+
+def _measured_with(file: Mapping[str, Any], engines: Mapping[str, str]) -> str:
+    """The CPU, the date, and the versions of engines, by how they are called here."""
+    machine = next(r["machine"] for r in file["results"] if "machine" in r)
     versions = [f"{title} {machine['versions'][key]}" for key, title in engines.items()]
-    return f"{name}: {', '.join([machine['cpu'], machine['date'], *versions])}."
+    return f"{', '.join([machine['cpu'], machine['date'], *versions])}."
 
 
 def _table(results: Sequence[dict[str, Any]]) -> str:

@@ -92,6 +92,8 @@ def bind(peer: Peer, opened: Callable[[Feeds], Bound], feeds: Feeds) -> Bound:
 def _explained(peer: Peer, step: Callable[[], Any]) -> Any:
     try:
         return step()
+    except Unavailable:
+        raise
     except Exception as error:  # engines raise whatever they like
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise Unavailable(f"{peer.name} refuses the model: {text}") from None

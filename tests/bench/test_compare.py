@@ -80,6 +80,26 @@ def test_tables_for_the_readme() -> None:
     ]
 
 
+def test_the_table_of_other_compilers() -> None:
+    results = [_result("x", 4.0), _result("y", 1.0), {"model": "z", "failure": "exit code 1"}]
+    results[0]["rows"][0]["ratios"] = {"tvm": 400.0, "torch.compile": 2.5}
+    results[1]["rows"][0]["ratios"] = {"torch.compile": 10.0}
+    versions = {"torch": "1.2", "apache-tvm": "3.4"}
+    results[1]["machine"] = {"cpu": "Some CPU", "date": "2026-01-02", "versions": versions}
+    assert (
+        compare.compilers_markdown({"results": results})
+        == """\
+Some CPU, 2026-01-02, PyTorch 1.2, TVM 3.4.
+
+| model | torch.compile, batch 1 | TVM, batch 1 |
+| --- | ---: | ---: |
+| `x` | 2.5 | 400 |
+| `y` | 10.0 |  |
+| `z` |  |  |
+| geometric mean | 5.0 | 400 |"""
+    )
+
+
 def test_failures_are_rows(tmp_path: Path) -> None:
     found = compare.in_a_process("absent", [str(tmp_path)])
     assert found["model"] == "absent"
