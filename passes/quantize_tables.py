@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from graphopt.ir.graph import Attr, Graph, Node, Value
+from graphopt.ir.types import dtype_to_numpy
 from graphopt.ops import (
     product_embedding_bag,
     product_lookup,
@@ -27,7 +28,9 @@ from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _NARROWEST = 4  # elements of a row that are worth a scale of their own
 _PARTS = (8, 4)  # elements that share a byte, in codebooks
-_HALF_STEP = 2.0**-12.5  # about what float16 loses of an element
+_HALF_STEP = 2.0**-12.5  # about what float16 loses of an element; bfloat16 loses 8 times that
+_LEAST_SIZE = 2.0**-17  # of elements, in the mean: below it float16 loses more than bfloat16 does
+_BFLOAT16_MAX = 3.3895e38  # so that nothing is rounded to infinity
 
 Change = Callable[[Graph, Mapping[Value, Value]], None]
 
@@ -39,7 +42,8 @@ class QuantizeTables(LossyPass):
     Needs an error budget, and a table that is only looked up. Rows of few bits have a scale each,
     and are multiplied by it as they are looked up: the table is never there in full precision. The
     scale is the one that loses least; a row of zeros stays one. Rows of large tables can also be
-    parts of 4 or 8 elements, each a number of one byte in a codebook. With a trace, rows that are
+    parts of 4 or 8 elements, each a number of one byte in a codebook. In 16 bits an element is
+    float16, or bfloat16 where float16 has not the range for the table. With a trace, rows that are
     read often can have 8 bits and the others 4. What a table gets is decided table by table.
     Fidelity: lossy.
 
@@ -143,10 +147,14 @@ def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
             saves = array.nbytes - codes.nbytes - rounded.scales.nbytes
             change = _into(table, _InCodes(codes, rounded.scales, bits))
             yield Proposal(table.name, f"int{bits}", saves, rounded.error, change)
-    if max(array.max(initial=0), -array.min(initial=0)) < np.finfo(np.float16).max:
-        error = _HALF_STEP * float(np.linalg.norm(array)) / array.size**0.5
-        change = _into(table, _InHalves(array))
-        yield Proposal(table.name, "float16", array.nbytes // 2, error, change)
+    size = float(np.einsum("ij,ij", array, array, dtype=np.float64) / array.size) ** 0.5
+    largest = max(array.max(initial=0), -array.min(initial=0))
+    if largest < np.finfo(np.float16).max and not 0 < size < _LEAST_SIZE:
+        change = _into(table, _InHalves(array, "float16"))
+        yield Proposal(table.name, "float16", array.nbytes // 2, _HALF_STEP * size, change)
+    elif not any(map(_is_bag, table.users)) and largest < _BFLOAT16_MAX:
+        change = _into(table, _InHalves(array, "bfloat16"))
+        yield Proposal(table.name, "bfloat16", array.nbytes // 2, 8 * _HALF_STEP * size, change)
 
 
 def _by_codebooks(table: Value, array: np.ndarray, ctx: PassContext) -> Iterator[Proposal]:
@@ -208,11 +216,12 @@ class _InBooks:
 @dataclass(frozen=True, eq=False)
 class _InHalves:
     table: np.ndarray
+    dtype: str
 
     @cached_property
     def half(self) -> np.ndarray:
-        """The table in float16, made where few bits were too few."""
-        return self.table.astype(np.float16)
+        """The table in half precision, made where few bits were too few."""
+        return self.table.astype(dtype_to_numpy(self.dtype))
 
     def constants(self, graph: Graph, name: str) -> list[Value]:
         return [graph.constant(self.half, f"{name}.half")]

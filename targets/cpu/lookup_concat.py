@@ -5,160 +5,25 @@ Rows may be added, multiplied or pooled on their way, and their ids computed: se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from graphopt.analysis.cost import Cost, cost_rule
-from graphopt.analysis.lookups import Lookup, bytes_moved, lookup_rule
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import Type
 from graphopt.ops import quantized_lookup, table_rows
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.id_arithmetic import (
-    UNROLLED,
-    Expression,
-    Given,
-    Ids,
-    columns_of,
-    givens,
-    ids_of,
-)
+from graphopt.targets.cpu.id_arithmetic import UNROLLED, Ids, columns_of, ids_of
+from graphopt.targets.cpu.lookup_parts import OP_TYPE, Extents, Part, Term
 from graphopt.targets.relax.ops.indexing import out_of_range
 
-OP_TYPE = "LookupConcat"
 x, y = var("x"), var("y")
 _COMBINED = {"Add": "add", "Mul": "mul"}
 _BAG = "graphopt::EmbeddingBag"
+_FLOATS = {"float32": 32, "float16": 16, "bfloat16": 16}
 VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze"])
-
-
-class Extents(NamedTuple):
-    """Where in a table that holds one for each column these begin, and how many rows each has."""
-
-    starts: tuple[int, ...]
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Term:
-    """Rows of a table.
-
-    Attributes:
-        bits: of an element; those of 4 and 8 bits are codes, with a scale per row.
-        dim: elements of a row.
-        columns: ids in a row of them.
-        ids: what they are, in terms of the last `len(widths)` inputs.
-        widths, shared: of each of these; see `id_arithmetic.Source`.
-        extents: if the table holds one for each column.
-        complaint: what is said of an id that the table does not have.
-    """
-
-    bits: int
-    dim: int
-    columns: int
-    ids: Expression
-    widths: tuple[int, ...]
-    shared: tuple[bool, ...]
-    complaint: str
-    extents: Extents | None = None
-
-    @property
-    def tables(self) -> int:
-        """How many inputs come before the ids: a table, and scales if it holds codes."""
-        return 1 if self.bits == 32 else 2
-
-    @property
-    def read(self) -> Given:
-        """Where the ids, or the first of those that they are computed from, begin."""
-        return next(given for given in givens(self.ids) if not self.shared[given.source])
-
-    @property
-    def by_column(self) -> bool:
-        """True if the code for one column is not that for another."""
-        return self.extents is not None or (not isinstance(self.ids, Given) and self.ids.differ)
-
-
-@dataclass(frozen=True)
-class Part:
-    """An operand of a concatenation: a value, or rows, added or multiplied if of several tables.
-
-    Attributes:
-        width: its elements in a row of the concatenation.
-        terms: empty for a value, which is one input.
-        combined: "add" or "mul", how the rows of several terms become one.
-        pool: how all rows of one term become one.
-        start, source: of a value: columns from `start` on of an input of `source` columns.
-    """
-
-    width: int
-    terms: tuple[Term, ...] = ()
-    combined: str = ""
-    pool: EmbeddingBag | None = None
-    start: int = 0
-    source: int = 0
-
-    @property
-    def inputs(self) -> int:
-        return sum(term.tables + len(term.widths) for term in self.terms) or 1
-
-
-def parts_of(node: Node) -> Iterator[tuple[Part, list[Value]]]:
-    """The operands of a LookupConcat and the inputs of each."""
-    inputs = iter(value for value in node.inputs if value is not None)
-    for part in node.attrs["parts"]:
-        yield part, [next(inputs) for _ in range(part.inputs)]
-
-
-@type_rule(OP_TYPE, domain=DOMAIN)
-def _lookup_concat_type(node: Node) -> list[Type | None]:
-    return [tensor_type("float32", node.attrs["shape"])]
-
-
-@cost_rule(OP_TYPE, domain=DOMAIN)
-def cost(node: Node) -> Cost:
-    """Values, and what lookups take, are read and written once; rows are added or multiplied."""
-    rows, parts = node.attrs["rows"], node.attrs["parts"]
-    written = 4 * node.attrs.get("summed", sum(part.width for part in parts)) * rows
-    copied = sum(part.width for part in parts if not part.terms)
-    moved = sum((found.moved for found in lookups(node)), 8 * copied * rows)
-    if "summed" in node.attrs:
-        width = sum(part.width for part in parts)
-        return Cost(width * rows, moved - 4 * width * rows, written)
-    pooled = sum(part.width * part.terms[0].columns for part in parts if part.pool is not None)
-    combined = sum(part.width * (len(part.terms) - 1) for part in parts if part.terms)
-    return Cost((pooled + combined) * rows, moved - written, written)
-
-
-@lookup_rule(OP_TYPE, domain=DOMAIN)
-def lookups(node: Node) -> Iterator[Lookup]:
-    """What the parts of a node look up."""
-    rows = node.attrs["rows"]
-    for part, inputs in parts_of(node):
-        at = 0
-        for number, term in enumerate(part.terms):
-            read = term.read
-            table, ids = inputs[at], inputs[at + term.tables + read.source]
-            at += term.tables + len(term.widths)
-            one = term.columns == 1 and term.widths[read.source] > 1
-            column = read.start if one or term.extents is not None else None
-            written = 0 if number else rows * (part.width // term.dim)
-            whole = Extents((0,), (table.tensor.dims[0],))  # type: ignore[arg-type]
-            starts, sizes = term.extents or whole
-            count = rows * (1 if term.extents is not None else term.columns)
-            for k, (start, size) in enumerate(zip(starts, sizes)):
-                name = f"{table.name}[{start}:{start + size}]" if term.extents else table.name
-                moved = bytes_moved(ids, count, term.dim, term.bits, written // len(starts))
-                place = None if column is None else column + k
-                yield Lookup(name, size, term.dim, term.bits, ids, place, moved)
-
-
-# --------------------------------------------------------------------- matching
 
 
 @dataclass
@@ -182,12 +47,24 @@ def _matched(value: Value, width: int) -> _Matched | None:
         value, node = node.inputs[0], node.inputs[0].producer
     if node is None or len(value.uses) > 1 or value.is_graph_output or value.dtype != "float32":
         return None
-    if node.op in _COMBINED:
-        found = _sum_of(node, width)
-    else:
-        found = _bag(node, width) if node.op == _BAG else _lookup(node, width)
+    found = _sum_of(node, width) if node.op in _COMBINED else _looked_up(node, width)
     if found is not None:
         found.nodes += [*views, node]
+    return found
+
+
+def _looked_up(node: Node, width: int) -> _Matched | None:
+    """The rows that a node looks up, or that it makes float32 of if they are of half precision."""
+    half = node.inputs[0] if node.op == "Cast" else None
+    if half is None:
+        return _bag(node, width) if node.op == _BAG else _lookup(node, width)
+    if half.producer is None or len(half.uses) > 1 or half.is_graph_output:
+        return None
+    if half.dtype == "float32" or half.producer.op == "Cast":
+        return None
+    found = _looked_up(half.producer, width)
+    if found is not None:
+        found.nodes.append(half.producer)
     return found
 
 
@@ -214,8 +91,8 @@ def _sum_of(node: Node, width: int) -> _Matched | None:
 def _lookup(node: Node, width: int) -> _Matched | None:
     """The rows of a constant table that a node looks up."""
     inputs = [value for value in node.inputs if value is not None]
-    if node.op == "Gather" and node.attr("axis") == 0:
-        (*tables, ids), bits = inputs, 32
+    if node.op == "Gather" and node.attr("axis") == 0 and inputs[0].dtype in _FLOATS:
+        (*tables, ids), bits = inputs, _FLOATS[inputs[0].dtype]
     elif node.op == f"{quantized_lookup.DOMAIN}::{quantized_lookup.OP_TYPE}":
         (*tables, ids), bits = inputs, node.attr("bits", 8)
     else:
@@ -242,12 +119,13 @@ def _bag(node: Node, width: int) -> _Matched | None:
     if len(node.inputs) != 2 or table is None or ids is None or ids.const is not None:
         return None
     length = ids.tensor.dims[1]
-    if table.const is None or not table.const.size or table.dtype != "float32":
+    if table.const is None or not table.const.size or table.dtype not in ("float16", "float32"):
         return None
     if not isinstance(length, int) or not length or table.const.shape[1] != width:
         return None
     found = ids_of(ids, length, literals=False)
-    matched = _matched_term(32, width, length, [table], found, out_of_range(node, len(table.const)))
+    complaint, bits = out_of_range(node, len(table.const)), _FLOATS[table.dtype]
+    matched = _matched_term(bits, width, length, [table], found, complaint)
     matched.pool = EmbeddingBag.of(node)
     return matched
 
@@ -394,6 +272,16 @@ def sum_to_lookup(rw: Rewriter, node: Node) -> Value | NoMatch:
     return _alone(rw, node, _sum_of(node, width))
 
 
+@rule(op.Cast(x))
+def lookup_of_halves(rw: Rewriter, node: Node) -> Value | NoMatch:
+    """Cast(Gather(t, i)) -> LookupConcat(t, i), t being of half precision"""
+    if node.output.dtype != "float32" or not node.output.rank:
+        return NoMatch("not float32, or of unknown rank")
+    width = product(node.output.tensor.dims[_first_axis(node.output) :])
+    found = _looked_up(node, width) if isinstance(width, int) and width else None
+    return _alone(rw, node, found)
+
+
 CONCATENATED = (concat_to_lookup_concat,)
 COMBINED = (sum_to_lookup,)
-COMPUTED = (lookup_of_computed_ids,)
+COMPUTED = (lookup_of_computed_ids, lookup_of_halves)

@@ -14,7 +14,7 @@ from graphopt.ops.dot_interaction import DOMAIN as FUSED
 from graphopt.ops.dot_interaction import OP_TYPE as INTERACTION
 from graphopt.rewrite import NoMatch, Rewriter, const, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu import DOMAIN, lookup_concat
+from graphopt.targets.cpu import DOMAIN, lookup_concat, lookup_parts
 from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 
 OP_TYPE = "LookupInteraction"
@@ -33,7 +33,7 @@ def _lookup_interaction_type(node: Node) -> list[Type | None]:
 @cost_rule(OP_TYPE, domain=DOMAIN)
 def _lookup_interaction_cost(node: Node) -> Cost:
     """What is looked up is multiplied where it is, and only the products are written."""
-    joined, rows = lookup_concat.cost(node), node.attrs["rows"]
+    joined, rows = lookup_parts.cost(node), node.attrs["rows"]
     flops = 2 * node.attrs["dim"] * len(node.attrs["pairs"]) * rows
     beside = node.inputs[-1]
     written = (1 if "result" in node.attrs else 4) * product(node.output.tensor.dims)
@@ -41,7 +41,7 @@ def _lookup_interaction_cost(node: Node) -> Cost:
     return Cost(joined.flops + flops, joined.read + extra, written)
 
 
-lookup_rule(OP_TYPE, domain=DOMAIN)(lookup_concat.lookups)
+lookup_rule(OP_TYPE, domain=DOMAIN)(lookup_parts.lookups)
 
 
 @rule(Pattern(INTERACTION, (x, ...), domain=FUSED))
@@ -55,7 +55,7 @@ def interaction_of_lookups(rw: Rewriter, node: Node, x: Value) -> Value | NoMatc
         nodes.append(joined.producer)
         joined = joined.producer.inputs[0]  # type: ignore[assignment]
     before = joined.producer
-    if before is None or before.op != f"{DOMAIN}::{lookup_concat.OP_TYPE}":
+    if before is None or before.op != f"{DOMAIN}::{lookup_parts.OP_TYPE}":
         return NoMatch("its features are not looked up")
     if len(joined.uses) > 1 or joined.is_graph_output or "summed" in before.attrs:
         return NoMatch("its features are read elsewhere too")

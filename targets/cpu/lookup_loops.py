@@ -14,7 +14,7 @@ from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.rows import CACHE_LINE, PREFETCH_BYTES, PREFETCH_DISTANCE
 from graphopt.targets.cpu.kernels.tiles import Tiles
-from graphopt.targets.cpu.lookup_concat import OP_TYPE, Part, Term, parts_of
+from graphopt.targets.cpu.lookup_parts import OP_TYPE, Part, Term, parts_of
 from graphopt.targets.kernels import bounds
 from graphopt.targets.kernels.pooling import Plan, Pooling
 from graphopt.targets.kernels.storage import vector_lanes
@@ -116,7 +116,7 @@ def _arguments(lower: Lowering, part: Part, inputs: list[Value], rows: Any) -> I
         yield lower.reshape(lower.expr(next(remaining)), [rows, part.source])
     for term in part.terms:
         for _ in range(term.tables):
-            yield lower.expr(next(remaining))
+            yield lower.moved(next(remaining))
         for width, shared in zip(term.widths, term.shared):
             yield lower.reshape(lower.expr(next(remaining)), [1 if shared else rows, width])
 
@@ -209,7 +209,7 @@ def _look_up_term(
         require(bounds.is_allowed(at, size, lower.oob), term.complaint)
     valid = bounds.is_valid(at, size) if lower.oob == "zero" else None
     found = start + bounds.row_of(at, size, lower.oob)
-    if term.bits == 32:
+    if term.bits > 8:
         _copy(row, place, given[0], found, term.dim, valid, combine)
     else:
         scale = T.bind(load(given[1], [found], valid).astype("float32"))
@@ -235,7 +235,7 @@ def _id(term: Term, given: list[Any], i: Any, k: Any) -> Any:
 def _prefetch(term: Term, given: list[Any], k: Any, i: Any) -> None:
     """Ask for the row that id k of row i names; any id is harmless here."""
     start, size = _extent(term, given, k)
-    element = 4 if term.bits == 32 else 1
+    element = max(8, term.bits) // 8
     rows, width = (int(extent) for extent in given[0].shape)
     if rows * width * element < PREFETCH_BYTES:
         return
@@ -280,7 +280,7 @@ def _pool(
 
     def add(found: Any, valid: Any) -> Callable[[Any, Any, Any], None]:
         def change(v: Any, lane: Any, column: Any) -> None:
-            element = load(given[0], [found, column], valid)
+            element = _widened(load(given[0], [found, column], valid), given[0].dtype)
             store(total, [v, lane], plan.combined(total[v, lane], element, None))
 
         return change
@@ -289,7 +289,10 @@ def _pool(
         store(total, [v, lane], const(plan.nothing, "float32"))
 
     def finish(v: Any, lane: Any, column: Any) -> None:
-        _put(row, place + column, plan.pooled(total[v, lane], count[0]), combine)
+        pooled = plan.pooled(total[v, lane], count[0])
+        if term.bits == 16:  # the model stores it so
+            pooled = pooled.astype("float16").astype("float32")
+        _put(row, place + column, pooled, combine)
 
     with T.serial(tiles.count) as part:
         vectors(start, part)
@@ -324,7 +327,15 @@ def _copy(
     start: int = 0,
 ) -> None:
     with T.serial(width) as j:
-        _put(row, place + j, load(source, [found, start + j], valid), combine)
+        element = load(source, [found, start + j], valid)
+        _put(row, place + j, _widened(element, source.dtype), combine)
+
+
+def _widened(element: Any, dtype: Any) -> Any:
+    """A float as float32; those of bfloat16 are given as their bits, uint16."""
+    if str(dtype) != "uint16":
+        return element.astype("float32")
+    return tirx.reinterpret("float32", element.astype("uint32") << const(16, "uint32"))
 
 
 def _restore(

@@ -7,7 +7,7 @@ from graphopt.ir.graph import Node, Value
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.lookup_concat import OP_TYPE, Part
+from graphopt.targets.cpu.lookup_parts import OP_TYPE, Part
 
 _JOINED = Pattern(OP_TYPE, (var("first"), ...), domain=DOMAIN, name="joined")
 

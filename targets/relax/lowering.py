@@ -188,7 +188,7 @@ class Lowering:
         if found is not None:
             return found
         if value in self._raw:
-            found = self._reinterpreted(self._raw[value], value.dtype)
+            found = self.reinterpreted(self._raw[value], value.dtype)
         elif value.const is not None:
             found = self._constant(value)
         elif value.content is not None:
@@ -197,6 +197,17 @@ class Lowering:
             raise AssertionError(f"{value} is used before it is lowered")
         self._exprs[value] = found
         return found
+
+    def moved(self, value: Value) -> relax.Expr:
+        """The same of a value that is not computed with: bfloat16 as the bits, uint16.
+
+        A large constant is then read where it lies, and not made bfloat16 as a whole.
+        """
+        if value in self._raw:
+            return self._raw[value]
+        if value.dtype == "bfloat16" and value.const is not None and value not in self._exprs:
+            return self.reinterpreted(self._stored(value), "uint16")
+        return self.reinterpreted(self.expr(value), _outside(value.dtype))
 
     def dim(self, dim: Dim) -> Any:
         """A size as an int or an int64 PrimExpr.
@@ -354,7 +365,7 @@ class Lowering:
 
         A caller may write to what it gets, which must change neither its inputs nor the weights.
         """
-        exprs = [self._reinterpreted(expr, _outside(str(expr.ty.dtype))) for expr in exprs]
+        exprs = [self.reinterpreted(expr, _outside(str(expr.ty.dtype))) for expr in exprs]
         taken: set[relax.Expr] = set()
         result = []
         for expr in exprs:
@@ -413,6 +424,10 @@ class Lowering:
         return {"floordiv": tirx.floordiv, "min": tirx.min, "max": tirx.max}[atom.fn](a, b)
 
     def _constant(self, value: Value) -> relax.Expr:
+        return self.reinterpreted(self._stored(value), value.dtype)
+
+    def _stored(self, value: Value) -> relax.Expr:
+        """A constant as it is handed over: bfloat16 as uint16, unless it is part of the code."""
         array = value.const
         assert array is not None
         dtype = self.checked_dtype(value.dtype)
@@ -421,9 +436,9 @@ class Lowering:
         if value not in self.constants:
             type_ = relax.TensorType(array.shape, _outside(dtype))
             self.constants[value] = relax.Var(f"const{len(self.constants)}", type_)
-        return self._reinterpreted(self.constants[value], dtype)
+        return self.constants[value]
 
-    def _reinterpreted(self, expr: relax.Expr, dtype: str) -> relax.Expr:
+    def reinterpreted(self, expr: relax.Expr, dtype: str) -> relax.Expr:
         """A bfloat16 tensor as uint16 bits, or bits as bfloat16."""
         if str(expr.ty.dtype) == dtype:
             return expr

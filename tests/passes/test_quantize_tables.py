@@ -23,6 +23,7 @@ from graphopt.testing import (
     assert_unchanged,
     dump,
     parse,
+    random_inputs,
     run_onnxruntime,
 )
 
@@ -92,6 +93,37 @@ def test_narrow_rows_become_half_precision() -> None:
     )
 
 
+@pytest.mark.parametrize(("scale", "what"), [(1, "float16"), (1e6, "bfloat16"), (1e-7, "bfloat16")])
+def test_half_precision_has_the_range_of_the_table(scale: float, what: str) -> None:
+    graph, copies = parse(LARGE), dict[Value, Value]()
+    (table,) = graph.constants()
+    assert table.const is not None
+    table.const = table.const * np.float32(scale)
+    feeds = random_inputs(graph, {"N": 50})
+    wanted = run_onnxruntime(graph, feeds)["y"]
+    offered = {p.what: p for p in QuantizeTables().propose(graph, context())}
+    assert {"float16", "bfloat16"} & set(offered) == {what}
+    copy = graph.clone(copies)
+    offered[what].apply(copy, copies)
+    found = run_onnxruntime(copy, feeds)["y"]
+    half_step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[what]
+    np.testing.assert_allclose(found, wanted, rtol=half_step, atol=2.0**-24 * scale)
+    np.testing.assert_array_equal(Compiled(copy)(feeds)["y"], found)
+
+
+def test_bags_are_not_pooled_in_bfloat16() -> None:
+    graph = parse(BAG)
+    for table in graph.constants():
+        assert table.const is not None
+        table.const = table.const * np.float32(1e6)
+    offered = {proposal.what for proposal in QuantizeTables().propose(graph, context())}
+    assert not {"float16", "bfloat16"} & offered
+
+
+def context() -> PassContext:
+    return PassContext(budget=Lavish())
+
+
 def test_rows_of_odd_length_have_8_bits() -> None:
     assert_rewrites(
         QuantizeTables(),
@@ -140,7 +172,9 @@ def test_numbers_beyond_half_precision_are_never_made_infinite() -> None:
     graph = parse("(int64[N] ids) => (float[N,1] y) <float[1000,1] t> { y = Gather(t, ids) }")
     (table,) = graph.constants()
     table.const = np.full((1000, 1), 1e5, np.float32)
-    assert not list(QuantizeTables().propose(graph, PassContext(budget=Lavish())))
+    assert [p.what for p in QuantizeTables().propose(graph, context())] == ["bfloat16"]
+    table.const = np.full((1000, 1), np.finfo(np.float32).max, np.float32)
+    assert not list(QuantizeTables().propose(graph, context()))
 
 
 def test_without_a_budget_nothing_happens() -> None:

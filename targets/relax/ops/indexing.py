@@ -72,6 +72,7 @@ def _gather(lower: Lowering, node: Node) -> relax.Expr:
     outer, length, inner = dims.product(sizes[:axis]), sizes[axis], dims.product(sizes[axis + 1 :])
     count = lower.dim(dims.product(ids.tensor.dims))
     message, dtype = out_of_range(node, length), lower.checked_dtype(data.dtype)
+    dtype = "uint16" if dtype == "bfloat16" else dtype
     flat = lower.reshape(lower.expr(ids), [count])
     if outer == 1 and is_static(length, inner):
         params = node.attrs.get("params")
@@ -82,9 +83,9 @@ def _gather(lower: Lowering, node: Node) -> relax.Expr:
         kernel = gather_axis(*extents, dtype, ids.dtype, lower.oob, message)
         outer, length, inner = (lower.dim(size) for size in (outer, length, inner))
         source, shape = [outer, length, inner], [outer, count, inner]
-    table = lower.reshape(lower.expr(data), source)
+    table = lower.reshape(lower.moved(data), source)
     (found,) = lower.kernel(kernel, [table, flat], [(shape, dtype)])
-    return lower.reshape(found, lower.shape(node.output))
+    return lower.reshape(lower.reinterpreted(found, data.dtype), lower.shape(node.output))
 
 
 def fixed_position(ids: Value, length: Dim) -> int | None:

@@ -34,6 +34,20 @@ EIGHT = """(int64[N] i, int32[N] j, float[N,2] d) => (float[] y)
 FOUR = """(int64[N,3] i, float[N,3,2] d) => (float[] y) <uint8[7,9] t, float[7] s> {
     a = graphopt.QuantizedLookup<bits=4>(t, s, i)
     y = Concat<axis=-1>(a, d) }"""
+HALVES = """(int64[N] i, int64[N,3] j, int64[N,2] k, float[N,2] d) => (float[] y)
+    <float16[7,20] t, bfloat16[70,16] u, float16[9,5] v> {
+    r = Gather(t, i)
+    a = Cast<to=1>(r)
+    s = Gather(u, j)
+    w = Constant<value_ints = [-1, 48]>()
+    e = Cast<to=1>(s)
+    b = Reshape(e, w)
+    p = graphopt.EmbeddingBag<mode="mean">(v, k)
+    c = Cast<to=1>(p)
+    y = Concat<axis=1>(a, d, b, c) }"""
+ALONE = """(int64[N,3] i) => (float[] y) <bfloat16[70000,33] t> {
+    r = Gather(t, i)
+    y = Cast<to=1>(r) }"""
 # One row a sample, made a feature of its own: ids of a large table, and of a float one.
 FEATURES = """(int64[N] i, int64[N] j, float[N,1,16] d) => (float[] y)
     <int8[70000,16] t, float[70000] s, float[5,16] u> {
@@ -50,7 +64,10 @@ def ops(graph: Graph) -> list[str]:
     return [node.op_type for node in graph.nodes]
 
 
-@pytest.mark.parametrize("text", [TWO, MATRIX, SEQUENCES, LARGE, BOTH, EIGHT, FOUR, FEATURES])
+@pytest.mark.parametrize(
+    "text",
+    [TWO, MATRIX, SEQUENCES, LARGE, BOTH, EIGHT, FOUR, FEATURES, HALVES, ALONE],
+)
 @pytest.mark.parametrize("batch", [1, 20])
 def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
     assert [op for op in ops(parse(text)) if op != "Reshape"] == ["LookupConcat"]
@@ -66,6 +83,8 @@ def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
         "c = Concat<axis=1>(a, b) s = ReduceSum(a) r = ReduceSum(b) q = Add(s, r) y = Add(c, q) }",
         "y = Concat<axis=0>(a, a) }",
         "f = Cast<to=11>(a) g = Cast<to=11>(b) y = Concat<axis=1>(f, g) }",
+        "f = Cast<to=10>(a) g = Cast<to=1>(f) h = Cast<to=10>(b) k = Cast<to=1>(h) "
+        "y = Concat<axis=1>(g, k) }",
     ],
 )
 def test_lookups_that_are_read_otherwise_stay(body: str) -> None:
@@ -82,12 +101,12 @@ def test_elements_that_are_reshaped_otherwise_stay() -> None:
     assert "LookupConcat" not in ops(graph)
 
 
-@pytest.mark.parametrize("text", [EIGHT, FOUR])
-def test_codes_of_ids_outside(text: str) -> None:
+@pytest.mark.parametrize("text", [EIGHT, FOUR, HALVES])
+def test_codes_and_halves_of_ids_outside(text: str) -> None:
     graph = parse(text)
     feeds = random_inputs(graph, {"N": 3})
     wanted = run_onnxruntime(graph, feeds)["y"]
-    width = {EIGHT: 20, FOUR: 18}[text]
+    width = {EIGHT: 20, FOUR: 18, HALVES: 20}[text]
     feeds["i"][1] = 7
     with pytest.raises(IdError, match="id is out of range"):
         Compiled(graph)(feeds)
