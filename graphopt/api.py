@@ -312,7 +312,7 @@ def runnable(path: str | Path, engine: Literal["compiled", "auto"] = "compiled")
         artifact = Artifact.load(path)
         return AutoEngine(artifact) if engine == "auto" else artifact
     graph = onnx_io.load(path)  # our own checks come first: a model is untrusted
-    return OnnxModel(path, signature=signature_of(graph))
+    return OnnxModel(path, signature=signature_of(graph)).as_written()
 
 
 def random_inputs(
@@ -364,7 +364,7 @@ def _write_portable(
         result = OnnxModel(folder / output.name, target.name)
         if original is not None:
             stages.begin("verify")
-            original.verify(graph, [result], stages.report)
+            original.verify(graph, [result.as_written()], stages.report)
         stages.end()
         for file in sorted(folder.iterdir(), reverse=True):  # the data file before the model
             os.replace(file, output.with_name(file.name))
@@ -401,7 +401,7 @@ def _write_artifact(
         report.facts["obstacle"] = obstacle(manifest)
         if original is not None:
             stages.begin("verify")
-            results: list[Runnable] = [OnnxModel(folder / PORTABLE)]
+            results: list[Runnable] = [OnnxModel(folder / PORTABLE).as_written()]
             if not report.facts["obstacle"]:
                 results.insert(0, Artifact.load(folder))
             original.verify(graph, results, report)

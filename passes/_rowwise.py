@@ -17,6 +17,14 @@ ELEMENTWISE = frozenset(
     + ["HardSwish", "Identity", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Reciprocal", "Relu"]
     + ["Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh"]
 )
+_QUANTIZING = frozenset(["QuantizeLinear", "DequantizeLinear"])
+
+
+def is_elementwise(node: Node) -> bool:
+    """True if an element of the output depends on the elements of the operands at its place."""
+    if node.op in _QUANTIZING:
+        return all(value is not None and value.rank == 0 for value in node.inputs[1:])
+    return node.op in ELEMENTWISE
 
 
 def operands_at(node: Node, axis: int) -> Operands | None:
@@ -37,6 +45,10 @@ def _elementwise(node: Node, axis: int) -> Operands | None:
     return _broadcast(node, axis, range(len(node.inputs)))
 
 
+def _quantizing(node: Node, axis: int) -> Operands | None:
+    return [(0, axis)] if is_elementwise(node) else None
+
+
 def _broadcast(node: Node, axis: int, slots: range) -> Operands | None:
     """Operands that have an axis of the output; None where its size differs, other than by 1."""
     found, dims = [], node.output.tensor.dims
@@ -52,7 +64,9 @@ def _broadcast(node: Node, axis: int, slots: range) -> Operands | None:
 
 
 def _matmul(node: Node, axis: int) -> Operands | None:
-    ranks = [value.rank or 0 for value in node.inputs if value is not None]
+    if any(value is not None and value.rank != 0 for value in node.inputs[2:]):
+        return None
+    ranks = [value.rank or 0 for value in node.inputs[:2] if value is not None]
     distance = node.output.tensor.rank - axis if node.output.tensor.rank else 0
     if min(ranks) < 2 or distance == 1:
         return None
@@ -125,7 +139,9 @@ _RULES: dict[str, Callable[[Node, int], Operands | None]] = {
     "Gemm": _gemm,
     "LayerNormalization": _layer_normalization,
     "LogSoftmax": _along_others,
+    **dict.fromkeys(_QUANTIZING, _quantizing),
     "MatMul": _matmul,
+    "MatMulInteger": _matmul,
     "Reshape": _reshape,
     "Softmax": _along_others,
     "Transpose": _transpose,

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._rowwise import ELEMENTWISE
+from graphopt.passes._rowwise import is_elementwise
 from graphopt.passes._shapes import reshape_target
 from graphopt.passes._views import View, views_of
 from graphopt.pipeline.base import Fidelity, RewritePass
@@ -83,7 +83,7 @@ def _keeps_axes(node: Node, perm: Sequence[int]) -> bool:
         positions = node.inputs[1]
         return positions is not None and positions.rank == 1 and rank == len(perm)
     return (
-        node.op in ELEMENTWISE
+        is_elementwise(node)
         and rank == len(perm)
         and all(value.const is not None or value.rank == rank for value in _varying(node))
     )

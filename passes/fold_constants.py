@@ -17,6 +17,7 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 MAX_READ = 1 << 30  # a larger table may not fit in memory, and its fold is of no use to anyone
 
 MIN_PACKED = 256  # fewer bytes are not worth an op at run time
+_LAYERS = ("Gemm", "MatMul", "Conv")
 _VIEWS = frozenset(["Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"])
 
 
@@ -87,13 +88,24 @@ class FoldConstants(Pass):
 
 
 def _unpacks(node: Node) -> bool:
-    """True if `node` restores weights that are kept small on purpose."""
+    """True if `node` restores weights that are kept small on purpose.
+
+    Weights of a layer are so in any size: ONNX Runtime rounds those of quantized models again if it
+    finds them in full, to other codes.
+    """
     data = node.const(0)
-    if data is None or data.nbytes < MIN_PACKED:
+    if data is None:
         return False
+    if node.op == "DequantizeLinear" and _is_of_layer(node.output):
+        return True
     halves = data.dtype == np.float16 and node.output.dtype == "float32"
     stored = node.op in ("DequantizeLinear", "graphopt::StoredWeights")
-    return stored or (node.op == "Cast" and halves)
+    return data.nbytes >= MIN_PACKED and (stored or (node.op == "Cast" and halves))
+
+
+def _is_of_layer(value: Value) -> bool:
+    """True if some layer multiplies with `value`."""
+    return any(user.op in _LAYERS and user.input(1) is value for user in value.users)
 
 
 def _bytes(value: Value) -> int | None:

@@ -14,7 +14,9 @@ from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 x, indices = var("x"), var("indices")
 table, ids = const("table"), var("ids")
 
-_COSTLY = frozenset(["MatMul", "Gemm", "Softmax", "LayerNormalization", "graphopt::Attention"])
+_COSTLY = frozenset(
+    ["MatMul", "MatMulInteger", "Gemm", "Softmax", "LayerNormalization", "graphopt::Attention"]
+)
 
 
 @rule(

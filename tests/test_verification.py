@@ -1,4 +1,4 @@
-"""Half precision: how far answers may be apart, and what ONNX Runtime cannot do with it."""
+"""Few bits: how far answers may be apart, and what ONNX Runtime cannot do with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import graphopt
 from graphopt.ir import onnx_io
 from graphopt.targets.portable import OnnxModel
-from graphopt.testing import parse
+from graphopt.testing import parse, run_onnxruntime
 from graphopt.verification import tolerances
 
 
@@ -22,6 +22,7 @@ from graphopt.verification import tolerances
         ("h = Cast<to=10>(x) g = Concat<axis=0>(h, h) y = Cast<to=1>(g)", (1e-4, 1e-5)),
         ("h = Cast<to=10>(x) n = Neg(h) y = Cast<to=1>(n)", (2**-7, 2**-7)),
         ("h = Cast<to=16>(x) n = Neg(h) y = Cast<to=1>(n)", (2**-4, 2**-4)),
+        ("q, s, z = DynamicQuantizeLinear(x) y = DequantizeLinear(q, s, z)", (2**-7, 2**-7)),
     ],
 )
 def test_tolerances(body: str, expected: tuple[float, float]) -> None:
@@ -52,3 +53,21 @@ def test_a_transposed_product_in_half_precision_does_not_crash_onnxruntime(tmp_p
     onnx_io.save(parse(text), tmp_path / "m.onnx")
     model = OnnxModel(tmp_path / "m.onnx")
     assert model.run({"x": np.ones((2, 5, 8), np.float16)})["y"].shape == (5, 2, 8)
+
+
+def test_a_quantized_model_is_compared_with_what_it_says(tmp_path: Path) -> None:
+    """ONNX Runtime's optimizer rounds float weights next to rounded data; the model does not."""
+    text = """(float[N,4] x) => (float[N,3] y) <float s = {0.02}, uint8 z = {128}, float[4,3] w> {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) m = Gemm(d, w)
+        p = QuantizeLinear(m, s, z) y = DequantizeLinear(p, s, z)
+    }"""
+    graph = parse(text)
+    onnx_io.save(graph, tmp_path / "m.onnx")
+    model = OnnxModel(tmp_path / "m.onnx").as_written()
+    feeds = {"x": np.linspace(-1, 1, 400, dtype=np.float32).reshape(100, 4)}
+    assert not np.array_equal(OnnxModel(tmp_path / "m.onnx").run(feeds)["y"], model.run(feeds)["y"])
+    assert np.array_equal(model.run(feeds)["y"], run_onnxruntime(graph, feeds)["y"])
+    assert model.as_written() is model
+    onnx_io.save(parse("(float[N] x) => (float[N] y) { y = Neg(x) }"), tmp_path / "n.onnx")
+    plain = OnnxModel(tmp_path / "n.onnx")
+    assert plain.as_written() is plain

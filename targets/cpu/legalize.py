@@ -21,6 +21,7 @@ from graphopt.targets.cpu import (
     activations,
     cosine,
     gates,
+    integer_products,
     interaction_loops,  # noqa: F401  (importing registers its lowering)
     joined_data,
     layer_norm,
@@ -46,6 +47,7 @@ from graphopt.targets.cpu.kernels.panels import (
     pack_weights,
 )
 from graphopt.targets.cpu.packed_weights import (
+    bias_to_floats,
     dequantize_to_weights,
     dequantized_to_dense,
     stored_to_dequantized,
@@ -66,6 +68,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",
+    f"{DOMAIN}::Limit",
     f"{DOMAIN}::LookupInteraction",
     f"{DOMAIN}::MatrixProducts",
     f"{DOMAIN}::Mixture",
@@ -103,8 +106,11 @@ def legalize(
         every_layer: layers multiply bfloat16 wherever it is faster, not only where the graph rounds
             their operands to it.
     """
+    rewrite(graph, (bias_to_floats,), RewriteStats())
     if vnni:
-        rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
+        for quantized in ((quantized_dense.quantized_to_dense,), *integer_products.STEPS):
+            rewrite(graph, quantized, RewriteStats())
+    rewrite(graph, integer_products.ANYWHERE, RewriteStats())
     rewrite(graph, (dequantized_to_dense,), RewriteStats())
     rewrite(graph, _RULES, RewriteStats())
     for rules in (lookup_concat.COMBINED, lookup_concat.COMPUTED):

@@ -97,6 +97,12 @@ def dense_of(rw: Rewriter, layer: Node, data: Value, attrs: dict[str, Attr]) -> 
     return rw.insert("Dense", inputs, {**attrs, "scale": scale}, domain=DOMAIN).output
 
 
+@rule(restored)
+def bias_to_floats(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
+    """DequantizeLinear(b, scale) -> the bias in floats, which have as many bits"""
+    return _in_full(rw, node, w) if w.dtype == "int32" else NoMatch("it is stored in fewer bits")
+
+
 @rule(restored, op.Cast(w))
 def dequantize_to_weights(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
     """DequantizeLinear(w, scale) -> the weights in full"""
@@ -106,6 +112,12 @@ def dequantize_to_weights(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch
         return NoMatch("rows of it are looked up, and a table stays small")
     if node.op == "Cast":
         return rw.const(w.const.astype(np.float32))
+    return _in_full(rw, node, w)
+
+
+def _in_full(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
+    """What a DequantizeLinear of the constant `w` gives."""
+    assert w.const is not None
     others = [node.const(k) for k in range(1, len(node.inputs))]
     if any(array is None or array.ndim > 1 for array in others):
         return NoMatch("its scale is not one constant per slice")

@@ -31,6 +31,7 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
         if not is_suited(node):
             expand_function(node)
     rewrite(graph, (packed_weights.stored_to_dequantized,), RewriteStats())
+    rewrite(graph, (packed_weights.bias_to_floats,), RewriteStats())
     if multiplies_bytes:
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     for rules in _STEPS:

@@ -128,3 +128,17 @@ def test_transposes_in_a_row_become_one(body: str, after: str) -> None:
 def test_transposes_that_do_not_come_to_one_stay(body: str) -> None:
     outputs = "float[] y, float[] z" if "z = " in body else "float[] y"
     assert_unchanged(CancelTransposes(), ROWS.replace("OUTPUTS", outputs).replace("BODY", body))
+
+
+def test_rounding_to_codes_does_not_mind() -> None:
+    quantized = """(float[N,2,3] x) => (float[N,2,3] y) <{s} s, uint8 z> {{
+        t = Transpose<perm=[0,2,1]>(x) q = QuantizeLinear(t, s, z) d = DequantizeLinear(q, s, z)
+        y = Transpose<perm=[0,2,1]>(d)
+    }}"""
+    after = """(float[N,2,3] x) => (float[N,2,3] y) <float s, uint8 z> {
+        q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)
+    }"""
+    assert_rewrites(CancelTransposes(), quantized.format(s="float"), after)
+    assert_unchanged(
+        CancelTransposes(), quantized.format(s="float[3]").replace("uint8 z", "uint8[3] z")
+    )

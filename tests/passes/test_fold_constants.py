@@ -136,3 +136,20 @@ def test_a_constant_output_folds() -> None:
     graph = parse("(float[4] x) => (float[4] y) <float[4] w> { y = Neg(w) }")
     assert_keeps_outputs(FoldConstants(), graph)
     assert len(graph) == 0 and graph.outputs[0].const is not None
+
+
+def test_weights_of_a_quantized_layer_stay_codes() -> None:
+    """ONNX Runtime would round what it finds in full to codes of its own."""
+    weights = "<int8[2,3] c, float s = {0.1}>"
+    assert_unchanged(
+        FoldConstants(),
+        f"""(float[N,2] x) => (float[N,3] y) {weights} {{
+            w = DequantizeLinear(c, s) y = MatMul(x, w) }}""",
+        "few bits",
+    )
+    before = f"(float[N,3] x) => (float[N,3] y) {weights} {{ w = DequantizeLinear(c, s)"
+    assert_rewrites(
+        FoldConstants(),
+        f"{before.replace('[2,3]', '[3]')} y = Mul(x, w) }}",
+        "(float[N,3] x) => (float[N,3] y) <float[3] w> { y = Mul(x, w) }",
+    )

@@ -157,3 +157,21 @@ def test_ids_whose_rows_are_read_one_by_one_are_taken_apart() -> None:
 )
 def test_ids_whose_rows_are_read_together_stay(body: str) -> None:
     assert_unchanged(HoistSelections(), PAIRS.replace("BODY", body))
+
+
+def test_products_of_bytes_move_up_with_what_rounds() -> None:
+    """As a feed-forward layer has them after dynamic quantization."""
+    before = """(float[N,5,4] x, float s, uint8 z) => (float[N,1,8] y)
+        <int8[4,8] w, int64[1] a = {4}, int64[1] e = {5}, int64[1] one = {1}> {
+        q = QuantizeLinear(x, s, z) p = MatMulInteger(q, w, z) f = Cast<to=1>(p) m = Mul(f, s)
+        y = Slice(m, a, e, one)
+    }"""
+    after = """(float[N,5,4] x, float s, uint8 z) => (float[N,1,8] y)
+        <int8[4,8] w, int64[1] a = {4}> {
+        c = Gather<axis=1>(x, a) q = QuantizeLinear(c, s, z) p = MatMulInteger(q, w, z)
+        f = Cast<to=1>(p) y = Mul(f, s)
+    }"""
+    assert_rewrites(HoistSelections(), before, after)
+    each = before.replace("uint8 z)", "uint8[5,1] z)")
+    each = each.replace("QuantizeLinear(x, s, z)", "Cast<to=2>(x)")
+    assert_unchanged(HoistSelections(), each)
