@@ -166,9 +166,10 @@ def _attending(
         scores(score, q, turned, b, h, first, rows)
         for m in range(rows):
             add_bias(score, added, b, h, first + m, m)
-            if head.activation is None:
-                softmax(score, total, m)
-            else:
+        if head.activation is None:
+            softmax(score, total, rows)
+        else:
+            for m in range(rows):
                 activate(score, factors, b, h, first + m, m)
         mix(y, score, total, v, b, h, first, rows)
 
@@ -253,37 +254,50 @@ def _activating(head: _Head, factor: Axes | None) -> Emitted:
 
 
 def _softmax(head: _Head) -> Emitted:
-    """For use in a kernel: `softmax(score, total, m)` for row m of the scores.
+    """For use in a kernel: `softmax(score, total, rows)`.
 
-    It leaves shares that add up to total[m]; those beyond the last key are 0.
+    It leaves shares of row m that add up to total[m]; those beyond the last key are 0. Each step
+    is taken for all rows before the next one: a core waits for none of them.
     """
     lanes, blocks, s = head.lanes, head.blocks, head.keys
     greatest, add_up = reducing(lanes, T.max), reducing(lanes)
 
     @inlined
-    def softmax(score, total, m):
-        start = T.meta_var(m * blocks * lanes)
-        top = T.alloc_buffer((lanes,), "float32", scope="local")
-        parts = T.alloc_buffer((lanes,), "float32", scope="local")
-        for key in range(blocks * lanes - s):
-            score[start + s + key] = T.float32("-inf")
-        for lane in T.vectorized(lanes):
-            top[lane] = T.float32("-inf")
+    def fill(vectors, rows, value):
+        for m in T.unroll(rows):
+            for lane in T.vectorized(lanes):
+                vectors[m * lanes + lane] = T.float32(value)
+
+    @inlined
+    def softmax(score, total, rows):
+        top = T.alloc_buffer((rows * lanes,), "float32")
+        parts = T.alloc_buffer((rows * lanes,), "float32")
+        for m in T.unroll(rows):
+            for key in range(blocks * lanes - s):
+                score[m * blocks * lanes + s + key] = T.float32("-inf")
+        fill(top, rows, "-inf")
         for block in range(blocks):
-            for lane in T.vectorized(lanes):
-                top[lane] = T.max(top[lane], score[start + block * lanes + lane])
-        greatest(top, 0)
-        for lane in T.vectorized(lanes):
-            parts[lane] = T.float32(0)
+            for m in T.unroll(rows):
+                for lane in T.vectorized(lanes):
+                    top[m * lanes + lane] = T.max(
+                        top[m * lanes + lane], score[(m * blocks + block) * lanes + lane]
+                    )
+        for m in T.unroll(rows):
+            greatest(top, m * lanes)
+        fill(parts, rows, 0)
         for block in range(blocks):
-            for lane in T.vectorized(lanes):
-                score[start + block * lanes + lane] = fast_exp(
-                    score[start + block * lanes + lane] - top[0]
-                )
-            for lane in T.vectorized(lanes):
-                parts[lane] = parts[lane] + score[start + block * lanes + lane]
-        add_up(parts, 0)
-        total[m] = T.Select(s == 0, T.float32(1), parts[0])
+            for m in T.unroll(rows):
+                for lane in T.vectorized(lanes):
+                    score[(m * blocks + block) * lanes + lane] = fast_exp(
+                        score[(m * blocks + block) * lanes + lane] - top[m * lanes]
+                    )
+                for lane in T.vectorized(lanes):
+                    parts[m * lanes + lane] = (
+                        parts[m * lanes + lane] + score[(m * blocks + block) * lanes + lane]
+                    )
+        for m in T.unroll(rows):
+            add_up(parts, m * lanes)
+            total[m] = T.Select(s == 0, T.float32(1), parts[m * lanes])
 
     return softmax
 
