@@ -16,17 +16,35 @@ from graphopt.targets.cpu.kernels.ordering import is_nonzero
 from graphopt.targets.relax.primfunc import int64
 
 THREADS = 1024
+_SIDE_BY_SIDE = 256  # threads of a block that have nothing to do with each other
+
+
+def on_blocks(count: Any, threads: int, body: Callable[[Any, Any], None]) -> None:
+    """`body(block, thread)` for `count` blocks."""
+    with (
+        T.thread_binding(int64(0), count, thread="blockIdx.x") as block,
+        T.thread_binding(int64(0), int64(threads), thread="threadIdx.x") as thread,
+    ):
+        body(block, thread)
+
+
+def each(count: Any, body: Callable[[Any], None]) -> None:
+    """`body(k)` on a thread of its own for each k below `count`."""
+
+    def element(block: Any, thread: Any) -> None:
+        at = T.bind(block * _SIDE_BY_SIDE + thread)
+        with T.If(at < count), T.Then():
+            body(at)
+
+    on_blocks((count + (_SIDE_BY_SIDE - 1)) // _SIDE_BY_SIDE, _SIDE_BY_SIDE, element)
 
 
 def _block(body: Callable[[Any], None]) -> None:
-    with (
-        T.thread_binding(int64(0), int64(1), thread="blockIdx.x"),
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
-    ):
-        body(thread)
+    on_blocks(int64(1), THREADS, lambda _, thread: body(thread))
 
 
-def _wait() -> None:
+def wait() -> None:
+    """A barrier for the threads of a block."""
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
@@ -72,21 +90,59 @@ def _each_nonzero(x: Any, thread: Any, body: Callable[[Any], None]) -> None:
 
 def _scanned(x: Any, thread: Any) -> Any:
     """How many elements are not zero in the stretches of each thread and those before it."""
-    sums = T.alloc_buffer([THREADS], "int32", scope="shared")
     mine = T.alloc_buffer([1], "int32", scope="local")
     T.buffer_store(mine, 0, [0])
     _each_nonzero(x, thread, lambda _: T.buffer_store(mine, mine[0] + 1, [0]))
-    T.buffer_store(sums, mine[0], [thread])
+    return scan(mine[0], thread, THREADS)
+
+
+def scan(own: Any, thread: Any, threads: int, dtype: str = "int32") -> Any:
+    """What each thread of a block and those before it have, added up: [threads]."""
+    sums = T.alloc_buffer([threads], dtype, scope="shared")
+    T.buffer_store(sums, own, [thread])
     distance = 1
-    while distance < THREADS:
-        _wait()
+    while distance < threads:
+        wait()
         earlier = sums[tirx.max(thread - distance, int64(0))]
-        total = T.bind(sums[thread] + T.Select(thread >= distance, earlier, tirx.const(0, "int32")))
-        _wait()
+        total = T.bind(sums[thread] + T.Select(thread >= distance, earlier, tirx.const(0, dtype)))
+        wait()
         T.buffer_store(sums, total, [thread])
         distance *= 2
-    _wait()
+    wait()
     return sums
+
+
+def number_groups(order: Any, starts: Any, which: Any) -> None:
+    """The statements of the kernel: which[order[j]] = the number of starts up to j, less one."""
+
+    def body(j: Any) -> None:
+        T.buffer_store(which, bisected(starts, j) - 1, [order[j]])
+
+    each(int64(order.shape[0]), body)
+
+
+def find_each(ascending: Any, which: Any, values: Any, out: Any) -> None:
+    """The statements of the kernel: out[i] = where values[which[i]] is among the ascending."""
+
+    def body(i: Any) -> None:
+        T.buffer_store(out, bisected(ascending, values[which[i]]) - 1, [i])
+
+    each(int64(which.shape[0]), body)
+
+
+def bisected(ascending: Any, value: Any) -> Any:
+    """How many of some ascending numbers are at most `value`."""
+    span = T.alloc_buffer([2], "int64", scope="local")
+    T.buffer_store(span, int64(0), [0])
+    T.buffer_store(span, int64(ascending.shape[0]), [1])
+    with T.While(span[0] < span[1]):
+        middle = T.bind((span[0] + span[1]) // 2)
+        with T.If(ascending[middle] <= value):
+            with T.Then():
+                T.buffer_store(span, middle + 1, [0])
+            with T.Else():
+                T.buffer_store(span, middle, [1])
+    return span[0]
 
 
 def last_writers(count: Any, place_of: Callable[[Any], tuple[Any, Any]], writer: Any) -> None:
@@ -102,7 +158,7 @@ def last_writers(count: Any, place_of: Callable[[Any], tuple[Any, Any]], writer:
             at = T.bind(turn * THREADS + thread)
             with T.If(at < places), T.Then():
                 T.buffer_store(writer, -1, [at])
-        _wait()
+        wait()
         with T.serial(int64(0), (int64(count) + (THREADS - 1)) // THREADS) as turn:
             k = T.bind(turn * THREADS + thread)
             with T.If(k < count), T.Then():

@@ -14,4 +14,5 @@ def register() -> None:
         products,
         recurrent,
         rows,
+        scatter,
     )

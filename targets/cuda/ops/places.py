@@ -1,4 +1,4 @@
-"""NonZero and ScatterND: positions by one block, all else by many."""
+"""NonZero, Compress and Unique: positions by one block, all else by many."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from tvm import relax, te, tirx
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Value
+from graphopt.targets.cpu.kernels.ordering import precedes
 from graphopt.targets.cuda.kernels import places
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
-from graphopt.targets.cuda.ops.lookup import demand_tuples
-from graphopt.targets.kernels import bounds
-from graphopt.targets.relax.loops import loops, row_major
-from graphopt.targets.relax.lowering import Lowering, compute, converter_of, int64
-from graphopt.targets.relax.operands import describe, same_sizes, tensor_input
-from graphopt.targets.relax.ops.indexing import tuple_size
-from graphopt.targets.relax.ops.selection import counted, nonzero
+from graphopt.targets.cuda.ops.lines import sorted_lines
+from graphopt.targets.relax.loops import loops
+from graphopt.targets.relax.lowering import Lowering, compute, int64
+from graphopt.targets.relax.operands import tensor_input
+from graphopt.targets.relax.ops.selection import compress, counted, nonzero
 
 
 @lowers("NonZero")
@@ -24,54 +23,94 @@ def _nonzero(lower: CudaLowering, node: Node) -> relax.Expr:
     return nonzero(lower, node, _positions)
 
 
+@lowers("Compress")
+def _compress(lower: CudaLowering, node: Node) -> relax.Expr:
+    return compress(lower, node, _positions)
+
+
 def _positions(lower: Lowering, value: Value, axis: int, result: Value) -> tuple[relax.Expr, Any]:
     flat = lower.reshape(lower.expr(value), [lower.dim(dims.product(value.tensor.dims))])
     (count,) = loops(lower, places.count_nonzero, [flat], [([1], "int64")])
     size = counted(lower, result, axis, count)
-    return loops(lower, places.find_nonzero, [flat], [([size], "int64")])[0], size
+    return _found(lower, flat, size), size
 
 
-@lowers("ScatterND")
-def _scatter_nd(lower: CudaLowering, node: Node) -> Any:
-    data, ids, updates = (tensor_input(node, k) for k in range(3))
-    sizes, depth = data.tensor.dims, tuple_size(lower, ids)
-    indexed, rest = sizes[:depth], sizes[depth:]
-    wanted = (*ids.tensor.dims[:-1], *rest)
-    if node.attr("reduction", "none") != "none" or not depth:
-        general = converter_of(node.op_type, "", "")
-        assert general is not None
-        return general(lower, node)
-    extents = [int64(lower.dim(size)) for size in indexed]
-    demand_tuples(lower, node, extents)
-    count, inner = lower.dim(dims.product(ids.tensor.dims[:-1])), lower.dim(dims.product(rest))
-    rows = lower.dim(dims.product(indexed))
+def _found(lower: Lowering, flat: relax.Expr, size: Any) -> relax.Expr:
+    """The positions of the `size` elements that are not zero."""
+    return loops(lower, places.find_nonzero, [flat], [([size], "int64")])[0]
 
-    def write(indices: Any, writer: Any) -> None:
-        def place_of(k: Any) -> tuple[Any, Any]:
-            index = [indices[k, d].astype("int64") for d in range(depth)]
-            inside = [tirx.max(tirx.min(i, n - 1), -n) for i, n in zip(index, extents)]
-            found = [tirx.Select(i < 0, i + n, i) for i, n in zip(inside, extents)]
-            valid = [bounds.is_valid(i, n) for i, n in zip(index, extents)]
-            writes = tirx.all(*valid) if lower.oob == "zero" else tirx.const(True, "bool")
-            return row_major(found, extents), writes
 
-        places.last_writers(int64(count), place_of, writer)
+@lowers("Unique")
+def _unique(lower: CudaLowering, node: Node) -> list[relax.Expr]:
+    data = tensor_input(node, 0)
+    if node.attrs.get("axis") is not None and data.rank != 1:
+        raise lower.unsupported("it compares slices along an axis, not elements")
+    length = lower.dim(dims.product(data.tensor.dims))
+    flat = lower.reshape(lower.expr(data), [length])
+    cube = lower.reshape(flat, [1, length, 1])
+    order = lower.reshape(sorted_lines(lower, cube, [1, length, 1], data.dtype, False), [length])
 
-    tuples = lower.reshape(lower.expr(ids), [count, depth])
-    (writer,) = loops(lower, write, [tuples], [([rows], "int32")])
+    def is_new(x: te.Tensor, by: te.Tensor) -> te.Tensor:
+        def element(j: Any) -> Any:
+            before = tirx.if_then_else(j > 0, by(j - 1), by(j))
+            return tirx.any(tirx.EQ(j, int64(0)), precedes(x(before), x(by(j)), data.dtype, False))
 
-    def take(x: te.Tensor, changes: te.Tensor, by: te.Tensor) -> te.Tensor:
-        def element(i: Any, j: Any) -> Any:
-            update = changes(by(i).astype("int64") * int64(inner) + j)
-            return tirx.if_then_else(by(i) >= 0, update, x(i, j))
+        return compute([length], element, "is_new")
 
-        return compute([rows, inner], element, "scatter_nd")
+    marks = lower.te(is_new, flat, order)
+    (count,) = loops(lower, places.count_nonzero, [marks], [([1], "int64")])
+    size = counted(lower, node.output, 0, count)
+    for value in node.outputs[1:]:
+        if value.rank == 1 and not isinstance(value.tensor.dims[0], int):
+            known = value.tensor.dims[0] in data.tensor.dims
+            if not known and value is not node.outputs[2]:
+                lower.bind_size(str(value.tensor.dims[0]), count)
+    starts = _found(lower, marks, size)
 
-    old = lower.reshape(lower.expr(data), [rows, inner])
-    changes = lower.reshape(lower.expr(updates), [lower.dim(dims.product(updates.tensor.dims))])
-    same = same_sizes(lower, updates.tensor.dims, wanted)
-    checks = [(same, f"{describe(node)}: its updates do not fit its indices")]
-    result = lower.te(
-        take, old, changes, writer, checks=checks if updates.tensor.dims != wanted else ()
-    )
-    return lower.reshape(result, lower.shape(node.output))
+    def assign(by: Any, first: Any, which: Any) -> None:
+        places.number_groups(by, first, which)
+
+    (which,) = loops(lower, assign, [order, starts], [([length], "int64")])
+
+    def frequency(first: te.Tensor) -> te.Tensor:
+        def element(g: Any) -> Any:
+            end = tirx.if_then_else(g + 1 < int64(size), first(g + 1), int64(length))
+            return end - first(g)
+
+        return compute([size], element, "frequency")
+
+    counts = lower.te(frequency, starts)
+    # The sort is stable, so that the first of a group in order is its first one at all.
+    first = _taken(lower, order, starts, size)
+    if not node.attr("sorted"):
+        first, which, counts = _by_occurrence(lower, first, which, counts, length, size)
+    values = _taken(lower, flat, first, size)
+    return [values, first, which, counts][: len(node.outputs)]
+
+
+def _by_occurrence(
+    lower: Lowering,
+    first: relax.Expr,
+    which: relax.Expr,
+    counts: relax.Expr,
+    length: Any,
+    size: Any,
+) -> tuple[relax.Expr, relax.Expr, relax.Expr]:
+    """The same in the order in which distinct elements are met first."""
+
+    def is_first(group: te.Tensor, at: te.Tensor) -> te.Tensor:
+        return compute([length], lambda i: tirx.EQ(at(group(i)), i), "is_first")
+
+    marks = lower.te(is_first, which, first)
+    met = _found(lower, marks, size)
+
+    def rank(at: Any, group: Any, own: Any, ranked: Any) -> None:
+        places.find_each(at, group, own, ranked)
+
+    (ranked,) = loops(lower, rank, [met, which, first], [([length], "int64")])
+    return met, ranked, _taken(lower, counts, _taken(lower, which, met, size), size)
+
+
+def _taken(lower: Lowering, x: relax.Expr, by: relax.Expr, size: Any) -> relax.Expr:
+    """x[by]"""
+    return lower.te(lambda x, by: compute([size], lambda j: x(by(j)), "taken"), x, by)

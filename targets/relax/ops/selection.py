@@ -139,6 +139,11 @@ def nonzero(lower: Lowering, node: Node, positions: Positions) -> relax.Expr:
 
 @lowers("Compress")
 def _compress(lower: Lowering, node: Node) -> relax.Expr:
+    return compress(lower, node, _positions)
+
+
+def compress(lower: Lowering, node: Node, positions: Positions) -> relax.Expr:
+    """The output of a Compress, the positions of whose condition `positions` finds."""
     data, condition = node.inputs[0], node.inputs[1]
     assert data is not None and condition is not None
     axis = node.attrs.get("axis")
@@ -148,7 +153,7 @@ def _compress(lower: Lowering, node: Node) -> relax.Expr:
     else:
         source, shape = lower.expr(data), lower.shape(data)
         at = axis % len(shape)
-    found, count = _positions(lower, condition, at, node.output)
+    found, count = positions(lower, condition, at, node.output)
     (given,) = lower.shape(condition)
     message = "Compress: the condition is longer than the axis"
     checks = [(tirx.LE(int64(given), int64(shape[at])), message)]

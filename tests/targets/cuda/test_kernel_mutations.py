@@ -31,6 +31,7 @@ from .mutants import Mutation, mutant, replaced
 RNG = np.random.default_rng(31)
 N, T, S = (Sym.named(name) for name in "nts")
 DOMAIN = "graphopt"
+STANDARD = ("LayerNormalization", "Softmax", "TopK", "NonZero", "CumSum", "ScatterElements")
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -56,7 +57,7 @@ class Model:
         inputs = [self._own(value) for value in self.graph.inputs]
         given = [self.graph.constant(array) for array in constants]
         operands = [*given, *inputs] if first else [*inputs, *given]
-        domain = "" if op in ("LayerNormalization", "Softmax", "TopK", "NonZero") else DOMAIN
+        domain = "" if op in STANDARD else DOMAIN
         outputs = 2 if op == "TopK" else 1
         node = self.graph.insert(op, operands, attrs, domain=domain, outputs=outputs)
         self.graph.set_outputs(node.outputs[:1], ["y"])
@@ -129,10 +130,27 @@ def places() -> Model:
     return Model(x=(RNG.integers(0, 2, (48, 7)), N, 7)).of("NonZero")
 
 
+def selected(length: int, taken: int) -> Model:
+    model = Model(x=(normal(2, length), N, length))
+    return model.of("TopK", np.array([taken]), axis=1, largest=1, sorted=1)
+
+
+def summed() -> Model:
+    return Model(x=(RNG.integers(-9, 9, (600, 2)), N, 2)).of("CumSum", np.array(0))
+
+
+def scattered() -> Model:
+    at, updates = RNG.integers(0, 5, (150, 2)), normal(150, 2)
+    model = Model(x=(normal(5, 2), N, 2), at=(at, T, 2), v=(updates, T, 2))
+    return model.of("ScatterElements", axis=0, reduction="add")
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "bag": bags, "parts": parts, "dots": dots, "fm": lambda: machine(0),
     "pooled": lambda: machine(1), "cross": crossed, "cin": compressed,
     "attention": attended, "norm": normalized, "softmax": softmax, "topk": order, "nonzero": places,
+    "best": lambda: selected(1100, 5), "sort": lambda: selected(600, 600), "sums": summed,
+    "scatter": scattered,
 }  # fmt: skip
 SHUFFLED = r"(_ptr(?:_\d)?\[\d\]) = \(_ptr(?:_\d)?\[\d\] \+ __shfl_xor_sync\([^;]*, {}, 32\)\);"
 MUTATIONS: dict[str, tuple[str, Mutation]] = {
@@ -178,6 +196,20 @@ MUTATIONS: dict[str, tuple[str, Mutation]] = {
     ),
     "topk: an element too few": ("topk", Mutation("topk", r"< \(int64_t\)37;", "< (int64_t)36;")),
     "topk: places taken twice": ("topk", Mutation("topk", r"\(v_2 < v_4\)", "(v_2 <= v_4)")),
+    "best: all to one place": ("best", Mutation("topk_", r"\[0\]\)\), 1\);", "[0])), 0);")),
+    "best: half of the sort": ("best", Mutation("topk_", r"< \(int64_t\)11;", "< 6;")),
+    "best: none waits": ("best", Mutation("topk_", r"__syncthreads\(\);", ";")),
+    "sort: a digit too few": ("sort", Mutation("topk_", r"< 4;", "< 3;")),
+    "sort: counts that are not there yet": (
+        "sort", Mutation("topk_", r"(?s)(__syncthreads\(\);.*?)__syncthreads\(\);", r"\1")
+    ),
+    "sums: what came before is forgotten": (
+        "sums", Mutation("cumsum", r"= \(_ptr\[0\] \+ _ptr_1\[255\]", "= (_ptr_1[255]")
+    ),
+    "sums: none waits": ("sums", Mutation("cumsum", r"__syncthreads\(\);", ";")),
+    "scatter: an update too few": (
+        "scatter", Mutation("elements1", r"(\(_ptr\[0\] \+ )\(int64_t\)1\);", r"\g<1>2);")
+    ),
     "nonzero: no barrier": ("nonzero", Mutation("nonzero", r"__syncthreads\(\);", ";")),
     "nonzero: a step of the sums too few": (
         "nonzero", Mutation("nonzero", r"\(int64_t\)4 <= ", "(int64_t)4096 <= ")
