@@ -61,7 +61,16 @@ def tolerances(graph: Graph, precision: str = "fp32") -> tuple[float, float]:
     found = [_EPSILON.get(value.dtype, 0.0) for value in _computed(graph)]
     half = 8 * max([*found, _EPSILON.get(precision, 0.0)])
     codes = 2 * max((2.0 ** -_BITS.get(value.dtype, 32) for value in _rounded(graph)), default=0.0)
-    return max(1e-4, half, codes), max(1e-5, half, codes)
+    return max(1e-4, half, codes), max(1e-5, half, codes, *_steps(graph))
+
+
+def _steps(graph: Graph) -> Iterator[float]:
+    """How far apart two codes are that an output is restored from, and a little more."""
+    for value in graph.outputs:
+        made = value.producer
+        scale = made.const(1) if made is not None and made.op == "DequantizeLinear" else None
+        if scale is not None and scale.size:
+            yield 1.001 * float(np.abs(scale).max())
 
 
 def _rounded(graph: Graph) -> Iterator[Value]:

@@ -21,6 +21,7 @@ OLDEST_OPSET = 7
 _ATTRIBUTE_KINDS = frozenset(
     ["FLOAT", "INT", "STRING", "TENSOR", "GRAPH", "FLOATS", "INTS", "STRINGS"]
 )
+_ALONG_AN_AXIS = frozenset(["Gather", "GatherElements", "ScatterElements"])  # unchecked by onnx
 _DTYPES = frozenset(TensorProto.DataType.values())
 
 
@@ -233,6 +234,11 @@ def check_call(call: OpCall, found: OpSchema, version: int) -> None:
     for name, formal in found.attributes.items():
         if formal.required and name not in call.attrs:
             raise call.invalid(f"its attribute {name!r} is missing")
+    data = call.inputs[0] if call.inputs else None
+    if call.op_type in _ALONG_AN_AXIS and not call.domain and data is not None and data.shape:
+        axis, rank = call.attrs.get("axis", 0), len(data.shape)
+        if not -rank <= axis < rank:
+            raise call.invalid(f"axis {axis} is out of range for rank {rank}")
 
 
 def check_bodies(call: OpCall) -> None:

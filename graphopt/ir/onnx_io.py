@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from graphopt.errors import GraphoptError, InvalidModelError, UnsupportedOpError
-from graphopt.ir import schema
+from graphopt.ir import contrib, schema
 from graphopt.ir.atomic import replacing
 from graphopt.ir.control import body_input_type, widen_carried
 from graphopt.ir.dims import Sym
@@ -163,18 +163,25 @@ class _Importer:
         call = self._call(node, inputs)
         version = self.opset if not call.domain else graph.opset(call.domain)
         found = schema.find(call.op_type, call.domain, version)
-        if found is None and not has_type_rule(call.op_type, call.domain):
+        known = contrib.is_known(call)
+        if found is None and not known and not has_type_rule(call.op_type, call.domain):
             name = f"{call.domain}::{call.op_type}" if call.domain else call.op_type
             where = f"{call.domain or 'ai.onnx'} opset {version}"
-            if call.domain and call.domain not in graph.opsets:
+            if call.domain.startswith(contrib.DOMAIN):
+                where = f"what is read of ONNX Runtime's own ops ({call.domain}); give the model "
+                where += "as it was before ONNX Runtime's optimizations"
+            elif call.domain and call.domain not in graph.opsets:
                 where = f"domain {call.domain!r}, which the model does not import"
             raise UnsupportedOpError(name, f"no such op in {where}", call.origin)
         if found is not None:
             drop_omitted(call, found)
-        call.outputs = [name or graph.fresh_name(call.op_type) for name in call.outputs]
+        if not known:
+            call.outputs = [name or graph.fresh_name(call.op_type) for name in call.outputs]
         check_form(call, self.opset)
         try:
             call.attrs = self._attributes(node, call, graph, scope)
+            if known:
+                return contrib.standard(graph, call)
             if found is not None:
                 check_call(call, found, version)
                 check_bodies(call)

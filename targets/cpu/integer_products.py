@@ -16,16 +16,10 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.kernels.int8_gemm import (
-    GROUP,
-    Quantization,
-    int8_gemm,
-    int8_params,
-    pack_int8,
-    pack_start,
-)
+from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_int8, pack_start
 from graphopt.targets.cpu.kernels.limit import limit
 from graphopt.targets.cpu.kernels.panels import pack_bias
+from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 from graphopt.targets.cpu.packed_weights import bias_row
 from graphopt.targets.relax.lowering import Lowering, lowers
 from graphopt.targets.relax.scalar import const as number

@@ -137,6 +137,10 @@ GRAPHS = [
     text("an attribute of another type", 'y = Flatten<axis="last">(x)', "Flatten.*axis"),
     text("an attribute missing", "y = Concat(x, x)", "Concat.*axis"),
     text("an axis out of range", "y = Softmax<axis=7>(x)", "Softmax.*axis"),
+    text("a gather along no axis", "i = Constant<value_int=0>() y = Gather<axis=5>(x, i)",
+         "Gather.*axis 5"),
+    text("an op of ONNX Runtime that is not read", "y = com.microsoft.Inverse(x)",
+         "Inverse.*before ONNX Runtime's optimizations"),
     text("too few inputs", "y = Gemm(x)", "Gemm.*'y'"),
     text("too many inputs", "y = Relu(x, x)", "Relu.*'y'"),
     text("an If with one branch", "c = Constant<value_int=1>() d = Cast<to=9>(c)"

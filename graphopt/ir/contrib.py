@@ -1,0 +1,231 @@
+"""Ops that ONNX Runtime's optimizer and quantizer write, in the terms of standard ONNX.
+
+A model saved after its optimizations, or quantized in operator format, has ops of the domain
+`com.microsoft`. Each adapter inserts what its op computes, as ONNX Runtime documents it; passes and
+targets then see one form. `Gelu` is by `Erf`, quantized ops are those on floats in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from graphopt.ir.graph import Graph, Value
+from graphopt.ir.types import TensorType, dtype_to_numpy, dtype_to_onnx
+from graphopt.ir.upgrade import OpCall
+
+DOMAIN = "com.microsoft"
+
+# What FusedGemm may apply, and the attributes that it hands over.
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign"), ()),
+    **dict.fromkeys(("LeakyRelu", "Elu", "ThresholdedRelu"), ("alpha",)),
+    "HardSigmoid": ("alpha", "beta"),
+    "Selu": ("alpha", "gamma"),
+}
+
+
+class _Steps:
+    """Inserts the nodes that stand for a call; the result of one is its first output."""
+
+    def __init__(self, graph: Graph, call: OpCall) -> None:
+        self.graph, self.call = graph, call
+
+    def __call__(self, op_type: str, *inputs: Value | None, **attrs: Any) -> Value:
+        return self.graph.insert(op_type, inputs, attrs, origin=self.call.origin).outputs[0]
+
+    def input(self, slot: int) -> Value | None:
+        """An operand, None where it is left out."""
+        return self.call.inputs[slot] if slot < len(self.call.inputs) else None
+
+    def value(self, slot: int) -> Value:
+        """An operand that must be there, a tensor."""
+        value = self.input(slot)
+        if value is None or not isinstance(value.type, TensorType):
+            raise self.call.invalid(f"input {slot} must be a tensor")
+        return value
+
+    def number(self, number: float, like: Value) -> Value:
+        """A constant of the dtype of `like`."""
+        return self.graph.constant(np.array(number, dtype_to_numpy(like.dtype)))
+
+    def floats(self, slot: int, axis: int = -1) -> Value:
+        """The codes of input `slot` as floats; the scale and zero point are the inputs after it."""
+        codes, rank = self.value(slot), self.value(slot).rank
+        per_slice = self.value(slot + 1).rank == 1 and rank
+        attrs = {"axis": axis % rank} if per_slice and rank else {}
+        return self("DequantizeLinear", codes, self.value(slot + 1), self.input(slot + 2), **attrs)
+
+    def codes(self, floats: Value, slot: int) -> Value:
+        """`floats` as codes by the scale and zero point at input `slot`."""
+        return self("QuantizeLinear", floats, self.value(slot), self.input(slot + 1))
+
+
+Adapter = Callable[[_Steps, dict[str, Any]], "Value | Sequence[Value]"]
+
+
+def _transposed(do: _Steps, value: Value) -> Value:
+    """The last two axes in the other order; a vector stays."""
+    if value.rank is None:
+        raise do.call.unsupported("it transposes a tensor of unknown rank")
+    axes = list(range(value.rank))
+    return do("Transpose", value, perm=[*axes[:-2], *axes[-2:][::-1]]) if len(axes) > 1 else value
+
+
+def _fused_gemm(do: _Steps, attrs: dict[str, Any]) -> Value:
+    kind = attrs.pop("activation", "")
+    if kind and kind not in _ACTIVATIONS:
+        raise do.call.unsupported(f"its activation {kind!r} is not known")
+    given = {k.removeprefix("activation_"): attrs.pop(k) for k in list(attrs) if "activation" in k}
+    product = do("Gemm", *do.call.inputs, **attrs)
+    if not kind:
+        return product
+    return do(kind, product, **{name: given[name] for name in _ACTIVATIONS[kind] if name in given})
+
+
+def _fused_matmul(do: _Steps, attrs: dict[str, Any]) -> Value:
+    if attrs.get("transBatchA") or attrs.get("transBatchB"):
+        raise do.call.unsupported("it transposes batches")
+    a, b = do.value(0), do.value(1)
+    a = _transposed(do, a) if attrs.get("transA") else a
+    b = _transposed(do, b) if attrs.get("transB") else b
+    product, alpha = do("MatMul", a, b), attrs.get("alpha", 1.0)
+    return product if alpha == 1.0 else do("Mul", product, do.number(alpha, product))
+
+
+def _gelu(do: _Steps, x: Value) -> Value:
+    one, half = do.number(1.0, x), do.number(0.5, x)
+    bell = do("Erf", do("Mul", x, do.number(0.5**0.5, x)))
+    return do("Mul", do("Mul", x, do("Add", bell, one)), half)
+
+
+def _fast_gelu(do: _Steps, attrs: dict[str, Any]) -> Value:
+    x = do.value(0) if do.input(1) is None else do("Add", do.value(0), do.value(1))
+    cube = do("Mul", do("Mul", do("Mul", x, x), x), do.number(0.044715, x))
+    inner = do("Mul", do("Add", x, cube), do.number((2 / np.pi) ** 0.5, x))
+    bell = do("Add", do("Tanh", inner), do.number(1.0, x))
+    return do("Mul", do("Mul", x, bell), do.number(0.5, x))
+
+
+def _quick_gelu(do: _Steps, attrs: dict[str, Any]) -> Value:
+    x, alpha = do.value(0), attrs.get("alpha", 1.702)
+    return do("Mul", x, do("Sigmoid", do("Mul", x, do.number(alpha, x))))
+
+
+def _skip_layer_normalization(do: _Steps, attrs: dict[str, Any]) -> Sequence[Value]:
+    total = do("Add", do.value(0), do.value(1))
+    if (bias := do.input(4)) is not None:
+        total = do("Add", total, bias)
+    if any(do.call.outputs[1:3]):
+        raise do.call.unsupported("its means are read, which only training does")
+    beta = do.input(3)
+    parts = [total, do.value(2), *([] if beta is None else [beta])]
+    epsilon = attrs.get("epsilon", 1e-12)
+    result = do("LayerNormalization", *parts, axis=-1, epsilon=epsilon)
+    return [result, result, result, total][: len(do.call.outputs)]
+
+
+def _matmul_to_float(do: _Steps, attrs: dict[str, Any]) -> Value:
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = (do.input(slot) for slot in range(7))
+    return _scaled_product(do, (a, b, a_zero, b_zero), do("Mul", a_scale, b_scale), bias)
+
+
+def _dynamic_matmul(do: _Steps, attrs: dict[str, Any]) -> Value:
+    made = do.graph.insert("DynamicQuantizeLinear", [do.value(0)], outputs=3, origin=do.call.origin)
+    codes, scale, zero = made.outputs
+    factors = (codes, do.value(1), zero, do.input(3))
+    return _scaled_product(do, factors, do("Mul", scale, do.value(2)), do.input(4))
+
+
+def _scaled_product(
+    do: _Steps, factors: Sequence[Value | None], scale: Value, bias: Value | None
+) -> Value:
+    sums = do("Cast", do("MatMulInteger", *_without_end(factors)), to=dtype_to_onnx("float32"))
+    product = do("Mul", sums, scale)
+    return product if bias is None else do("Add", product, bias)
+
+
+def _without_end(inputs: Sequence[Value | None]) -> list[Value | None]:
+    kept = list(inputs)
+    while kept[-1] is None:
+        kept.pop()
+    return kept
+
+
+def _on_floats(op_type: str, operands: int) -> Adapter:
+    """A quantized op: codes to floats, `op_type`, floats to codes."""
+
+    def adapter(do: _Steps, attrs: dict[str, Any]) -> Value:
+        if attrs.pop("channels_last", 0):
+            raise do.call.unsupported("its channels come last")
+        attrs.pop("opset", None)
+        given = [do.floats(3 * k) for k in range(operands)]
+        return do.codes(do(op_type, *given, **attrs), 3 * operands)
+
+    return adapter
+
+
+def _qlinear_concat(do: _Steps, attrs: dict[str, Any]) -> Value:
+    given = [do.floats(slot) for slot in range(2, len(do.call.inputs), 3)]
+    return do.codes(do("Concat", *given, **attrs), 0)
+
+
+def _qlinear_where(do: _Steps, attrs: dict[str, Any]) -> Value:
+    return do.codes(do("Where", do.value(0), do.floats(1), do.floats(4)), 7)
+
+
+def _qgemm(do: _Steps, attrs: dict[str, Any]) -> Value:
+    alpha = attrs.get("alpha", 1.0)
+    turned = bool(attrs.get("transB", 0))
+    inputs: list[Value] = [do.floats(0), do.floats(3, axis=0 if turned else 1)]
+    if (bias := do.input(6)) is not None:
+        scale = do("Mul", do.value(1), do.value(4))
+        floats = do("Cast", bias, to=dtype_to_onnx("float32"))
+        inputs.append(do("Mul", floats, do("Mul", scale, do.number(alpha, scale))))
+    product = do("Gemm", *inputs, **attrs)
+    return product if do.input(7) is None else do.codes(product, 7)
+
+
+_ADAPTERS: dict[str, Adapter] = {
+    "BiasGelu": lambda do, attrs: _gelu(do, do("Add", do.value(0), do.value(1))),
+    "DequantizeLinear": lambda do, attrs: do("DequantizeLinear", *do.call.inputs, **attrs),
+    "DynamicQuantizeMatMul": _dynamic_matmul,
+    "FastGelu": _fast_gelu,
+    "FusedGemm": _fused_gemm,
+    "FusedMatMul": _fused_matmul,
+    "Gelu": lambda do, attrs: _gelu(do, do.value(0)),
+    "MatMulIntegerToFloat": _matmul_to_float,
+    "QGemm": _qgemm,
+    "QLinearAdd": _on_floats("Add", 2),
+    "QLinearConcat": _qlinear_concat,
+    "QLinearLeakyRelu": _on_floats("LeakyRelu", 1),
+    "QLinearMul": _on_floats("Mul", 2),
+    "QLinearSigmoid": _on_floats("Sigmoid", 1),
+    "QLinearSoftmax": _on_floats("Softmax", 1),
+    "QLinearWhere": _qlinear_where,
+    "QuantizeLinear": lambda do, attrs: do("QuantizeLinear", *do.call.inputs, **attrs),
+    "QuickGelu": _quick_gelu,
+    "SkipLayerNormalization": _skip_layer_normalization,
+    "TransposeMatMul": _fused_matmul,
+}
+
+
+def is_known(call: OpCall) -> bool:
+    """True for an op of ONNX Runtime's own domain that `standard` can write."""
+    return call.domain == DOMAIN and call.op_type in _ADAPTERS
+
+
+def standard(graph: Graph, call: OpCall) -> Sequence[Value]:
+    """Insert what `call` computes; returns its results.
+
+    Raises:
+        InvalidModelError: the call does not fit its op.
+        UnsupportedOpError: it asks for something that is not handled.
+    """
+    made = _ADAPTERS[call.op_type](_Steps(graph, call), dict(call.attrs))
+    results = [made] if isinstance(made, Value) else list(made)
+    if len(results) < len(call.outputs):
+        raise call.invalid(f"it has {len(call.outputs)} outputs instead of {len(results)}")
+    return results
