@@ -7,13 +7,14 @@ chooses the fastest of its kernels (`max_autotune`) and calls them from C++. ONN
 follows from the shapes before TVM's frontend reads the graph, which then goes through TVM's `zero`
 and default pipelines for this CPU; its own schedules for CPUs (dlight) changed no time.
 
-Compilers crash and hang, so the first to compile for a shape is a process of its own, which has
-`LIMIT` seconds. What PyTorch generates there is found again in its cache.
+Compilers crash and hang: another process is the first to compile for a shape, in `LIMIT` seconds.
+What PyTorch generates there is found again in its cache.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,13 +95,17 @@ def _torch(model: Path, feeds: Feeds) -> Bound:
     return run
 
 
+Attempt = tuple[str, Path, dict[str, np.ndarray]]
 COMPILERS = {"tvm": _tvm, "torch": _torch}
 
 
 def _opened(name: str, model: Path) -> Callable[[Feeds], Bound]:
+    coming: deque[Attempt] = deque()
+    done = isolated_map(refusal, iter(coming.popleft, None), jobs=1, timeout=LIMIT)
+
     def bound(feeds: Feeds) -> Bound:
-        attempt = (name, model, dict(feeds))
-        ((_, reason),) = isolated_map(refusal, [attempt], jobs=1, timeout=LIMIT)
+        coming.append((name, model, dict(feeds)))
+        _, reason = next(done)
         if reason is not None:
             raise Unavailable(reason.reason if isinstance(reason, Lost) else reason)
         return COMPILERS[name](model, feeds)
@@ -108,7 +113,7 @@ def _opened(name: str, model: Path) -> Callable[[Feeds], Bound]:
     return bound
 
 
-def refusal(attempt: tuple[str, Path, dict[str, np.ndarray]]) -> str | None:
+def refusal(attempt: Attempt) -> str | None:
     """Why a compiler cannot run a model on some inputs; None if it can."""
     name, model, feeds = attempt
     peer = Peer(name, name, "fp32", lambda path: partial(COMPILERS[name], path))
