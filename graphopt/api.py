@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -98,6 +98,12 @@ def optimize(
     return _optimized(graph, pipeline, report, instruments, compression)
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Of Python and what results depend on; each takes reading a file."""
+    return {name: version(name) for name in _VERSIONS} | {"python": python_version()}
+
+
 def _optimized(
     graph: Graph,
     pipeline: Pipeline,
@@ -119,7 +125,7 @@ def _optimized(
             run(graph, None)
     after = size_of(graph)
     report.facts |= {
-        "versions": {name: version(name) for name in _VERSIONS} | {"python": python_version()},
+        "versions": _versions(),
         "pipeline": str(pipeline),
         "nodes": [before.nodes, after.nodes],
         "constant_bytes": [before.bytes, after.bytes],

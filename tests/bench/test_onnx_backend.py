@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -50,7 +51,12 @@ unsqueeze_axis_0 where_example
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, Case]:
-    return {case.name: case for case in onnx_backend.collect_cases()}
+    """All but pooling, whose expected values onnx computes for 6 of 8 seconds."""
+    home = "onnx.backend.test.case.node"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("averagepool", "lppool", "maxpool"):
+            patch.setitem(sys.modules, f"{home}.{name}", ModuleType(name))
+        return {case.name: case for case in onnx_backend.collect_cases()}
 
 
 @pytest.mark.parametrize("name", _PASSING.split())
