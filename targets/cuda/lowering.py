@@ -20,8 +20,9 @@ from graphopt.ir.graph import Node, Value
 from graphopt.targets.cuda.kernels.demands import PARTS, Holds, check
 from graphopt.targets.cuda.kernels.gemm import Math
 from graphopt.targets.kernels import bounds
+from graphopt.targets.relax.converters import Converter
 from graphopt.targets.relax.loops import loops
-from graphopt.targets.relax.lowering import Converter, Lowering, Oob, compute, int64
+from graphopt.targets.relax.lowering import Lowering, Oob, compute, int64
 from graphopt.targets.relax.lowering import lowers as lowers_for
 from graphopt.targets.relax.operands import describe
 

@@ -13,7 +13,7 @@ from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import make_attribute
 from graphopt.ir.types import TensorType, type_to_proto
-from graphopt.targets.relax.lowering import has_converter
+from graphopt.targets.relax.converters import has_converter
 
 _BODY = "graphopt.body"
 _MAX_DEPTH = (

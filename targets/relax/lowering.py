@@ -7,7 +7,6 @@ sizes are read off the inputs. Constants become parameters, in the order of `Low
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,63 +21,24 @@ from tvm.ir import Op
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
-from graphopt.ir.dims import Atom, Dim, Sym, symbols
+from graphopt.ir.dims import Dim, Sym, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
-from graphopt.ops import DOMAIN as FUSED
+from graphopt.targets.relax.converters import converter_of, lowers
 from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, from_te, int64, with_root
 from graphopt.targets.relax.scalar import bitcast
 from graphopt.targets.relax.schedule import SCHEDULED
+from graphopt.targets.relax.sizes import UnboundSizeError, chosen_by_place, evaluated, is_name
 
-__all__ = [
-    "OPAQUE", "Check", "Lowered", "Lowering", "compute", "has_converter", "int64", "lower", "lowers"
-]  # fmt: skip
+__all__ = ["OPAQUE", "Check", "Lowered", "Lowering", "compute", "int64", "lower", "lowers"]
 
 Oob = Literal["error", "clamp", "zero"]
-Converter = Callable[["Lowering", Node], "relax.Expr | Sequence[relax.Expr]"]
 
 DTYPES = frozenset(
     ["bool", "float16", "bfloat16", "float32", "float64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 EMBEDDED_ELEMENTS = 16
-
-_CONVERTERS: dict[tuple[str, str, str], Converter] = {}
-
-
-def lowers(
-    *ops: str, domain: str = "", target: str | None = None
-) -> Callable[[Converter], Converter]:
-    """Register the converter of ops. It returns the node's output, or a sequence of them.
-
-    Args:
-        target: the kind of target that it is for, before one that is for any. Left out, it is for
-            any, except that fused ops have kernels of one target, which is the CPU then.
-    """
-    if target is None:
-        target = "cpu" if domain == FUSED else ""
-
-    def register(converter: Converter) -> Converter:
-        for op in ops:
-            key = target, domain, op
-            assert key not in _CONVERTERS, f"two converters for {domain}::{op}"
-            _CONVERTERS[key] = converter
-        return converter
-
-    return register
-
-
-def converter_of(op_type: str, domain: str = "", target: str = "cpu") -> Converter | None:
-    """What lowers this op for a kind of target, if anything does."""
-    from graphopt.targets.relax import ops  # noqa: F401  (importing registers the converters)
-
-    general = _CONVERTERS.get(("", domain, op_type))
-    return _CONVERTERS.get((target, domain, op_type), general)
-
-
-def has_converter(op_type: str, domain: str = "", target: str = "cpu") -> bool:
-    """True if some converter lowers this op for a kind of target."""
-    return converter_of(op_type, domain, target) is not None
 
 
 @dataclass(frozen=True)
@@ -215,16 +175,10 @@ class Lowering:
         Raises:
             UnsupportedOpError: it depends on a size that nothing has bound.
         """
-        if isinstance(dim, int):
-            return dim
-        total: Any = None
-        for monomial, coefficient in dim.terms.items():
-            factors = [self._atom(atom) for atom in monomial]
-            if coefficient != 1 or not factors:
-                factors.append(tirx.IntImm("int64", coefficient))
-            term = functools.reduce(lambda a, b: a * b, factors)
-            total = term if total is None else total + term
-        return total
+        try:
+            return evaluated(dim, self._sizes)
+        except UnboundSizeError as error:
+            raise self.unsupported(f"the size {error.name!r} is known only at run time") from None
 
     def shape(self, value: Value) -> list[Any]:
         """The shape of a value as ints and PrimExprs.
@@ -242,7 +196,7 @@ class Lowering:
 
     def name_size(self, dim: Sym) -> None:
         """Make a variable for the size `dim` if it is a name that nothing has bound yet."""
-        if _is_name(dim) and dim.text not in self._sizes:
+        if is_name(dim) and dim.text not in self._sizes:
             self._sizes[dim.text] = tirx.Var(_identifier(dim.text), "int64")
 
     def bind_size(self, name: str, scalar: relax.Expr) -> tirx.Var:
@@ -414,15 +368,6 @@ class Lowering:
             self.emitted[result.name] = self._node
         return result
 
-    def _atom(self, atom: Atom) -> Any:
-        if not atom.fn:
-            found = self._sizes.get(atom.name)
-            if found is None:
-                raise self.unsupported(f"the size {atom.name!r} is known only at run time")
-            return found
-        a, b = (int64(self.dim(arg)) for arg in atom.args)
-        return {"floordiv": tirx.floordiv, "min": tirx.min, "max": tirx.max}[atom.fn](a, b)
-
     def _constant(self, value: Value) -> relax.Expr:
         return self.reinterpreted(self._stored(value), value.dtype)
 
@@ -455,17 +400,8 @@ class Lowering:
         if array is not None:
             return self.constant(array.astype(dtype_to_numpy(value.dtype)))
         elements = [int64(self.dim(dim)) for dim in content.flat]
-
-        def element(*indices: Any) -> Any:
-            flat: Any = 0
-            for index, size in zip(indices, content.shape):
-                flat = flat * size + index
-            chosen = elements[-1].astype(value.dtype)
-            for k in reversed(range(len(elements) - 1)):
-                chosen = tirx.if_then_else(flat == k, elements[k].astype(value.dtype), chosen)
-            return chosen
-
-        return self.te(lambda: compute(content.shape, element, "sizes"), name="sizes")
+        shape = content.shape
+        return self.te(lambda: chosen_by_place(elements, shape, value.dtype), name="sizes")
 
 
 def _no_code_for(dtype: str) -> str:
@@ -496,10 +432,6 @@ def _needed(graph: Graph) -> list[Node]:
             wanted.update(v for v in inner.inputs if v is not None)
         wanted.update(v for subgraph in node.subgraphs for v in subgraph.outputs)
     return needed[::-1]
-
-
-def _is_name(dim: Sym) -> bool:
-    return list(dim.terms.items()) == [((Atom(dim.text),), 1)]
 
 
 def _identifier(name: str) -> str:

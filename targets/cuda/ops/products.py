@@ -10,8 +10,8 @@ from graphopt.ir.graph import Node
 from graphopt.targets.cuda.kernels import tiles
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.relax.broadcast import index_into
+from graphopt.targets.relax.converters import converter_of
 from graphopt.targets.relax.loops import loops, row_major
-from graphopt.targets.relax.lowering import converter_of
 from graphopt.targets.relax.operands import tensor_input
 from graphopt.targets.relax.ops.linear import broadcast_dims
 

@@ -11,8 +11,8 @@ from graphopt.ir.graph import Node
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cuda.kernels import rows
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
+from graphopt.targets.relax.converters import converter_of
 from graphopt.targets.relax.loops import loops
-from graphopt.targets.relax.lowering import converter_of
 from graphopt.targets.relax.operands import tensor_input
 
 
