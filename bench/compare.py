@@ -1,7 +1,7 @@
 """graphopt against the other engines: real models of a folder, and production shapes made here.
 
     python bench/compare.py FOLDER [--only NAME,…] [--batch 1,8,64,512,2048] [--precision bf16]
-                            [--peers onnxruntime,openvino,torch,tvm] [--json FILE]
+                            [--peers onnxruntime,openvino,torch,tvm] [--no-shapes] [--json FILE]
 
 FOLDER has one folder per model with `model.onnx`; "-" for none. Each model is compiled and measured
 in a process of its own, by `graphopt.benchmark`: one thread, all engines on the same inputs, taking
@@ -222,6 +222,7 @@ def main(
         PrecisionName, typer.Option(help="of ours, and of the peers that count")
     ] = PrecisionName.FP32,
     json_file: Annotated[Path | None, typer.Option("--json", help="write it all here")] = None,
+    shapes: Annotated[bool, typer.Option(help="measure the production shapes, too")] = True,
     child: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Measure models and compare."""
@@ -230,7 +231,7 @@ def main(
         print(json.dumps(measure(folder, only, batches, peers, seconds, precision.value)))
         return
     real = sorted(path.parent.name for path in folder.glob("*/model.onnx"))
-    names = only.split(",") if only else [*real, *production.MODELS]
+    names = only.split(",") if only else [*real, *(production.MODELS if shapes else ())]
     shared = [str(folder), "--batch", batch, "--peers", peers, "--seconds", str(seconds)]
     shared += ["--precision", precision.value]
     results = []

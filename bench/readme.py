@@ -48,6 +48,7 @@ TABLES: dict[str, Callable[[], str]] = {
             ),
         }
     ),
+    "compilers": lambda: compare.compilers_markdown(_read("compare_compilers")),
     "portable": lambda: portable.markdown(_read("portable")),
     "accuracy": lambda: accuracy.markdown(_read("accuracy")["results"]),
     "gpu_build": lambda: gpu_build.table(_read("gpu_build")),
