@@ -83,7 +83,7 @@ def observed(graph: Graph) -> list[tuple[Value, np.ndarray]]:
     return list(zip(values, run_onnxruntime(copy, random_inputs(graph)).values()))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(graphs())
 def test_no_value_leaves_its_bounds(graph: Graph) -> None:
     intervals = Intervals()

@@ -43,7 +43,7 @@ def assert_as_onnxruntime(graph: Graph, sizes: dict[str, int]) -> None:
                 np.testing.assert_array_equal(content.astype(array.dtype), array)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(graph=graphs(max_steps=15), batch=st.integers(1, 4))
 def test_types_and_contents_are_what_onnxruntime_computes(graph: Graph, batch: int) -> None:
     assert_as_onnxruntime(graph, {"N": batch})

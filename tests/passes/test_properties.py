@@ -31,14 +31,14 @@ seeds = st.integers(0, 3)
 
 
 @pytest.mark.parametrize("name", EXACT)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(graph=graphs(), batch=st.sampled_from([0, 1, 3]), seed=seeds)
 def test_an_exact_pass_keeps_every_bit(name: str, graph: Graph, batch: int, seed: int) -> None:
     assert_keeps_outputs(passes()[name](), graph, sizes={"N": batch}, seed=seed)
 
 
 @pytest.mark.parametrize("name", OTHER)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(graph=graphs(), batch=batches, seed=seeds)
 def test_any_other_pass_keeps_to_its_tolerance(
     name: str, graph: Graph, batch: int, seed: int
@@ -56,19 +56,19 @@ def assert_pipeline_keeps_outputs(
     assert not PassManager().run(graph, pipeline), "a second run changes something"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(graph=graphs(max_steps=20), batch=batches, seed=seeds)
 def test_o1_keeps_every_bit(graph: Graph, batch: int, seed: int) -> None:
     assert_pipeline_keeps_outputs(presets.O1, graph, batch, seed, Fidelity.EXACT)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(graph=graphs(max_steps=20), batch=batches, seed=seeds)
 def test_o3_keeps_to_the_tolerance(graph: Graph, batch: int, seed: int) -> None:
     assert_pipeline_keeps_outputs(presets.O3, graph, batch, seed, Fidelity.REASSOCIATES)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     graph=graphs(),
     names=st.lists(st.sampled_from(EXACT), min_size=1, max_size=8, unique=True),
@@ -82,7 +82,7 @@ def test_exact_passes_work_in_any_order_and_without_each_other(
     assert_pipeline_keeps_outputs(pipeline, graph, batch, seed, Fidelity.EXACT)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(graph=graphs())
 def test_export_and_import_give_the_graph_back(graph: Graph) -> None:
     # An output that is an input, or another output too, is exported by way of an Identity.

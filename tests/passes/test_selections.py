@@ -75,7 +75,7 @@ def chains(draw: st.DrawFn) -> Graph:
     return graph
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graph=chains())
 def test_positions_are_where_the_elements_come_from(graph: Graph) -> None:
     (source,), (result,) = graph.inputs, graph.outputs
