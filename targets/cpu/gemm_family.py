@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,13 +15,12 @@ from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_
 from graphopt.targets.cpu.kernels.panels import (
     MAX_ROWS,
     GemmParams,
-    by_blocks,
     default_params,
     pack_bias,
     pack_weights,
     registers,
 )
-from graphopt.targets.cpu.kernels.row_codes import Quantization, coding
+from graphopt.targets.cpu.kernels.row_codes import Quantization
 from graphopt.targets.tuning.family import KernelFamily, Trial
 
 MOST_ROWS = 4096  # a larger left operand takes long and tells nothing new
@@ -53,7 +52,8 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
         """Those that fill at least half of the registers and pad at most a fourth more columns."""
         available, widest = registers(problem.lanes)
         padding = {
-            v: problem.lanes * v * -(-problem.n // (problem.lanes * v)) for v in (1, 2, 3, 4)
+            v: problem.lanes * v * -(-problem.n // (problem.lanes * v))
+            for v in range(1, widest + 1)
         }
         least = min(padding.values())
         for vectors in range(widest, 0, -1):
@@ -82,10 +82,6 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
         left = rng.standard_normal((max(sizes), problem.k), np.float32)
         return [Trial([left[:m], packed, bias], ((m, problem.n), "float32")) for m in sizes]
 
-    @staticmethod
-    def kernel_sources() -> Sequence[Any]:
-        return gemm, by_blocks
-
 
 class Bf16GemmFamily(GemmFamily):
     """The same for operands in bfloat16."""
@@ -103,10 +99,6 @@ class Bf16GemmFamily(GemmFamily):
 
     def packed(self, weights: np.ndarray, params: GemmParams) -> np.ndarray:
         return pack_bf16(weights, params, self.words)
-
-    @staticmethod
-    def kernel_sources() -> Sequence[Any]:
-        return bf16_gemm, by_blocks
 
 
 class Int8GemmFamily(GemmFamily):
@@ -130,7 +122,3 @@ class Int8GemmFamily(GemmFamily):
         sizes = sorted({min(rows, MOST_ROWS) for rows in problem.rows})
         left = rng.standard_normal((max(sizes), problem.k), np.float32)
         return [Trial([left[:m], *packed], ((m, problem.n), "float32")) for m in sizes]
-
-    @staticmethod
-    def kernel_sources() -> Sequence[Any]:
-        return int8_gemm, by_blocks, coding

@@ -40,6 +40,7 @@ from graphopt.targets.cpu import (
 from graphopt.targets.cpu.kernels import bf16_gemm, dot
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
+from graphopt.targets.cpu.kernels.panel_ahead import FAR_BYTES
 from graphopt.targets.cpu.kernels.panels import (
     default_params,
     pack_bias,
@@ -128,7 +129,17 @@ def legalize(
             continue
         if every_layer or rounded_dense.take_rounding(node):
             node.attrs["words"] = words
+    _tell_far_weights(graph)
     joined_data.read_parts(graph)
+
+
+def _tell_far_weights(graph: Graph) -> None:
+    """Set the attribute `far` of all layers where these have more weights than a cache keeps."""
+    layers = [node for node in graph.walk() if node.op == f"{DOMAIN}::Dense"]
+    weights = [node.const(1) for node in layers]
+    if sum(array.nbytes for array in weights if array is not None) > FAR_BYTES:
+        for node in layers:
+            node.attrs["far"] = True
 
 
 @type_rule("Dense", domain=DOMAIN)
@@ -322,7 +333,8 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         params = params or default_params(n, lanes, k)
         packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
         packed += [] if scale is None else [pack_bias(scale, n, params)]
-        kernel = gemm(k, n, params, epilogue, codes=scale is not None, parts=parts)
+        far = bool(node.attrs.get("far"))
+        kernel = gemm(k, n, params, epilogue, codes=scale is not None, parts=parts, far=far)
     return kernel, packed + ([] if columns is None else [pack_columns(columns, params)])
 
 

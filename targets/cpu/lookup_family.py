@@ -6,7 +6,7 @@ them there. So trials look up more than caches hold, however small the batches t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from graphopt.targets.cpu.kernels.embedding_bag import PoolingParams, fixed_bag, pooling_params
 from graphopt.targets.cpu.kernels.gather import gather_rows
-from graphopt.targets.cpu.kernels.rows import LookupParams, lookup_params, prefetch_row
+from graphopt.targets.cpu.kernels.rows import LookupParams, lookup_params
 from graphopt.targets.kernels.pooling import Mode, Pooling
 from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.tuning.family import KernelFamily, Trial
@@ -77,10 +77,6 @@ class LookupFamily(KernelFamily[LookupProblem, LookupParams]):
         output = ((_LOOKUPS, problem.width), problem.dtype)
         return [Trial([_table(*shape, problem.dtype), ids], output)]
 
-    @staticmethod
-    def kernel_sources() -> Sequence[Any]:
-        return gather_rows, prefetch_row
-
 
 class PoolingFamily(KernelFamily[PoolingProblem, PoolingParams]):
     """Candidates also differ in how much of a row is added up at once."""
@@ -108,10 +104,6 @@ class PoolingFamily(KernelFamily[PoolingProblem, PoolingParams]):
         ids = _ids(problem.rows, (bags, problem.length), problem.index)
         table = _table(problem.rows, problem.dim, "float32")
         return [Trial([table, ids], ((bags, problem.dim), "float32"))]
-
-    @staticmethod
-    def kernel_sources() -> Sequence[Any]:
-        return fixed_bag, prefetch_row
 
 
 def _table(rows: int, width: int, dtype: str) -> np.ndarray:

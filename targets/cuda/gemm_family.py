@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt
@@ -66,6 +66,7 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
     """Candidates differ in the tile of a block and of a warp, in stages and in slices of k."""
 
     name: ClassVar[str] = "gpu-gemm"
+    compiler: ClassVar[str] = "graphopt.targets.cuda.nvcc"
 
     def default(self, problem: GpuGemmProblem) -> Variant:
         ranges = default_ranges(problem.k, problem.n, problem.math)
@@ -110,10 +111,6 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
     def version(self) -> str:
         device = hashlib.sha256(device_code().encode()).hexdigest()
         return f"{super().version()[:8]}{device[:8]}"
-
-    @staticmethod
-    def kernel_sources() -> Sequence[Any]:
-        return (gemm,)
 
 
 def ranges_of(chosen: Mapping[int, Variant]) -> tuple[Range, ...]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+_PACKAGE = "graphopt.targets."
 Problem = TypeVar("Problem")
 Params = TypeVar("Params")
 
@@ -33,9 +38,11 @@ class KernelFamily(ABC, Generic[Problem, Params]):
 
     Attributes:
         name: as the database and messages call it.
+        compiler: the module that makes code of kernels, beside TVM.
     """
 
     name: ClassVar[str]
+    compiler: ClassVar[str] = "graphopt.targets.relax.scratch"
 
     @abstractmethod
     def default(self, problem: Problem) -> Params:
@@ -65,15 +72,31 @@ class KernelFamily(ABC, Generic[Problem, Params]):
         return 1e-3
 
     def version(self) -> str:
-        """Changes with the template's code, so that nothing measured with other code is used."""
+        """Changes with the code that decides the kernel's, so that no other is taken for it."""
         code = hashlib.sha256()
-        for function in type(self).kernel_sources():
-            module = inspect.getmodule(function)
-            assert module is not None
-            code.update(inspect.getsource(module).encode())
+        for source in _sources(type(self).__module__, self.compiler):
+            code.update(source.encode())
         return code.hexdigest()[:16]
 
-    @staticmethod
-    @abstractmethod
-    def kernel_sources() -> Sequence[Any]:
-        """The functions that make the kernel; their modules are the template's code."""
+
+@cache
+def _sources(*modules: str) -> list[str]:
+    """The sources of modules of `targets` and of those that they import, in order of names."""
+    found: dict[str, str] = {}
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
+        if name in found or not name.startswith(_PACKAGE) or (spec := _found(name)) is None:
+            continue
+        found[name] = Path(spec.origin or "").read_text()
+        for node in ast.walk(ast.parse(found[name])):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                pending += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [found[name] for name in sorted(found)]
+
+
+def _found(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)
+    except ModuleNotFoundError:  # what is imported is a name in a module
+        return None

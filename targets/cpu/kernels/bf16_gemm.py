@@ -39,7 +39,7 @@ def bf16_params(n: int, lanes: int) -> GemmParams:
     def time(vectors: int) -> float:
         return -(-n // (lanes * vectors)) * vectors * _TIME[vectors]
 
-    vectors = min(range(1, widest + 1), key=lambda v: (time(v), -v))
+    vectors = min(range(1, min(widest, len(_TIME)) + 1), key=lambda v: (time(v), -v))
     return GemmParams(lanes, vectors, rows=min(12, (available - vectors - 1) // vectors))
 
 

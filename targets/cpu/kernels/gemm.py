@@ -15,6 +15,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from graphopt.targets.cpu.kernels.panel_ahead import asking, asks
 from graphopt.targets.cpu.kernels.panels import (
     MAX_PARTS,
     Columns,
@@ -31,6 +32,9 @@ from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
+_CACHED = 256 << 10
+"""Bytes of weights, and of rows beside them, that the second-level cache holds."""
+
 
 @cache
 def gemm(
@@ -40,6 +44,7 @@ def gemm(
     epilogue: Epilogue = PLAIN,
     codes: bool = False,
     parts: tuple[Columns, ...] = (),
+    far: bool = False,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], columns, *operands)
     -> y[M, n].
@@ -53,12 +58,17 @@ def gemm(
 
     With `codes` the weights are int8 and scale[panels * width] comes after the bias:
     y = (x @ weights) * scale + bias after the epilogue.
+
+    Weights that are `far` come from memory each time (`panel_ahead`).
     """
     panels, width, align = params.panels(n), params.width, element_bytes("float32")
     stored, constants = "int8" if codes else "float32", max(1, epilogue.activation.columns)
     store, data = storing(n, params.lanes, epilogue), parts or whole_matrix(k)
     wide = [part.source for part in data] + [1] * MAX_PARTS
-    visit = by_blocks(params, panels, _block(data, params, codes, store))
+    size = element_bytes(stored)
+    ahead = asking(k, params, size, far) if asks(k, panels, params, size) else None
+    visit = by_blocks(params, panels, _block(data, params, codes, store, ahead))
+    at_a_time = _rows_at_a_time(k, panels * width, params)
 
     @script.prim_func(private=True, s_tir=True)
     def gemm(
@@ -87,16 +97,41 @@ def gemm(
         first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
         second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
-        visit(((left, left1, left2, left3), right, start, factor, out, (columns, first, second)), m)
+        others = T.meta_var((right, start, factor, out, (columns, first, second)))
+        if at_a_time == 0:
+            visit(((left, left1, left2, left3), *others, 0, m), m)
+        else:
+            for some in range((m + at_a_time - 1) // at_a_time):
+                begin = T.meta_var(some * at_a_time)
+                count = T.min(T.int64(at_a_time), m - begin)
+                visit(((left, left1, left2, left3), *others, begin, count), count)
 
     unused = ("left1", "left2", "left3")[len(data) - 1 :] + (() if codes else ("factor",))
     return without_parameters(gemm, *unused, *epilogue.unused)
 
 
-def _block(data: tuple[Columns, ...], params: GemmParams, codes: bool, store: Emitted) -> Emitted:
+def _rows_at_a_time(k: int, columns: int, params: GemmParams) -> int:
+    """How many rows go through all panels before the next ones do; 0 for all of them.
+
+    Rows that stay in the second-level cache are read from memory once, not for each panel. Weights
+    are then read for each of these groups, so they have to stay there too.
+    """
+    if 4 * k * columns >= _CACHED or columns == params.width:
+        return 0
+    return max(1, _CACHED // (4 * k) // params.rows) * params.rows
+
+
+def _block(
+    data: tuple[Columns, ...],
+    params: GemmParams,
+    codes: bool,
+    store: Emitted,
+    ahead: tuple[Emitted, Emitted] | None,
+) -> Emitted:
     """For use in a kernel: `block(tensors, first, panel, height, side)` computes rows of panels."""
     lanes, vectors = params.lanes, params.vectors
-    add_up = adding_up(data, params, codes)
+    share, ask = ahead or (None, None)
+    add_up = adding_up(data, params, codes, ask)
 
     @inlined
     def scaled(acc, s, b, column, at):
@@ -106,15 +141,20 @@ def _block(data: tuple[Columns, ...], params: GemmParams, codes: bool, store: Em
 
     @inlined
     def block(tensors, first, panel, height, side):
-        x, w, b, s, y, given = T.meta_var(tensors)
+        x, w, b, s, y, given, begin, rows = T.meta_var(tensors)
         across = T.meta_var(side * vectors)
         acc = T.alloc_buffer((height * across * lanes,), "float32")
-        add_up(x, w, b, acc, first, panel, height, across)
+        if ahead is not None:
+            lines = T.alloc_buffer((2,), "int64")
+            share(lines, first, height, rows)
+            add_up(x, w, b, acc, begin + first, panel, height, across, lines)
+        else:
+            add_up(x, w, b, acc, begin + first, panel, height, across)
         for r in T.unroll(height):
             for v in T.unroll(across):
                 column = T.meta_var((panel * vectors + v) * lanes)
                 at = T.meta_var((r * across + v) * lanes)
                 scaled(acc, s, b, column, at)
-                store(y, first + r, column, acc, at, given)
+                store(y, begin + first + r, column, acc, at, given)
 
     return block

@@ -14,6 +14,11 @@ _SUMS = 8
 """Vectors of sums that keep two units for fused multiply-adds of 4 cycles busy."""
 SHORT = 256
 """Products in a sum, of which a panel of 16 columns stays in the nearest cache."""
+PANEL_BYTES = 512 << 10
+"""Of a panel at most where vectors have 16 lanes: two share a second-level cache of 1 MiB."""
+_TIME_ALONE = {8: 1.5, 16: 1.08}
+"""What a vector takes that is the only one of its panel, by its lanes, to one among others: with 16
+lanes there is a load for each product, and two units wait for loads."""
 Emitted = Callable[..., None]
 
 
@@ -60,7 +65,7 @@ class GemmParams:
 
 def registers(lanes: int) -> tuple[int, int]:
     """How many vector registers there are, and how many of them a panel is wide at most."""
-    return {16: (32, 4), 8: (16, 3)}.get(lanes, (16, 2))
+    return {16: (32, 6), 8: (16, 3)}.get(lanes, (16, 2))
 
 
 def default_params(n: int, lanes: int, k: int = SHORT + 1) -> GemmParams:
@@ -68,19 +73,22 @@ def default_params(n: int, lanes: int, k: int = SHORT + 1) -> GemmParams:
 
     Sums over at most SHORT products are so soon done that no more are begun than units need.
     """
-    vectors = vectors_across(n, lanes)
+    vectors = vectors_across(n, lanes, k)
     rows = min(12, rows_beside(vectors, lanes))
     if lanes == 8 and k <= SHORT:
         rows = min(rows, max(4, _SUMS // vectors))
     return GemmParams(lanes, vectors, rows)
 
 
-def vectors_across(n: int, lanes: int) -> int:
+def vectors_across(n: int, lanes: int, k: int = 1) -> int:
     """Vectors of a panel for `n` columns: as little padding as possible, then as many of them."""
     _, widest = registers(lanes)
+    if lanes == 16:
+        widest = max(1, min(widest, PANEL_BYTES // (4 * lanes * k)))
 
     def time(vectors: int) -> float:
-        return -(-n // (lanes * vectors)) * (1.5 if narrow(vectors, lanes) else vectors)
+        alone = _TIME_ALONE.get(lanes, 1.0) if vectors == 1 else 1.0
+        return -(-n // (lanes * vectors)) * vectors * alone
 
     return min(range(1, widest + 1), key=lambda v: (time(v), -v))
 
@@ -186,7 +194,12 @@ def whole_matrix(k: int) -> tuple[Columns, ...]:
     return (Columns(0, k, k),)
 
 
-def adding_up(parts: Sequence[Columns], params: GemmParams, codes: bool = False) -> Emitted:
+def adding_up(
+    parts: Sequence[Columns],
+    params: GemmParams,
+    codes: bool = False,
+    meanwhile: Emitted | None = None,
+) -> Emitted:
     """For use in a kernel: `add_up(x, w, b, acc, first, panel, height, across)`.
 
     acc[height, across, lanes], flat, becomes the bias plus `height` rows of the data from `first`
@@ -195,6 +208,8 @@ def adding_up(parts: Sequence[Columns], params: GemmParams, codes: bool = False)
     Args:
         parts: what the data are, side by side, in the matrices `x`; MAX_PARTS at most.
         codes: the weights are int8, and sums start from 0.
+        meanwhile: `add_up` takes one more argument, and calls this with that, the weights, the
+            panel after those that it reads, and each k.
     """
     lanes, vectors = params.lanes, params.vectors
     before = [sum(part.width for part in parts[:at]) for at in range(len(parts))]
@@ -203,20 +218,25 @@ def adding_up(parts: Sequence[Columns], params: GemmParams, codes: bool = False)
         return T.Cast(f"float32x{lanes}", vector) if codes else vector
 
     @inlined
-    def of_part(x, w, acc, first, panel, height, across, at):
-        if at < len(parts):
-            start = T.meta_var(parts[at].start)
-            for kk in range(parts[at].width):
-                for r in T.unroll(height):
-                    for v in T.unroll(across):
-                        place = T.meta_var(T.ramp((r * across + v) * lanes, 1, lanes))
-                        lane = T.meta_var(T.ramp(v % vectors * lanes, 1, lanes))
-                        acc[place] = acc[place] + T.Broadcast(
-                            x[at][first + r, start + kk], lanes
-                        ) * as_float(w[panel + v // vectors, before[at] + kk, lane])
+    def step(x, w, acc, first, panel, height, across, at, kk):
+        for r in T.unroll(height):
+            for v in T.unroll(across):
+                place = T.meta_var(T.ramp((r * across + v) * lanes, 1, lanes))
+                lane = T.meta_var(T.ramp(v % vectors * lanes, 1, lanes))
+                acc[place] = acc[place] + T.Broadcast(
+                    x[at][first + r, parts[at].start + kk], lanes
+                ) * as_float(w[panel + v // vectors, before[at] + kk, lane])
 
     @inlined
-    def add_up(x, w, b, acc, first, panel, height, across):
+    def of_part(x, w, acc, first, panel, height, across, at, more):
+        if at < len(parts):
+            for kk in range(parts[at].width):
+                if meanwhile is not None:
+                    meanwhile(more, w, panel + across // vectors, before[at] + kk)
+                step(x, w, acc, first, panel, height, across, at, kk)
+
+    @inlined
+    def add_up(x, w, b, acc, first, panel, height, across, more=None):
         for r in T.unroll(height):
             for v in T.unroll(across):
                 acc[T.ramp((r * across + v) * lanes, 1, lanes)] = (
@@ -224,10 +244,10 @@ def adding_up(parts: Sequence[Columns], params: GemmParams, codes: bool = False)
                     if codes
                     else b[T.ramp((panel * vectors + v) * lanes, 1, lanes)]
                 )
-        of_part(x, w, acc, first, panel, height, across, 0)
-        of_part(x, w, acc, first, panel, height, across, 1)
-        of_part(x, w, acc, first, panel, height, across, 2)
-        of_part(x, w, acc, first, panel, height, across, 3)
+        of_part(x, w, acc, first, panel, height, across, 0, more)
+        of_part(x, w, acc, first, panel, height, across, 1, more)
+        of_part(x, w, acc, first, panel, height, across, 2, more)
+        of_part(x, w, acc, first, panel, height, across, 3, more)
 
     return add_up
 

@@ -37,6 +37,17 @@ def test_one_kernel_per_layer(activation: str) -> None:
     assert layers[0].attrs["lanes"] == 8
 
 
+@pytest.mark.parametrize(("limit", "far"), [(2 * 5 * 7 * 4, False), (2 * 5 * 7 * 4 - 1, True)])
+def test_weights_of_all_layers_decide_whether_they_are_far(
+    monkeypatch: pytest.MonkeyPatch, limit: int, far: bool
+) -> None:
+    monkeypatch.setattr("graphopt.targets.cpu.legalize.FAR_BYTES", limit)
+    text = """g (float[N,5] x) => (float[N,7] y, float[N,7] z) <float[5,7] v, float[5,7] w> {
+        y = MatMul(x, v) z = MatMul(x, w) }"""
+    _, layers = legalized(text)
+    assert [bool(layer.attrs.get("far")) for layer in layers] == [far, far]
+
+
 def test_other_activations_stay() -> None:
     graph, layers = legalized(LAYER.format(activation="Exp"))
     assert left(graph) == ["Exp"]

@@ -16,6 +16,7 @@ from graphopt.targets.cpu.kernels.panels import MAX_ROWS, GemmParams
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.tuning import tuner as tuning_module
 from graphopt.targets.tuning.calls import calls_of
+from graphopt.targets.tuning.family import _sources
 from graphopt.targets.tuning.options import Tuning
 from graphopt.targets.tuning.tuner import Tuner
 from graphopt.testing import parse
@@ -156,6 +157,27 @@ def test_the_code_of_the_template_is_part_of_the_key(
     monkeypatch.setattr(GemmFamily, "version", lambda self: "another")
     with pytest.raises(TuningMissError):
         tuner(Tuning(tmp_path / "t.db", error_on_miss=True)).tune(FAMILY, [SMALL])
+
+
+@pytest.mark.parametrize(
+    "file", ["cpu/kernels/gemm", "cpu/kernels/rows", "kernels/epilogue", "relax/scratch"]
+)
+def test_all_code_that_decides_the_kernel_s_is_part_of_its_version(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even of what is imported for a number, and by whatever is imported."""
+    read = Path.read_text
+
+    def changed(path: Path) -> str:
+        return read(path) + "# another\n" * path.match(f"targets/{file}.py")
+
+    before = GemmFamily().version()
+    monkeypatch.setattr(Path, "read_text", changed)
+    _sources.cache_clear()
+    assert GemmFamily().version() != before
+    monkeypatch.undo()
+    _sources.cache_clear()
+    assert GemmFamily().version() == before
 
 
 def test_options_that_contradict_each_other(tmp_path: Path) -> None:

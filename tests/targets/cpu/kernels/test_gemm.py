@@ -75,6 +75,34 @@ def test_blocks_of_few_rows_span_panels() -> None:
     assert [default_params(512, 16).side(height) for height in (6, 4, 2, 1)] == [1] * 4
 
 
+@pytest.mark.parametrize(("cached", "least"), [(2600, 1 << 30), (0, 0)])
+def test_rows_in_groups_and_weights_asked_for(
+    monkeypatch: pytest.MonkeyPatch, cached: int, least: int
+) -> None:
+    """Panels of small weights for some rows at a time, or requests for the panel after."""
+    params, k, n = GemmParams(16, 1, 5), 13, 33
+    x, w, b = sample(64, k, n)
+    expected = run(x, w, b, params)
+    monkeypatch.setattr("graphopt.targets.cpu.kernels.gemm._CACHED", cached)
+    monkeypatch.setattr("graphopt.targets.cpu.kernels.panel_ahead.LEAST_BYTES", least)
+    kernel = gemm.__wrapped__(k, n, params, far=True).with_attr("global_symbol", "gemm")
+    assert ("llvm.prefetch" in str(kernel)) == (least == 0)
+    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    for m in (*range(1, 13), 64):
+        y = np.full((m, n), np.nan, np.float32)
+        operands = (x[:m], pack_weights(w, params), pack_bias(b, n, params), y)
+        compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+        np.testing.assert_array_equal(y, expected[:m])
+
+
+def test_vectors_across() -> None:
+    """A panel that holds all columns, no vector alone without need, two panels in a cache."""
+    assert default_params(80, 16) == GemmParams(16, 5, 5)
+    assert default_params(200, 16) == GemmParams(16, 2, 12)
+    assert default_params(1024, 16, k=1024).width == 64
+    assert default_params(1024, 16, k=3456).width == 32
+
+
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 @pytest.mark.parametrize("n", [5, 33])
 def test_weights_in_8_bits(lanes: int, n: int) -> None:
