@@ -290,7 +290,7 @@ def _program(
     if gpu is not None:
         return gpu_runtime.load_program(path / LIBRARY, weights, signature, gpu, gpu_memory_share)
     plan = (manifest["sizes"], signature.outputs)
-    known = (manifest.get("shared"), manifest.get("shaping"))
+    known = (manifest.get("shared"), manifest.get("shaping"), manifest["batch_inputs"])
     return load_program(path / LIBRARY, weights, *plan, *known)
 
 

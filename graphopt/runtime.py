@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 ID_ERROR = "graphopt: id out of range: "
 ROOM_ERROR = "graphopt: the workspace is too small"
 _CPU, _POOLED_ALLOCATOR = 1, 2
+MIN_ROWS = 16
+"""Fewer samples in a part take less time than starting on one."""
+PIECE_BYTES = 2 << 20
+"""Values between kernels that a core's own cache all but holds; more of them are computed for some
+samples after others."""
 _PLANS = 4096  # plans kept, one for each combination of shapes met
 
 
@@ -105,6 +110,7 @@ def load_program(
     outputs: Sequence[TensorSpec],
     shared: Sequence[int] | None = None,
     shaping: int | None = None,
+    batched: Sequence[bool] | None = None,
 ) -> StraightProgram | MachineProgram:
     """The program in a compiled library, callable from any thread with inputs in signature order.
 
@@ -114,6 +120,8 @@ def load_program(
         shared: how many numbers keep threads in step that share wide layers, and the bytes of
             weights of these; None if there are no such layers.
         shaping: how many of `sizes`, the first ones, the shapes of outputs depend on; all if None.
+        batched: for each input, whether its rows belong to samples, where no sample's results
+            depend on another; None if they may.
 
     Raises:
         ArtifactError: the library cannot be loaded.
@@ -123,7 +131,7 @@ def load_program(
         module = _module(load, library)
         if sizes is None:
             return MachineProgram(module, weights)
-        return StraightProgram(module, weights, sizes, outputs, shared, shaping)
+        return StraightProgram(module, weights, sizes, outputs, shared, shaping, batched)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
@@ -155,11 +163,13 @@ class _Plan:
 
     Attributes:
         void: whether an output has no elements.
+        pieces: how many parts of the batch are computed one after another.
     """
 
     workspace: int
     outputs: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
     void: bool
+    pieces: int = 1
 
     def allocate(self) -> list[np.ndarray]:
         """Arrays for the outputs."""
@@ -191,7 +201,10 @@ class StraightProgram:
         outputs: Sequence[TensorSpec],
         shared: Sequence[int] | None = None,
         shaping: int | None = None,
+        batched: Sequence[bool] | None = None,
     ) -> None:
+        # Weights that several threads may share are too many to be read for each of some pieces.
+        self._batched = None if shared or batched is None or not any(batched) else list(batched)
         self._progress, self.shared_bytes = shared or (0, 0)
         self._share = module["graphopt_share"] if shared else None
         self._convert = ffi().from_dlpack
@@ -214,7 +227,7 @@ class StraightProgram:
         """
         plan = self._plan_for(inputs)
         results = plan.allocate()
-        self._call(inputs, results, plan)
+        self._in_pieces(inputs, results, plan)
         return results
 
     def allocate(self, inputs: Inputs) -> list[np.ndarray]:
@@ -223,7 +236,7 @@ class StraightProgram:
 
     def into(self, inputs: Inputs, results: Sequence[np.ndarray]) -> None:
         """Run as `__call__` does, with arrays of the right shapes for the results."""
-        self._call(inputs, results, self._plan_for(inputs))
+        self._in_pieces(inputs, results, self._plan_for(inputs))
 
     def helped(self, inputs: Inputs, start: Callable[..., Future[Any]], helpers: int) -> list[Any]:
         """As `__call__`, with other threads computing parts of wide layers, as they come to it.
@@ -250,6 +263,17 @@ class StraightProgram:
     def _plan_for(self, inputs: Inputs) -> _Plan:
         sizes = tuple([inputs[k].shape[axis] for k, axis in self._shaping])
         return self._plans.get(sizes) or self._planned(inputs)
+
+    def _in_pieces(self, inputs: Inputs, results: Sequence[np.ndarray], plan: _Plan) -> None:
+        """Run on some samples after others, so that what is between kernels stays in a cache."""
+        pieces, batched = plan.pieces, self._batched
+        rows = None if pieces == 1 or batched is None else _rows(inputs, batched)
+        if rows is None or batched is None:
+            return self._call(inputs, results, plan)
+        for k in range(pieces):
+            some = slice(rows * k // pieces, rows * (k + 1) // pieces)
+            taken = [array[some] if split else array for array, split in zip(inputs, batched)]
+            self._call(taken, [array[some] for array in results], self._plan_for(taken))
 
     def _call(self, inputs: Inputs, results: Sequence[np.ndarray], plan: _Plan) -> None:
         if plan.void:
@@ -289,14 +313,28 @@ class StraightProgram:
         void, decisive = any(0 in shape for shape, _ in shapes), sizes[: len(self._shaping)]
         before = self._plans.get(decisive)
         room = max(int(found[0]), before.workspace if before else 0)
-        plan = self._plans[decisive] = _Plan(room, tuple(shapes), void)
+        pieces = self._pieces(inputs, int(found[0]))
+        plan = self._plans[decisive] = _Plan(room, tuple(shapes), void, pieces)
         return plan
+
+    def _pieces(self, inputs: Inputs, workspace: int) -> int:
+        if self._batched is None:
+            return 1
+        return max(
+            1, min(workspace // PIECE_BYTES, (_rows(inputs, self._batched) or 0) // MIN_ROWS)
+        )
 
     def _workspace(self, nbytes: int) -> Any:
         room = self._room
         if room.size < nbytes:
             room.array, room.size = self._convert(aligned_empty(nbytes)), nbytes
         return room.array
+
+
+def _rows(inputs: Inputs, batched: Sequence[bool]) -> int | None:
+    """How many samples there are; None if inputs do not agree."""
+    counts = {array.shape[0] for array, split in zip(inputs, batched) if split}
+    return counts.pop() if len(counts) == 1 else None
 
 
 class MachineProgram:

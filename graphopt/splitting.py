@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.runtime import Inputs, StraightProgram
+from graphopt.runtime import MIN_ROWS, Inputs, StraightProgram
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-
-MIN_ROWS = 16
-"""Fewer samples in a part take less time than handing them to a thread."""
 
 MIN_SHARED = 64 << 20
 """Bytes of weights times samples, below which layers take less time (some 0.4 ms) than it takes

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import graphopt
+from graphopt import runtime
 from graphopt.artifact import Artifact
 from graphopt.errors import IdError, InputError
 from graphopt.testing import parse, random_inputs
@@ -47,6 +48,29 @@ def test_the_same_answers(artifact: Artifact, batch: int, threads: int) -> None:
     whole, parts = artifact.run(given), artifact.run(given, threads=threads)
     for name, array in whole.items():
         np.testing.assert_array_equal(parts[name], array)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pieces_whose_values_stay_in_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    given = feeds(257)
+    whole = graphopt.compile(parse(MODEL), output=tmp_path / "m.gopt", verify=False)
+    expected = whole.run(given)
+    monkeypatch.setattr(runtime, "PIECE_BYTES", 1 << 14)
+    artifact = Artifact.load(tmp_path / "m.gopt")
+    found = artifact.run(given, threads=threads)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    program = artifact._program
+    assert isinstance(program, runtime.StraightProgram)
+    assert max(plan.pieces for plan in program._plans.values()) == 257 // runtime.MIN_ROWS
+    assert program._room.size < 2 * (1 << 14) + 17 * 256 * 4
+    with pytest.raises(InputError):
+        artifact.run(given | {"ids": given["ids"][:256]})
+    given["ids"][256] = 9
+    with pytest.raises(IdError, match="an id is out of range"):
+        artifact.run(given, threads=threads)
 
 
 def test_the_calling_thread_does_its_part_only(artifact: Artifact) -> None:
