@@ -141,7 +141,12 @@ def _check_size(
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
-    """A writable C-contiguous copy that starts at a multiple of `ALIGNMENT` bytes."""
+    """A writable C-contiguous copy that starts at a multiple of `ALIGNMENT` bytes.
+
+    Of text, which only ONNX Runtime reads, an ordinary copy.
+    """
+    if array.dtype.hasobject:
+        return np.array(array, order="C")
     copy = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy

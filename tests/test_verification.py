@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 import graphopt
@@ -71,3 +73,16 @@ def test_a_quantized_model_is_compared_with_what_it_says(tmp_path: Path) -> None
     onnx_io.save(parse("(float[N] x) => (float[N] y) { y = Neg(x) }"), tmp_path / "n.onnx")
     plain = OnnxModel(tmp_path / "n.onnx")
     assert plain.as_written() is plain
+
+
+def test_text_passes_through_the_portable_model(tmp_path: Path) -> None:
+    """As rankers have it whose features are names; only ONNX Runtime reads it."""
+    label = 'LabelEncoder<keys_strings=["a","b"], values_int64s=[0,1], default_int64=2>'
+    header = '<ir_version: 8, opset_import: ["": 17, "ai.onnx.ml": 3]>'
+    proto = onnx.parser.parse_model(
+        f"{header} g (string[N] s) => (int64[N] y) {{ y = ai.onnx.ml.{label}(s) }}"
+    )
+    graph = onnx_io.from_proto(proto)
+    result = graphopt.compile(graph, "onnxruntime", output=tmp_path / "m.onnx")
+    got = result.run({"s": np.array(["b", "x"], dtype=object)})["y"]
+    assert got.tolist() == [1, 2]

@@ -114,6 +114,10 @@ def check_graph(graph: GraphProto, outside: frozenset[str] = frozenset()) -> Non
         _check_tensor(tensor)
     for info in values:
         _check_type(info.name, info.type)
+    for node in graph.node:
+        if node.op_type == "ZipMap":
+            reason = "maps are not supported; export without it (zipmap=False) to get the tensor"
+            raise UnsupportedOpError(node.op_type, reason, (node.name or node.output[0],))
     for info in graph.input:
         kind = info.type.WhichOneof("value")
         if kind not in (None, "tensor_type", "sequence_type"):

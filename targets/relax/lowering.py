@@ -347,7 +347,9 @@ class Lowering:
         outer, self._node = self._node, node
         try:
             if converter is None:
-                raise self.unsupported("the target has no code for this op")
+                raise self.unsupported(
+                    "the target has no code for this op; --target onnxruntime keeps it"
+                )
             for value in (*node.inputs, *node.outputs):
                 if value is not None and isinstance(value.type, TensorType) and value.rank is None:
                     raise self.unsupported(f"the rank of {value.name!r} is known only at run time")

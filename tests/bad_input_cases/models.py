@@ -141,6 +141,7 @@ GRAPHS = [
          "Gather.*axis 5"),
     text("an op of ONNX Runtime that is not read", "y = com.microsoft.Inverse(x)",
          "Inverse.*before ONNX Runtime's optimizations"),
+    text("a map of scores", "y = ai.onnx.ml.ZipMap<classlabels_int64s=[0, 1]>(x)", "zipmap=False"),
     text("too few inputs", "y = Gemm(x)", "Gemm.*'y'"),
     text("too many inputs", "y = Relu(x, x)", "Relu.*'y'"),
     text("an If with one branch", "c = Constant<value_int=1>() d = Cast<to=9>(c)"
