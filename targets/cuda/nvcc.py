@@ -13,10 +13,17 @@ from pathlib import Path
 
 from graphopt.errors import OutputError
 
-MISSING = (
-    "target cuda needs NVIDIA's compiler nvcc; install it with: "
-    "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
-)
+_ALL = "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
+MISSING = f"target cuda needs NVIDIA's compiler nvcc; install it with: {_ALL}"
+_ABSENT = re.compile(r"(\S+): (?:command )?not found|(\S+): No such file|(libdevice\S*)")
+# Of what an nvcc may lack, the package that has it.
+_PACKAGES = {
+    r"crt/": "nvidia-cuda-crt",
+    r"(cuda/std|cub|thrust|nv)/": "nvidia-cuda-cccl",
+    r".*\.h(pp)?$": "nvidia-cuda-runtime",
+    r".*\b(cicc|libdevice|libnvvm)": "nvidia-nvvm",
+    r".*\b(ptxas|fatbinary|cudafe\+\+|nvlink)$": "nvidia-cuda-nvcc",
+}
 
 # PTX takes most of the time to make. From this architecture on, that of the oldest is as good for
 # all: our code asks for nothing that only newer ones have.
@@ -63,12 +70,33 @@ def fatbin(source: str, architectures: Sequence[str]) -> tuple[bytes, Resources]
             number = oldest if oldest >= _ONE_PTX else _number(name)
             command.append(f"-gencode=arch=compute_{number},code={name}")
         command.append(f"-gencode=arch=compute_{oldest},code=compute_{oldest}")
-        done = subprocess.run(command, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise OutputError(f"{command[0]} cannot be run: {error.strerror}") from None
         if done.returncode:
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            reason = next((line for line in lines if "error" in line or "fatal" in line), lines[-1])
-            raise OutputError(f"nvcc failed: {reason.strip()[:200]}")
+            raise OutputError(_failure(command[0], done.stderr + done.stdout))
         return binary.read_bytes(), resources(done.stderr + done.stdout)
+
+
+def _failure(compiler: str, log: str) -> str:
+    """Why nvcc failed, in one line; where it lacks a part, the package that has it."""
+    for match in _ABSENT.finditer(log):
+        part = next(name for name in match.groups() if name)
+        for pattern, package in _PACKAGES.items():
+            if re.match(pattern, part):
+                cure = _cure(package, compiler)
+                return f"{compiler} lacks {Path(part).name}; install it with: {cure}"
+    lines = [line for line in log.splitlines() if line.strip()] or ["it does not say why"]
+    reason = next((line for line in lines if "error" in line or "fatal" in line), lines[-1])
+    return f"nvcc failed: {reason.strip()[:200]}"
+
+
+def _cure(package: str, compiler: str) -> str:
+    """A package for the compiler from PyPI; all of that instead of another one."""
+    if "nvidia" in Path(compiler).parts:
+        return f"pip install {package}"
+    return f"{_ALL} {package}, and set CUDA_HOME to the folder nvidia/cu13 that this makes"
 
 
 def _number(architecture: str) -> int:

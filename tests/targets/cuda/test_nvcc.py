@@ -97,3 +97,42 @@ def test_artifact_holds_machine_code(tmp_path: Path) -> None:
         # A kernel may have several launches, hence several entry points.
         assert len(kernels) >= facts["kernels"]
         assert not any(kernel["spill_bytes"] for kernel in kernels.values())
+
+
+@pytest.mark.parametrize(
+    ("says", "package"),
+    [
+        ("sh: 1: /a/nvidia/cu13/bin/../nvvm/bin/cicc: not found", "nvidia-nvvm"),
+        ("<command-line>: fatal error: cuda_runtime.h: No such file or directory", "cuda-runtime"),
+        ("e.cu:1:10: fatal error: cuda_fp16.h: No such file or directory", "cuda-runtime"),
+        ("a.h:82:10: fatal error: crt/host_config.h: No such file or directory", "cuda-crt"),
+        ("e.cu:2:10: fatal error: cuda/std/cstdint: No such file or directory", "cuda-cccl"),
+        ("sh: 1: ptxas: not found", "cuda-nvcc"),
+        ("sh: line 1: fatbinary: command not found", "cuda-nvcc"),
+        ("fatal   : cannot open libdevice.10.bc", "nvidia-nvvm"),
+    ],
+)
+@pytest.mark.parametrize("home", ["site-packages/nvidia/cu13", "toolkit"])
+def test_of_a_compiler_that_lacks_parts_the_package_is_named(
+    home: str, says: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / home / "bin" / "nvcc"
+    compiler.parent.mkdir(parents=True)
+    compiler.write_text(f"#!/bin/sh\necho '{says}' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / home))
+    with pytest.raises(OutputError, match=rf"nvcc lacks .*: pip install .*{package}") as caught:
+        nvcc.fatbin("", ("sm_80",))
+    assert len(str(caught.value).splitlines()) == 1
+    assert ("CUDA_HOME" in str(caught.value)) == (home == "toolkit")
+
+
+def test_what_is_no_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").write_text("#!/bin/sh\nexit 3\n")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(OutputError, match=r"nvcc cannot be run: Permission denied"):
+        nvcc.fatbin("", ("sm_80",))
+    (tmp_path / "bin" / "nvcc").chmod(0o755)
+    with pytest.raises(OutputError, match=r"nvcc failed: it does not say why"):
+        nvcc.fatbin("", ("sm_80",))
