@@ -59,6 +59,7 @@ class CudaLowering(Lowering):
     """
 
     target: ClassVar[str] = "cuda"
+    in_parts: ClassVar[bool] = True
 
     def __init__(self, oob: Oob = "error", math: Math = "Fp32") -> None:
         super().__init__(oob)

@@ -105,6 +105,7 @@ class Lowering:
     """
 
     target: ClassVar[str] = "cpu"
+    in_parts: ClassVar[bool] = False  # long reductions; see `reduction.Region`
 
     def __init__(self, oob: Oob = "error") -> None:
         self.bb = relax.BlockBuilder()

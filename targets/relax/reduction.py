@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from tvm import te, tirx
@@ -23,6 +24,16 @@ least: Reducer = te.comm_reducer(
 )
 
 
+_IDENTITIES: dict[Reducer, Callable[[str], Any]] = {
+    total: lambda t: scalar.const(0, t),
+    product: lambda t: scalar.const(1, t),
+    greatest: lambda t: scalar.const(scalar.lowest(t), t),
+    least: lambda t: scalar.const(scalar.highest(t), t),
+}
+_SHARES = (256, 16)  # of a long reduction: how many parts it has, and how many these make
+_LONG = 512  # elements, more than which are reduced in parts
+
+
 @dataclass(frozen=True)
 class Region:
     """What a reduction reads, axis by axis.
@@ -31,11 +42,13 @@ class Region:
         axes: the axes that are looped over; all of them where the choice is made at run time.
         kept: the size of each axis after the reduction (1 where it is reduced).
         looped: how many elements each of `axes` is reduced over (1 where it is kept).
+        in_parts: reduce many elements in parts, which different threads can have.
     """
 
     axes: tuple[int, ...]
     kept: tuple[Any, ...]
     looped: tuple[Any, ...]
+    in_parts: bool = False
 
     @staticmethod
     def over(shape: Sequence[Any], axes: Sequence[int]) -> Region:
@@ -61,6 +74,8 @@ class Region:
         ]
         loop = dict(zip(self.axes, loops))
         left = [a for a in range(len(self.kept)) if keepdims or a not in loop]
+        if self.in_parts and not self._is_short():
+            return self._joined(self._parts(read, reducer, name), reducer, name, left)
 
         def element(*indices: Any) -> Any:
             full = dict(zip(left, indices))
@@ -69,6 +84,59 @@ class Region:
                 full[axis] = own.var if _is_one(self.kept[axis]) else full[axis] + own.var
             value = read(*(full[axis] for axis in range(len(self.kept))))
             return reducer(value, axis=loops) if loops else value
+
+        return compute([self.kept[a] for a in left], element, name=name)
+
+    def _is_short(self) -> bool:
+        size = prod(extent if isinstance(extent, int) else _LONG + 1 for extent in self.looped)
+        return size <= _LONG
+
+    def _parts(self, read: Callable[..., Any], reducer: Reducer, name: str) -> te.Tensor:
+        """`_SHARES[-1]` parts of the result, in one more axis at the end.
+
+        Neighbours read neighbouring elements, and how elements are divided follows from their
+        number alone.
+        """
+        count = self.count
+
+        def first(index: Sequence[Any], at: Any) -> Any:
+            inside, full = tirx.min(at, count - int64(1)), dict(enumerate(index))
+            for axis, extent in reversed(list(zip(self.axes, self.looped))):
+                full[axis] = tirx.truncmod(inside, int64(extent))
+                inside = tirx.truncdiv(inside, int64(extent))
+            value = read(*(full[axis] for axis in range(len(self.kept))))
+            nothing = _IDENTITIES[reducer](str(value.ty.dtype))
+            return tirx.if_then_else(at < count, value, nothing)
+
+        source: Callable[[Sequence[Any], Any], Any] = first
+        size = count
+        for shares in _SHARES:
+            parts = self._divided(source, size, shares, reducer, name)
+            source, size = _reader(parts), int64(shares)
+        return parts
+
+    def _divided(
+        self, source: Callable[..., Any], size: Any, shares: int, reducer: Reducer, name: str
+    ) -> te.Tensor:
+        """What `shares` threads find of `size` elements."""
+        steps = (size + int64(shares - 1)) // int64(shares)
+        step = te.reduce_axis((0, steps), "step")
+
+        def part(*index: Any) -> Any:
+            at = step.var * int64(shares) + index[-1]
+            return reducer(source(index[:-1], at), axis=step)
+
+        return compute([*self.kept, shares], part, name=f"{name}_{shares}")
+
+    def _joined(
+        self, parts: te.Tensor, reducer: Reducer, name: str, left: Sequence[int]
+    ) -> te.Tensor:
+        share = te.reduce_axis((0, int64(_SHARES[-1])), "share")
+
+        def element(*indices: Any) -> Any:
+            full = dict(zip(left, indices))
+            place = [full.get(axis, int64(0)) for axis in range(len(self.kept))]
+            return reducer(parts(*place, share.var), axis=share)
 
         return compute([self.kept[a] for a in left], element, name=name)
 
@@ -81,6 +149,10 @@ class Region:
             return index
         single = _is_one(self.kept[axis])
         return int64(0) if single else tirx.min(index, self.kept[axis] - int64(1))
+
+
+def _reader(parts: te.Tensor) -> Callable[[Sequence[Any], Any], Any]:
+    return lambda index, at: parts(*index, at)
 
 
 def _is_one(size: Any) -> bool:

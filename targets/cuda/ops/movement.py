@@ -1,4 +1,4 @@
-"""Concatenations, by the kernel of lookups, or as a part of the kernels around them."""
+"""Concatenations, by the kernel of lookups or as a part of those around them; turned sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from graphopt.targets.cuda.kernels import lookup
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import compute, int64
-from graphopt.targets.relax.operands import is_static, product, tensor_input
+from graphopt.targets.relax.operands import (
+    describe,
+    is_static,
+    product,
+    same_sizes,
+    tensor_input,
+)
+from graphopt.targets.relax.ops.indexing import out_of_range
 from graphopt.targets.relax.ops.movement import disagreements
 
 _FEW = 8  # operands that an element is found among by comparisons
@@ -72,3 +79,30 @@ def _by_element(
         return compute(shape, element, "concat")
 
     return lower.te(join, *arguments, checks=checks)
+
+
+@lowers("ReverseSequence")
+def _reverse_sequence(lower: CudaLowering, node: Node) -> relax.Expr:
+    data, lengths = tensor_input(node, 0), tensor_input(node, 1)
+    time, batch = node.attr("time_axis"), node.attr("batch_axis")
+    sizes = data.tensor.dims
+    steps, count = int64(lower.dim(sizes[time])), int64(lower.dim(lengths.tensor.dims[0]))
+    same = same_sizes(lower, [sizes[batch]], lengths.tensor.dims)
+    if lower.oob == "error":
+        lower.demand(
+            lambda k, own: tirx.all(own(k) >= 0, own(k).astype("int64") <= steps),
+            [lower.expr(lengths)],
+            count,
+            out_of_range(node, sizes[time]),
+        )
+
+    def turn(x: te.Tensor, own: te.Tensor) -> te.Tensor:
+        def element(*i: Any) -> Any:
+            length = tirx.max(tirx.min(own(i[batch]).astype("int64"), steps), int64(0))
+            at = tirx.if_then_else(i[time] < length, length - 1 - i[time], i[time])
+            return x(*(at if axis == time else k for axis, k in enumerate(i)))
+
+        return compute(x.shape, element, "turned")
+
+    checks = [(same, f"{describe(node)}: it needs a length per sequence")]
+    return lower.te(turn, lower.expr(data), lower.expr(lengths), checks=checks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tvm import relax, te, tirx
@@ -57,7 +58,7 @@ def _region(lower: Lowering, node: Node, data: Value) -> Region:
         return _runtime_region(lower, node, shape)
     if not axes and not node.attr("noop_with_empty_axes"):
         axes = list(range(len(shape)))
-    return Region.over(shape, axes)
+    return replace(Region.over(shape, axes), in_parts=lower.in_parts)
 
 
 def _runtime_region(lower: Lowering, node: Node, shape: list[Any]) -> Region:
@@ -122,6 +123,8 @@ def _reduce(lower: Lowering, node: Node) -> relax.Expr:
     work = _working(op, lower.checked_dtype(dtype))
     before, after = _BEFORE.get(op, lambda x: x), _AFTER.get(op)
     reducer = _REDUCER.get(op, reduction.total)
+    if reducer is reduction.total:  # for which targets have schedules
+        region = replace(region, in_parts=False)
 
     def reduce(x: te.Tensor) -> te.Tensor:
         return region.reduce(lambda *i: before(scalar.cast(x(*i), work)), reducer, "reduce")
@@ -187,7 +190,7 @@ _LARGEST = {"float32": 3.4028234663852886e38, "float64": 1.7976931348623157e308}
 def _arg(lower: Lowering, node: Node) -> relax.Expr:
     data = _data(node)
     dtype = scalar.working_dtype(lower.checked_dtype(data.dtype))
-    region = Region.over(lower.shape(data), [node.attr("axis")])
+    region = replace(Region.over(lower.shape(data), [node.attr("axis")]), in_parts=lower.in_parts)
     extreme = reduction.greatest if node.op_type == "ArgMax" else reduction.least
     last, keepdims = bool(node.attr("select_last_index")), bool(node.attr("keepdims"))
 
@@ -274,7 +277,8 @@ def _running_sum(dtype: str, exclusive: bool, reverse: bool) -> tirx.PrimFunc:
 
 
 def _along_axis(lower: Lowering, node: Node) -> Region:
-    return Region.over(lower.shape(_data(node)), [node.attr("axis", -1)])
+    region = Region.over(lower.shape(_data(node)), [node.attr("axis", -1)])
+    return replace(region, in_parts=lower.in_parts)
 
 
 @lowers("Softmax", "LogSoftmax")
