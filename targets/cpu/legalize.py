@@ -51,6 +51,7 @@ from graphopt.targets.cpu.packed_weights import (
     bias_to_floats,
     dequantize_to_weights,
     dequantized_to_dense,
+    rows_to_floats,
     stored_to_dequantized,
 )
 from graphopt.targets.kernels.epilogue import MAX_STEPS, Epilogue, Step
@@ -107,7 +108,7 @@ def legalize(
         every_layer: layers multiply bfloat16 wherever it is faster, not only where the graph rounds
             their operands to it.
     """
-    rewrite(graph, (bias_to_floats,), RewriteStats())
+    rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
     if vnni:
         for quantized in ((quantized_dense.quantized_to_dense,), *integer_products.STEPS):
             rewrite(graph, quantized, RewriteStats())

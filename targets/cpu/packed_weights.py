@@ -103,6 +103,16 @@ def bias_to_floats(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
     return _in_full(rw, node, w) if w.dtype == "int32" else NoMatch("it is stored in fewer bits")
 
 
+@rule(op.Gather(restored, var("ids")))
+def rows_to_floats(rw: Rewriter, node: Node, ids: Value) -> Value | NoMatch | None:
+    """Gather(DequantizeLinear(table, s, z), ids) -> DequantizeLinear(Gather(table, ids), s, z)"""
+    restore = node.inputs[0].producer if node.inputs[0] is not None else None
+    if restore is None or any(v is not None and v.rank != 0 for v in restore.inputs[1:]):
+        return NoMatch("its codes have more than one scale")
+    rows = rw.op.Gather(restore.inputs[0], ids, axis=node.attr("axis"))
+    return rw.op.DequantizeLinear(rows, *restore.inputs[1:])
+
+
 @rule(restored, op.Cast(w))
 def dequantize_to_weights(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
     """DequantizeLinear(w, scale) -> the weights in full"""

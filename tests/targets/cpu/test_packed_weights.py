@@ -132,3 +132,18 @@ def test_codes_are_not_multiplied_as_bfloat16() -> None:
     working = CpuTarget.parse("sapphirerapids").computing("bf16").legalize(parse(text))
     (layer,) = working.nodes
     assert "scale" in layer.attrs and "words" not in layer.attrs
+
+
+def test_rows_are_restored_after_they_were_looked_up() -> None:
+    """Not the whole table on every call, which may have a million rows."""
+    text = """(int64[N] i) => (float[N,4] y) <int8[9,4] c, {s} s, int8 z = {{3}}> {{
+        t = DequantizeLinear<axis=1>(c, s{z}) y = Gather(t, i) }}"""
+    graph = parse(text.format(s="float", z=", z"))
+    feeds = {"i": np.array([0, 8, 3, -1])}
+    expected = run_onnxruntime(graph, feeds)["y"]
+    assert np.array_equal(run_compiled(graph, feeds)["y"], expected)
+    legalize(graph, lanes=16)
+    assert [node.op_type for node in graph.nodes] == ["Gather", "DequantizeLinear"]
+    each = parse(text.format(s="float[4]", z=""))
+    legalize(each, lanes=16)
+    assert [node.op_type for node in each.nodes] == ["DequantizeLinear", "Gather"]
