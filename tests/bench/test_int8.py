@@ -18,6 +18,7 @@ from graphopt.accuracy import metrics  # noqa: E402
 from graphopt.accuracy.datasets import in_batches  # noqa: E402
 from graphopt.accuracy.judge import Judge  # noqa: E402
 from graphopt.ir import onnx_io  # noqa: E402
+from graphopt.passes.quantize_activations import QuantizeActivations  # noqa: E402
 from graphopt.targets.portable import OnnxModel  # noqa: E402
 from graphopt.testing import random_inputs, run_onnxruntime  # noqa: E402
 
@@ -31,7 +32,7 @@ def test_tables_layers_and_inputs_are_in_8_bits(
     feeds = random_inputs(graph, {"N": 40}, seed=1)
     original = OnnxModel(tmp_path / "model.onnx")
     judge = Judge(original, in_batches(feeds), metrics.find("mean-error"))
-    small = int8.in_8_bits(graph, judge)
+    small = int8.in_8_bits(graph, judge, QuantizeActivations(ranges="static"))
     layers = [node for node in small.nodes if node.op in ("Gemm", "MatMul")]
     assert len(layers) == 6
     for layer in layers:
