@@ -13,7 +13,7 @@ from graphopt.analysis.cost import Cost, cost_rule, streaming
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import Type
+from graphopt.ir.types import Type, dtype_to_numpy
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import (
@@ -106,7 +106,8 @@ def legalize(
         vnni: it multiplies bytes (AVX512-VNNI). Quantized layers are computed in float32 elsewhere.
         words: how it multiplies bfloat16; None if it does not.
         every_layer: layers multiply bfloat16 wherever it is faster, not only where the graph rounds
-            their operands to it.
+            their operands to it. Without `words`, their weights are bfloat16, and widened to be
+            multiplied: fewer bytes, which is what a few rows wait for.
     """
     rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
     if vnni:
@@ -124,11 +125,15 @@ def legalize(
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
         weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
-        if words is None or weights is None or weights.dtype != np.float32:
+        if weights is None or weights.dtype != np.float32:
             continue
-        if not bf16_gemm.suits(weights.shape, lanes):
+        k, n = weights.shape
+        if not bf16_gemm.suits((k, n), lanes):
             continue
-        if every_layer or rounded_dense.take_rounding(node):
+        if words is None:
+            if every_layer and not dot.suits(k, n, lanes):
+                graph.set_input(node, 1, graph.constant(weights.astype(dtype_to_numpy("bfloat16"))))
+        elif every_layer or rounded_dense.take_rounding(node):
             node.attrs["words"] = words
     _tell_far_weights(graph)
     joined_data.read_parts(graph)
@@ -335,7 +340,8 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
         packed += [] if scale is None else [pack_bias(scale, n, params)]
         far = bool(node.attrs.get("far"))
-        kernel = gemm(k, n, params, epilogue, codes=scale is not None, parts=parts, far=far)
+        stored = weights.dtype.name if scale is None else "int8"
+        kernel = gemm(k, n, params, epilogue, stored, parts, far)
     return kernel, packed + ([] if columns is None else [pack_columns(columns, params)])
 
 

@@ -109,7 +109,7 @@ class CpuTarget(Target):
     def multiplies_bfloat16(self) -> bool:
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
 
-        return words_for(self.features, self.lanes) is not None
+        return words_for(self.with_tiles.features, self.lanes) is not None
 
     @property
     def with_tiles(self) -> CpuTarget:
@@ -123,7 +123,7 @@ class CpuTarget(Target):
     def computing(self, precision: Precision) -> CpuTarget:
         if precision not in ("fp32", "bf16"):
             super().computing(precision)
-        if precision == "bf16" and not self.multiplies_bfloat16:
+        if precision == "bf16" and not {"avx512_bf16", "bf16"} & set(self.features):
             raise SpecError(
                 f"{self.mcpu} has no instruction that multiplies bfloat16 (AVX512-BF16, or BF16 of "
                 "Armv8.6), so --precision bf16 would gain nothing"

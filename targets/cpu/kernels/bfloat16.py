@@ -75,14 +75,18 @@ class Words:
 
 
 def words_for(features: Collection[str], lanes: int) -> Words | None:
-    """How a CPU with these instruction sets (Linux's names) does it; None if it has no way.
+    """How a CPU with these instruction sets (Linux's names) does it; None if it has no fast way.
+
+    Intel's CPUs from Sapphire Rapids on (AVX512-FP16) are made to do it by AMX: where that is
+    hidden, the instruction for vectors takes longer than two products of float32.
 
     Args:
         lanes: float32 elements in one of its vectors.
     """
     if lanes == 16 and "avx512_bf16" in features:
         tiles = "llvm.x86." if {"amx_tile", "amx_bf16"} <= set(features) else ""
-        return Words(lanes, "llvm.x86.avx512bf16.dpbf16ps.512", tiles)
+        if tiles or "avx512_fp16" not in features:
+            return Words(lanes, "llvm.x86.avx512bf16.dpbf16ps.512", tiles)
     if lanes == 4 and "bf16" in features:
         return Words(lanes, "llvm.aarch64.neon.bfdot.v4f32.v8bf16")
     return None

@@ -42,7 +42,7 @@ def gemm(
     n: int,
     params: GemmParams,
     epilogue: Epilogue = PLAIN,
-    codes: bool = False,
+    stored: str = "float32",
     parts: tuple[Columns, ...] = (),
     far: bool = False,
 ) -> PrimFunc:
@@ -56,18 +56,18 @@ def gemm(
     With `parts`, x is made of these columns of as many matrices, which come first; at most
     MAX_PARTS.
 
-    With `codes` the weights are int8 and scale[panels * width] comes after the bias:
-    y = (x @ weights) * scale + bias after the epilogue.
+    Weights are `stored` as float32, bfloat16 or int8. For int8, scale[panels * width] comes after
+    the bias: y = (x @ weights) * scale + bias after the epilogue.
 
     Weights that are `far` come from memory each time (`panel_ahead`).
     """
     panels, width, align = params.panels(n), params.width, element_bytes("float32")
-    stored, constants = "int8" if codes else "float32", max(1, epilogue.activation.columns)
+    constants = max(1, epilogue.activation.columns)
     store, data = storing(n, params.lanes, epilogue), parts or whole_matrix(k)
     wide = [part.source for part in data] + [1] * MAX_PARTS
-    size = element_bytes(stored)
+    size, bits = element_bytes(stored), "uint16" if stored == "bfloat16" else stored
     ahead = asking(k, params, size, far) if asks(k, panels, params, size) else None
-    visit = by_blocks(params, panels, _block(data, params, codes, store, ahead))
+    visit = by_blocks(params, panels, _block(data, params, stored, store, ahead))
     at_a_time = _rows_at_a_time(k, panels * width, params)
 
     @script.prim_func(private=True, s_tir=True)
@@ -90,7 +90,7 @@ def gemm(
         left1 = T.match_buffer(x1, (m, wide[1]), "float32", align=align)
         left2 = T.match_buffer(x2, (m, wide[2]), "float32", align=align)
         left3 = T.match_buffer(x3, (m, wide[3]), "float32", align=align)
-        right = T.match_buffer(weights, (panels, k, width), stored, align=element_bytes(stored))
+        right = T.match_buffer(weights, (panels, k, width), bits, align=size)
         start = T.match_buffer(bias, (panels * width,), "float32", align=align)
         factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
         columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
@@ -106,7 +106,9 @@ def gemm(
                 count = T.min(T.int64(at_a_time), m - begin)
                 visit(((left, left1, left2, left3), *others, begin, count), count)
 
-    unused = ("left1", "left2", "left3")[len(data) - 1 :] + (() if codes else ("factor",))
+    unused = ("left1", "left2", "left3")[len(data) - 1 :] + (
+        () if stored == "int8" else ("factor",)
+    )
     return without_parameters(gemm, *unused, *epilogue.unused)
 
 
@@ -124,18 +126,18 @@ def _rows_at_a_time(k: int, columns: int, params: GemmParams) -> int:
 def _block(
     data: tuple[Columns, ...],
     params: GemmParams,
-    codes: bool,
+    stored: str,
     store: Emitted,
     ahead: tuple[Emitted, Emitted] | None,
 ) -> Emitted:
     """For use in a kernel: `block(tensors, first, panel, height, side)` computes rows of panels."""
     lanes, vectors = params.lanes, params.vectors
     share, ask = ahead or (None, None)
-    add_up = adding_up(data, params, codes, ask)
+    add_up = adding_up(data, params, stored, ask)
 
     @inlined
     def scaled(acc, s, b, column, at):
-        if codes:
+        if stored == "int8":
             for lane in T.vectorized(lanes):
                 acc[at + lane] = acc[at + lane] * s[column + lane] + b[column + lane]
 

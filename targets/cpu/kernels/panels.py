@@ -108,13 +108,17 @@ def narrow(vectors: int, lanes: int) -> bool:
 
 
 def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:
-    """float32 or int8 [K, N] as [panels, K, width]; columns beyond N are zero."""
+    """float32, bfloat16 or int8 [K, N] as [panels, K, width]; columns beyond N are zero.
+
+    bfloat16 as its bits, uint16: NumPy has none that DLPack could hand over.
+    """
     k, n = weights.shape
     panels = params.panels(n)
-    dtype = np.int8 if weights.dtype == np.int8 else np.float32
+    dtype = np.float32 if weights.dtype == np.float64 else weights.dtype
     padded = np.zeros((k, panels * params.width), dtype)
     padded[:, :n] = weights
-    return np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
+    packed = np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
+    return packed.view(np.uint16) if packed.dtype.name == "bfloat16" else packed
 
 
 def pack_bias(bias: np.ndarray | None, n: int, params: GemmParams) -> np.ndarray:
@@ -197,7 +201,7 @@ def whole_matrix(k: int) -> tuple[Columns, ...]:
 def adding_up(
     parts: Sequence[Columns],
     params: GemmParams,
-    codes: bool = False,
+    stored: str = "float32",
     meanwhile: Emitted | None = None,
 ) -> Emitted:
     """For use in a kernel: `add_up(x, w, b, acc, first, panel, height, across)`.
@@ -207,7 +211,7 @@ def adding_up(
 
     Args:
         parts: what the data are, side by side, in the matrices `x`; MAX_PARTS at most.
-        codes: the weights are int8, and sums start from 0.
+        stored: the dtype of the weights; sums start from 0 where it is int8.
         meanwhile: `add_up` takes one more argument, and calls this with that, the weights, the
             panel after those that it reads, and each k.
     """
@@ -215,7 +219,10 @@ def adding_up(
     before = [sum(part.width for part in parts[:at]) for at in range(len(parts))]
 
     def as_float(vector):
-        return T.Cast(f"float32x{lanes}", vector) if codes else vector
+        if stored == "bfloat16":
+            word = T.Cast(f"uint32x{lanes}", vector) << T.Broadcast(T.uint32(16), lanes)
+            return T.reinterpret(f"float32x{lanes}", word)
+        return vector if stored == "float32" else T.Cast(f"float32x{lanes}", vector)
 
     @inlined
     def step(x, w, acc, first, panel, height, across, at, kk):
@@ -241,7 +248,7 @@ def adding_up(
             for v in T.unroll(across):
                 acc[T.ramp((r * across + v) * lanes, 1, lanes)] = (
                     T.Broadcast(T.float32(0), lanes)
-                    if codes
+                    if stored == "int8"
                     else b[T.ramp((panel * vectors + v) * lanes, 1, lanes)]
                 )
         of_part(x, w, acc, first, panel, height, across, 0, more)

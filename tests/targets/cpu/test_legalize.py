@@ -237,6 +237,19 @@ def test_wide_layers_multiply_bfloat16() -> None:
     assert read == [4 * 40 + 2 * 40 * 64, 4 * 64 + 4 * 64]
 
 
+def test_wide_layers_store_bfloat16_where_products_of_it_are_slow() -> None:
+    hidden = {"avx512_bf16", "avx512_fp16"}
+    assert words_for(hidden, 16) is None
+    assert words_for(hidden | {"amx_tile", "amx_bf16"}, 16) is not None
+    graph = parse(WIDE)
+    legalize(graph, lanes=16, words=None, every_layer=True)
+    layers = [node for node in graph.nodes if node.op == f"{DOMAIN}::Dense"]
+    stored = [layer.inputs[1].dtype for layer in layers if layer.inputs[1] is not None]
+    assert stored == ["bfloat16", "float32"]
+    read = [node_cost(layer).at({"N": 1}).read for layer in layers]  # type: ignore[union-attr]
+    assert read == [4 * 40 + 2 * 40 * 64, 4 * 64 + 4 * 64]
+
+
 @pytest.mark.skipif("avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16")
 def test_bfloat16_is_close_and_not_equal() -> None:
     graph = parse(WIDE)

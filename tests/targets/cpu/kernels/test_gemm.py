@@ -10,6 +10,7 @@ import pytest
 import tvm
 import tvm_ffi
 
+from graphopt.ir.types import dtype_to_numpy
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.cpu.kernels.panels import (
@@ -107,7 +108,7 @@ def test_vectors_across() -> None:
 @pytest.mark.parametrize("n", [5, 33])
 def test_weights_in_8_bits(lanes: int, n: int) -> None:
     params, k = default_params(n, lanes), 13
-    kernel = gemm(k, n, params, Epilogue(Activation("relu"), (Step("add"),)), codes=True)
+    kernel = gemm(k, n, params, Epilogue(Activation("relu"), (Step("add"),)), stored="int8")
     kernel = kernel.with_attr("global_symbol", "gemm")
     compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
     codes = np.random.default_rng(n).integers(-128, 128, (k, n)).astype(np.int8)
@@ -122,6 +123,23 @@ def test_weights_in_8_bits(lanes: int, n: int) -> None:
         expected = np.maximum(x.astype(np.float64) @ codes * scale + bias, 0) + other
         # Sums of 13 products of numbers near 100, scaled to near 1.
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_weights_in_bfloat16_are_widened(lanes: int) -> None:
+    """The same bits as with float32 weights of the same values, in any number of rows."""
+    k, n = 13, 33
+    params = default_params(n, lanes)
+    kernel = gemm(k, n, params, stored="bfloat16").with_attr("global_symbol", "gemm")
+    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    for m in [*range(1, params.rows + 2), 64]:
+        x, w, bias = sample(m, k, n)
+        narrow = w.astype(dtype_to_numpy("bfloat16"))
+        y = tvm.runtime.tensor(np.full((m, n), np.nan, np.float32))
+        operands = x, pack_weights(narrow, params), pack_bias(bias, n, params)
+        compiled["gemm"](*map(tvm.runtime.tensor, operands), y)
+        expected = run(x, narrow.astype(np.float32), bias, params)
+        np.testing.assert_array_equal(y.numpy(), expected)
 
 
 def test_rows_of_the_output_beyond_n_are_not_touched() -> None:
