@@ -47,37 +47,17 @@ _EPSILON = dict.fromkeys(("float16", "fp16", "tf32"), 2.0**-10) | dict.fromkeys(
     ("bfloat16", "bf16"), 2.0**-7
 )
 
-_BITS = {"int8": 8, "uint8": 8, "int16": 16, "uint16": 16, "int4": 4, "uint4": 4}
-
 
 def tolerances(graph: Graph, precision: str = "fp32") -> tuple[float, float]:
     """(rtol, atol) for the answers of `graph` with its float operations in another order.
 
     Where it computes in half precision, eight units in the last place: results are rounded after
     every op, or only at the end of several that an engine fuses, and both is right. So it is where
-    dense layers multiply in `precision` tf32, fp16 or bf16. Where it rounds to codes of few bits,
-    two codes: what lies between two of them may become either, in the middle and in the end.
+    dense layers multiply in `precision` tf32, fp16 or bf16.
     """
     found = [_EPSILON.get(value.dtype, 0.0) for value in _computed(graph)]
     half = 8 * max([*found, _EPSILON.get(precision, 0.0)])
-    codes = 2 * max((2.0 ** -_BITS.get(value.dtype, 32) for value in _rounded(graph)), default=0.0)
-    return max(1e-4, half, codes), max(1e-5, half, codes, *_steps(graph))
-
-
-def _steps(graph: Graph) -> Iterator[float]:
-    """How far apart two codes are that an output is restored from, and a little more."""
-    for value in graph.outputs:
-        made = value.producer
-        scale = made.const(1) if made is not None and made.op == "DequantizeLinear" else None
-        if scale is not None and scale.size:
-            yield 1.001 * float(np.abs(scale).max())
-
-
-def _rounded(graph: Graph) -> Iterator[Value]:
-    """The codes that data are rounded to."""
-    for node in graph.walk():
-        if node.op in ("QuantizeLinear", "DynamicQuantizeLinear"):
-            yield node.outputs[0]
+    return max(1e-4, half), max(1e-5, half)
 
 
 def _computed(graph: Graph) -> Iterator[Value]:
