@@ -114,7 +114,7 @@ def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:
     """
     k, n = weights.shape
     panels = params.panels(n)
-    dtype = np.float32 if weights.dtype == np.float64 else weights.dtype
+    dtype = weights.dtype if weights.dtype.name in ("int8", "bfloat16") else np.float32
     padded = np.zeros((k, panels * params.width), dtype)
     padded[:, :n] = weights
     packed = np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
