@@ -30,6 +30,7 @@ from other_peers import PEERS
 from rich.console import Console
 from rich.table import Table
 
+from graphopt.benchmark import left_out_lines
 from graphopt.cli.options import PrecisionName
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
     console = Console(width=140)
     console.print(table)
     for result in results:
-        for name, reason in result.get("left_out", {}).items():
-            console.print(f"{result['model']}: left out: {name}: {reason}")
+        for line in left_out_lines(result.get("left_out", {})):
+            console.print(f"{result['model']}: {line}")
     for batch, found in means.items():
         for name, error in found.get("largest_error", {}).items():
             console.print(f"batch {batch}: largest error of {name}: {error:.1e}")

@@ -80,6 +80,14 @@ class Benchmark:
         return found
 
 
+def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """What was not measured, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        names.setdefault(reason, []).append(name)
+    return [f"left out: {', '.join(those)}: {reason}" for reason, those in names.items()]
+
+
 def bench(
     model: str | Path,
     *,

@@ -85,7 +85,7 @@ def bind(peer: Peer, opened: Callable[[Feeds], Bound], feeds: Feeds) -> Bound:
     _explained(peer, bound)
     taken = time.perf_counter() - start
     if taken > PATIENCE:
-        raise Unavailable(f"{peer.name} takes {taken:.1f} s a call")
+        raise Unavailable(f"takes {taken:.1f} s a call")
     return bound
 
 
@@ -96,7 +96,7 @@ def _explained(peer: Peer, step: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # engines raise whatever they like
         text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Unavailable(f"{peer.name} refuses the model: {text}") from None
+        raise Unavailable(f"refuses the model: {text}") from None
 
 
 # ------------------------------------------------------------------ ONNX Runtime

@@ -10,7 +10,7 @@ import pytest
 
 import graphopt
 from graphopt import api, peers
-from graphopt.benchmark import OURS, Benchmark, Row, bench
+from graphopt.benchmark import OURS, Benchmark, Row, bench, left_out_lines
 from graphopt.errors import InputError, SpecError
 from graphopt.ir import onnx_io
 from graphopt.latency import Latency
@@ -99,16 +99,24 @@ def test_a_peer_that_refuses(monkeypatch: pytest.MonkeyPatch, artifact: Path) ->
     picky = Peer("b", "numpy", "fp32", lambda path: bound)
     left_out = _bench_with(monkeypatch, artifact, refusing, picky).left_out
     assert left_out == {
-        "a": "a refuses the model: no such op",
-        "b at batch 1": "b refuses the model: bad shape",
+        "a": "refuses the model: no such op",
+        "b at batch 1": "refuses the model: bad shape",
     }
+
+
+def test_a_reason_is_told_once() -> None:
+    found = {"a at batch 1": "no such op", "b": "too slow", "a at batch 8": "no such op"}
+    assert left_out_lines(found) == [
+        "left out: a at batch 1, a at batch 8: no such op",
+        "left out: b: too slow",
+    ]
 
 
 def test_a_peer_that_takes_too_long(monkeypatch: pytest.MonkeyPatch, artifact: Path) -> None:
     monkeypatch.setattr(peers, "PATIENCE", -1.0)
     slow = Peer("slow", "numpy", "fp32", lambda path: lambda feeds: lambda: [np.zeros(2)])
     found = bench(artifact, batches=(1,), peers="slow", others={"slow": (slow,)}, seconds=0)
-    assert found.left_out == {"slow at batch 1": "slow takes 0.0 s a call"}
+    assert found.left_out == {"slow at batch 1": "takes 0.0 s a call"}
 
 
 def test_errors_are_relative_to_the_first_exact_peer(

@@ -44,8 +44,8 @@ def bench(
             progress=tell,
         )
     if not quiet:
-        for name, reason in found.left_out.items():
-            console.warning(f"left out: {name}: {reason}")
+        for line in benchmark.left_out_lines(found.left_out):
+            console.warning(line)
     if as_json:
         print(json.dumps(found.to_json(), indent=2))
     else:
