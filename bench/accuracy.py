@@ -13,7 +13,7 @@ whatever the engine. They are in CPU time, which a busy machine leaves alone.
 `--tools` measures some tools only ("graphopt" is ours), next to the models in float32. A JSON file
 that is there keeps what it has of others: what one run takes is a time ratio, whose units are
 measured in every run. `--no-times` is for a busy machine, which sizes and drops do not depend on;
-nothing is compiled then. `--show` prints a file's table; `readme.py` makes the README's of it.
+nothing is compiled then. `--show` prints a file's table; `pages.py` makes those of the pages.
 
 The last column says, of another tool's result, whether one of ours is as small, as fast (with 512
 rows) and as accurate; of ours, whether no other tool's is. Times within 3 % are equal, and so are
@@ -209,17 +209,22 @@ OURS_SHOWN = [name for name in LABELS if name.startswith(OURS)]
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The README's tables: the means of each tool, then our models; "?" was not measured."""
+    """The tables: the means of each tool, then our models; "?" was not measured."""
+    return f"{tools_table(results)}\n\n{_per_model(results)}\n\n{front(results)}"
+
+
+def tools_table(results: list[dict[str, Any]], least: int = 1) -> str:
+    """The means of each tool over the models that it managed, if these are `least` or more."""
     lines = [["", "models", "size", "largest drop", f"time at {BATCH}", "at 1"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for name, label in LABELS.items():
         made = [(r["variants"].get(name, {}), r["bytes"]) for r in results]
         rows = [{**row, "size": row["bytes"] / size} for row, size in made if "bytes" in row]
-        if rows:
+        if len(rows) >= least:
             drop = max(row["drop"]["drop"] for row in rows)
             means = [_mean(rows, what) for what in ("size", "time", "time_1")]
             lines.append([label, str(len(rows)), means[0], f"{drop:.4f}", *means[1:]])
-    return f"{_lines(lines)}\n\n{_per_model(results)}\n\n{front(results)}"
+    return _lines(lines)
 
 
 def _mean(rows: list[dict[str, Any]], what: str) -> str:

@@ -9,7 +9,7 @@ turns. A ratio is the median of the fastest peer of the same precision over ours
 faster. The floor is what our kernels' operations and bytes take at least, by peaks that are
 measured first. In bf16 the error is the largest difference from ONNX Runtime's outputs in fp32,
 over the largest of these. Models whose batch is fixed have one row, and din_candidates200 (20,000
-pairs a sample) has those up to 8. `readme.py` makes the README's tables of the JSON files.
+pairs a sample) has those up to 8. `pages.py` makes tables of the JSON files.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def show(results: Sequence[dict[str, Any]], batches: Sequence[int]) -> None:
 
 
 def markdown(machines: Mapping[str, Mapping[str, Any]]) -> str:
-    """The README's tables of the JSON files of some machines, by what these are called there."""
+    """The tables of the JSON files of some machines, by what these are called there."""
     engines = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
     return "\n\n".join(
         f"{name}: {_measured_with(file, engines)}\n\n{_table(file['results'])}"
@@ -161,7 +161,7 @@ def markdown(machines: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def compilers_markdown(file: Mapping[str, Any]) -> str:
-    """The README's table of a file with other compilers: their times over ours, by model."""
+    """The table of a file with other compilers: their times over ours, by model."""
     results, peers = file["results"], {"torch.compile": "torch.compile", "tvm": "TVM"}
     batches = sorted({row["batch"] for r in results for row in r.get("rows", ())})
     columns = [(peer, batch) for peer in peers for batch in batches]
@@ -192,17 +192,31 @@ def _measured_with(file: Mapping[str, Any], engines: Mapping[str, str]) -> str:
     return f"{', '.join([machine['cpu'], machine['date'], *versions])}."
 
 
-def _table(results: Sequence[dict[str, Any]]) -> str:
-    plain = [r for r in results if not r.get("loop_bags")]
-    head = ["batch", "all models", f"without {len(results) - len(plain)} with `Loop` bags"]
-    lines = [[*head, "smallest", "without bags, over OpenVINO in bf16"], ["---:"] * 5]
+def means(results: Sequence[dict[str, Any]]) -> dict[int, tuple[float, float, float, str]]:
+    """By batch size: the mean ratio of all models and of those without `Loop` bags, the smallest
+    ratio, and whose it is."""
+    plain = _without_bags(results)
+    found = {}
     for batch in sorted({row["batch"] for r in results for row in r.get("rows", ())}):
         every, some = ratios_at(results, batch), ratios_at(plain, batch)
         worst = min(every, key=lambda name: every[name])
+        both = geometric_mean(every.values()), geometric_mean(some.values())
+        found[batch] = (*both, every[worst], worst)
+    return found
+
+
+def _without_bags(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [result for result in results if not result.get("loop_bags")]
+
+
+def _table(results: Sequence[dict[str, Any]]) -> str:
+    plain = _without_bags(results)
+    head = ["batch", "all models", f"without {len(results) - len(plain)} with `Loop` bags"]
+    lines = [[*head, "smallest", "without bags, over OpenVINO in bf16"], ["---:"] * 5]
+    for batch, (every, some, smallest, whose) in means(results).items():
         rows = [row for r in plain for row in r.get("rows", ()) if row["batch"] == batch]
         rounded = [row["ratios"][BF16] for row in rows if BF16 in row["ratios"]]
-        means = [f"{geometric_mean(found):.1f}" for found in (every.values(), some.values())]
-        cells = [str(batch), *means, f"{every[worst]:.2f} ({worst})"]
+        cells = [str(batch), f"{every:.1f}", f"{some:.1f}", f"{smallest:.2f} ({whose})"]
         lines.append([*cells, f"{geometric_mean(rounded):.1f}"])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -60,7 +60,7 @@ def _seconds(whose: int) -> float:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The README's table."""
+    """The table of `bench/FIGURES.md`."""
     lines = [
         "| model | CPU seconds: Python, nvcc | launches | most registers | shared bytes "
         "| spilled bytes |",

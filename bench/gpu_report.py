@@ -98,11 +98,17 @@ def comparison(found: dict[str, Any]) -> str:
     return "\n".join(text) or MISSING
 
 
-# ------------------------------------------------------------------ for the README
+# ------------------------------------------------------------------ for the pages
+
+
+def headline(file: Path) -> str:
+    """The means next to the peer that was measured first."""
+    found = json.loads(file.read_text())
+    return _means(found, *next(_pairs(found)))
 
 
 def markdown(file: Path) -> str:
-    """What the README says of a file of measurements, which need not be there."""
+    """What there is to say of a file of measurements, which need not be there."""
     if not file.exists():
         return f"Speed on a GPU: {MISSING}."
     found = json.loads(file.read_text())

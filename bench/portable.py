@@ -234,23 +234,40 @@ def show_speed(rows: list[dict[str, Any]], batches: list[int], names: list[str])
         Console(width=120).print(table)
 
 
+def means(rows: list[dict[str, Any]]) -> dict[int, tuple[float, float, float]]:
+    """By batch size: our mean ratio over all models and those without `Loop` bags, the smallest."""
+    found = {}
+    for batch in _batches(rows):
+        own = _ratios_at(rows, batch, "graphopt")
+        plain = _ratios_at(_without_bags(rows), batch, "graphopt")
+        found[batch] = geometric_mean(own), geometric_mean(plain), min(own)
+    return found
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The README's table: geometric means over models, and our smallest ratio."""
-    plain = [row for row in rows if not row.get("loop_bags")]
+    """The table: geometric means over models, and our smallest ratio."""
     peers = [name for name in OPTIMIZERS if name != "graphopt"]
-    ours = ["graphopt", f"without {len(rows) - len(plain)} with `Loop` bags", "smallest"]
+    loops = len(rows) - len(_without_bags(rows))
+    ours = ["graphopt", f"without {loops} with `Loop` bags", "smallest"]
     lines = [["batch", *ours, *peers], ["---:"] * (len(ours) + len(peers) + 1)]
-    for batch in sorted({batch for row in rows for batch in row.get("batches", {})}, key=int):
-
-        def found(name: str, chosen: list[dict[str, Any]], batch: str = batch) -> list[float]:
-            every = (ratios(row, batch, name) for row in chosen if "batches" in row)
-            return [ratio for ratio in every if ratio]
-
-        own = found("graphopt", rows)
-        numbers = [geometric_mean(own), geometric_mean(found("graphopt", plain)), min(own)]
-        numbers += [geometric_mean(found(name, rows)) for name in peers]
-        lines.append([batch, *(f"{number:.2f}" for number in numbers)])
+    for batch, own in means(rows).items():
+        numbers = [*own, *(geometric_mean(_ratios_at(rows, batch, name)) for name in peers)]
+        lines.append([str(batch), *(f"{number:.2f}" for number in numbers)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _batches(rows: list[dict[str, Any]]) -> list[int]:
+    return sorted({int(batch) for row in rows for batch in row.get("batches", {})})
+
+
+def _without_bags(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if not row.get("loop_bags")]
+
+
+def _ratios_at(rows: list[dict[str, Any]], batch: int, name: str) -> list[float]:
+    """How many times as fast as their sources models are that an optimizer called `name` made."""
+    every = (ratios(row, str(batch), name) for row in rows if "batches" in row)
+    return [ratio for ratio in every if ratio]
 
 
 def show_nodes(rows: list[dict[str, Any]], names: list[str]) -> None:

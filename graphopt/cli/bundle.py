@@ -12,10 +12,13 @@ from graphopt.errors import SpecError
 
 def bundle(
     output: Annotated[
-        Path, Option("-o", "--output", help="A new folder; for a wheel an existing one.")
+        Path,
+        Option(
+            "-o", "--output", metavar="FOLDER", help="A new folder; for a wheel an existing one."
+        ),
     ],
     artifact: Annotated[
-        Path | None, Argument(metavar="[ARTIFACT]", help="A .gopt folder.", show_default=False)
+        Path | None, Argument(metavar="ARTIFACT", help="A .gopt folder.", show_default=False)
     ] = None,
     wheel: Annotated[
         bool, Option("--wheel", help="The runtime alone, as a wheel for pip to install.")
@@ -23,9 +26,9 @@ def bundle(
 ) -> None:
     """Put an artifact and its runtime into one folder.
 
-    Or, with --wheel, the runtime alone into a wheel.
-    They are for images that serve artifacts: with the folder on PYTHONPATH, or the wheel installed,
-    Python needs NumPy and typing_extensions besides, but no compiler.
+    Or, with --wheel, the runtime alone into a wheel. They are for images that serve artifacts: with
+    the folder on PYTHONPATH, or the wheel installed, Python needs NumPy and typing_extensions
+    besides, but no compiler.
     """
     from graphopt import bundle as bundles
     from graphopt import runtime_wheel

@@ -45,11 +45,19 @@ Second = Annotated[Path, Argument(metavar="B", help="Another.")]
 PassName = Annotated[str | None, Argument(metavar="NAME", help="A pass or preset to read about.")]
 Output = Annotated[
     Path | None,
-    Option("-o", "--output", help="Default: MODEL.gopt, or MODEL.opt.onnx, beside it."),
+    Option(
+        "-o", "--output", metavar="PATH", help="Default: MODEL.gopt, or MODEL.opt.onnx, beside it."
+    ),
 ]
 
 # How it is optimized and compiled.
-Target = Annotated[str, Option(help="cpu, cpu:NAME (an LLVM CPU name), onnxruntime or reference.")]
+Target = Annotated[
+    str,
+    Option(
+        metavar="TARGET",
+        help="cpu, cpu:NAME (an LLVM CPU name), cuda, cuda:sm_80,…, onnxruntime or reference.",
+    ),
+]
 Level = Annotated[
     int | None,
     Option("-O", min=0, max=3, metavar="N", show_default="2", help="The preset of passes."),
@@ -57,11 +65,12 @@ Level = Annotated[
 Passes = Annotated[
     str | None, Option(metavar="SPEC", help="Run these instead, such as 'canonicalize,dce'.")
 ]
-OobPolicy = Annotated[Oob, Option(help="What an id outside its table does.")]
+OobPolicy = Annotated[Oob, Option(metavar="|".join(Oob), help="What an id outside its table does.")]
 Precision = Annotated[
     PrecisionName,
     Option(
-        help="What dense layers multiply; bf16 and, on GPUs, tf32 and fp16 keep 3 digits, tf32x3 6."
+        metavar="|".join(PrecisionName),
+        help="What dense layers multiply: bf16 keeps 3 digits; so do tf32, fp16 on GPUs, tf32x3 6.",
     ),
 ]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
@@ -80,7 +89,8 @@ MetricName = Annotated[
     ),
 ]
 MaxDrop = Annotated[
-    float | None, Option(min=0, help="How much worse the metric may get; allows compression.")
+    float | None,
+    Option(min=0, metavar="X", help="How much worse the metric may get; allows compression."),
 ]
 Sweep = Annotated[
     str | None,
@@ -126,7 +136,11 @@ ErrorOnMiss = Annotated[
     bool, Option("--error-on-cache-miss", help="Fail where the cache knows nothing of a kernel.")
 ]
 Engine = Annotated[
-    EngineName, Option(help="Run the compiled code, or what was measured to be faster.")
+    EngineName,
+    Option(
+        metavar="|".join(EngineName),
+        help="Run the compiled code, or what was measured to be faster.",
+    ),
 ]
 
 # What is run on.
@@ -134,14 +148,14 @@ Inputs = Annotated[
     Path | None, Option(metavar="FILE.npz", help="An array per input, instead of random ones.")
 ]
 Random = Annotated[bool, Option("--random", help="Use random valid inputs.")]
-Batch = Annotated[int, Option(min=1, help="The batch size.")]
+Batch = Annotated[int, Option(min=1, metavar="N", help="The batch size.")]
 Batches = Annotated[str, Option(metavar="N,N,…", help="Sizes of random batches.")]
 Sizes = Annotated[
     list[str], Option(metavar="NAME=N", help="The number for another symbolic size; repeatable.")
 ]
-Seed = Annotated[int, Option(min=0, help="Chooses the random inputs.")]
-Rtol = Annotated[float, Option(min=0, help="Relative tolerance.")]
-Atol = Annotated[float, Option(min=0, help="Absolute tolerance.")]
+Seed = Annotated[int, Option(min=0, metavar="N", help="Chooses the random inputs.")]
+Rtol = Annotated[float, Option(min=0, metavar="X", help="Relative tolerance.")]
+Atol = Annotated[float, Option(min=0, metavar="X", help="Absolute tolerance.")]
 
 # What is measured.
 Source = Annotated[
@@ -149,7 +163,7 @@ Source = Annotated[
     Option(metavar="MODEL", help="What peers run; default: the model, or the one in the artifact."),
 ]
 Peers = Annotated[str, Option(metavar="NAME,…", help="Engines: onnxruntime, openvino.")]
-Seconds = Annotated[float, Option(min=0, help="How long to measure each engine at each batch.")]
+Seconds = Annotated[float, Option(min=0, metavar="X", help="How long to measure at each batch.")]
 
 # What is shown.
 Results = Annotated[

@@ -1,0 +1,171 @@
+"""Writes what is generated into the pages: each between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    python bench/pages.py
+
+Figures come from `bench/results` as it is; passes, options and ops from the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import accuracy
+import compare
+import gpu_build
+import gpu_report
+import onnx
+import portable
+import typer
+
+from graphopt.cli import app
+from graphopt.pipeline import registry
+from graphopt.pipeline.base import needs
+from graphopt.targets.relax.converters import has_converter
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def headline() -> str:
+    """Next to other engines on each machine, and the portable model next to its source."""
+    files = {"AVX2": "compare", "AVX-512": "compare_avx512", "AVX512-BF16, in bf16": "compare_bf16"}
+    found = {name: compare.means(_read(file)["results"]) for name, file in files.items()}
+    batches = sorted(set().union(*found.values()))
+    lines = [["", *(f"batch {batch}" for batch in batches)], ["---", *["---:"] * len(batches)]]
+    for name, means in found.items():
+        cells = (
+            f"{every:.1f} / {some:.1f} / {least:.2f}" for every, some, least, _ in means.values()
+        )
+        lines.append([name, *cells])
+    means = portable.means(_read("portable"))
+    cells = (" / ".join(f"{m:.2f}" for m in means.get(batch, ())) for batch in batches)
+    lines.append(["portable, in ONNX Runtime", *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def budgets() -> str:
+    """What tools make of models, for those that manage all of them."""
+    results = _read("accuracy")["results"]
+    return accuracy.tools_table(results, least=len(results))
+
+
+def comparison() -> str:
+    return compare.markdown(
+        {
+            "AVX2": _read("compare"),
+            "AVX-512": _read("compare_avx512"),
+            "AVX512-BF16, graphopt with `--precision bf16` next to OpenVINO in bf16": _read(
+                "compare_bf16"
+            ),
+        }
+    )
+
+
+def passes() -> str:
+    rows = ["| pass | fidelity | what it does | needs |", "|---|---|---|---|"]
+    for name, cls in registry.passes().items():
+        summary = re.sub(r"\s+", " ", (cls.__doc__ or "").strip().split("\n\n")[0])
+        rows.append(f"| `{name}` | {cls.fidelity.value} | {summary} | {needs(cls)} |")
+    return "\n".join(rows)
+
+
+def options() -> str:
+    """Every command, with its arguments and options."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return "\n\n".join(_command(name, command) for name, command in commands.items())
+
+
+def _command(name: str, command: Any) -> str:
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    named = " ".join(p.metavar if p.required else f"[{p.metavar}]" for p in arguments)
+    options = [param for param in command.params if param not in arguments]
+    cells = [(f"`{p.metavar}`", p.help) for p in arguments]
+    cells += [(_spelled(p), _says(p)) for p in options]
+    rows = [f"| {what} | {says} |" for what, says in _escaped(cells)]
+    text = inspect.cleandoc(command.help)
+    title = f"## graphopt {name} {named}".replace("|", "\\|")
+    return "\n".join([title, "", text, "", "| | |", "|---|---|", *rows])
+
+
+def _spelled(option: Any) -> str:
+    metavar = f" {option.metavar}" if option.metavar else ""
+    return ", ".join(f"`{word}{metavar}`" for word in (*option.opts, *option.secondary_opts))
+
+
+def _says(option: Any) -> str:
+    default = option.show_default if isinstance(option.show_default, str) else option.default
+    shown = isinstance(default, (str, int, float)) and not isinstance(default, bool)
+    return f"{option.help} Default: `{default}`." if shown else option.help
+
+
+def _escaped(cells: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """As a table of Markdown takes them."""
+    for what, says in cells:
+        yield what.replace("|", "\\|"), says.replace("|", "\\|")
+
+
+def missing_ops() -> str:
+    """The ops of ONNX that neither have a converter nor are functions of ops that do."""
+    known = (schema for schema in onnx.defs.get_all_schemas() if not schema.domain)
+    missing = [
+        schema.name
+        for schema in known
+        if not (schema.deprecated or schema.has_function or schema.has_context_dependent_function)
+        and not has_converter(schema.name)
+        and schema.name != "Constant"  # an initializer on import
+    ]
+    return ", ".join(f"`{op}`" for op in sorted(missing))
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "headline": headline,
+        "budgets": budgets,
+        "gpu_means": lambda: gpu_report.headline(RESULTS / "gpu.json"),
+    },
+    "bench/FIGURES.md": {
+        "compare": comparison,
+        "compilers": lambda: compare.compilers_markdown(_read("compare_compilers")),
+        "portable": lambda: portable.markdown(_read("portable")),
+        "accuracy": lambda: accuracy.markdown(_read("accuracy")["results"]),
+        "gpu_build": lambda: gpu_build.table(_read("gpu_build")),
+        "gpu": lambda: gpu_report.markdown(RESULTS / "gpu.json"),
+    },
+    "graphopt/cli/README.md": {"options": options},
+    "passes/README.md": {"passes": passes},
+    "targets/README.md": {"missing_ops": missing_ops},
+}
+"""What is generated on each page, by the name in its markers."""
+
+
+def part_of(text: str, name: str) -> str:
+    """What `text` has between the markers of a part; ValueError where it lacks these."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"no part <!-- {name} -->")
+    return found[1].removesuffix("\n")
+
+
+def updated(text: str, parts: dict[str, Callable[[], str]]) -> str:
+    """`text` with its parts as they should be."""
+    for name, made in parts.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        part_of(text, name)
+        text = f"{before}{start}{made()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    for page, parts in PAGES.items():
+        path = ROOT / page
+        path.write_text(updated(path.read_text(), parts))
