@@ -20,6 +20,7 @@ from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.passes.drop_unit_axes import DropUnitAxes
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
 from graphopt.passes.factorize_tables import FactorizeTables
+from graphopt.passes.factorize_tensors import FactorizeTensors
 from graphopt.passes.fold_affine import FoldAffine
 from graphopt.passes.fold_batch_norm import FoldBatchNorm
 from graphopt.passes.fold_constant_columns import FoldConstantColumns
@@ -161,6 +162,8 @@ O3 = Pipeline(
         DeduplicateRows(),
         PruneHeads(),
         PruneUnits(),
+        FactorizeTensors(),
+        Fixpoint((CancelTransposes(), Cse(), Dce())),
         FactorizeLowRank(),
         FactorizeTables(),
         QuantizeTables(),

@@ -1,4 +1,4 @@
-"""Transposes that another one takes back, with ops in between that do not mind."""
+"""Transposes that another one, or a reduction, takes back, with ops in between that do not mind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._rowwise import is_elementwise
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import ints_of, reshape_target
 from graphopt.passes._views import View, views_of
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
@@ -25,7 +25,7 @@ def _perm(node: Node) -> list[int]:
 
 @dataclass
 class _Region:
-    """What lies between transposes that cancel out.
+    """What lies between transposes and what takes them back.
 
     Attributes:
         nodes: in between, last node first.
@@ -38,27 +38,27 @@ class _Region:
     seen: list[Value]
 
 
-def _region(root: Node) -> _Region | NoMatch:
-    """What lies between `root` and transposes that it takes back."""
-    perm = _perm(root)
+def _region(root: Node, perm: Sequence[int]) -> _Region | NoMatch:
+    """What lies between `root`, which transposes by `perm`, and transposes that it takes back."""
     back = _inverse(perm)
     wanted: set[Value | None] = {root.inputs[0]}
     found = _Region([], [], [])
     node = root._prev
     while node is not None:
-        if node.outputs and node.output in wanted:
-            shared = any(use.user not in (root, *found.nodes) for use in node.output.uses)
+        if any(value in wanted for value in node.outputs):
+            inside = (root, *found.nodes)
+            seen = [v for v in node.outputs if any(use.user not in inside for use in v.uses)]
             if node.op == "Transpose" and _perm(node) == back:
                 found.sources.append(node.output)
-            elif _keeps_axes(node, perm) and not (shared and found.seen):
+            elif _keeps_axes(node, perm) and (not seen or len(found.seen + seen) == 1):
                 found.nodes.append(node)
-                found.seen += [node.output] * shared
+                found.seen += seen
                 wanted.update(v for v in _varying(node) if v.const is None)
             else:
                 return NoMatch(f"{node.op} is in between, or read elsewhere")
         node = node._prev
-    inner = {n.output for n in found.nodes} | set(found.sources)
-    if not found.sources or not found.nodes or any(value not in inner for value in wanted):
+    inner = {v for n in found.nodes for v in n.outputs} | set(found.sources)
+    if not found.sources or any(value not in inner for value in wanted):
         return NoMatch("it takes no transposes back")
     return found
 
@@ -69,8 +69,11 @@ def _inverse(perm: Sequence[int]) -> list[int]:
 
 def _varying(node: Node) -> list[Value]:
     """The operands whose elements go with those of the result, axis by axis."""
-    operands = node.inputs[:1] if node.op in ("MatMul", "Gather") else node.inputs
+    operands = node.inputs[:1] if node.op in _OF_FIRST else node.inputs
     return [value for value in operands if value is not None and value.rank != 0]
+
+
+_OF_FIRST = ("Gather", "MatMul", "Slice", "Split")
 
 
 def _keeps_axes(node: Node, perm: Sequence[int]) -> bool:
@@ -82,6 +85,10 @@ def _keeps_axes(node: Node, perm: Sequence[int]) -> bool:
     if node.op == "Gather":
         positions = node.inputs[1]
         return positions is not None and positions.rank == 1 and rank == len(perm)
+    if node.op == "Concat":
+        return all(v is not None and v.const is None and v.rank == len(perm) for v in node.inputs)
+    if node.op in ("Slice", "Split"):
+        return rank == len(perm) and (node.op == "Split" or _sliced_axes(node) is not None)
     return (
         is_elementwise(node)
         and rank == len(perm)
@@ -89,15 +96,66 @@ def _keeps_axes(node: Node, perm: Sequence[int]) -> bool:
     )
 
 
+def _sliced_axes(node: Node) -> list[int] | None:
+    """The axes that a Slice is along, as it names them; None if they are computed."""
+    starts, axes = node.inputs[1], node.input(3)
+    count = starts.tensor.dims[0] if starts is not None and starts.rank == 1 else None
+    if axes is None:
+        return list(range(count)) if isinstance(count, int) else None
+    return ints_of(axes)
+
+
 @rule(op.Transpose(x))
 def transposes_around(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     """Transpose(Relu(Transpose(x))) -> Relu(x), where they cancel out"""
     if node.inputs[0] is None or node.inputs[0].rank is None:
         return None
-    found = _region(node)
+    perm = _perm(node)
+    found = _region(node, perm)
     if isinstance(found, NoMatch):
         return found
-    perm = _perm(node)
+    if not found.nodes:
+        return NoMatch("nothing is between the transposes")  # another rule's
+    return _untransposed(rw, found, perm, node.inputs[0])
+
+
+@rule(op.ReduceSum(x, ...), op.ReduceMean(x, ...), op.ReduceMax(x, ...), op.ReduceMin(x, ...))
+def transposes_before_reduction(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """ReduceSum<keepdims=0>(Transpose(x), 2) -> ReduceSum<keepdims=0>(x, 1)
+
+    Where the axes that are left stay in order; ops that do not mind may be in between.
+    """
+    axes, turn = ints_of(node.input(1)), _turn_before(x)
+    if axes is None or turn is None or node.attr("keepdims", 1):
+        return None
+    reduced = {axis % len(turn) for axis in axes}
+    left = [turn[axis] for axis in range(len(turn)) if axis not in reduced]
+    if left != sorted(left):
+        return NoMatch("the axes that are left would be in another order")
+    perm = _inverse(turn)
+    found = _region(node, perm)
+    if isinstance(found, NoMatch):
+        return found
+    source = _untransposed(rw, found, perm, x)
+    axes = sorted(turn[axis] for axis in reduced)
+    return rw.insert(node.op_type, [source, rw.ints(*axes)], dict(node.attrs)).output
+
+
+def _turn_before(value: Value) -> list[int] | None:
+    """How the nearest transpose before `value` orders axes, ops that do not mind in between."""
+    while value.producer is not None:
+        node = value.producer
+        if node.op == "Transpose":
+            return _perm(node)
+        operands = [v for v in _varying(node) if v.const is None]
+        if not operands or not _keeps_axes(node, range(value.rank or 0)):
+            return None
+        value = operands[0]
+    return None
+
+
+def _untransposed(rw: Rewriter, found: _Region, perm: Sequence[int], result: Value) -> Value:
+    """What `result` is before `perm` if the transposes that it takes back are left out."""
     rebuilt: dict[Value | None, Value | None] = {
         value: value.producer.inputs[0] for value in found.sources if value.producer
     }
@@ -108,18 +166,29 @@ def transposes_around(rw: Rewriter, node: Node) -> Value | NoMatch | None:
             for v in inner.inputs
         ]
         attrs = dict(inner.attrs)
-        if inner.op == "Gather":
-            attrs["axis"] = perm.index(inner.attr("axis") % len(perm))
-        made = rw.insert(inner.op_type, inputs, attrs, origin=inner.origin, before=inner)
-        rebuilt[inner.output] = made.output
-    result = rebuilt[node.inputs[0]]
+        if inner.op in ("Concat", "Gather", "Split"):
+            attrs["axis"] = perm.index(inner.attr("axis", 0) % len(perm))
+        if inner.op == "Slice":
+            axes = [perm.index(axis % len(perm)) for axis in _sliced_axes(inner) or ()]
+            inputs[3:4] = [rw.ints(*axes)]
+        made = rw.insert(
+            inner.op_type,
+            inputs,
+            attrs,
+            outputs=len(inner.outputs),
+            origin=inner.origin,
+            before=inner,
+        )
+        rebuilt.update(zip(inner.outputs, made.outputs))
+    found_result = rebuilt[result]
     for value in found.seen:
         assert value.producer is not None
         inputs, attrs = [rebuilt[value]], {"perm": _inverse(perm)}
         turned = rw.insert("Transpose", inputs, attrs, before=value.producer)
         rw.graph.replace_uses(value, turned.output)
         erase_dead(rw.graph, [value.producer])
-    return result
+    assert found_result is not None
+    return found_result
 
 
 def _turned(rw: Rewriter, value: Value | None, perm: Sequence[int]) -> Value | None:
@@ -187,9 +256,10 @@ def _order_of(view: View) -> list[int] | None:
 class CancelTransposes(RewritePass):
     """Removes transposes that a later one takes back, and everything in between works untransposed.
 
-    Needs a transpose back on every way to a result. In between may be ops that work on each element
-    by itself, their constants being transposed, products with a matrix where the last axis stays
-    the last, and a Gather of positions of one axis. One value in between may be read elsewhere too;
+    Needs a transpose back on every way to a result, or a reduction that leaves axes in order. In
+    between may be ops that work on each element by itself, their constants being transposed,
+    products with a matrix where the last axis stays the last, a Gather of positions of one axis,
+    and what takes parts of tensors or joins them. One value in between may be read elsewhere too;
     it is transposed for that. Several transposes in a row, with reshapes in between, become one if
     they come to one. Fidelity: reassociates.
 
@@ -214,4 +284,4 @@ class CancelTransposes(RewritePass):
 
     name = "cancel-transposes"
     fidelity = Fidelity.REASSOCIATES
-    rules = (transposes_around, transposes_in_a_row)
+    rules = (transposes_around, transposes_before_reduction, transposes_in_a_row)

@@ -48,6 +48,79 @@ def test_they_go(body: str, after: str) -> None:
     assert_rewrites(CancelTransposes(), TEXT.replace("BODY", body), TEXT.replace("BODY", after))
 
 
+PARTS = """(float[N,5,4] x, float[N,5,4] z) => (float[] y, float[] q)
+    <int64[2] two = {2, 3}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] last = {-1},
+     int64[1] three = {3}, int64[2] ends = {3, 9}, int64[2] both = {0, 1}> { BODY q = Neg(z) }"""
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (
+            f"t = {T}(x) s = Slice(t, zero, three, last) r = Relu(s) y = {T}(r)",
+            "s = Slice(x, zero, three, one) y = Relu(s)",
+        ),
+        (
+            f"t = {T}(x) s = Slice(t, both, ends) y = {T}(s)",
+            "y = Slice(x, both, ends, swapped)",
+        ),
+        (
+            f"t = {T}(x) u = {T}(z) c = Concat<axis=-1>(t, u) y = {T}(c)",
+            "y = Concat<axis=1>(x, z)",
+        ),
+        (
+            f"t = {T}(x) a, b = Split<axis=2>(t, two) s = Relu(b) y = {T}(s)",
+            "a, b = Split<axis=1>(x, two) y = Relu(b)",
+        ),
+        (f"t = {T}(x) y = ReduceSum<keepdims=0>(t, one)", "y = ReduceSum<keepdims=0>(x, two_)"),
+        (f"t = {T}(x) y = ReduceMax<keepdims=0>(t, last)", "y = ReduceMax<keepdims=0>(x, one)"),
+        (
+            f"t = {T}(x) u = {T}(z) c = Concat<axis=1>(t, u) r = Tanh(c)"
+            " y = ReduceMean<keepdims=0>(r, one)",
+            "c = Concat<axis=2>(x, z) r = Tanh(c) y = ReduceMean<keepdims=0>(r, two_)",
+        ),
+    ],
+)
+def test_parts_and_reductions_do_not_mind(body: str, after: str) -> None:
+    more = "int64[2] swapped = {0, 2}, int64[1] two_ = {2}, int64[1] zero"
+    before = PARTS.replace("BODY", body)
+    assert_rewrites(
+        CancelTransposes(), before, PARTS.replace("BODY", after).replace("int64[1] zero", more)
+    )
+
+
+def test_a_part_that_is_read_elsewhere_is_transposed_for_that() -> None:
+    body = f"t = {T}(x) a, b = Split<axis=2>(t, two) y = {T}(b) e = Exp(a) f = Neg(e)"
+    after = f"a, y = Split<axis=1>(x, two) t = {T}(a) e = Exp(t) f = Neg(e)"
+    texts = [
+        PARTS.replace("BODY", t).replace("float[] q", "float[] q, float[] f") for t in (body, after)
+    ]
+    assert_rewrites(CancelTransposes(), *texts)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (f"t = {S}(x) y = ReduceSum<keepdims=0>(t, last)", "another order"),
+        (f"t = {T}(x) y = ReduceSum<keepdims=1>(t, one)", None),
+        (f"t = {T}(x) y = ReduceSum<keepdims=0>(t)", None),
+        (f"t = {T}(x) c = Softmax(t) y = ReduceSum<keepdims=0>(c, one)", None),
+        (f"t = {T}(x) c = Concat<axis=1>(t, z5) y = {T}(c)", "no transposes"),
+        (f"t = {T}(x) a, b = Split<axis=2>(t, two) c = Exp(a) d = Exp(b) e = {T}(a) f = {T}(b)"
+         " g = Add(e, e) h = Add(f, f) i = Concat<axis=1>(g, h) k = Concat<axis=2>(c, d)"
+         f" l = {T}(k) m = Concat<axis=1>(i, l) y = Softmax(m)", None),
+    ],
+)  # fmt: skip
+def test_parts_and_reductions_that_do_mind(body: str, reason: str | None) -> None:
+    text = PARTS.replace("BODY", body).replace(
+        "float[N,5,4] z)", "float[N,5,4] z, float[N,4,5] z5)"
+    )
+    if "h = Add" in body:
+        assert_keeps_outputs(CancelTransposes(), parse(text))
+    else:
+        assert_unchanged(CancelTransposes(), text, reason)
+
+
 def test_what_else_is_read_in_between_is_transposed_for_that() -> None:
     text = TEXT.replace("(float[] y)", "(float[] y, float[] z1)")
     before = f"t = {S}(x) h = MatMul(t, w) z1 = Softmax(h) y = {S}(h)"
