@@ -27,19 +27,31 @@ def on_stack(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """A lowered kernel whose buffers of known size are on the stack, as far as they fit there."""
     left = MOST
 
-    def place(statement: tirx.AllocBuffer) -> tirx.AllocBuffer:
+    def place(statement: tirx.AllocBuffer) -> tirx.Stmt:
         nonlocal left
         size = _bytes(statement.buffer)
         if not size or size > min(LARGEST, left):
             return statement
         left -= size
-        return tirx.AllocBuffer(statement.buffer, _LEFT_TO_LLVM)
+        return _aligned(statement.buffer, size)
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, place)))
 
 
+_LINE, _VECTOR = 64, "float32x16"
+"""A cache line, as long as the widest vector; one across two takes twice as long."""
+
 # What TVM's LowerTVMBuiltin takes for a request to leave an allocation as it is.
 _LEFT_TO_LLVM = {"disable_lower_builtin": tirx.const(True, "bool")}
+
+
+def _aligned(buffer: Any, size: int) -> tirx.Stmt:
+    """Memory for a buffer on the stack. TVM aligns it at 16 bytes, unless it has whole vectors."""
+    if size < _LINE:
+        return tirx.AllocBuffer(buffer, _LEFT_TO_LLVM)
+    lines = tirx.decl_buffer((-(-size // _LINE),), _VECTOR, buffer.name, scope=buffer.scope())
+    allocated = tirx.AllocBuffer(lines, _LEFT_TO_LLVM)
+    return tirx.SeqStmt([allocated, tirx.DeclBuffer(buffer, data=lines.data)])
 
 
 def _bytes(buffer: Any) -> int | None:
