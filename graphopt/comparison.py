@@ -82,7 +82,7 @@ class OutputComparison:
         w = self.worst
         where = f"{self.name!r}[{', '.join(map(str, w.index))}]"
         return (
-            f"output {where} of input set {w.sample}: {_shown(w.a)} against {_shown(w.b)} "
+            f"output {where} of input set {w.sample}: {shown(w.a)} against {shown(w.b)} "
             f"(abs {w.absolute:.2g}, rel {w.relative:.2g}); "
             f"{self.mismatches} of {self.elements} elements are out of tolerance"
         )
@@ -282,5 +282,6 @@ def _plain(value: Any) -> Any:
     return float(value) if math.isfinite(value) else str(float(value))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """An element of an output for people: floats to seven digits."""
     return f"{value:.7g}" if isinstance(value, (float, np.floating)) else str(_plain(value))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,7 @@ from rich.text import Text
 Tell = Callable[[str], None]
 
 PIPE_WIDTH = 200  # columns where there is no terminal to ask; nothing is cut short
+SHORT = 12  # characters of cells that are not broken into lines
 
 
 class _Console(Console):
@@ -66,17 +67,21 @@ def warning(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> Table:
-    """A table without lines: the first column is text, a column called `>x` is right-aligned."""
+    """A table without lines: a column called `>x` is right-aligned.
+
+    On narrow terminals columns of long text are broken into lines.
+    """
+    cells = [[cell if isinstance(cell, Text) else str(cell) for cell in row] for row in rows]
     made = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     made.title_style = "bold"
-    for column in columns:
+    for k, column in enumerate(columns):
         name = column.removeprefix(">")
-        if column.startswith(">"):
-            made.add_column(name, justify="right", no_wrap=True)
-        else:
-            made.add_column(name, overflow="fold")
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
+        right = name != column
+        whole = right or max((len(row[k]) for row in cells), default=0) <= SHORT
+        justify: Literal["left", "right"] = "right" if right else "left"
+        made.add_column(name, justify=justify, no_wrap=whole, overflow="fold")
+    for row in cells:
+        made.add_row(*row)
     return made
 
 

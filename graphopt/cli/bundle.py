@@ -39,3 +39,4 @@ def bundle(
         print(runtime_wheel.write_wheel(output))
     else:
         bundles.bundle(artifact, output)
+        print(output)

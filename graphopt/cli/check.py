@@ -46,7 +46,7 @@ def check(
 
 
 def _print(found: Comparison) -> None:
-    columns = ("output", ">elements", ">differ", "worst at", ">a", ">b", ">abs", ">rel", ">order")
+    columns = ("output", ">elements", ">differ", ">abs", ">rel", ">order", "worst")
     out = console.stdout()
     out.print(console.table(columns, (_row(output) for output in found.outputs)))
     verdict = "agree" if found.agrees else "differ"
@@ -55,12 +55,14 @@ def _print(found: Comparison) -> None:
 
 
 def _row(output: OutputComparison) -> tuple[object, ...]:
+    from graphopt.comparison import shown
+
     if output.problem is not None:
-        return (output.name, "", "", output.problem, "", "", "", "", "")
+        return (output.name, "", "", "", "", "", output.problem)
     order = f"{output.ranking.pairs:.4%}" if output.ranking is not None else ""
+    counts = (output.name, output.elements, output.mismatches)
     if output.worst is None:
-        return (output.name, 0, 0, "(empty)", "", "", "", "", order)
+        return (*counts, "", "", order, "(empty)")
     w = output.worst
-    where = f"set {w.sample} [{', '.join(map(str, w.index))}]"
-    numbers = (f"{w.absolute:.2g}", f"{w.relative:.2g}")
-    return (output.name, output.elements, output.mismatches, where, w.a, w.b, *numbers, order)
+    where = f"[{', '.join(map(str, w.index))}] of set {w.sample}: {shown(w.a)} against {shown(w.b)}"
+    return (*counts, f"{w.absolute:.2g}", f"{w.relative:.2g}", order, where)

@@ -39,11 +39,11 @@ def explain(
 
 def _print(found: Explanation) -> None:
     out = console.stdout()
-    rows = [(node.name, node.op, _became(node), ", ".join(node.by)) for node in found.nodes]
-    out.print(console.table(("source node", "op", "became", "by"), rows))
+    rows = [(_called(node), _became(node), ", ".join(node.by)) for node in found.nodes]
+    out.print(console.table(("source node", "became", "by"), rows))
     _print_reasons(found)
     fates = Counter(node.fate.value for node in found.nodes)
-    left = ", ".join(f"{op} {count}" for op, count in found.left.items())
+    left = ", ".join(f"{op.removeprefix('graphopt.')} {n}" for op, n in found.left.items())
     out.print(f"\nsource  {len(found.nodes)} nodes: {_counts(fates)}", soft_wrap=True)
     out.print(f"result  {sum(found.left.values())} nodes: {left}", soft_wrap=True)
 
@@ -63,10 +63,16 @@ def _print_reasons(found: Explanation) -> None:
         out.print(f"{reason}\n    {', '.join(names[:MOST_PLACES])}{rest}", soft_wrap=True)
 
 
+def _called(node: SourceNode) -> str:
+    """The name of a node, with its op where the exporter has not put that into the name."""
+    named = node.op.rpartition("::")[2].lower() in node.name.lower()
+    return node.name if named else f"{node.name} ({node.op})"
+
+
 def _became(node: SourceNode) -> str:
-    ops = ", ".join(node.into)
+    ops = ", ".join(op.removeprefix("graphopt.") for op in node.into)
     if node.fate.value == "fused":
-        return f"{ops}, with {node.others} other{'s' if node.others != 1 else ''}"
+        return f"{ops} of {node.others + 1}"
     return ops if node.fate.value == "rewritten" else node.fate.value
 
 

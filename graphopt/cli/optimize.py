@@ -167,6 +167,8 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     path = output or model.with_suffix(".opt.onnx" if portable else ".gopt")
     if portable and path.suffix != ".onnx":
         raise SpecError(f"target {target} writes an .onnx file, so {path} should end in .onnx")
+    if not portable and path.suffix == ".onnx" and not path.exists():
+        raise SpecError(f"target {target} writes a folder, so {path} should end in .gopt")
     if output is not None:
         _need_folder(output.parent)
     if not path.exists():

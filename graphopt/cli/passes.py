@@ -30,7 +30,8 @@ def passes(name: options.PassName = None) -> None:
         ]
         out = console.stdout()
         out.print(console.table(("pass", "fidelity", ""), rows))
-        out.print(console.table(("preset", "passes"), known.items(), "\nPresets"))
+        out.print(f"\nPresets: {', '.join(known)}", soft_wrap=True)
+        out.print("`graphopt passes NAME` explains a pass, or prints the passes of a preset.")
 
 
 def _print_one(found: type[Pass]) -> None:

@@ -81,8 +81,10 @@ def _verified(outcome: dict[str, Any] | None) -> str:
     if outcome.get("agrees") is None:
         return f"no ({outcome.get('reason')})"
     sets = f"on {outcome['input_sets']} set{'s' if outcome['input_sets'] != 1 else ''} of inputs"
-    off = max((o["worst"]["absolute"] for o in outcome["outputs"] if "worst" in o), default=0.0)
-    return f"{sets}, the same bits" if off == 0 else f"{sets}; worst {outcome['worst']}"
+    off = max(
+        (float(o["worst"]["absolute"]) for o in outcome["outputs"] if "worst" in o), default=0
+    )
+    return f"{sets}, the same bits" if off == 0 else f"{sets}, largest difference {off:.2g}"
 
 
 def _verdict(outcome: dict[str, Any]) -> str:

@@ -114,8 +114,8 @@ def show(sweep: Sweep, options: dict[str, Any]) -> None:
     out = console.stdout()
     columns = ("budget", ">size", f">time, {sweep.rows} rows", f">{sweep.metric}", ">drop")
     rows = [_row(point, sweep.points[0]) for point in sweep.points]
-    out.print(table((*columns, ">95 % between", "best"), rows))
-    out.print()
+    out.print(table((*columns, ">95 % between", ""), rows))
+    out.print("\n* no other is as good in size, time and drop\n")
     for point in sweep.points:
         if point.max_drop is not None and not point.failure:
             out.print(command(options, point.max_drop), soft_wrap=True)
@@ -133,7 +133,7 @@ def _row(point: Point, full: Point) -> tuple[str, ...]:
         f"{point.microseconds:.0f} µs ({point.microseconds / full.microseconds:.2f})",
         f"{verdict.after:.6f}",
         f"{verdict.drop:.2g}",
-        f"{low:.2g} and {high:.2g}",
+        f"{low:.2g}, {high:.2g}",
         "*" if point.best else "",
     )
 

@@ -72,6 +72,7 @@ OPTIONS = [
     options("no such pass to print after", "--print-ir-after", "dcee", says="did you mean 'dce'"),
     options("a portable target to a folder", "--target", "onnxruntime", "-o", "x.gopt",
             says="should end in .onnx"),
+    options("a folder called like a model", "-o", "x.onnx", says="should end in .gopt"),
 ]  # fmt: skip
 
 OUTPUTS = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from command import environment, graphopt
+from rich.console import Console
 
-from graphopt.console import count_text, progress, size_text
+from graphopt.console import count_text, progress, size_text, table
 
 
 @pytest.mark.parametrize(
@@ -90,3 +92,16 @@ def test_steps_are_lines_in_a_pipe(
     with progress(quiet, verbose) as tell:
         tell("build")
     assert (capsys.readouterr().err == "graphopt: build …\n") is said
+
+
+def test_a_narrow_terminal_breaks_long_text_only() -> None:
+    rows = [("one", "12345.6", "text in several words that has to be broken into lines")] * 2
+    out = io.StringIO()
+    console = Console(file=out, width=40)
+    console.print(table(("name", ">number", "says"), rows, "title"))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[1:4] == [
+        "name   number  says",
+        "one   12345.6  text in several words",
+        "               that has to be broken",
+    ]

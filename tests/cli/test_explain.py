@@ -12,8 +12,8 @@ def test_every_node_is_listed(model: Path) -> None:
     found = graphopt("explain", model)
     assert (found.status, found.err) == (0, "")
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in found.out.splitlines() if line}
-    assert lines["same"] == "Identity removed canonicalize"
-    assert lines["z"] == "Gemm graphopt.cpu::Dense, with 1 other cpu"
+    assert lines["same"] == "(Identity) removed canonicalize"
+    assert lines["z"] == "(Gemm) cpu::Dense of 2 cpu"
     assert lines["source"].startswith("6 nodes: ")
     assert list(model.parent.iterdir()) == [model]
 
