@@ -1,19 +1,20 @@
 """Whether an error budget finds layers of low rank in production shapes, and what that gains.
 
-    python bench/low_rank.py [--only dlrm_mlperf,dcnv2,mmoe_8_experts] [--rows N] [--factors]
-                             [--json FILE]
+    python bench/low_rank.py [--only dlrm_mlperf,dcnv2,mmoe_8_experts,xdeepfm] [--rows N]
+                             [--factors] [--json FILE]
 
 Models are those of `production.py`, whose larger layers are given weights of a known rank and a
-little noise. Labels follow the model's own scores, so that there is an AUC to lose. What
-`graphopt optimize --metric auc --max-drop 0.001` makes is held against the same model compiled
-without compression, in turns on one thread. The drop is on rows that had no part in choosing.
-With `--factors` nothing else may spend the budget, so that the gain is that of low ranks alone.
+little noise; so are the tensors (left features, right features, maps) of xDeepFM's layers. Labels
+follow the model's own scores, so that there is an AUC to lose. What `graphopt optimize --metric auc
+--max-drop 0.001` makes is held against the same model compiled without compression, in turns on one
+thread. The drop is on rows that had no part in choosing. With `--factors` nothing else may spend
+the budget, so that the gain is that of low ranks alone.
 """
 
 from __future__ import annotations
 
+import collections
 import json
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,38 +33,65 @@ from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.datasets import Dataset, in_batches
 from graphopt.benchmark import machine
 from graphopt.ir import onnx_io
-from graphopt.ir.graph import Graph
+from graphopt.ir.graph import Graph, Value
 from graphopt.latency import interleaved
+from graphopt.passes.cancel_transposes import CancelTransposes
+from graphopt.passes.cse import Cse
+from graphopt.passes.dce import Dce
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
+from graphopt.passes.factorize_tensors import FactorizeTensors
 from graphopt.pipeline.report import Report
-from graphopt.pipeline.spec import Pipeline
+from graphopt.pipeline.spec import Fixpoint, Pipeline
 from graphopt.presets import O2
 from graphopt.targets.portable import OnnxModel
 from graphopt.testing import random_inputs
 
-SMALLEST = 128  # inputs and outputs of a layer that is given a low rank
-SHARE = 8  # a rank is this part of the smaller of the two
+SMALLEST = 128  # inputs and outputs of a layer, or maps, that are given a low rank
+SHARE = 8  # a rank is this part of the smaller of the two, or of the maps
 NOISE = 0.01  # of a weight, over all directions
 SAMPLES = 4096  # half of them choose, half judge
 MAX_DROP = 0.001
+FACTORS = (FactorizeTensors(), Fixpoint((CancelTransposes(), Cse(), Dce())), FactorizeLowRank())
+MODELS = {**{n: make for n, (make, _) in production.MODELS.items()}, "xdeepfm": production.xdeepfm}
 
 
-def planted(graph: Graph, share: int = SHARE, noise: float = NOISE) -> dict[tuple[int, int], int]:
+def planted(graph: Graph, share: int = SHARE, noise: float = NOISE) -> dict[tuple[int, ...], int]:
     """Give the larger layers of `graph` a low rank, in place; the rank for each shape."""
-    rng, ranks = np.random.default_rng(0), dict[tuple[int, int], int]()
+    rng, ranks = np.random.default_rng(0), dict[tuple[int, ...], int]()
     for value in graph.constants():
         weight = value.const
-        reads = [node.op for node in value.users]
-        if weight is None or weight.ndim != 2 or reads != ["MatMul"]:
+        if weight is None or weight.dtype != np.float32:
             continue
-        k, n = weight.shape
-        if min(k, n) < SMALLEST:
+        shape = _shape_of(value)
+        width = shape[2] if len(shape) == 3 else min(shape, default=0)
+        if width < SMALLEST:
             continue
-        rank = min(k, n) // share
-        factors = rng.normal(size=(k, rank)) @ rng.normal(size=(rank, n)) / rank**0.5
-        changed = weight.std() * (factors + noise * rng.normal(size=(k, n)))
-        value.const, ranks[k, n] = changed.astype(np.float32), rank
+        rank = width // share
+        factors = _sum_of_products([rng.normal(size=(size, rank)) for size in shape])
+        changed = factors / rank**0.5 + noise * rng.normal(size=shape)
+        if len(shape) == 3:  # a convolution's weight is [maps, pairs of features, 1]
+            changed = changed.reshape(-1, shape[2]).T[:, :, None]
+        value.const, ranks[shape] = (weight.std() * changed).astype(np.float32), rank
     return ranks
+
+
+def _shape_of(weight: Value) -> tuple[int, ...]:
+    """A layer's inputs and outputs; or features on the left and right, and maps; or nothing."""
+    reads = [node.op for node in weight.users]
+    assert weight.const is not None
+    if reads == ["MatMul"] and weight.const.ndim == 2:
+        return weight.const.shape
+    if reads == ["Conv"] and weight.const.ndim == 3:
+        maps, pairs, _ = weight.const.shape
+        return pairs // production.TABLES, production.TABLES, maps
+    return ()
+
+
+def _sum_of_products(factors: Sequence[np.ndarray]) -> np.ndarray:
+    """The sum over columns of the outer products of one from each of `factors`."""
+    axes = "abc"[: len(factors)]
+    result: np.ndarray = np.einsum(f"{','.join(f'{x}r' for x in axes)}->{axes}", *factors)
+    return result
 
 
 def clicks(graph: Graph, source: Path, samples: int) -> Dataset:
@@ -86,14 +114,14 @@ def measure(
     name: str, batches: Sequence[int], seconds: float, samples: int, factors: bool
 ) -> dict[str, Any]:
     """One model: which ranks were there and which were found, the drop, and the times."""
-    make, _ = production.MODELS[name]
+    make = MODELS[name]
     graph, report = make(), Report()
     ranks = planted(graph)
     with tempfile.TemporaryDirectory(prefix="graphopt-low-rank-") as scratch:
         source = Path(scratch) / "model.onnx"
         onnx_io.save(graph, source)
         budget = Budget(clicks(graph, source, samples), MAX_DROP, "auc")
-        passes = Pipeline((*O2.steps, FactorizeLowRank())) if factors else None
+        passes = Pipeline((*O2.steps, *FACTORS)) if factors else None
         small = graphopt.compile(source, passes=passes, budget=budget, report=report)
         full = graphopt.compile(source, verify=False)
         rows = []
@@ -104,7 +132,7 @@ def measure(
             rows.append({"batch": batch, "us": {n: x.median for n, x in taken.items()}})
     return {
         "model": name,
-        "planted": {f"{k}x{n}": rank for (k, n), rank in ranks.items()},
+        "planted": {"x".join(map(str, shape)): rank for shape, rank in ranks.items()},
         "taken": {p.spec: p.rewrites for p in report.passes if p.fidelity == "lossy" and p.changed},
         "constant_bytes": report.facts["constant_bytes"],
         "held_out": report.verification,
@@ -114,8 +142,11 @@ def measure(
 
 def ranks_found(result: dict[str, Any]) -> list[str]:
     """How many layers got which rank, such as "3 x 128"."""
-    taken = next((v for k, v in result["taken"].items() if k.startswith("factorize-low")), {})
-    found = {int(m[1]): n for what, n in taken.items() if (m := re.fullmatch(r"rank (\d+)", what))}
+    found = collections.Counter[int]()
+    for name, taken in result["taken"].items():
+        if name.startswith(("factorize-low-rank", "factorize-tensors")):
+            for what, count in taken.items():
+                found[int(what.split()[-1])] += count
     return [f"{count} x {rank}" for rank, count in sorted(found.items())]
 
 
@@ -139,7 +170,7 @@ def show(results: Sequence[dict[str, Any]]) -> None:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="names")] = "dlrm_mlperf,dcnv2,mmoe_8_experts",
+    only: Annotated[str, typer.Option(help="names")] = "dlrm_mlperf,dcnv2,mmoe_8_experts,xdeepfm",
     batch: Annotated[str, typer.Option(help="batch sizes")] = "1,64,512",
     rows: Annotated[int, typer.Option(help="of each table")] = production.ROWS,
     samples: Annotated[int, typer.Option(help="rows of data")] = SAMPLES,

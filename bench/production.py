@@ -3,7 +3,7 @@
 26 tables of 100,000 rows, looked up by the columns of one matrix of ids. Sources: MLPerf's DLRM
 (bottom 512-256-128, top 1024-1024-512-256-1), DCN-V2 (three full-rank cross layers), DIN (attention
 over the history from [q, h, q-h, q*h]), MMoE (8 experts, two tasks), two towers compared by cosine,
-SASRec (two blocks, two heads, 50 positions).
+SASRec (two blocks, two heads, 50 positions), xDeepFM (two layers of 200 maps, as DeepCTR has them).
 """
 
 from __future__ import annotations
@@ -197,6 +197,33 @@ def sasrec(dim: int = 64, positions: int = 50, heads: int = 2, candidates: int =
     t.put("y", "Squeeze", t.op("MatMul", last, wanted), t.ints(1))
     inputs = f"int64[N,{positions}] history, int64[N,{candidates}] item"
     return t.graph(f"({inputs}) => (float[N,{candidates}] y)")
+
+
+def xdeepfm(dim: int = 16, maps: Sequence[int] = (200, 200)) -> Graph:
+    """Half of the maps of each layer but the last go to the result, the others to the next one."""
+    t = Text()
+    rows = t.lookups(dim)
+    features = t.concat([t.unsqueeze(x, 1) for x in rows], 1)
+    x, count, found = features, TABLES, []
+    for place, k in enumerate(maps):
+        outer = t.op("Einsum", x, features, equation='"bhd,bmd->bhmd"')
+        flat = t.op("Reshape", outer, t.ints(-1, count * TABLES, dim))
+        x = t.op("Relu", t.op("Conv", flat, t.weight(k, count * TABLES, 1), t.weight(k)))
+        if place < len(maps) - 1:
+            count = k // 2
+            parts = [
+                t.op("Slice", x, t.ints(a), t.ints(b), t.ints(1))
+                for a, b in ((0, count), (count, k))
+            ]
+            x, k = parts[0], k - count
+            found.append(t.total(parts[1], 2))
+        else:
+            found.append(t.total(x, 2))
+    crossed = sum(k - k // 2 for k in maps[:-1]) + maps[-1]
+    deep = t.mlp(t.concat(["dense", *rows]), DENSE + TABLES * dim, (256, 128))
+    joined = t.concat([*found, deep])
+    t.put("y", "Sigmoid", t.dense(joined, crossed + 128, 1, ""))
+    return t.graph(f"({INPUTS}) => (float[N,1] y)")
 
 
 def _normalized(t: Text, x: str, dim: int) -> str:

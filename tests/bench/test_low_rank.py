@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCH))
 import low_rank  # noqa: E402
 import production  # noqa: E402
 
+import graphopt  # noqa: E402
 from graphopt.ir import onnx_io  # noqa: E402
 
 
@@ -35,10 +36,26 @@ def test_layers_get_the_rank_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert data.labels is not None and set(data.labels) <= {0.0, 1.0}
 
 
+def test_interactions_get_the_rank_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(production, "ROWS", 50)
+    graph = production.xdeepfm(dim=4, maps=(160, 128))
+    before = sorted(v.const.shape for v in graph.constants() if v.const is not None)
+    ranks = low_rank.planted(graph)
+    assert {s: r for s, r in ranks.items() if len(s) == 3} == {(26, 26, 160): 20, (80, 26, 128): 16}
+    assert sorted(v.const.shape for v in graph.constants() if v.const is not None) == before
+    for value in graph.constants():
+        if value.const is not None and value.const.ndim == 3 and value.const.shape[0] == 160:
+            values = np.linalg.svd(value.const[:, :, 0], compute_uv=False)
+            assert values[20] < 0.05 * values[19]
+    fused = graphopt.optimize(graph)
+    assert [n.op for n in fused.nodes].count("graphopt::CompressedInteraction") == 2
+
+
 def test_what_was_found_is_counted() -> None:
     taken = {
         "factorize-low-rank": {"rank 128": 2, "rank 32": 1},
+        "factorize-tensors": {"CP rank 32": 2, "CP rank 8": 1},
         "quantize-weights": {"int8": 3},
     }
-    assert low_rank.ranks_found({"taken": taken}) == ["1 x 32", "2 x 128"]
+    assert low_rank.ranks_found({"taken": taken}) == ["1 x 8", "3 x 32", "2 x 128"]
     assert low_rank.ranks_found({"taken": {}}) == []
