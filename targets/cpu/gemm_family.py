@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
@@ -107,17 +108,21 @@ class Int8GemmFamily(GemmFamily):
     name: ClassVar[str] = "gemm-int8"
     rounding: ClassVar[Quantization] = Quantization(1 / 32, 128)
 
+    def __init__(self, amx: Amx | None = None) -> None:
+        self.amx = amx
+
     def default(self, problem: GemmProblem) -> GemmParams:
-        return int8_params(problem.n)
+        return int8_params(problem.n, self.amx)
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
-        return int8_gemm(problem.k, problem.n, self.rounding, params)
+        return int8_gemm(problem.k, problem.n, self.rounding, params, amx=self.amx)
 
     def trials(self, problem: GemmProblem, params: GemmParams) -> list[Trial]:
         rng = np.random.default_rng(0)
         codes = rng.integers(-127, 128, (problem.k, problem.n), np.int8)
         scale = np.full(problem.n, 1e-3, np.float32)
-        packed = [pack_int8(codes, params), pack_start(codes, self.rounding.zero, params)]
+        packed = [pack_int8(codes, params, self.amx)]
+        packed += [pack_start(codes, self.rounding.zero, params)]
         packed += [pack_bias(scale, problem.n, params), pack_bias(None, problem.n, params)]
         sizes = sorted({min(rows, MOST_ROWS) for rows in problem.rows})
         left = rng.standard_normal((max(sizes), problem.k), np.float32)

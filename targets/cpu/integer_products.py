@@ -21,6 +21,7 @@ from graphopt.targets.cpu.kernels.limit import limit
 from graphopt.targets.cpu.kernels.panels import pack_bias
 from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 from graphopt.targets.cpu.packed_weights import bias_row
+from graphopt.targets.cpu.rates import operations
 from graphopt.targets.relax.lowering import Lowering, lowers
 from graphopt.targets.relax.scalar import const as number
 
@@ -41,8 +42,8 @@ def _type(node: Node) -> list[Type | None]:
 @cost_rule("IntegerProduct", domain=DOMAIN)
 def _cost(node: Node) -> Cost:
     assert node.inputs[1] is not None
-    k = product(node.inputs[1].tensor.dims[:1])
-    return streaming(node, (2 * k + 2) * product(node.output.tensor.dims))
+    k = int(product(node.inputs[1].tensor.dims[:1]))  # type: ignore[arg-type]
+    return streaming(node, (operations(node, k) + 2) * product(node.output.tensor.dims))
 
 
 @rule(op.Min(op.ReduceMin(var("x")), nil), op.Max(op.ReduceMax(var("x")), nil))
@@ -148,7 +149,8 @@ def _lower(lower: Lowering, node: Node) -> Any:
     data, codes, zero, scale = node.inputs[0], node.const(1), node.inputs[2], node.inputs[3]
     assert data is not None and codes is not None and scale is not None
     k, n = codes.shape
-    params = int8_params(n)
+    amx = node.attrs.get("amx")
+    params = int8_params(n, amx)
     width = params.panels(n) * params.width
     sums = lower.constant(pack_start(codes, -1, params))
 
@@ -169,11 +171,11 @@ def _lower(lower: Lowering, node: Node) -> Any:
     rows = lower.dim(product(data.tensor.dims[:-1]))
     arguments = [
         lower.reshape(lower.expr(data), [rows, k]),
-        lower.constant(pack_int8(codes, params)),
+        lower.constant(pack_int8(codes, params, amx)),
         lower.te(start, sums, *given, name="start"),
         lower.te(factor, lower.expr(scale), name="factor"),
         lower.constant(pack_bias(node.const(4), n, params)),
     ]
-    kernel = int8_gemm(k, n, Quantization(1.0, 0), params, takes_codes=True)
+    kernel = int8_gemm(k, n, Quantization(1.0, 0), params, takes_codes=True, amx=amx)
     (result,) = lower.kernel(kernel, arguments, [([rows, n], "float32")])
     return lower.reshape(result, lower.shape(node.output))

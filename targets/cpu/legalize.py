@@ -38,6 +38,7 @@ from graphopt.targets.cpu import (
     row_products,
 )
 from graphopt.targets.cpu.kernels import bf16_gemm, dot
+from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.cpu.kernels.panel_ahead import FAR_BYTES
@@ -54,6 +55,7 @@ from graphopt.targets.cpu.packed_weights import (
     rows_to_floats,
     stored_to_dequantized,
 )
+from graphopt.targets.cpu.rates import operations
 from graphopt.targets.kernels.epilogue import MAX_STEPS, Epilogue, Step
 from graphopt.targets.relax.lowering import Lowering, lowers
 from graphopt.targets.relax.sharing import WIDE
@@ -98,6 +100,7 @@ def legalize(
     vnni: bool = False,
     words: Words | None = None,
     every_layer: bool = False,
+    amx: Amx | None = None,
 ) -> None:
     """Turn what the CPU has kernels for into ops of our own, in place.
 
@@ -108,6 +111,7 @@ def legalize(
         every_layer: layers multiply bfloat16 wherever it is faster, not only where the graph rounds
             their operands to it. Without `words`, their weights are bfloat16, and widened to be
             multiplied: fewer bytes, which is what a few rows wait for.
+        amx: how it multiplies tiles of bytes; None if it does not.
     """
     rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
     if vnni:
@@ -124,6 +128,9 @@ def legalize(
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
+        multiplies_bytes = "data" in node.attrs or node.op == f"{DOMAIN}::IntegerProduct"
+        if amx is not None and multiplies_bytes:
+            node.attrs["amx"] = amx
         weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
         if weights is None or weights.dtype != np.float32:
             continue
@@ -160,12 +167,11 @@ def _dense_type(node: Node) -> list[Type | None]:
 def _dense_cost(node: Node) -> Cost:
     weights, others = node.inputs[1], node.inputs[2:]
     assert weights is not None
-    k = product(weights.tensor.dims[:1])
+    k = int(product(weights.tensor.dims[:1]))  # type: ignore[arg-type]
     extra = sum(other is not None for other in others) + ("activation" in node.attrs)
+    cost = streaming(node, (operations(node, k) + extra) * product(node.output.tensor.dims))
     if "words" not in node.attrs:
-        return streaming(node, (2 * k + extra) * product(node.output.tensor.dims))
-    # In units of a float32 operation, the one that roofs are measured in.
-    cost = streaming(node, (k + extra) * product(node.output.tensor.dims))
+        return cost
     return replace(cost, read=cost.read - 2 * product(weights.tensor.dims))
 
 

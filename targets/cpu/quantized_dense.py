@@ -120,12 +120,13 @@ def int8_kernel(
     """The kernel of a Dense that rounds its data, and the constants that it takes."""
     k, n = codes.shape
     data, bias, rounding = node.inputs[0], node.const(2), node.attrs["data"]
-    params = node.attrs.get("params") or int8_params(n)
+    amx = node.attrs.get("amx")
+    params = node.attrs.get("params") or int8_params(n, amx)
     assert data is not None
     scale, zero = node.attrs["scale"], 1  # each row multiplies what belongs to it
     if isinstance(rounding, Quantization):
         scale, zero = scale * np.float32(rounding.scale), rounding.zero
-    packed = [pack_int8(codes, params), pack_start(codes, zero, params)]
+    packed = [pack_int8(codes, params, amx), pack_start(codes, zero, params)]
     packed += [pack_bias(scale, n, params), pack_bias(bias, n, params)]
     columns = node.attrs.get("columns")
     packed += [] if columns is None else [pack_columns(columns, params)]
@@ -137,5 +138,6 @@ def int8_kernel(
         epilogue,
         takes_codes=data.dtype == "uint8",
         result=node.attrs.get("result"),
+        amx=amx,
     )
     return kernel, packed

@@ -39,7 +39,7 @@ _FEATURES = {
     "sve": "sve",
     "sve2": "sve2",
 }
-_TILES = {"amx-tile": "amx_tile", "amx-bf16": "amx_bf16"}
+_TILES = {"amx-tile": "amx_tile", "amx-bf16": "amx_bf16", "amx-int8": "amx_int8"}
 _MACHINES = ("x86_64", "aarch64")
 
 
@@ -134,6 +134,7 @@ class CpuTarget(Target):
     def legalize(self, graph: Graph) -> Graph:
         from graphopt.rewrite import RewriteStats, rewrite
         from graphopt.targets.cpu import legalize, packed_weights, quantized_dense
+        from graphopt.targets.cpu.kernels.amx import amx_for
         from graphopt.targets.cpu.kernels.bfloat16 import words_for
         from graphopt.targets.relax import expand, narrow_floats
 
@@ -145,15 +146,15 @@ class CpuTarget(Target):
         expand.expand_functions(working)
         narrow_floats.widen_bfloat16(working)
         narrow_floats.widen_float16(working)
-        words = words_for(self.with_tiles.features, self.lanes)
-        every = self.precision == "bf16"
-        legalize.legalize(working, self.lanes, self.multiplies_bytes, words, every_layer=every)
+        features, every = self.with_tiles.features, self.precision == "bf16"
+        words, amx = words_for(features, self.lanes), amx_for(features, "int8")
+        legalize.legalize(working, self.lanes, self.multiplies_bytes, words, every, amx)
         return working
 
     def _using(self, graph: Graph) -> CpuTarget:
         """This target with the instruction sets that a legalized graph needs."""
-        rounds = any("words" in node.attrs for node in graph.walk())
-        return self.with_tiles if rounds else self
+        tiled = any({"words", "amx"} & node.attrs.keys() for node in graph.walk())
+        return self.with_tiles if tiled else self
 
     def compile(
         self,

@@ -15,6 +15,7 @@ from graphopt.targets.cpu.gemm_family import (
     Int8GemmFamily,
 )
 from graphopt.targets.cpu.kernels import dot
+from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.lookup_family import (
     LEAST_BYTES,
@@ -43,16 +44,19 @@ def choose_params(graph: Graph, tuner: Tuner) -> None:
 
 def _tasks(graph: Graph, batches: Sequence[int]) -> Iterator[tuple[Node, tuple[KernelFamily, Any]]]:
     """The nodes whose kernels have parameters, with their families and problems."""
-    floats, bytes_, lookups, bags = GemmFamily(), Int8GemmFamily(), LookupFamily(), PoolingFamily()
+    floats, lookups, bags = GemmFamily(), LookupFamily(), PoolingFamily()
     narrow: dict[Words, Bf16GemmFamily] = {}
+    bytes_: dict[Amx | None, Int8GemmFamily] = {}
     for node in graph.walk():
         if node.op == f"{DOMAIN}::Dense":
             words = node.attrs.get("words")
             if "data" in node.attrs:
-                yield node, (bytes_, _layer(node, batches))
-            elif words is not None:
-                family = narrow.setdefault(words, Bf16GemmFamily(words))
+                amx = node.attrs.get("amx")
+                family = bytes_.setdefault(amx, Int8GemmFamily(amx))
                 yield node, (family, _layer(node, batches))
+            elif words is not None:
+                rounded = narrow.setdefault(words, Bf16GemmFamily(words))
+                yield node, (rounded, _layer(node, batches))
             elif _is_gemm(node):
                 yield node, (floats, _layer(node, batches))
         elif node.op == "Gather" and (lookup := _lookup(node)) is not None:

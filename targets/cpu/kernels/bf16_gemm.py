@@ -2,8 +2,8 @@
 
 Twice as many products an instruction as in float32, and half the bytes of weights, for operands
 with 8 bits of significand. Some rows of the data are rounded at a time, so that what is multiplied
-again and again, once for each panel of columns, is in cache. With AMX, 32 and 16 rows at a time are
-multiplied as tiles, and what is left by vectors.
+again and again, once for each panel of columns, is in cache. With AMX all rows are multiplied as
+tiles, however few: vectors would add them up in another order.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.bfloat16 import PAIR, TILE, Words, pair_rows, word
+from graphopt.targets.cpu.kernels.amx import TILE, configuring
+from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
-from graphopt.targets.cpu.kernels.tile_products import by_tiles, configuring
+from graphopt.targets.cpu.kernels.tile_products import by_tiles, visiting
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -62,14 +63,16 @@ def bf16_gemm(
     The CPU's instruction flushes subnormal numbers to zero.  NaN stays NaN.
     """
     width, depth, panels = params.width, words.depth(k), params.panels(n)
-    tiles = (2 * TILE, TILE) if words.tiles else ()
-    tallest = max((*tiles, params.rows))
+    tallest = 2 * TILE if words.tiles else params.rows
     rows = max(1, CHUNK_BYTES // (4 * depth) // tallest) * tallest
-    align, uses_tiles = element_bytes("float32"), bool(words.tiles)
-    constants = max(1, epilogue.activation.columns)
-    rounded, (configure, release) = _rounding(k, words), configuring(words)
-    store = storing(n, params.lanes, epilogue)
-    visit = by_blocks(params, panels, _block(depth, params, words, store), tiles)
+    align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
+    rounded, stored = _rounding(k, words), _storing(n, params, epilogue)
+    if words.tiles is None:
+        begin = end = _nothing
+        visit = by_blocks(params, panels, _vector_block(depth, params, words, stored))
+    else:
+        begin, end = configuring(words.tiles, depth)
+        visit = visiting(panels, _tile_block(depth, params, words.tiles, stored))
 
     @script.prim_func(private=True, s_tir=True)
     def bf16_gemm(
@@ -85,27 +88,62 @@ def bf16_gemm(
         second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), "float32", align=align)
         with T.attr(0, "pragma_import_llvm", words.llvm):
-            if uses_tiles:
-                configure(m)
+            begin(m)
             for chunk in range((m + rows - 1) // rows):
                 data = T.alloc_buffer((rows, depth), "int32")
                 count = T.min(T.int64(rows), m - chunk * rows)
                 rounded(left, data, chunk * rows, count)
                 results = T.meta_var((chunk * rows, bias, (columns, first, second), out))
                 visit(((data, weights), results), count)
-            if uses_tiles:
-                release(m)
+            end(m)
 
     return without_parameters(bf16_gemm, *epilogue.unused)
 
 
-def _block(depth, params, words, store):
-    """For use in a kernel: `block(tensors, first, panel, height, _)` computes rows of a panel."""
-    lanes, vectors, width = params.lanes, params.vectors, params.width
-    multiply = by_tiles(words, depth, vectors)
+@inlined
+def _nothing(rows):
+    pass
+
+
+def _storing(n, params, epilogue):
+    """For use in a kernel: `stored(results, first, panel, sums, r, v)` stores a vector of sums."""
+    lanes, width = params.lanes, params.width
+    store = storing(n, lanes, epilogue)
 
     @inlined
-    def by_vectors(data, first, weights, panel, sums, height):
+    def stored(results, first, panel, sums, r, v):
+        start, bias, given, y = T.meta_var(results)
+        at, column = T.meta_var(r * width + v * lanes), T.meta_var(panel * width + v * lanes)
+        sums[T.ramp(at, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
+        store(y, start + first + r, column, sums, at, given)
+
+    return stored
+
+
+def _tile_block(depth, params, amx, stored):
+    """For use in a kernel: a block of `visiting`."""
+    multiply = by_tiles(amx, "tdpbf16ps", depth, params.vectors)
+
+    @inlined
+    def block(tensors, first, panel, height, begin, end):
+        data, weights = T.meta_var(tensors[0])
+        sums = T.alloc_buffer((height * params.width,), "float32", scope="local")
+        multiply(data, first, weights, panel, sums, height)
+        for r in range(begin, end):
+            for v in T.unroll(params.vectors):
+                stored(tensors[1], first, panel, sums, r, v)
+
+    return block
+
+
+def _vector_block(depth, params, words, stored):
+    """For use in a kernel: `block(tensors, first, panel, height, _)` computes rows of a panel."""
+    lanes, vectors, width = params.lanes, params.vectors, params.width
+
+    @inlined
+    def block(tensors, first, panel, height, _):
+        data, weights = T.meta_var(tensors[0])
+        sums = T.alloc_buffer((height * width,), "float32", scope="local")
         for r in T.unroll(height):
             for v in T.unroll(vectors):
                 sums[T.ramp(r * width + v * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
@@ -117,28 +155,9 @@ def _block(depth, params, words, store):
                         T.Broadcast(data[first + r, kk], lanes),
                         weights[panel, kk, T.ramp(v * lanes, 1, lanes)],
                     )
-
-    @inlined
-    def stored(results, first, panel, sums, r, v):
-        start, bias, given, y = T.meta_var(results)
-        at, column = T.meta_var(r * width + v * lanes), T.meta_var(panel * width + v * lanes)
-        sums[T.ramp(at, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
-        store(y, start + first + r, column, sums, at, given)
-
-    @inlined
-    def block(tensors, first, panel, height, _):
-        data, weights = T.meta_var(tensors[0])
-        sums = T.alloc_buffer((height * width,), "float32", scope="local")
-        if words.tiles != "" and height % TILE == 0:
-            multiply(data, first, weights, panel, sums, height)
-            for r in range(height):
-                for v in T.unroll(vectors):
-                    stored(tensors[1], first, panel, sums, r, v)
-        else:
-            by_vectors(data, first, weights, panel, sums, height)
-            for r in T.unroll(height):
-                for v in T.unroll(vectors):
-                    stored(tensors[1], first, panel, sums, r, v)
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                stored(tensors[1], first, panel, sums, r, v)
 
     return block
 

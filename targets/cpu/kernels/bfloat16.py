@@ -6,7 +6,8 @@ operands into float32 before LLVM sees them; so words are int32, and the instruc
 functions of their own, which are inlined.
 
 AMX multiplies tiles: a tile of data has 16 rows of 16 words, one of weights 16 words along K for 16
-columns, one of sums 16 rows and columns. The numbers of tiles are part of the instructions.
+columns, one of sums 16 rows and columns. It adds up the low halves and the high ones of 16 words
+each before it adds them to a sum.
 """
 
 from collections.abc import Collection
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 from tvm.script import tirx as T
 
+from graphopt.targets.cpu.kernels.amx import TILE, Amx, amx_for
+
 PAIR = 2
-TILE = 16  # rows of a tile, and words in each
 _DOT, _ROUND = "graphopt_bf16_dot", "graphopt_bf16_round"
 _LLVM = f"""
 define <{{n}} x float> @{_DOT}(<{{n}} x float> %sum, <{{n}} x i32> %a, <{{n}} x i32> %b) {{{{
@@ -42,23 +44,17 @@ class Words:
     Attributes:
         lanes: words in a vector.
         instruction: LLVM's name of the one that multiplies and adds.
-        tiles: what names of AMX's instructions begin with, "llvm.x86."; "" for CPUs without AMX.
-            Functions of another name are called as C functions.
+        tiles: AMX's instructions; None for CPUs without AMX.
     """
 
     lanes: int
     instruction: str
-    tiles: str = ""
+    tiles: Amx | None = None
 
     def depth(self, k: int) -> int:
         """Words of a row of `k` numbers; whole tiles where there are tiles."""
         words = -(-k // PAIR)
         return -(-words // TILE) * TILE if self.tiles else words
-
-    def tile(self, instruction: str, *arguments: Any) -> Any:
-        """A statement: one of AMX's instructions."""
-        call = T.call_llvm_intrin if self.tiles.startswith("llvm.") else T.call_extern
-        return call("void", self.tiles + instruction, *arguments)
 
     @property
     def llvm(self) -> str:
@@ -84,7 +80,7 @@ def words_for(features: Collection[str], lanes: int) -> Words | None:
         lanes: float32 elements in one of its vectors.
     """
     if lanes == 16 and "avx512_bf16" in features:
-        tiles = "llvm.x86." if {"amx_tile", "amx_bf16"} <= set(features) else ""
+        tiles = amx_for(features, "bf16")
         if tiles or "avx512_fp16" not in features:
             return Words(lanes, "llvm.x86.avx512bf16.dpbf16ps.512", tiles)
     if lanes == 4 and "bf16" in features:

@@ -1,19 +1,30 @@
-"""GEMM in 8 bits with AVX512-VNNI: float32 or 8 bits in and out, int32 sums that are exact.
+"""GEMM in 8 bits: float32 or 8 bits in and out, int32 sums that are exact.
 
-`vpdpbusd` adds four products of an unsigned and a signed byte to each int32 without saturating, so
-the unsigned operand is the data and the signed one the weights. The data's zero point is taken out
-through the value that sums start from: sum((q - zero) * w) = sum(q * w) - zero * sum(w).
+`vpdpbusd` (AVX512-VNNI) adds four products of an unsigned and a signed byte to each int32 without
+saturating, so the unsigned operand is the data and the signed one the weights. The data's zero
+point is taken out through the value that sums start from: sum((q - zero) * w) = sum(q * w) - zero *
+sum(w). With AMX `tdpbusd` adds up the same for 16 rows and columns; integers have one sum only, so
+which of the two computes a row changes nothing, and one packing of the weights serves both.
 
 Scale and zero point of the data are constants, or each row has its own, found as it is rounded.
 """
 
+import math
 from functools import cache
 
 import numpy as np
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, by_blocks, default_params
+from graphopt.targets.cpu.kernels.amx import TILE, Amx, configuring
+from graphopt.targets.cpu.kernels.int8_blocks import Int8Blocks
+from graphopt.targets.cpu.kernels.panels import (
+    Emitted,
+    GemmParams,
+    by_blocks,
+    default_params,
+    rows_beside,
+)
 from graphopt.targets.cpu.kernels.row_codes import (
     GROUP,
     LANES,
@@ -23,6 +34,7 @@ from graphopt.targets.cpu.kernels.row_codes import (
     quantized,
     ranging,
 )
+from graphopt.targets.cpu.kernels.tile_products import packed_depth, tiles_across, visiting
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -30,24 +42,34 @@ from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 96  # rows of data quantized at a time: 48 KB of bytes for K = 512
-
+_CONFIGURING = 204
+"""Cycles that AMX takes to be configured, as Intel's optimization manual has it."""
 
 Rounding = Quantization | RowQuantization
 
 
-def int8_params(n: int) -> GemmParams:
+def int8_params(n: int, amx: Amx | None = None) -> GemmParams:
     """Parameters for `n` columns."""
-    return default_params(n, LANES)
+    if amx is None:
+        return default_params(n, LANES)
+    vectors = tiles_across(n)
+    return GemmParams(LANES, vectors, min(12, rows_beside(vectors, LANES)))
 
 
-def pack_int8(weights: np.ndarray, params: GemmParams) -> np.ndarray:
-    """int8[K, N] as int32[panels, ceil(K / 4), width], each of 4 bytes along K; zero beyond."""
+def pack_int8(weights: np.ndarray, params: GemmParams, amx: Amx | None = None) -> np.ndarray:
+    """int8[K, N] as int32[panels, depth, width], each of 4 bytes along K; zero beyond.
+
+    `depth` is ceil(K / 4), or of whole tiles with `amx`: then zeros come before the last tile's.
+    """
     k, n = weights.shape
-    panels, depth = params.panels(n), -(-k // GROUP)
-    padded = np.zeros((depth * GROUP, panels * params.width), np.int8)
-    padded[:k, :n] = weights
-    split = padded.reshape(depth, GROUP, panels, params.width).transpose(2, 0, 3, 1)
-    return np.ascontiguousarray(split).view(np.int32).reshape(panels, depth, params.width)
+    panels, words = params.panels(n), -(-k // GROUP)
+    padded = np.zeros((words, GROUP, panels * params.width), np.int8)
+    padded.reshape(words * GROUP, -1)[:k, :n] = weights
+    if amx is not None:
+        whole = words - words % TILE if words > TILE else words
+        padded = np.insert(padded, [whole] * (packed_depth(words) - words), 0, axis=0)
+    split = padded.reshape(len(padded), GROUP, panels, params.width).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(split).view(np.int32).reshape(panels, -1, params.width)
 
 
 def pack_start(weights: np.ndarray, zero: int, params: GemmParams) -> np.ndarray:
@@ -67,33 +89,38 @@ def int8_gemm(
     epilogue: Epilogue = PLAIN,
     takes_codes: bool = False,
     result: Quantization | None = None,
+    amx: Amx | None = None,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights, start, scale[panels * width], bias[panels * width], columns,
     *operands) -> y[M, n].
 
     y = scale * (start + q @ weights) + bias, where q is x, quantized, after the epilogue as for
     `gemm`; x, scale, bias and y are float32, M is symbolic; weights and start are packed. A NaN in
-    x becomes some q. For targets with AVX512-VNNI.
+    x becomes some q. For targets with AVX512-VNNI, and AMX if `amx` is given, also to `pack_int8`.
 
     With `RowQuantization` y = scale * step * (zero * start + q @ weights) + bias, where step and
     zero belong to the row, and start is that for a zero point of 1.
 
     Args:
         takes_codes: x is q itself, uint8; k is a multiple of GROUP.
-        result: y is uint8, quantized so.
+        result: y is uint8, quantized so; n is a multiple of GROUP. (LLVM 22 writes four bytes for
+            the last one of a row if that is alone in its vector.)
 
     Raises:
-        ValueError: `k` does not suit codes.
+        ValueError: `k` or `n` does not suit codes.
     """
     by_row = isinstance(quantization, RowQuantization)
     if takes_codes and (k % GROUP or by_row):
         raise ValueError(f"rows of {k} codes are not of whole groups of {GROUP}, with one scale")
+    if result and n % GROUP:
+        raise ValueError(f"rows of {n} codes are not of whole groups of {GROUP}")
     width, panels, depth = params.width, params.panels(n), -(-k // GROUP)
+    packed = depth if amx is None else packed_depth(depth)
     align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
     taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
     quantize, store = _rounding(k, quantization), _storing(n, epilogue, result)
-    block = _block(depth, params, takes_codes, by_row, store)
-    visit = by_blocks(params, panels, block)
+    blocks = Int8Blocks(depth, packed, params, takes_codes, by_row, store)
+    configure, visit, release = _products(panels, blocks, amx, least_rows(k, n))
 
     @script.prim_func(private=True, s_tir=True)
     def int8_gemm(
@@ -103,7 +130,7 @@ def int8_gemm(
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), taken, align=element_bytes(taken))
-        right = T.match_buffer(w, (panels, depth, width), "int32", align=align)
+        right = T.match_buffer(w, (panels, packed, width), "int32", align=align)
         begin = T.match_buffer(z, (panels * width,), "int32", align=align)
         factor = T.match_buffer(s, (panels * width,), "float32", align=align)
         bias = T.match_buffer(b, (panels * width,), "float32", align=align)
@@ -111,20 +138,23 @@ def int8_gemm(
         first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
         second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
         out = T.match_buffer(y, (m, n), given, align=element_bytes(given))
-        others = T.meta_var((right, begin, factor, bias, (columns, first, second), out))
+        results = T.meta_var((factor, bias, (columns, first, second), out))
+        configure(m)
         for batch in range((m + _ROWS - 1) // _ROWS):
             count = T.min(T.int64(_ROWS), m - batch * _ROWS)
             start_row = T.meta_var(batch * _ROWS)
             if takes_codes:
                 words = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
-                visit((words, None, start_row, *others), count)
+                visit((words, None, start_row, right, begin, results), m, count, start_row)
             else:
-                codes = T.alloc_buffer((_ROWS, depth * GROUP), "uint8")
-                words = T.decl_buffer((_ROWS, depth), "int32", data=codes.data, align=align)
+                codes = T.alloc_buffer((_ROWS, packed * GROUP), "uint8")
+                words = T.decl_buffer((_ROWS, packed), "int32", data=codes.data, align=align)
                 steps = T.alloc_buffer((_ROWS if by_row else 1,), "float32")
                 zeros = T.alloc_buffer((_ROWS if by_row else 1,), "int32")
                 quantize(left, codes, start_row, count, steps, zeros)
-                visit((words, (steps, zeros), start_row, *others), count)
+                own = T.meta_var((steps, zeros))
+                visit((words, own, start_row, right, begin, results), m, count, 0)
+        release(m)
 
     return without_parameters(int8_gemm, *epilogue.unused)
 
@@ -194,59 +224,52 @@ def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted
     return store
 
 
-def _block(
-    depth: int, params: GemmParams, takes_codes: bool, by_row: bool, store: Emitted
-) -> Emitted:
-    """For use in a kernel: `block(tensors, row, panel, height, _)` computes rows of a panel."""
-    width, vectors = params.width, params.vectors
+def least_rows(k: int, n: int) -> int:
+    """Rows from which tiles take less time than vectors.
 
-    def place(first, row):
-        """Where the codes of a row are: rounded ones are kept for some rows at a time."""
-        return first + row if takes_codes else row
+    In a cycle two units multiply 64 bytes each, tiles 1024 of 16 rows, and 48 bytes of weights
+    come from the second-level cache.
+    """
+    weights = k * n
+    return math.ceil(128 * (_CONFIGURING / weights + 1 / 48))
 
-    def dot(total, data, weights):
-        bytes_ = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
-        return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *bytes_)
 
-    def begin(start, own, row):
-        """What the sums of a row start from."""
-        return start * T.Broadcast(own[1][row], LANES) if by_row else start
+def _products(
+    panels: int, blocks: Int8Blocks, amx: Amx | None, least: int
+) -> tuple[Emitted, Emitted, Emitted]:
+    """For use in a kernel of `rows`: `configure(rows)`, then `visit(tensors, rows, count, before)`
+    for `count` of them, `release(rows)` in the end. `before` is as for `visiting`.
+    """
+    by_vectors = by_blocks(blocks.params, panels, blocks.of_vectors())
+    if amx is None:
 
-    def scaled(factor, own, row):
-        """What the sums of a row are multiplied by."""
-        return factor * own[0][row] if by_row else factor
+        @inlined
+        def nothing(rows):
+            pass
 
-    @inlined
-    def sums(words, own, w, start, acc, row, at, panel, height):
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * LANES, 1, LANES)] = begin(
-                    start[T.ramp(panel * width + v * LANES, 1, LANES)], own, row + r
-                )
-        for kk in range(depth):
-            for r in T.unroll(height):
-                for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
-                        acc[T.ramp(r * width + v * LANES, 1, LANES)],
-                        T.Broadcast(words[at + r, kk], LANES),
-                        w[panel, kk, T.ramp(v * LANES, 1, LANES)],
-                    )
+        @inlined
+        def visit(tensors, rows, count, before):
+            by_vectors(tensors, count)
+
+        return nothing, visit, nothing
+
+    by_tiles, (begin, end) = visiting(panels, blocks.of_tiles(amx)), configuring(amx, blocks.words)
 
     @inlined
-    def block(tensors, row, panel, height, _):
-        words, own, first, w, start, factor, b, given, y = T.meta_var(tensors)
-        acc = T.alloc_buffer((height * width,), "int32", scope="local")
-        out = T.alloc_buffer((height * width,), "float32", scope="local")
-        sums(words, own, w, start, acc, row, place(first, row), panel, height)
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                for lane in T.vectorized(LANES):
-                    out[r * width + v * LANES + lane] = (
-                        T.Cast("float32", acc[r * width + v * LANES + lane])
-                        * scaled(factor[panel * width + v * LANES + lane], own, row + r)
-                        + b[panel * width + v * LANES + lane]
-                    )
-                column = T.meta_var(panel * width + v * LANES)
-                store(y, first + row + r, column, out, r * width + v * LANES, given)
+    def configure(rows):
+        if rows >= least:
+            begin(rows)
 
-    return block
+    @inlined
+    def release(rows):
+        if rows >= least:
+            end(rows)
+
+    @inlined
+    def visit_either(tensors, rows, count, before):
+        if rows >= least:
+            by_tiles(tensors, count, before)
+        else:
+            by_vectors(tensors, count)
+
+    return configure, visit_either, release

@@ -1,86 +1,111 @@
-"""Products of blocks of 16 and 32 rows with AMX.
+"""Products of rows of words with packed columns, by tiles of AMX.
 
-Eight tile registers: 0 to 3 hold the sums of 2 x 2 tiles, 4 and 5 the data, 6 and 7 the weights, as
-Intel's optimization manual has it: each tile that is loaded is multiplied twice.
+Where there are 32 rows left, 2 x 2 tiles of sums share two of data and two of weights, as Intel's
+optimization manual has it: each tile that is loaded is multiplied twice. 16 rows are multiplied
+with up to four tiles of weights, as fewer sums than four would wait for each other. The last 16
+overlap those before, so that all rows are added up by the same instructions, in the same order.
 """
 
-from typing import Any
+from itertools import pairwise
 
 from tvm.script import tirx as T
 
-from graphopt.targets.cpu.kernels.bfloat16 import TILE, Words
+from graphopt.targets.cpu.kernels.amx import DATA, TILE, WEIGHTS, WORD, Amx, tile_number
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.kernels.script import inlined
 
-_DATA, _WEIGHTS = 4, 6  # the first tile of each
-_ROW_BYTES = 64
+_SUMS = 4  # tiles
+_WIDEST = 6
+_PAIR, _ALONE = 64, 52
+"""Cycles of a step that 32 rows take for two columns of tiles, and for one: four products of 16
+cycles each, and two, of which the next wait for the results (Intel's optimization manual)."""
 
 
-def _number(tile: Any) -> Any:
-    return T.Cast("int8", tile)
+def packed_depth(words: int) -> int:
+    """Words along K of weights packed for rows of `words`: whole tiles, unless one is enough."""
+    return words if words <= TILE else -(-words // TILE) * TILE
 
 
-def configuring(words: Words) -> tuple[Emitted, Emitted]:
-    """For use in a kernel of enough rows: `configure(rows)` before tiles, `release(rows)` after.
+def tiles_across(n: int) -> int:
+    """Tiles of a panel for `n` columns."""
 
-    All tiles have 16 rows of 64 bytes.
-    """
+    def time(tiles: int) -> int:
+        return -(-n // (TILE * tiles)) * (_PAIR * (tiles // 2) + _ALONE * (tiles % 2))
 
-    @inlined
-    def configure(rows):
-        if rows >= TILE:
-            config = T.alloc_buffer((64,), "uint8", scope="local")
-            for i in range(64):
-                config[i] = T.uint8(0)
-            config[0] = T.uint8(1)  # the palette
-            for tile in range(8):
-                config[16 + 2 * tile] = T.uint8(_ROW_BYTES)
-                config[48 + tile] = T.uint8(TILE)
-            T.evaluate(words.tile("ldtilecfg", T.address_of(config[0])))
-
-    @inlined
-    def release(rows):
-        if rows >= TILE:
-            T.evaluate(words.tile("tilerelease"))
-
-    return configure, release
+    return min(range(1, _WIDEST + 1), key=lambda tiles: (time(tiles), -tiles))
 
 
-def by_tiles(words: Words, depth: int, vectors: int) -> Emitted:
+def by_tiles(amx: Amx, instruction: str, words: int, vectors: int) -> Emitted:
     """For use in a kernel: `multiply(data, first, weights, panel, sums, height)`.
 
     Writes sums[height, 16 * vectors], flat: the products of `height` (16 or 32) rows of
-    data[rows, depth] from `first` on with weights[panel, depth, 16 * vectors].
+    data[rows, stride] from `first` on, `words` in each, with
+    weights[panel, packed_depth(words), 16 * vectors]. If rows of data are not of whole tiles, the
+    last one overlaps the one before, and what they share multiplies weights of zeros.
     """
     width = TILE * vectors
+    last = max(0, words - TILE)  # where the last tile of a row begins
+
+    def groups(height: int) -> list[range]:
+        """The vectors whose sums are in registers at the same time."""
+        count = -(-vectors * height // (_SUMS * TILE))
+        bounds = [vectors * g // count for g in range(count + 1)]
+        return [range(*ends) for ends in pairwise(bounds)]
 
     @inlined
-    def step(data, first, weights, panel, pair, kk, height):
+    def step(data, first, weights, panel, height, group, kk):
         for i in T.unroll(height // TILE):
-            at = T.meta_var(T.address_of(data[first + TILE * i, TILE * kk]))
-            T.evaluate(words.tile("tileloadd64", _number(_DATA + i), at, T.int64(4 * depth)))
-        for j in T.unroll(2):
-            if 2 * pair + j < vectors:
-                at = T.meta_var(T.address_of(weights[panel, TILE * kk, TILE * (2 * pair + j)]))
-                T.evaluate(words.tile("tileloadd64", _number(_WEIGHTS + j), at, T.int64(4 * width)))
-        for i in T.unroll(height // TILE):
-            for j in T.unroll(2):
-                if 2 * pair + j < vectors:
-                    tiles = T.meta_var([_number(n) for n in (2 * i + j, _DATA + i, _WEIGHTS + j)])
-                    T.evaluate(words.tile("tdpbf16ps", *tiles))
+            at = T.meta_var(T.address_of(data[first + TILE * i, T.min(TILE * kk, last)]))
+            stride = T.meta_var(T.int64(WORD * data.shape[1]))
+            amx("tileloadd64", tile_number(DATA + i), at, stride)
+        for j in T.unroll(len(group)):
+            at = T.meta_var(T.address_of(weights[panel, TILE * kk, TILE * (group.start + j)]))
+            amx("tileloadd64", tile_number(WEIGHTS + j % 2), at, T.int64(WORD * width))
+            for i in T.unroll(height // TILE):
+                tiles = T.meta_var((i * len(group) + j, DATA + i, WEIGHTS + j % 2))
+                amx(instruction, *map(tile_number, tiles))
+
+    @inlined
+    def of_group(data, first, weights, panel, sums, height, which):
+        if which < len(groups(height)):
+            group = T.meta_var(groups(height)[which])
+            for tile in T.unroll(height // TILE * len(group)):
+                amx("tilezero", tile_number(tile))
+            for kk in range(-(-words // TILE)):
+                step(data, first, weights, panel, height, group, kk)
+            for i in T.unroll(height // TILE):
+                for j in T.unroll(len(group)):
+                    at = T.meta_var(T.address_of(sums[TILE * (width * i + group.start + j)]))
+                    amx("tilestored64", tile_number(i * len(group) + j), at, T.int64(WORD * width))
 
     @inlined
     def multiply(data, first, weights, panel, sums, height):
-        for pair in T.unroll(-(-vectors // 2)):
-            for tile in T.unroll(4):
-                T.evaluate(words.tile("tilezero", _number(tile)))
-            for kk in range(depth // TILE):
-                step(data, first, weights, panel, pair, kk, height)
-            for i in T.unroll(height // TILE):
-                for j in T.unroll(2):
-                    if 2 * pair + j < vectors:
-                        at = T.meta_var(T.address_of(sums[TILE * (width * i + 2 * pair + j)]))
-                        number = T.meta_var(_number(2 * i + j))
-                        T.evaluate(words.tile("tilestored64", number, at, T.int64(4 * width)))
+        of_group(data, first, weights, panel, sums, height, 0)
+        of_group(data, first, weights, panel, sums, height, 1)
+        of_group(data, first, weights, panel, sums, height, 2)
 
     return multiply
+
+
+def visiting(panels: int, block: Emitted) -> Emitted:
+    """For use in a kernel: `visit(tensors, rows, before)` calls `block` for all rows of all panels.
+
+    Args:
+        block: called with the tensors, the first row, the panel, a height (32 or 16), and which of
+            these rows are wanted: from which on, and up to which. Rows that are there are others
+            that it is called for, or `before` the first one. Of fewer than 16 in all it is the
+            first ones that are.
+    """
+
+    @inlined
+    def visit(tensors, rows, before=0):
+        for panel in range(panels):
+            for i in range(rows // (2 * TILE)):
+                block(tensors, 2 * TILE * i, panel, 2 * TILE, 0, 2 * TILE)
+            for i in range((rows % (2 * TILE) + TILE - 1) // TILE):
+                begin = T.meta_var(rows - rows % (2 * TILE) + TILE * i)
+                first = T.meta_var(T.max(-before, T.min(begin, rows - TILE)))
+                count = T.meta_var(T.min(T.int64(TILE), rows - first))
+                block(tensors, first, panel, TILE, begin - first, count)
+
+    return visit

@@ -8,11 +8,13 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import graphopt
+from graphopt import artifact as artifact_module
 from graphopt.artifact import WEIGHTS, Artifact, host_features
 from graphopt.errors import ArtifactError, OutputError
 from graphopt.inspection import batch_sizes
@@ -64,21 +66,53 @@ def test_an_artifact_for_a_newer_cpu(tmp_path: Path) -> None:
         artifact.run({"x": np.ones((1, 5), np.float32)})
 
 
+WIDE = """(float[N,64] x) => (float[N,96] y) <float[64,96] w> { y = MatMul(x, w) }"""
+BYTES = """(float[N,64] x) => (float[N,96] y) <int8[64,96] c, float[96] s> {
+    y = graphopt.DynamicMatMul(x, c, s)
+}"""
+
+
 @ON_X86
-def test_an_artifact_that_needs_amx(tmp_path: Path) -> None:
-    if "amx_bf16" in host_features():
+@pytest.mark.parametrize("mcpu", ["sapphirerapids", "graniterapids"])
+@pytest.mark.parametrize(
+    ("text", "precision", "instruction"),
+    [(WIDE, "bf16", "tdpbf16ps"), (BYTES, "fp32", "tdpbusd")],
+    ids=["bf16", "int8"],
+)
+def test_an_artifact_that_needs_amx(
+    text: str, precision: Any, instruction: str, mcpu: str, tmp_path: Path
+) -> None:
+    if "amx_tile" in host_features():
         pytest.skip("this CPU has AMX")
-    wide = LAYER.replace("float[N,5]", "float[N,64]").replace("float[5,7]", "float[64,96]")
-    graph = parse(wide.replace("float[N,7]", "float[N,96]"))
     artifact = graphopt.compile(
-        graph, "cpu:sapphirerapids", output=tmp_path / "amx.gopt", precision="bf16"
+        parse(text), f"cpu:{mcpu}", output=tmp_path / "amx.gopt", precision=precision
     )
-    assert {"amx_tile", "amx_bf16"} <= set(artifact.manifest["cpu_features"])
+    assert {"amx_tile", "amx_bf16", "amx_int8"} <= set(artifact.manifest["cpu_features"])
+    assert artifact.manifest["target"] == f"cpu:{mcpu}"
     code = subprocess.run(
         ["objdump", "-d", artifact.path / "model.so"], capture_output=True, text=True, check=True
     ).stdout
-    assert "tdpbf16ps" in code
-    with pytest.raises(ArtifactError, match=r"lacks .*amx_bf16, amx_tile"):
+    assert instruction in code
+    with pytest.raises(ArtifactError, match=r"lacks .*amx_bf16, amx_int8, amx_tile") as refusal:
+        Artifact.load(artifact.path)
+    assert "\n" not in str(refusal.value)
+
+
+@ON_X86
+def test_an_artifact_of_floats_needs_no_amx(tmp_path: Path) -> None:
+    artifact = graphopt.compile(parse(WIDE), "cpu:sapphirerapids", output=tmp_path / "amx.gopt")
+    assert not any("amx" in name for name in artifact.manifest["cpu_features"])
+
+
+@ON_X86
+def test_tiles_that_the_system_does_not_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = graphopt.compile(parse(BYTES), "cpu:sapphirerapids", output=tmp_path / "amx.gopt")
+    needed = set(artifact.manifest["cpu_features"])
+    monkeypatch.setattr(artifact_module, "host_features", lambda: needed)
+    monkeypatch.setattr(artifact_module, "tiles_allowed", lambda: False)
+    with pytest.raises(ArtifactError, match="needs AMX, and the system does not let"):
         Artifact.load(artifact.path)
 
 

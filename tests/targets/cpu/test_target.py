@@ -49,7 +49,7 @@ def test_bfloat16_where_there_is_an_instruction_for_it() -> None:
     assert find("cpu:cooperlake").computing("bf16") == CpuTarget("cooperlake", precision="bf16")
     large = CpuTarget("sapphirerapids", precision="bf16", tiles=True)
     assert find("cpu:sapphirerapids").computing("bf16") in (large, replace(large, tiles=False))
-    assert {"amx_tile", "amx_bf16"} <= set(large.features)
+    assert {"amx_tile", "amx_bf16", "amx_int8"} <= set(large.features)
     assert not any("amx" in name for name in CpuTarget("sapphirerapids").features)
     with pytest.raises(SpecError, match="x86-64-v3 has no instruction that multiplies bfloat16"):
         find("cpu:x86-64-v3").computing("bf16")

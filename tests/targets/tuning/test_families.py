@@ -13,6 +13,7 @@ from graphopt import Tuning
 from graphopt.ir.graph import Graph
 from graphopt.targets.cpu import lookup_family, tuned
 from graphopt.targets.cpu.gemm_family import GemmProblem, Int8GemmFamily
+from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.embedding_bag import PoolingParams
 from graphopt.targets.cpu.kernels.int8_gemm import LANES, int8_params
 from graphopt.targets.cpu.kernels.rows import LookupParams
@@ -67,6 +68,8 @@ def test_layers_in_fewer_bits() -> None:
         }""")
     )
     assert [name for name, _ in names(graph)] == ["gemm-int8", "gemm-bfloat16"]
+    (eight, _), _ = (task for _, task in tuned._tasks(graph, (1,)))
+    assert (eight.amx is not None) == target.tiles
 
 
 def test_large_tables_are_one_problem() -> None:
@@ -100,11 +103,12 @@ def test_candidates_compute_what_the_default_does(
         np.testing.assert_array_equal(found, results[0])
 
 
-def test_candidates_of_8_bits_fit_the_registers() -> None:
+@pytest.mark.parametrize("amx", [None, Amx()])
+def test_candidates_of_8_bits_fit_the_registers(amx: Amx | None) -> None:
     """The code itself takes AVX512-VNNI."""
-    family, problem = Int8GemmFamily(), GemmProblem(70, 200, LANES, (1, 64))
+    family, problem = Int8GemmFamily(amx), GemmProblem(70, 200, LANES, (1, 64))
     candidates = list(family.candidates(problem))
-    assert family.default(problem) == int8_params(200)
+    assert family.default(problem) == int8_params(200, amx)
     assert len(candidates) > 3
     for params in candidates:
         assert params.lanes == LANES

@@ -124,7 +124,7 @@ def test_activation() -> None:
 
 
 @EXECUTES
-@pytest.mark.parametrize(("k", "n"), [(20, 17), (64, 48)])
+@pytest.mark.parametrize(("k", "n"), [(20, 20), (64, 48)])
 def test_codes_in_and_out(k: int, n: int) -> None:
     first, second = Quantization(0.05, 117), Quantization(0.03, 12)
     relu, rng = Epilogue(Activation("relu")), np.random.default_rng(k)
@@ -203,3 +203,5 @@ def test_codes_have_one_range() -> None:
 def test_codes_come_in_whole_groups() -> None:
     with pytest.raises(ValueError, match="groups of 4"):
         int8_gemm(6, 5, Quantization(0.1, 3), int8_params(5), takes_codes=True)
+    with pytest.raises(ValueError, match="rows of 5 codes"):
+        int8_gemm(8, 5, Quantization(0.1, 3), int8_params(5), result=Quantization(0.1, 3))

@@ -1,0 +1,128 @@
+"""Blocks of rows of the 8-bit GEMM: sums by vectors or by tiles, then what becomes of them."""
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from graphopt.targets.cpu.kernels.amx import TILE, Amx
+from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
+from graphopt.targets.cpu.kernels.row_codes import LANES
+from graphopt.targets.cpu.kernels.tile_products import by_tiles
+from graphopt.targets.kernels.script import inlined
+
+
+@dataclass(frozen=True)
+class Int8Blocks:
+    """What blocks have in common.
+
+    They take the tensors (words, own, first, weights, start, (scale, bias, given, y)): rows of
+    codes as words; their own steps and zero points, if they have such; their first row in y.
+
+    Attributes:
+        words: of a row of codes.
+        packed: words along K of the weights; what is more lies before those of the last tile.
+        in_place: codes of all rows are there, and not only those from `first` on.
+        by_row: each row has a step and a zero point of its own.
+        store: as `panels.storing` makes it.
+    """
+
+    words: int
+    packed: int
+    params: GemmParams
+    in_place: bool
+    by_row: bool
+    store: Emitted
+
+    def _place(self, first, row):
+        """Where the codes of a row are."""
+        return first + row if self.in_place else row
+
+    def _start(self, start, own, row):
+        """What the sums of a row start from."""
+        return start * T.Broadcast(own[1][row], LANES) if self.by_row else start
+
+    def _finishing(self) -> Emitted:
+        """For use in a kernel: `finish(results, own, first, row, column, acc, out, at)`.
+
+        Stores a vector: acc[at:at + LANES] are the sums of `row` from `column` on, and `out` is
+        room for as many floats.
+        """
+
+        def scaled(factor, own, row):
+            return factor * own[0][row] if self.by_row else factor
+
+        @inlined
+        def finish(results, own, first, row, column, acc, out, at):
+            factor, bias, given, y = T.meta_var(results)
+            for lane in T.vectorized(LANES):
+                out[at + lane] = (
+                    T.Cast("float32", acc[at + lane]) * scaled(factor[column + lane], own, row)
+                    + bias[column + lane]
+                )
+            self.store(y, first + row, column, out, at, given)
+
+        return finish
+
+    def of_vectors(self) -> Emitted:
+        """For use in a kernel: `block(tensors, row, panel, height, _)` computes rows of a panel."""
+        width, vectors, finish = self.params.width, self.params.vectors, self._finishing()
+        beyond = self.words % TILE if self.packed > self.words else 0
+
+        def dot(total, data, weights):
+            pair = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
+            return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *pair)
+
+        @inlined
+        def step(words, w, acc, at, panel, height, kk, packed):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
+                        acc[T.ramp(r * width + v * LANES, 1, LANES)],
+                        T.Broadcast(words[at + r, kk], LANES),
+                        w[panel, packed, T.ramp(v * LANES, 1, LANES)],
+                    )
+
+        @inlined
+        def block(tensors, row, panel, height, _):
+            words, own, first, w, start, results = T.meta_var(tensors)
+            acc = T.alloc_buffer((height * width,), "int32", scope="local")
+            out = T.alloc_buffer((height * width,), "float32", scope="local")
+            at = T.meta_var(self._place(first, row))
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = self._start(
+                        start[T.ramp(panel * width + v * LANES, 1, LANES)], own, row + r
+                    )
+            for kk in range(self.words - beyond):
+                step(words, w, acc, at, panel, height, kk, kk)
+            for kk in range(beyond):
+                place = T.meta_var(self.words - beyond + kk)
+                step(words, w, acc, at, panel, height, place, self.packed - beyond + kk)
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    column = T.meta_var(panel * width + v * LANES)
+                    finish(results, own, first, row + r, column, acc, out, r * width + v * LANES)
+
+        return block
+
+    def of_tiles(self, amx: Amx) -> Emitted:
+        """For use in a kernel: a block of `visiting`."""
+        width, vectors, finish = self.params.width, self.params.vectors, self._finishing()
+        multiply = by_tiles(amx, "tdpbusd", self.words, vectors)
+
+        @inlined
+        def block(tensors, row, panel, height, begin, end):
+            words, own, first, w, start, results = T.meta_var(tensors)
+            acc = T.alloc_buffer((height * width,), "int32", scope="local")
+            out = T.alloc_buffer((height * width,), "float32", scope="local")
+            multiply(words, self._place(first, row), w, panel, acc, height)
+            for r in range(begin, end):
+                for v in T.unroll(vectors):
+                    at = T.meta_var(r * width + v * LANES)
+                    column = T.meta_var(panel * width + v * LANES)
+                    acc[T.ramp(at, 1, LANES)] = acc[T.ramp(at, 1, LANES)] + self._start(
+                        start[T.ramp(column, 1, LANES)], own, row + r
+                    )
+                    finish(results, own, first, row + r, column, acc, out, at)
+
+        return block

@@ -1,0 +1,154 @@
+"""Models whose layers are multiplied by AMX, which C functions stand for: answers stay the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt.analysis.cost import node_cost
+from graphopt.artifact import host_features
+from graphopt.ir.graph import Graph
+from graphopt.targets.cpu.kernels import amx, bfloat16
+from graphopt.targets.cpu.kernels.amx import Amx, amx_for
+from graphopt.targets.cpu.kernels.bfloat16 import Words, words_for
+from graphopt.targets.cpu.legalize import legalize
+from graphopt.targets.cpu.target import CpuTarget
+from graphopt.testing import Compiled, parse, random_inputs
+
+ROWS = (1, 2, 15, 16, 17, 33, 96, 97, 112)
+# Rows with a range each, codes for the next layer, which hands on codes too, then floats.
+BYTES = """(float[N,70] x) => (float[N,20] y) <
+    int8[70,132] u, float[132] us, float s = {0.2}, uint8 z = {7},
+    int8[132,68] v, float[68] vs, float[68] b, float t = {2.0}, uint8 o = {0},
+    int8[68,20] w, float[20] ws> {
+    m = graphopt.DynamicMatMul(x, u, us)
+    a = Relu(m)
+    q = QuantizeLinear(a, s, z)
+    d = DequantizeLinear(q, s, z)
+    e = DequantizeLinear<axis=1>(v, vs)
+    h = Gemm(d, e, b)
+    r = Relu(h)
+    p = QuantizeLinear(r, t, o)
+    f = DequantizeLinear(p, t, o)
+    g = DequantizeLinear<axis=1>(w, ws)
+    y = MatMul(f, g)
+}"""
+SCALED = """(float[N,72] x) => (float[N,40] y) <int8[72,40] w, float ws = {0.02}, float[40] b> {
+    q, s, z = DynamicQuantizeLinear(x)
+    p = MatMulInteger(q, w, z)
+    f = Cast<to=1>(p)
+    t = Mul(s, ws)
+    m = Mul(f, t)
+    y = Add(m, b)
+}"""
+FLOATS = """(float[N,70] x) => (float[N,33] y) <float[70,130] u, float[130] a, float[130,33] v> {
+    l = Gemm(x, u, a)
+    g = Elu(l)
+    y = MatMul(g, v)
+}"""
+
+
+@pytest.fixture
+def in_tiles(emulated: Amx, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets models that are compiled from now on use tiles."""
+    if not {"avx512_vnni", "avx512_bf16"} <= host_features():
+        pytest.skip("this CPU lacks AVX512-VNNI or AVX512-BF16")
+
+    def use() -> None:
+        monkeypatch.setattr(amx, "amx_for", lambda features, operands: emulated)
+        monkeypatch.setattr(bfloat16, "amx_for", lambda features, operands: emulated)
+
+    return use
+
+
+@pytest.mark.parametrize("text", [BYTES, SCALED], ids=["in fixed ranges and by row", "scaled"])
+def test_bytes_have_the_same_bits(text: str, in_tiles: Callable[[], None]) -> None:
+    graph = parse(text)
+    plain = Compiled(graph)
+    in_tiles()
+    tiled = Compiled(graph)
+    for rows in ROWS:
+        feeds = random_inputs(graph, {"N": rows}, seed=rows)
+        found, expected = tiled(feeds)["y"], plain(feeds)["y"]
+        assert expected.any()
+        np.testing.assert_array_equal(found, expected, err_msg=str(rows))
+
+
+def test_a_row_of_bfloat16_has_the_same_bits_in_any_batch(in_tiles: Callable[[], None]) -> None:
+    in_tiles()
+    graph = parse(FLOATS)
+    feeds = random_inputs(graph, {"N": max(ROWS)}, seed=1)
+    model = graphopt.compile(graph, precision="bf16", verify=False)
+    together = model.run(feeds)["y"]
+    for rows in ROWS:
+        found = model.run({"x": feeds["x"][:rows]})["y"]
+        np.testing.assert_array_equal(found, together[:rows], err_msg=str(rows))
+
+
+def legalized(text: str, how: Amx | None) -> Graph:
+    graph: Graph = parse(text)
+    legalize(graph, lanes=16, vnni=True, amx=how)
+    return graph
+
+
+def test_which_layers_are_told() -> None:
+    text = BYTES.replace("m = graphopt.DynamicMatMul(x, u, us)", "m = MatMul(x, c)").replace(
+        "int8[70,132] u, float[132] us", "float[70,132] c"
+    )
+    layers = [node.attrs.get("amx") for node in legalized(text, Amx()).nodes]
+    assert layers == [None, Amx(), Amx()]
+    assert not any("amx" in node.attrs for node in legalized(text, None).nodes)
+
+
+def test_targets_that_have_tiles_of_bytes() -> None:
+    for mcpu in ("sapphirerapids", "graniterapids"):
+        target = CpuTarget.parse(mcpu)
+        if target.with_tiles == target:
+            pytest.skip("this is such a CPU, and hides AMX")
+        working = target.legalize(parse(BYTES))
+        assert [node.attrs["amx"] for node in working.nodes] == [Amx()] * 3
+        assert "amx_int8" in target._using(working).features
+    plain = CpuTarget.parse("icelake-server").legalize(parse(BYTES))
+    assert not any("amx" in node.attrs for node in plain.nodes)
+
+
+def test_where_tiles_are_hidden_vectors_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.targets.cpu import target as module
+
+    monkeypatch.setattr(module.codegen, "llvm_get_system_cpu", lambda: "sapphirerapids")
+    monkeypatch.setattr(module, "tiles_allowed", lambda: False)
+    target = CpuTarget.parse("sapphirerapids")
+    working = target.legalize(parse(BYTES))
+    assert all("data" in node.attrs and "amx" not in node.attrs for node in working.nodes)
+    assert not any("amx" in name for name in target._using(working).features)
+
+
+@pytest.mark.parametrize(("operands", "has"), [("int8", True), ("bf16", False)])
+def test_instruction_sets(operands: str, has: bool) -> None:
+    assert (amx_for({"amx_tile", "amx_int8"}, operands) is not None) == has
+    assert amx_for({"amx_int8", "amx_bf16"}, operands) is None
+
+
+def test_profiles_count_products_at_their_rate() -> None:
+    """Of 132 products for each of 68 columns, a bias and an activation."""
+
+    def flops(how: Amx | None) -> int:
+        _, layer, _ = legalized(BYTES.replace("graphopt.DynamicMatMul(x, u, us)", "MatMul(x, c)")
+            .replace("int8[70,132] u, float[132] us", "float[70,132] c"), how).nodes  # fmt: skip
+        cost = node_cost(layer)
+        assert cost is not None
+        return int(cost.at({"N": 1}).flops)
+
+    assert flops(None) == (2 * 132 // 4 + 2) * 68
+    assert flops(Amx()) == (9 + 2) * 68
+    words = words_for({"avx512_bf16"}, 16)
+    assert words is not None
+    for how, rate in ((words, 2), (Words(16, words.instruction, Amx()), 16)):
+        graph: Graph = parse(FLOATS.replace("g = Elu(l)", "g = Identity(l)"))
+        legalize(graph, lanes=16, words=how, every_layer=True)
+        cost = node_cost(next(iter(graph.nodes)))
+        assert cost is not None
+        assert cost.at({"N": 1}).flops == (-(-2 * 70 // rate) + 1) * 130
