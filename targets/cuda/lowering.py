@@ -116,7 +116,7 @@ class CudaLowering(Lowering):
 
     def is_given(self, expr: relax.Expr) -> bool:
         """True for what comes from outside, whose memory may begin at any element."""
-        memory = self._viewed(expr)
+        memory = self.viewed(expr)
         return isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is None
 
     def aligned(self, expr: relax.Expr) -> relax.Expr:

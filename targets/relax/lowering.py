@@ -8,16 +8,14 @@ sizes are read off the inputs. Constants become parameters, in the order of `Low
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import tvm_ffi
-from tvm import relax, te, tirx
+from tvm import relax, tirx
 from tvm.error import InternalError
-from tvm.ir import Op
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
@@ -25,9 +23,8 @@ from graphopt.ir.dims import Dim, Sym, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
 from graphopt.targets.relax.converters import converter_of, lowers
-from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, from_te, int64, with_root
-from graphopt.targets.relax.scalar import bitcast
-from graphopt.targets.relax.schedule import SCHEDULED
+from graphopt.targets.relax.emitter import Emitter, outside
+from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, int64
 from graphopt.targets.relax.sizes import UnboundSizeError, chosen_by_place, evaluated, is_name
 
 __all__ = ["OPAQUE", "Check", "Lowered", "Lowering", "compute", "int64", "lower", "lowers"]
@@ -93,30 +90,25 @@ def _discarding(bb: relax.BlockBuilder) -> Iterator[None]:
         raise
 
 
-class Lowering:
+class Lowering(Emitter):
     """The state of lowering one graph; what converters build with.
 
     Attributes:
         target: the kind of target, which chooses among converters.
-        bb: the Relax block builder.
         oob: what an id outside its table does.
         constants: the parameters that stand for constants so far, in order of first use.
-        emitted: see `Lowered`.
     """
 
     target: ClassVar[str] = "cpu"
     in_parts: ClassVar[bool] = False  # long reductions; see `reduction.Region`
 
     def __init__(self, oob: Oob = "error") -> None:
-        self.bb = relax.BlockBuilder()
+        super().__init__()
         self.oob = oob
         self.constants: dict[Value, relax.Var] = {}
-        self.emitted: dict[str, Node] = {}
         self._exprs: dict[Value, relax.Expr] = {}
         self._raw: dict[Value, relax.Var] = {}
-        self._sizes: dict[str, tirx.Var] = {}
         self._fresh = itertools.count()
-        self._node: Node | None = None
 
     # ---- reading the graph
 
@@ -134,9 +126,9 @@ class Lowering:
         for dim in value.type.shape:
             if isinstance(dim, Sym):
                 self.name_size(dim)
-        type_ = relax.TensorType(self.shape(value), _outside(value.dtype))
+        type_ = relax.TensorType(self.shape(value), outside(value.dtype))
         parameter = relax.Var(_identifier(value.name), type_)
-        (self._exprs if _outside(value.dtype) == value.dtype else self._raw)[value] = parameter
+        (self._exprs if outside(value.dtype) == value.dtype else self._raw)[value] = parameter
         return parameter
 
     def expr(self, value: Value) -> relax.Expr:
@@ -168,7 +160,7 @@ class Lowering:
             return self._raw[value]
         if value.dtype == "bfloat16" and value.const is not None and value not in self._exprs:
             return self.reinterpreted(self._stored(value), "uint16")
-        return self.reinterpreted(self.expr(value), _outside(value.dtype))
+        return self.reinterpreted(self.expr(value), outside(value.dtype))
 
     def dim(self, dim: Dim) -> Any:
         """A size as an int or an int64 PrimExpr.
@@ -177,7 +169,7 @@ class Lowering:
             UnsupportedOpError: it depends on a size that nothing has bound.
         """
         try:
-            return evaluated(dim, self._sizes)
+            return evaluated(dim, self.sizes)
         except UnboundSizeError as error:
             raise self.unsupported(f"the size {error.name!r} is known only at run time") from None
 
@@ -193,12 +185,12 @@ class Lowering:
 
     def knows(self, dim: Dim) -> bool:
         """True if every size that `dim` depends on is bound."""
-        return symbols(dim) <= self._sizes.keys()
+        return symbols(dim) <= self.sizes.keys()
 
     def name_size(self, dim: Sym) -> None:
         """Make a variable for the size `dim` if it is a name that nothing has bound yet."""
-        if is_name(dim) and dim.text not in self._sizes:
-            self._sizes[dim.text] = tirx.Var(_identifier(dim.text), "int64")
+        if is_name(dim) and dim.text not in self.sizes:
+            self.sizes[dim.text] = tirx.Var(_identifier(dim.text), "int64")
 
     def bind_size(self, name: str, scalar: relax.Expr) -> tirx.Var:
         """Let the size called `name` be what an int64 tensor of one element holds at run time."""
@@ -212,7 +204,7 @@ class Lowering:
         type_ = relax.ShapeType(ndim=len(sizes))
         shape = self.bb.emit(relax.Call(read, [vector], ty_args=[type_]))
         self.bb.match_cast(shape, relax.ShapeType(sizes))
-        self._sizes.update(zip(names, sizes))
+        self.sizes.update(zip(names, sizes))
         return sizes
 
     def fresh_size(self, stem: str) -> str:
@@ -221,7 +213,7 @@ class Lowering:
 
     def unsupported(self, reason: str) -> UnsupportedOpError:
         """The error that the node being lowered cannot be compiled, for the caller to raise."""
-        node = self._node
+        node = self.node
         return UnsupportedOpError(node.op if node else "Graph", reason, node.where if node else ())
 
     def checked_dtype(self, dtype: str) -> str:
@@ -252,100 +244,23 @@ class Lowering:
         Args:
             function: nothing from outside is visible, neither expressions nor sizes.
         """
-        outer = self._exprs, self._sizes
+        outer = self._exprs, self.sizes
         self._exprs = values if function else {**self._exprs, **values}
-        self._sizes = {} if function else dict(self._sizes)
+        self.sizes = {} if function else dict(self.sizes)
         try:
             yield
         finally:
-            self._exprs, self._sizes = outer
-
-    def te(
-        self,
-        function: Callable[..., Any],
-        *args: relax.Expr,
-        name: str = "",
-        checks: Sequence[Check] = (),
-    ) -> relax.Var:
-        """Emit one TE computation: `function(*te_tensors) -> te.Tensor | tuple of them`.
-
-        `function` may use sizes from `dim` and `shape`. Several outputs come as a tuple variable:
-        see `untuple`.
-
-        Args:
-            checks: conditions on sizes, and what the run-time error says where one is false.
-        """
-        tensors = [
-            te.placeholder(_shape_of(arg), arg.ty.dtype, name=f"in{k}")
-            for k, arg in enumerate(args)
-        ]
-        result = function(*tensors)
-        outs = [result] if isinstance(result, te.Tensor) else list(result)
-        kernel, free = from_te(tensors, outs, self._sizes.values(), checks)
-        types = [relax.TensorType(list(out.shape), out.dtype) for out in outs]
-        return self._call(kernel, [*args, *free], types, name)
-
-    def kernel(
-        self,
-        function: tirx.PrimFunc,
-        args: Sequence[relax.Expr],
-        out: Sequence[tuple[Sequence[Any], str]],
-    ) -> Sequence[relax.Expr]:
-        """Emit a call of a TIR kernel that writes outputs of the given (shape, dtype)."""
-        name = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else ""
-        types = [relax.TensorType(list(shape), dtype) for shape, dtype in out]
-        kernel = with_root(function.without_attr("global_symbol")).with_attr(SCHEDULED, True)
-        call = self._call(kernel, list(args), types, name)
-        return self.untuple(call, len(types))
-
-    def reshape(self, expr: relax.Expr, shape: Sequence[Any]) -> relax.Expr:
-        """The same elements in order under another shape, where possible without a copy."""
-        wanted = [int64(d) for d in shape]
-        if tvm_ffi.structural_equal(_shape_of(expr), wanted):
-            return expr
-        return self.bb.emit(relax.op.reshape(expr, relax.ShapeExpr(wanted)), "view")
-
-    def untuple(self, result: relax.Expr, count: int) -> list[relax.Expr]:
-        """The outputs of a computation with `count` of them."""
-        if count == 1:
-            return [result]
-        return [self.bb.emit(relax.TupleGetItem(result, k), "part") for k in range(count)]
+            self._exprs, self.sizes = outer
 
     def constant(self, array: np.ndarray) -> relax.Expr:
         """An array made while lowering, such as packed weights."""
         return self.expr(Graph().constant(array))
 
-    def results(self, exprs: Sequence[relax.Expr]) -> list[relax.Expr]:
-        """The tensors as `main` returns them, copied where one is a parameter or comes twice.
-
-        A caller may write to what it gets, which must change neither its inputs nor the weights.
-        """
-        exprs = [self.reinterpreted(expr, _outside(str(expr.ty.dtype))) for expr in exprs]
-        taken: set[relax.Expr] = set()
-        result = []
-        for expr in exprs:
-            memory = self._viewed(expr)
-            computed = isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is not None
-            if memory in taken or not computed:
-                expr = self.te(lambda x: compute(x.shape, lambda *i: x(*i)), expr, name="copy")
-            taken.add(memory)
-            result.append(expr)
-        return result
-
-    def _viewed(self, expr: relax.Expr) -> relax.Expr:
-        """The value whose memory `expr` is: what reshapes are made of."""
-        while isinstance(expr, relax.Var):
-            binding = self.bb.lookup_binding(expr)
-            if not isinstance(binding, relax.Call) or binding.op != Op.get("relax.reshape"):
-                break
-            expr = binding.args[0]
-        return expr
-
     # ---- inner workings
 
     def _lower(self, node: Node) -> None:
         converter = converter_of(node.op_type, node.domain, self.target)
-        outer, self._node = self._node, node
+        outer, self.node = self.node, node
         try:
             if converter is None:
                 raise self.unsupported(
@@ -356,20 +271,9 @@ class Lowering:
                     raise self.unsupported(f"the rank of {value.name!r} is known only at run time")
             result = converter(self, node)
         finally:
-            self._node = outer
+            self.node = outer
         outputs = result if isinstance(result, (list, tuple)) else [result]
         self._exprs.update(zip(node.outputs, outputs))
-
-    def _call(
-        self, kernel: tirx.PrimFunc, args: list[Any], types: list[relax.TensorType], name: str
-    ) -> relax.Var:
-        name = name or (self._node.op_type.lower() if self._node else "kernel")
-        symbol = self.bb.add_func(kernel, name)
-        call = relax.op.call_tir(symbol, args, types[0] if len(types) == 1 else types)
-        result = self.bb.emit(call, f"{name}_result")  # FuseOps calls what it makes gv
-        if self._node is not None:
-            self.emitted[result.name] = self._node
-        return result
 
     def _constant(self, value: Value) -> relax.Expr:
         return self.reinterpreted(self._stored(value), value.dtype)
@@ -382,19 +286,9 @@ class Lowering:
         if array.size <= EMBEDDED_ELEMENTS:
             return relax.const(np.ascontiguousarray(array).reshape(array.shape), dtype)
         if value not in self.constants:
-            type_ = relax.TensorType(array.shape, _outside(dtype))
+            type_ = relax.TensorType(array.shape, outside(dtype))
             self.constants[value] = relax.Var(f"const{len(self.constants)}", type_)
         return self.constants[value]
-
-    def reinterpreted(self, expr: relax.Expr, dtype: str) -> relax.Expr:
-        """A bfloat16 tensor as uint16 bits, or bits as bfloat16."""
-        if str(expr.ty.dtype) == dtype:
-            return expr
-
-        def bits(x: te.Tensor) -> te.Tensor:
-            return compute(x.shape, lambda *i: bitcast(x(*i), dtype), "bits")
-
-        return self.te(bits, expr, name="bits")
 
     def _from_content(self, value: Value) -> relax.Expr:
         content = value.content
@@ -409,14 +303,6 @@ class Lowering:
 
 def _no_code_for(dtype: str) -> str:
     return f"tensors of type {dtype or 'unknown'} are not compiled"
-
-
-def _outside(dtype: str) -> str:
-    """How parameters and results of `dtype` are declared.
-
-    NumPy has no bfloat16 of its own and cannot hand one over through DLPack: its bits are passed.
-    """
-    return "uint16" if dtype == "bfloat16" else dtype
 
 
 def _needed(graph: Graph) -> list[Node]:
@@ -441,7 +327,3 @@ def _identifier(name: str) -> str:
     """`name` as generated code may spell it."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
     return plain if plain and not plain[0].isdigit() else f"_{plain}"
-
-
-def _shape_of(expr: relax.Expr) -> list[Any]:
-    return list(expr.ty.shape.values)
