@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -21,37 +20,28 @@ import onnx
 from graphopt import presets
 from graphopt.accuracy.budget import Budget, Spending
 from graphopt.analysis.ids import IdRange, inexact_ids
-from graphopt.analysis.rows import batch_inputs
 from graphopt.artifact import (
-    LIBRARY,
-    MANIFEST,
     PORTABLE,
-    REPORT,
-    WEIGHTS,
     Artifact,
-    obstacle,
-    signature_to_json,
-    write_manifest,
 )
 from graphopt.auto_engine import AutoEngine
 from graphopt.comparison import Comparison, compare
 from graphopt.compression import Compression, require_spender
 from graphopt.engine_choice import record_engines
-from graphopt.errors import OutputError, SpecError
+from graphopt.errors import SpecError
 from graphopt.feeds import random_feeds
 from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
-from graphopt.ir.atomic import replacing_folder, temporary_folder
-from graphopt.ir.external_data import TensorWriter
 from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Pipeline
 from graphopt.targets import base
-from graphopt.targets.portable import OnnxModel, OnnxRuntimeTarget
+from graphopt.targets.portable import OnnxModel
 from graphopt.targets.tuning.options import Tuning
 from graphopt.verification import Original, original_model, signature_of
+from graphopt.writing import Stages, write_artifact, write_portable
 
 _VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
 
@@ -199,13 +189,16 @@ def compile(
     graph = _optimized(source.clone(), pipeline, report, instruments, compression)
     report.facts |= {"target": target, "oob": oob}
     check_against = Original(source, file, inputs, compression) if verify else None
-    write = _write_portable if found.portable else partial(_write_artifact, tuning=tuning)
-    stage = _Stages(report, tell)
+    stages = Stages(report, tell)
     holder = None
     if output is None:
         holder = tempfile.TemporaryDirectory(prefix="graphopt-")
         output = Path(holder.name) / ("model.onnx" if found.portable else "model.gopt")
-    result = write(graph, found, Path(output), oob, check_against, stage)
+    result: Runnable
+    if found.portable:
+        result = write_portable(graph, found, Path(output), check_against, stages)
+    else:
+        result = write_artifact(graph, found, Path(output), oob, check_against, stages, tuning)
     if latency_batches and isinstance(result, Artifact):
         tell("measure engines")
         result = record_engines(result, latency_batches)
@@ -245,15 +238,6 @@ def check(
 
 
 # ------------------------------------------------------------------------ pieces
-
-
-def suited(graph: Graph, target: base.Target) -> Graph:
-    """`graph` after the passes of `target`'s own: a copy, if they change anything."""
-    steps, working = Pipeline.parse(target.own_passes).steps, graph.clone()
-    if not PassManager().run(working, Pipeline(steps[:1])):
-        return graph
-    PassManager().run(working, Pipeline(steps[1:]))
-    return working
 
 
 def _inexact(found: tuple[Value, IdRange, int]) -> str:
@@ -300,8 +284,7 @@ def _timed(report: Report, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        seconds = report.stages.get(stage, 0.0) + time.perf_counter() - start
-        report.stages[stage] = round(seconds, 4)
+        report.took(stage, start)
 
 
 def runnable(path: str | Path, engine: Literal["compiled", "auto"] = "compiled") -> Runnable:
@@ -336,87 +319,3 @@ def _sized(path: str | Path) -> Graph:
     """A graph of the model or artifact that knows which sizes of its inputs must agree."""
     path = Path(path)
     return onnx_io.load(path / PORTABLE) if path.is_dir() else optimize(path)
-
-
-class _Stages:
-    """Times consecutive stages and tells of them."""
-
-    def __init__(self, report: Report, tell: Callable[[str], None]) -> None:
-        self.report, self.tell, self.name, self.start = report, tell, "", 0.0
-
-    def begin(self, name: str) -> None:
-        self.end()
-        self.name, self.start = name, time.perf_counter()
-        self.tell(name)
-
-    def end(self) -> None:
-        if self.name:
-            seconds = self.report.stages.get(self.name, 0.0) + time.perf_counter() - self.start
-            self.report.stages[self.name] = round(seconds, 4)
-        self.name = ""
-
-
-def _write_portable(
-    graph: Graph,
-    target: base.Target,
-    output: Path,
-    oob: base.Oob,
-    original: Original | None,
-    stages: _Stages,
-) -> OnnxModel:
-    with temporary_folder(_parent(output)) as folder:
-        stages.begin("write")
-        onnx_io.save(suited(graph, target), folder / output.name)
-        result = OnnxModel(folder / output.name, target.name)
-        if original is not None:
-            stages.begin("verify")
-            original.verify(graph, [result.as_written()], stages.report)
-        stages.end()
-        for file in sorted(folder.iterdir(), reverse=True):  # the data file before the model
-            os.replace(file, output.with_name(file.name))
-    result.path = output
-    return result
-
-
-def _write_artifact(
-    graph: Graph,
-    target: base.Target,
-    output: Path,
-    oob: base.Oob,
-    original: Original | None,
-    stages: _Stages,
-    tuning: Tuning | None,
-) -> Artifact:
-    _parent(output)
-    if output.exists() and not (output / MANIFEST).is_file():
-        raise OutputError(f"{output}: exists and is not a graphopt artifact; choose another name")
-    report = stages.report
-    with replacing_folder(output) as folder:
-        own = suited(graph, target)
-        compiled = target.compile(own, folder / LIBRARY, oob, stages.begin, tuning)
-        stages.begin("write")
-        with TensorWriter(folder / WEIGHTS) as writer:
-            portable = onnx_io.to_proto(suited(graph, OnnxRuntimeTarget()), writer)
-            entries = [writer.place(array) for array in compiled.constants]
-        (folder / PORTABLE).write_bytes(portable.SerializeToString())
-        manifest = {"oob": oob, **compiled.facts, **signature_to_json(signature_of(graph))}
-        manifest["batch_inputs"] = batch_inputs(graph)
-        write_manifest(folder, {**manifest, "weights": entries})
-        report.facts |= compiled.facts | compiled.kernels
-        report.facts["artifact_bytes"] = sum(f.stat().st_size for f in folder.iterdir())
-        report.facts["obstacle"] = obstacle(manifest)
-        if original is not None:
-            stages.begin("verify")
-            results: list[Runnable] = [OnnxModel(folder / PORTABLE).as_written()]
-            if not report.facts["obstacle"]:
-                results.insert(0, Artifact.load(folder))
-            original.verify(graph, results, report)
-        stages.end()
-        (folder / REPORT).write_text(report.to_json())
-    return Artifact.foreign(output) if report.facts["obstacle"] else Artifact.load(output)
-
-
-def _parent(output: Path) -> Path:
-    if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder; create it first")
-    return output.parent

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from graphopt import api
+from graphopt import api, writing
 from graphopt.ir.graph import Graph
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.report import PassRecord, Report
@@ -104,7 +104,7 @@ def explain(
     graph = api.optimize(model, passes=passes, report=report, instruments=[trace])
     trace.note(graph, "")
     trace.tell(target)
-    graph = found.legalize(api.suited(graph, found))
+    graph = found.legalize(writing.suited(graph, found))
     trace.note(graph, target)
     return Explanation(
         target,

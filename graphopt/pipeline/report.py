@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,11 @@ class Report:
     stages: dict[str, float] = field(default_factory=dict)
     verification: dict[str, Any] | None = None
     warnings: list[str] = field(default_factory=list)
+
+    def took(self, stage: str, since: float) -> None:
+        """Add the seconds from `since`, by `time.perf_counter`, until now to those of a stage."""
+        seconds = self.stages.get(stage, 0.0) + time.perf_counter() - since
+        self.stages[stage] = round(seconds, 4)
 
     def to_json(self) -> str:
         """The report as indented JSON."""
