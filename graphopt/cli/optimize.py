@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from typer import Context
 
 from graphopt import console
 from graphopt.cli import options
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def optimize(
+    context: Context,
     model: options.Model,
     target: options.Target = "cpu",
     level: options.Level = None,
@@ -64,33 +67,22 @@ def optimize(
     from graphopt.targets.tuning.remote import Remote
 
     pipeline = options.pipeline(level, passes)
-    if sweep is not None or plot is not None:
-        unfit: dict[str, Any] = {"--output": output, "--max-drop": max_drop, "--inputs": inputs}
-        unfit |= {
-            "--tune": tune,
-            "--trials": trials,
-            "--rpc": rpc,
-            "--tuning-cache": tuning_cache,
-            "--dump-ir": dump_ir,
-        }
-        unfit |= {"--verify-latency": verify_latency, "--print-ir-after": print_ir_after}
-        common: dict[str, Any] = {"": model, "--target": target, "-O": level, "--passes": passes}
-        common |= {"--oob": oob.value, "--data": data, "--metric": metric, "--labels": labels}
-        common |= {"--group": group, "--score": score, "--columns": columns, "--trace": trace}
-        sweeps.run(sweep, common, unfit, report_file, plot, quiet, verbose)
-        return
+    if sweep is not None:
+        return sweeps.run(context)
+    if plot is not None:
+        raise SpecError("--plot draws a sweep; give --sweep and the budgets")
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns, trace)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     tuning = None
     if (tune, trials, rpc, tuning_cache) != (None,) * 4 or error_on_cache_miss:
         tuning = Tuning(
-            tuning_cache,
-            tune,
-            trials,
-            options.batch_sizes(tune_batches, "--tune-batches"),
-            tuning_cache_read_only,
-            error_on_cache_miss,
-            None if rpc is None else Remote.parse(rpc),
+            cache=tuning_cache,
+            seconds=tune,
+            trials=trials,
+            batches=options.batch_sizes(tune_batches, "--tune-batches"),
+            read_only=tuning_cache_read_only,
+            error_on_miss=error_on_cache_miss,
+            remote=None if rpc is None else Remote.parse(rpc),
         )
     destination = _destination(model, target, output)
     if report_file is not None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typer import Context
+
 from graphopt import console
 from graphopt.cli import budgets
+from graphopt.cli.options import pipeline
 from graphopt.console import size_text, table
 from graphopt.errors import SpecError
 
@@ -18,24 +21,13 @@ if TYPE_CHECKING:
     from graphopt.pareto import Point, Sweep
 
 PLOTS = (".png", ".svg", ".pdf")
-DEFAULTS = {"--target": "cpu", "--oob": "error", "--labels": "label", "--group": "group"}
+BUDGET = ("labels", "group", "score", "columns", "trace")
+SHARED = ("target", "level", "passes", "oob", "data", "metric", *BUDGET)  # by all points
+OWN = ("model", "sweep", "plot", "report_file", "quiet", "verbose")
 
 
-def run(
-    wanted: str | None,
-    common: dict[str, Any],
-    unfit: dict[str, Any],
-    report: Path | None,
-    plot: Path | None,
-    quiet: bool,
-    verbose: bool,
-) -> None:
-    """Sweep, print the table, and write what was asked for.
-
-    Args:
-        wanted: the budgets, as text.
-        common: values of the options that every point has in common; "" is the model.
-        unfit: those of options that a sweep has no use for.
+def run(context: Context) -> None:
+    """Sweep as the options of `graphopt optimize` say: print the table, write what is asked for.
 
     Raises:
         SpecError: the options do not make sense together.
@@ -43,38 +35,54 @@ def run(
     from graphopt import pareto
     from graphopt.ir.atomic import replacing
 
-    if wanted is None:
-        raise SpecError("--plot draws a sweep; give --sweep and the budgets")
-    for name, value in unfit.items():
-        if value is not None:
-            raise SpecError(f"--sweep has no use for {name}: it tries budgets and keeps no model")
-    limits = drops(wanted)
-    if common["--data"] is None:
+    options = context.params
+    limits = drops(options["sweep"])
+    plot, report = options["plot"], options["report_file"]
+    shared = _shared(context)
+    if options["data"] is None:
         raise SpecError("--sweep takes --data to measure on")
     if plot is not None:
         _require_plotting(plot)
-    with console.progress(quiet, verbose) as tell:
+    with console.progress(options["quiet"], options["verbose"]) as tell:
         found = pareto.sweep(
-            common[""],
-            common["--target"],
-            budget=_budget(common),
+            options["model"],
+            options["target"],
+            budget=_budget(options),
             drops=limits,
-            passes=common["--passes"] if common["-O"] is None else f"O{common['-O']}",
-            oob=common["--oob"],
+            passes=pipeline(options["level"], options["passes"]),
+            oob=options["oob"].value,
             progress=tell,
         )
     if report is not None:
         with replacing(report) as temporary:
-            temporary.write_text(to_json(found, common))
+            temporary.write_text(to_json(found, options["model"], shared))
     if plot is not None:
         with replacing(plot) as temporary:
             draw(found, temporary, plot.suffix[1:])
-    show(found, common)
+    show(found, options["model"], shared)
 
 
-def _budget(common: dict[str, Any]) -> Budget:
-    names = ("--labels", "--group", "--score", "--columns", "--trace")
-    budget = budgets.read(common["--data"], common["--metric"], 0.0, *(common[n] for n in names))
+def _shared(context: Context) -> dict[str, Any]:
+    """The options that were given and that all points have in common, as they are spelled.
+
+    Raises:
+        SpecError: others were given.
+    """
+    found = {}
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if source is None or source.name != "COMMANDLINE" or param.name in OWN:
+            continue
+        option = param.opts[-1]
+        if param.name not in SHARED:
+            raise SpecError(f"--sweep has no use for {option}: it tries budgets and keeps no model")
+        found[option] = context.params[param.name]
+    return found
+
+
+def _budget(options: Mapping[str, Any]) -> Budget:
+    more = (options[name] for name in BUDGET)
+    budget = budgets.read(options["data"], options["metric"], 0.0, *more)
     assert budget is not None
     return budget
 
@@ -94,22 +102,20 @@ def drops(text: str) -> tuple[float, ...]:
     return found
 
 
-def command(options: dict[str, Any], drop: float) -> str:
+def command(model: Path, shared: Mapping[str, Any], drop: float) -> str:
     """The command that makes the model of one point, for a shell.
 
     Args:
-        options: values by option; "" is the model. Those that are None or the default are left
-            out, and one that is a sequence is repeated.
+        shared: values by option; one that is a sequence is repeated.
     """
-    words = ["graphopt", "optimize", str(options[""])]
-    told = {name: value for name, value in options.items() if DEFAULTS.get(name) != value}
-    for name, value in {**told, "--max-drop": repr(drop)}.items():
+    words = ["graphopt", "optimize", str(model)]
+    for name, value in {**shared, "--max-drop": repr(drop)}.items():
         values = value if isinstance(value, (list, tuple)) else [value]
-        words += [word for v in values if name and v is not None for word in (name, str(v))]
+        words += [word for v in values for word in (name, str(v))]
     return shlex.join(words)
 
 
-def show(sweep: Sweep, options: dict[str, Any]) -> None:
+def show(sweep: Sweep, model: Path, shared: Mapping[str, Any]) -> None:
     """Print a line for each point, and below the commands that make them."""
     out = console.stdout()
     columns = ("budget", ">size", f">time, {sweep.rows} rows", f">{sweep.metric}", ">drop")
@@ -118,7 +124,7 @@ def show(sweep: Sweep, options: dict[str, Any]) -> None:
     out.print("\n* no other is as good in size, time and drop\n")
     for point in sweep.points:
         if point.max_drop is not None and not point.failure:
-            out.print(command(options, point.max_drop), soft_wrap=True)
+            out.print(command(model, shared, point.max_drop), soft_wrap=True)
 
 
 def _row(point: Point, full: Point) -> tuple[str, ...]:
@@ -138,12 +144,12 @@ def _row(point: Point, full: Point) -> tuple[str, ...]:
     )
 
 
-def to_json(sweep: Sweep, options: dict[str, Any]) -> str:
+def to_json(sweep: Sweep, model: Path, shared: Mapping[str, Any]) -> str:
     """The sweep as JSON, each point with its command."""
     data = sweep.to_json()
     for point in data["points"]:
         drop, failed = point["max_drop"], point["failure"]
-        point["command"] = None if drop is None or failed else command(options, drop)
+        point["command"] = None if drop is None or failed else command(model, shared, drop)
     return json.dumps(data, indent=2) + "\n"
 
 

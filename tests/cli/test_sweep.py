@@ -63,6 +63,8 @@ def test_a_budget_that_cannot_be_met_has_a_line(model: Path, data: Path) -> None
         (["--sweep", ""], "--sweep takes budgets such as"),
         (["--sweep", "0.1", "--max-drop", "0.1"], "no use for --max-drop"),
         (["--sweep", "0.1", "-o", "x.onnx"], "no use for --output"),
+        (["--sweep", "0.1", "--precision", "bf16"], "no use for --precision"),
+        (["--sweep", "0.1", "--no-verify"], "no use for --verify"),
         (["--plot", "x.png"], "--plot draws a sweep"),
         (["--sweep", "0.1", "--plot", "x.bmp"], "should end in .png"),
         (["--sweep", "0.1", "--passes", "dce"], "lossy passes only"),
