@@ -13,10 +13,16 @@ from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 x, w = var("x"), const("w")
 
 
+def _width(value: Value) -> int | None:
+    """The size of the last axis; None where it is not known, or not even the rank."""
+    width = value.shape[-1] if value.shape else None
+    return width if isinstance(width, int) else None
+
+
 def _same_in_all_rows(value: Value) -> np.ndarray | None:
     """The row that a matrix repeats if it is known: a filled or an expanded one."""
-    node, width = value.producer, value.tensor.dims[-1]
-    if node is None or value.rank != 2 or not isinstance(width, int):
+    node, width = value.producer, _width(value)
+    if node is None or value.rank != 2 or width is None:
         return None
     if node.op == "ConstantOfShape":
         fill = node.attr("value")
@@ -35,7 +41,7 @@ def constants_into_bias(rw: Rewriter, whole: Value, w: Value, node: Node) -> Val
         return rows
     operands = [value for value in joined.inputs if value is not None]
     shifts = [_same_in_all_rows(value) for value in operands]
-    widths = [d for d in (value.tensor.dims[-1] for value in operands) if isinstance(d, int)]
+    widths = [width for value in operands if (width := _width(value)) is not None]
     if axis_of(joined) != 1 or len(widths) < len(operands) or all(s is None for s in shifts):
         return NoMatch("no operand of the concatenation is a known row repeated")
     if not is_per_column(node.input(2)) or all(s is not None for s in shifts):

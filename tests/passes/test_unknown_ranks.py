@@ -10,7 +10,7 @@ from graphopt.testing import assert_keeps_outputs, parse
 # r has rank 2 or 3, as the flag says.
 TEXT = """(float[N,4] x, bool flag) => (float[] y) <
     int64[1] v0 = {{0}}, int64[1] v1 = {{1}}, int64 i0 = {{0}}, int64[1] one = {{1}},
-    int64[2] flat = {{-1, 4}}, float c = {{2}}, bool yes = {{1}}, float[4] w
+    int64[2] flat = {{-1, 4}}, float c = {{2}}, bool yes = {{1}}, float[4] w, float[8,4] g
 > {{
     r = If(flag) <
         then_branch = t () => (float[] p) {{ p = Relu(x) }},
@@ -43,6 +43,7 @@ TEXT = """(float[N,4] x, bool flag) => (float[] y) <
         "a = Clip(r, c) h = Max(a, r)",
         "a = Gather(r, v0) h = Neg(a)",
         "a = MatMul(r, w) h = Add(a, c)",
+        "a = Concat<axis=1>(x, r) b = Gemm(a, g, w) h = Neg(b)",  # r has two axes in this case
         "s = SequenceConstruct(r, r) h = ConcatFromSequence<axis=0>(s)",
         "s = SequenceConstruct(r, r) h = SequenceAt(s, i0)",
     ],
