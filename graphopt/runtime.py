@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.errors import ArtifactError, IdError
+from graphopt.errors import ArtifactError, IdError, InputError
 from graphopt.signature import TensorSpec, aligned_empty
 
 if TYPE_CHECKING:
@@ -223,6 +223,7 @@ class StraightProgram:
 
         Raises:
             IdError: an id lies outside its table.
+            InputError: sizes of inputs do not fit together.
             Exception: of many kinds, if the arrays do not fit the signature.
         """
         plan = self._plan_for(inputs)
@@ -371,9 +372,17 @@ class MachineProgram:
 
 
 def _translated(error: RuntimeError) -> Exception:
-    """An error of compiled code as the user is to see it."""
-    _, found, rest = str(error).partition(ID_ERROR)
-    return IdError(f"an id is out of range: {rest.strip().splitlines()[0]}") if found else error
+    """An error of compiled code as the user is to see it.
+
+    Its kernels demand of ids and sizes what only the inputs can break; TVM's own errors are of
+    classes of their own.
+    """
+    reason, found, rest = str(error).partition(ID_ERROR)
+    if found:
+        return IdError(f"an id is out of range: {rest.strip().splitlines()[0]}")
+    if type(error) is RuntimeError:
+        return InputError(f"the inputs do not fit together: {reason.strip().splitlines()[0]}")
+    return error
 
 
 def passed(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:

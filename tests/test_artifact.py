@@ -309,3 +309,15 @@ def test_portable_models_check_their_inputs_too(tmp_path: Path) -> None:
         result.run({"ids": np.array([1])})
     with pytest.raises(IdError):
         result.run({"ids": np.array([99]), "x": np.zeros((1, 3), np.float32)})
+
+
+def test_inputs_whose_sizes_do_not_fit_together() -> None:
+    """Sizes that only some op needs to agree, and that no name says of."""
+    graph = parse(
+        "(float[N] x, float[M] z) => (float[K] y) { c = Concat<axis=0>(x, x) y = Add(c, z) }"
+    )
+    compiled = graphopt.compile(graph)
+    given = {"x": np.ones(2, np.float32), "z": np.ones(4, np.float32)}
+    assert compiled.run(given)["y"].tolist() == [2, 2, 2, 2]
+    with pytest.raises(InputError, match="do not fit together: sizes .* do not broadcast"):
+        compiled.run({**given, "z": np.ones(3, np.float32)})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from graphopt.errors import UnsupportedOpError
+from graphopt.errors import InputError, UnsupportedOpError
 from graphopt.ir import onnx_io
 from graphopt.testing import Compiled, parse
 
@@ -252,7 +252,7 @@ def test_sizes_that_do_not_broadcast_are_an_error() -> None:
     compiled = Compiled(graph)
     one = {"a": np.zeros(0, np.float32), "b": np.ones(3, np.float32)}
     np.testing.assert_array_equal(compiled(one)["y"], [2, 2, 2])
-    with pytest.raises(RuntimeError, match="do not broadcast"):
+    with pytest.raises(InputError, match="do not broadcast"):
         compiled({"a": np.zeros(2, np.float32), "b": np.ones(3, np.float32)})
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from agreement import agree
 
+from graphopt.errors import InputError
 from graphopt.testing import Compiled, parse
 
 
@@ -77,5 +78,5 @@ def test_an_axis_too_short_for_its_pads(mode: str, n: int) -> None:
     pads = "{-2, -1}" if mode == "constant" else "{1, 1}"
     text = f"""g (float[N] x) => (float[a] y) <int64[2] p = {pads}>
         {{ y = Pad<mode="{mode}">(x, p) }}"""
-    with pytest.raises(RuntimeError, match="Pad 'y': axis 0 is too short for its pads"):
+    with pytest.raises(InputError, match="Pad 'y': axis 0 is too short for its pads"):
         Compiled(parse(text, 19))({"x": ramp(n)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.errors import UnsupportedOpError
+from graphopt.errors import InputError, UnsupportedOpError
 from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
 
 PADDINGS = ["zeros", "border", "reflection"]
@@ -73,7 +73,7 @@ def test_roi_align() -> None:
 
 @pytest.mark.parametrize("bad", [2, -1])
 def test_roi_align_checks_its_images(bad: int) -> None:
-    with pytest.raises(RuntimeError, match="image that does not exist"):
+    with pytest.raises(InputError, match="image that does not exist"):
         run_compiled(parse(REGIONS, 20), {**_regions(), "images": np.array([0, 1, bad, 0])})
 
 

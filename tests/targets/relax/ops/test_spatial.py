@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.errors import InvalidModelError, UnsupportedOpError
+from graphopt.errors import InputError, InvalidModelError, UnsupportedOpError
 from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
 
 # Sums of up to 200 products of numbers of size 1, in another order.
@@ -126,7 +126,7 @@ def test_col2im_of_too_few_blocks() -> None:
         "(float[N,4,8] a) => (float[N,p,q,r] y) <int64[2] image = {4, 4}, int64[2] block = {2, 2}>"
         "{ y = Col2Im(a, image, block) }"
     )
-    with pytest.raises(RuntimeError, match="does not hold the blocks"):
+    with pytest.raises(InputError, match="does not hold the blocks"):
         run_compiled(graph, random_inputs(graph))
 
 
@@ -141,5 +141,5 @@ def test_conv_with_windows_of_unknown_size_is_refused() -> None:
 )
 def test_sizes_are_checked_at_run_time(shape: tuple[int, ...], reason: str) -> None:
     graph = parse("(float[N,C,L] x) => (float[N,5,M] y) <float[5,4,3] w> { y = Conv(x, w) }")
-    with pytest.raises(RuntimeError, match=reason):
+    with pytest.raises(InputError, match=reason):
         run_compiled(graph, {"x": np.ones(shape, np.float32)})
