@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # loads its parts on first use
 
 _CHUNK = 512  # rows worked on at once
-_ROUNDS = 100  # of alternating least squares
+_ROUNDS = 50  # of alternating least squares
 _ENOUGH = 1e-5  # of the norm: a round that gains less is the last one
 _REGULAR = 1e-12  # keeps components that nothing is left for from growing
 _DAMPING = 1e-4  # of the mean variance, for directions that calibration data do not show

@@ -58,7 +58,7 @@ class FactorizeTensors(LossyPass):
     """
 
     min_bytes: int = 8192
-    max_share: float = 0.66
+    max_share: float = 0.5
 
     name = "factorize-tensors"
     share: ClassVar[float] = 0.5

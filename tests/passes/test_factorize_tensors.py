@@ -12,8 +12,8 @@ from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.datasets import in_batches
 from graphopt.errors import BudgetExceededError
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.passes._cp import BilinearLayer, decompose
-from graphopt.passes.factorize_tensors import FactorizeTensors
+from graphopt.passes._cp import BilinearLayer, CpFactors, decompose
+from graphopt.passes.factorize_tensors import FactorizeTensors, _Into
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.report import Report
 from graphopt.testing import (
@@ -132,14 +132,14 @@ def test_full_rank_is_not_taken_at_a_small_budget() -> None:
 def test_the_budget_holds_in_the_end() -> None:
     """Whatever is made of a model whose weights are nearly of low rank."""
     graph, report = planted(NETWORK, 8, noise=0.05), Report()
-    budget = Budget(in_batches({"x": rows(1200)}), 0.02 * SPREAD)
+    budget = Budget(in_batches({"x": rows(1200)}), 0.1 * SPREAD)
     small = graphopt.optimize(graph, passes="O3", budget=budget, report=report)
     held = report.facts["compression"]["held_out"]
-    assert held["drop"] <= 0.02 * SPREAD
+    assert held["drop"] <= 0.1 * SPREAD
     assert "factorize-tensors" in {p.spec for p in report.passes if p.changed}
     feeds = {"x": rows()[:200]}
     lost = run_onnxruntime(small, feeds)["y"] - run_onnxruntime(graph, feeds)["y"]
-    assert 0 < np.abs(lost).mean() < 0.04 * SPREAD
+    assert 0 < np.abs(lost).mean() < 0.2 * SPREAD
 
 
 def test_factors_fit_the_inputs() -> None:
@@ -159,6 +159,34 @@ def test_the_bias_makes_up_for_a_shift() -> None:
     fitted = BilinearLayer.of(rng.normal(size=(8, 1, 12)), left, right).factors(1)
     assert np.abs(fitted.shift).max() > 0.1
     assert fitted.error < 0.1
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_what_factors_become(activation: str) -> None:
+    graph, rng = parse(layer().replace("relu", activation)), np.random.default_rng(0)
+    (node,) = interactions(graph)
+    sizes = [(12, 8), (10, 8), (8, 48), (48,)]
+    left, right, top, shift = (rng.normal(size=size) for size in sizes)
+    bias = node.const(3)
+    _Into(node, CpFactors(left, right, top, shift, 0.0)).apply(graph, {node.output: node.output})
+    x, y = (rng.normal(size=(5, count, 4)).astype(np.float32) for count in (12, 10))
+    sums = np.einsum("nhe,hr->ner", x, left) * np.einsum("nme,mr->ner", y, right)
+    wanted = (sums @ top + shift + bias).transpose(0, 2, 1)
+    wanted = np.maximum(wanted, 0) if activation == "relu" else wanted
+    found = run_onnxruntime(graph, {"x": x, "y": y})["z"]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_the_order_of_a_pair_has_no_effect() -> None:
+    """What a weight says of i and j, and takes back of j and i, needs no factors."""
+    graph, rng = parse(layer(12, 12, 48, "x, x")), np.random.default_rng(0)
+    same, top = rng.normal(size=(12, 4)), rng.normal(size=(48, 4))
+    tensor = np.einsum("hr,mr,kr->hmk", same, same, top)
+    noise = rng.normal(size=tensor.shape)
+    tensor += tensor.std() * (noise - noise.swapaxes(0, 1))
+    interactions(graph)[0].inputs[2].const = tensor.reshape(144, 48).astype(np.float32)  # type: ignore[union-attr]
+    first = next(iter(FactorizeTensors().propose(graph, PassContext(budget=Rank(8)))))
+    assert first.what == "CP rank 8" and first.expected_error < 1e-3
 
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
@@ -181,7 +209,7 @@ def test_a_decomposition_is_finite_and_the_same_each_time(rank: int) -> None:
     [
         (layer(2, 2, 8), None),  # small
         (layer(3, 2, 400), "not be smaller"),
-        (layer(4, 4, 128, "x, x"), "as many products"),
+        (layer(5, 5, 100, "x, x"), "as many products"),
         (layer().replace("<float[120,48] w,", "<").replace("y)", "y, float[120,48] w)", 1), None),
     ],
 )
@@ -190,7 +218,7 @@ def test_left_alone(text: str, reason: str | None) -> None:
 
 
 def test_two_sets_of_features_have_more_products() -> None:
-    assert FactorizeTensors().run(parse(layer(4, 4, 128)), PassContext(budget=Lavish()))
+    assert FactorizeTensors().run(parse(layer(5, 5, 100)), PassContext(budget=Lavish()))
 
 
 @pytest.mark.parametrize(
