@@ -16,7 +16,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.amx import TILE, configuring
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
-from graphopt.targets.cpu.kernels.tile_products import by_tiles, visiting
+from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, visiting
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -106,32 +106,39 @@ def _nothing(rows):
 
 
 def _storing(n, params, epilogue):
-    """For use in a kernel: `stored(results, first, panel, sums, r, v)` stores a vector of sums."""
-    lanes, width = params.lanes, params.width
+    """For use in a kernel: `stored(results, row, column, sums, at)` stores a vector of sums."""
+    lanes = params.lanes
     store = storing(n, lanes, epilogue)
 
     @inlined
-    def stored(results, first, panel, sums, r, v):
+    def stored(results, row, column, sums, at):
         start, bias, given, y = T.meta_var(results)
-        at, column = T.meta_var(r * width + v * lanes), T.meta_var(panel * width + v * lanes)
         sums[T.ramp(at, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
-        store(y, start + first + r, column, sums, at, given)
+        store(y, start + row, column, sums, at, given)
 
     return stored
 
 
 def _tile_block(depth, params, amx, stored):
     """For use in a kernel: a block of `visiting`."""
-    multiply = by_tiles(amx, "tdpbf16ps", depth, params.vectors)
+    lanes, width = params.lanes, params.width
+
+    @inlined
+    def stored_rows(more, vector, count):
+        results, first, panel, begin, end, sums = T.meta_var(more)
+        for r in range(begin, end):
+            for v in T.unroll(count):
+                column = T.meta_var(panel * width + (vector + v) * lanes)
+                stored(results, first + r, column, sums, (r * count + v) * lanes)
+
+    multiply = by_tiles(amx, "tdpbf16ps", depth, params.vectors, stored_rows)
 
     @inlined
     def block(tensors, first, panel, height, begin, end):
         data, weights = T.meta_var(tensors[0])
-        sums = T.alloc_buffer((height * params.width,), "float32", scope="local")
-        multiply(data, first, weights, panel, sums, height)
-        for r in range(begin, end):
-            for v in T.unroll(params.vectors):
-                stored(tensors[1], first, panel, sums, r, v)
+        sums = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
+        more = T.meta_var((tensors[1], first, panel, begin, end, sums))
+        multiply(data, first, weights, panel, sums, height, more)
 
     return block
 
@@ -157,7 +164,8 @@ def _vector_block(depth, params, words, stored):
                     )
         for r in T.unroll(height):
             for v in T.unroll(vectors):
-                stored(tensors[1], first, panel, sums, r, v)
+                column = T.meta_var(panel * width + v * lanes)
+                stored(tensors[1], first + r, column, sums, r * width + v * lanes)
 
     return block
 

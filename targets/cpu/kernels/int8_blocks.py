@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 from graphopt.targets.cpu.kernels.amx import TILE, Amx
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
 from graphopt.targets.cpu.kernels.row_codes import LANES
-from graphopt.targets.cpu.kernels.tile_products import by_tiles
+from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles
 from graphopt.targets.kernels.script import inlined
 
 
@@ -37,26 +37,28 @@ class Int8Blocks:
         """Where the codes of a row are."""
         return first + row if self.in_place else row
 
-    def _start(self, start, own, row):
-        """What the sums of a row start from."""
-        return start * T.Broadcast(own[1][row], LANES) if self.by_row else start
-
     def _finishing(self) -> Emitted:
-        """For use in a kernel: `finish(results, own, first, row, column, acc, out, at)`.
+        """For use in a kernel: `finish(results, own, first, row, column, acc, out, at, start)`.
 
-        Stores a vector: acc[at:at + LANES] are the sums of `row` from `column` on, and `out` is
-        room for as many floats.
+        Stores a vector: acc[at:at + LANES] are the sums of `row` from `column` on, less `start`
+        unless that is None, and `out` is room for as many floats.
         """
+
+        def whole(acc, start, own, row, column):
+            if start is None:
+                return acc
+            return acc + (start[column] * own[1][row] if self.by_row else start[column])
 
         def scaled(factor, own, row):
             return factor * own[0][row] if self.by_row else factor
 
         @inlined
-        def finish(results, own, first, row, column, acc, out, at):
+        def finish(results, own, first, row, column, acc, out, at, start=None):
             factor, bias, given, y = T.meta_var(results)
             for lane in T.vectorized(LANES):
                 out[at + lane] = (
-                    T.Cast("float32", acc[at + lane]) * scaled(factor[column + lane], own, row)
+                    T.Cast("float32", whole(acc[at + lane], start, own, row, column + lane))
+                    * scaled(factor[column + lane], own, row)
                     + bias[column + lane]
                 )
             self.store(y, first + row, column, out, at, given)
@@ -71,6 +73,9 @@ class Int8Blocks:
         def dot(total, data, weights):
             pair = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
             return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *pair)
+
+        def begin(start, own, row):
+            return start * T.Broadcast(own[1][row], LANES) if self.by_row else start
 
         @inlined
         def step(words, w, acc, at, panel, height, kk, packed):
@@ -90,7 +95,7 @@ class Int8Blocks:
             at = T.meta_var(self._place(first, row))
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = self._start(
+                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = begin(
                         start[T.ramp(panel * width + v * LANES, 1, LANES)], own, row + r
                     )
             for kk in range(self.words - beyond):
@@ -107,22 +112,26 @@ class Int8Blocks:
 
     def of_tiles(self, amx: Amx) -> Emitted:
         """For use in a kernel: a block of `visiting`."""
-        width, vectors, finish = self.params.width, self.params.vectors, self._finishing()
-        multiply = by_tiles(amx, "tdpbusd", self.words, vectors)
+        width, finish = self.params.width, self._finishing()
+
+        @inlined
+        def finish_rows(more, vector, count):
+            tensors, row, panel, begin, end, acc, out = T.meta_var(more)
+            own, first, start, results = T.meta_var((*tensors[1:3], *tensors[4:]))
+            for r in range(begin, end):
+                for v in T.unroll(count):
+                    at = T.meta_var((r * count + v) * LANES)
+                    column = T.meta_var(panel * width + (vector + v) * LANES)
+                    finish(results, own, first, row + r, column, acc, out, at, start)
+
+        multiply = by_tiles(amx, "tdpbusd", self.words, self.params.vectors, finish_rows)
 
         @inlined
         def block(tensors, row, panel, height, begin, end):
-            words, own, first, w, start, results = T.meta_var(tensors)
-            acc = T.alloc_buffer((height * width,), "int32", scope="local")
-            out = T.alloc_buffer((height * width,), "float32", scope="local")
-            multiply(words, self._place(first, row), w, panel, acc, height)
-            for r in range(begin, end):
-                for v in T.unroll(vectors):
-                    at = T.meta_var(r * width + v * LANES)
-                    column = T.meta_var(panel * width + v * LANES)
-                    acc[T.ramp(at, 1, LANES)] = acc[T.ramp(at, 1, LANES)] + self._start(
-                        start[T.ramp(column, 1, LANES)], own, row + r
-                    )
-                    finish(results, own, first, row + r, column, acc, out, at)
+            acc = T.alloc_buffer((MOST_SUMS,), "int32", scope="local")
+            out = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
+            at = T.meta_var(self._place(tensors[2], row))
+            more = T.meta_var((tensors, row, panel, begin, end, acc, out))
+            multiply(tensors[0], at, tensors[3], panel, acc, height, more)
 
         return block

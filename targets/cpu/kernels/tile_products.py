@@ -15,6 +15,7 @@ from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.kernels.script import inlined
 
 _SUMS = 4  # tiles
+MOST_SUMS = _SUMS * TILE * TILE
 _WIDEST = 6
 _PAIR, _ALONE = 64, 52
 """Cycles of a step that 32 rows take for two columns of tiles, and for one: four products of 16
@@ -35,13 +36,16 @@ def tiles_across(n: int) -> int:
     return min(range(1, _WIDEST + 1), key=lambda tiles: (time(tiles), -tiles))
 
 
-def by_tiles(amx: Amx, instruction: str, words: int, vectors: int) -> Emitted:
-    """For use in a kernel: `multiply(data, first, weights, panel, sums, height)`.
+def by_tiles(amx: Amx, instruction: str, words: int, vectors: int, then: Emitted) -> Emitted:
+    """For use in a kernel: `multiply(data, first, weights, panel, sums, height, more)`.
 
-    Writes sums[height, 16 * vectors], flat: the products of `height` (16 or 32) rows of
-    data[rows, stride] from `first` on, `words` in each, with
+    `height` (16 or 32) rows of data[rows, stride] from `first` on, `words` in each, times
     weights[panel, packed_depth(words), 16 * vectors]. If rows of data are not of whole tiles, the
     last one overlaps the one before, and what they share multiplies weights of zeros.
+
+    As soon as sums[height, 16 * some], flat, are those of `some` vectors of columns, it calls
+    `then(more, vector, some)`, `vector` being the first of them: a CPU begins with the next tiles
+    while it still computes what is not too much. There are MOST_SUMS elements at most.
     """
     width = TILE * vectors
     last = max(0, words - TILE)  # where the last tile of a row begins
@@ -66,7 +70,7 @@ def by_tiles(amx: Amx, instruction: str, words: int, vectors: int) -> Emitted:
                 amx(instruction, *map(tile_number, tiles))
 
     @inlined
-    def of_group(data, first, weights, panel, sums, height, which):
+    def of_group(data, first, weights, panel, sums, height, more, which):
         if which < len(groups(height)):
             group = T.meta_var(groups(height)[which])
             for tile in T.unroll(height // TILE * len(group)):
@@ -75,14 +79,16 @@ def by_tiles(amx: Amx, instruction: str, words: int, vectors: int) -> Emitted:
                 step(data, first, weights, panel, height, group, kk)
             for i in T.unroll(height // TILE):
                 for j in T.unroll(len(group)):
-                    at = T.meta_var(T.address_of(sums[TILE * (width * i + group.start + j)]))
-                    amx("tilestored64", tile_number(i * len(group) + j), at, T.int64(WORD * width))
+                    apart = T.meta_var(TILE * len(group))
+                    at = T.meta_var(T.address_of(sums[TILE * (apart * i + j)]))
+                    amx("tilestored64", tile_number(i * len(group) + j), at, T.int64(WORD * apart))
+            then(more, group.start, len(group))
 
     @inlined
-    def multiply(data, first, weights, panel, sums, height):
-        of_group(data, first, weights, panel, sums, height, 0)
-        of_group(data, first, weights, panel, sums, height, 1)
-        of_group(data, first, weights, panel, sums, height, 2)
+    def multiply(data, first, weights, panel, sums, height, more):
+        of_group(data, first, weights, panel, sums, height, more, 0)
+        of_group(data, first, weights, panel, sums, height, more, 1)
+        of_group(data, first, weights, panel, sums, height, more, 2)
 
     return multiply
 

@@ -112,6 +112,18 @@ def test_ties_are_rounded_to_even() -> None:
 
 
 @EXECUTES
+@pytest.mark.parametrize("columns", [1, 16])  # one by one, and in vectors
+def test_what_is_beyond_all_codes_becomes_the_last_one(columns: int) -> None:
+    beyond = [300, 3e9, 1e30, np.inf, -300, -3e9, -1e30, -np.inf]
+    x = np.repeat(np.array(beyond, np.float32)[:, None], columns, axis=1)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    rounding = Quantization(0.01, 100)
+    w = np.eye(columns, 1, dtype=np.int8)
+    found = call(compiled(columns, 1, rounding), x, w, one, zero, rounding)
+    assert found[:, 0].tolist() == [155] * 4 + [-100] * 4
+
+
+@EXECUTES
 def test_activation() -> None:
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(9, 20)).astype(np.float32), rng.integers(-128, 128, (20, 17))
