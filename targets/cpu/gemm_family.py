@@ -93,7 +93,7 @@ class Bf16GemmFamily(GemmFamily):
         self.words = words
 
     def default(self, problem: GemmProblem) -> GemmParams:
-        return bf16_params(problem.n, problem.lanes)
+        return bf16_params(problem.n, problem.lanes, bool(self.words.tiles))
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
         return bf16_gemm(problem.k, problem.n, params, self.words)

@@ -338,7 +338,7 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         return dot.dot(k, n, lanes, epilogue, parts), packed
     params, words = node.attrs.get("params"), node.attrs.get("words")
     if words is not None:
-        params = params or bf16_gemm.bf16_params(n, lanes)
+        params = params or bf16_gemm.bf16_params(n, lanes, bool(words.tiles))
         packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
         kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue)
     else:

@@ -23,9 +23,13 @@ from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
-_TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}
+_TIME = {1: 1.4, 2: 1.05, 3: 1.0, 4: 1.0}
 """What a vector of a panel costs by how many the panel has: alone, it waits for the data."""
-CHUNK_BYTES = 192 << 10  # of rounded data, which share the second-level cache with a panel
+_TILE_TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}
+"""The same with AMX, whose sums are of pairs of vectors."""
+CHUNK_BYTES = 640 << 10
+"""Of rounded data, which share a second-level cache of 1 MiB with a panel: weights come from
+further away once for so many rows."""
 
 
 def suits(weights: Sequence[int], lanes: int) -> bool:
@@ -33,14 +37,15 @@ def suits(weights: Sequence[int], lanes: int) -> bool:
     return min(weights) >= PAIR * lanes
 
 
-def bf16_params(n: int, lanes: int) -> GemmParams:
-    """Parameters for `n` columns."""
+def bf16_params(n: int, lanes: int, tiles: bool = False) -> GemmParams:
+    """Parameters for `n` columns, multiplied by vectors or by `tiles`."""
     available, widest = registers(lanes)
+    times = _TILE_TIME if tiles else _TIME
 
     def time(vectors: int) -> float:
-        return -(-n // (lanes * vectors)) * vectors * _TIME[vectors]
+        return -(-n // (lanes * vectors)) * vectors * times[vectors]
 
-    vectors = min(range(1, min(widest, len(_TIME)) + 1), key=lambda v: (time(v), -v))
+    vectors = min(range(1, min(widest, len(times)) + 1), key=lambda v: (time(v), -v))
     return GemmParams(lanes, vectors, rows=min(12, (available - vectors - 1) // vectors))
 
 
