@@ -210,6 +210,28 @@ def _topk(node: Node) -> list[Type | None]:
     return [tensor_type(data.dtype, shape), tensor_type("int64", shape)]
 
 
+@type_rule("Unique")
+def _unique(node: Node) -> list[Type | None]:
+    """What lists distinct elements has one size, the inverse that of all places."""
+    data, axis = tensor_input(node, 0), node.attrs.get("axis")
+    types: list[Type | None] = [data, *[tensor_type("int64", [None])] * 3]
+    if axis is None or data.shape is not None:
+        at = 0 if axis is None else _axis(node, axis, len(data.dims))
+        shape = [data.elements] if axis is None else list(data.dims)
+        places, shape[at] = shape[at], _once_named(node, len(shape), at)
+        counts = tensor_type("int64", [shape[at]])
+        types = [tensor_type(data.dtype, shape), counts, tensor_type("int64", [places]), counts]
+    return types[: len(node.outputs)]
+
+
+def _once_named(node: Node, rank: int, axis: int) -> Dim:
+    """The name that the size of the first output along an axis has got, or a new one."""
+    assert node.graph is not None
+    found = node.outputs[0].type
+    named = isinstance(found, TensorType) and found.rank == rank
+    return found.dims[axis] if named else node.graph.fresh_dim()  # type: ignore[union-attr]
+
+
 def _axis(node: Node, axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise failure(node, f"axis {axis} is out of range for rank {rank}")

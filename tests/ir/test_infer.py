@@ -94,6 +94,8 @@ CASES = {
     "shape": ("a = Shape<start=1>(z)", "i64[2]"),
     "squeeze": ("u = Unsqueeze(x, v1) a = Squeeze(u, v1)", "f32[N, 4]"),
     "topk": ("a, d = TopK(x, v2)", "f32[N, 2]"),
+    "unique": ("u, f, a, q = Unique(z)", "i64[6*M*N]"),
+    "unique along an axis": ("u, f, a, q = Unique<axis=1>(z)", "i64[M]"),
 }  # fmt: skip
 
 
@@ -106,6 +108,16 @@ def test_a_rule(case: str) -> None:
     (value,) = (v for node in graph.nodes for v in node.outputs if v.name == "a")
     assert str(value.type) == wanted
     assert_as_onnxruntime(graph, SIZES)
+
+
+def test_what_lists_distinct_elements_has_one_size() -> None:
+    graph = parse(f"{HEAD.rstrip('> ')}> {{ u, f, i, q = Unique<axis=0>(x) y = Gather(q, i) }}")
+    (u, f, i, q) = next(iter(graph.nodes)).outputs
+    (size,) = f.tensor.dims
+    assert (u.tensor.dims, q.tensor.dims) == ((size, 4), (size,))
+    assert str(i.type) == "i64[N]" != str(f.type)
+    graph._propagate(graph.walk())
+    assert f.tensor.dims == (size,), "the name of a size changed"
 
 
 BRANCHES = """ {{ y = If(c) <

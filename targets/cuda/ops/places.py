@@ -15,7 +15,7 @@ from graphopt.targets.cuda.ops.lines import sorted_lines
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import Lowering, compute, int64
 from graphopt.targets.relax.operands import tensor_input
-from graphopt.targets.relax.ops.selection import compress, counted, distinct_size, nonzero
+from graphopt.targets.relax.ops.selection import compress, counted, nonzero
 
 
 @lowers("NonZero")
@@ -59,7 +59,7 @@ def _unique(lower: CudaLowering, node: Node) -> list[relax.Expr]:
 
     marks = lower.te(is_new, flat, order)
     (count,) = loops(lower, places.count_nonzero, [marks], [([1], "int64")])
-    size = distinct_size(lower, node, count)
+    size = counted(lower, node.output, 0, count)
     starts = _found(lower, marks, size)
 
     def assign(by: Any, first: Any, which: Any) -> None:

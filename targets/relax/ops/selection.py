@@ -12,7 +12,6 @@ from graphopt.ir.graph import Node, Value
 from graphopt.targets.cpu.kernels import selection
 from graphopt.targets.cpu.kernels.topk import topk as best
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
-from graphopt.targets.relax.operands import tensor_input
 
 
 def _fixed(size: Any) -> int | None:
@@ -31,18 +30,6 @@ def counted(lower: Lowering, value: Value, axis: int, count: relax.Expr) -> Any:
     if isinstance(size, int):
         return size
     return lower.bind_size(str(size), count)
-
-
-def distinct_size(lower: Lowering, unique: Node, count: relax.Expr) -> Any:
-    """The size of what a Unique finds, which is `count`, also by its other outputs' names of it."""
-    data = tensor_input(unique, 0)
-    size = counted(lower, unique.output, 0, count)
-    for value in unique.outputs[1:]:
-        if value.rank == 1 and not isinstance(value.tensor.dims[0], int):
-            known = value.tensor.dims[0] in data.tensor.dims
-            if not known and value is not unique.outputs[2]:
-                lower.bind_size(str(value.tensor.dims[0]), count)
-    return size
 
 
 Sort = Callable[[Lowering, relax.Expr, Sequence[Any], str, bool], relax.Expr]
@@ -190,7 +177,7 @@ def _unique(lower: Lowering, node: Node) -> list[relax.Expr]:
     order, _ = lower.kernel(sort, [cube], [([1, 1, length], "int64"), ([length], "int64")])
     order = lower.reshape(order, [length])
     (count,) = lower.kernel(selection.distinct_count(data.dtype), [flat, order], [([1], "int64")])
-    size = distinct_size(lower, node, count)
+    size = counted(lower, node.output, 0, count)
     kernel = selection.distinct_fill(data.dtype, bool(node.attr("sorted")))
     first, inverse, counts, _ = lower.kernel(
         kernel,

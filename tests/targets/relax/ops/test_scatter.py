@@ -8,7 +8,7 @@ import pytest
 from agreement import agree
 from onnx.reference import ReferenceEvaluator
 
-from graphopt.errors import IdError, UnsupportedOpError
+from graphopt.errors import IdError, InputError, UnsupportedOpError
 from graphopt.ir import onnx_io
 from graphopt.testing import Compiled, parse
 
@@ -168,10 +168,10 @@ def test_updates_that_do_not_fit() -> None:
     inputs = "float[N] x, int64[M] i, float[K] u"
     elements = f"g ({inputs}) => (float[a] y) {{ y = ScatterElements(x, i, u) }}"
     feeds = {"x": ramp(5), "i": np.array([0, 1]), "u": ramp(1)}
-    with pytest.raises(RuntimeError, match="ScatterElements 'y': its indices are larger"):
+    with pytest.raises(InputError, match="ScatterElements 'y': its indices are larger"):
         Compiled(parse(elements))(feeds)
     tuples = "g (float[N] x, int64[M,1] i, float[K] u) => (float[a] y) { y = ScatterND(x, i, u) }"
-    with pytest.raises(RuntimeError, match="ScatterND 'y': its updates do not fit its indices"):
+    with pytest.raises(InputError, match="ScatterND 'y': its updates do not fit its indices"):
         Compiled(parse(tuples))({**feeds, "i": np.array([[0], [1]])})
 
 

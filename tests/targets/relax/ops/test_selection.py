@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.errors import UnsupportedOpError
+from graphopt.errors import InputError, UnsupportedOpError
 from graphopt.testing import Compiled, parse, run_onnxruntime
 
 RNG = np.random.default_rng(7)
@@ -57,7 +57,7 @@ def test_topk_of_more_than_there_is() -> None:
     graph = parse(
         "g (float[N,6] x, int64[1] k) => (float[N,K] v, int64[N,K] i) { v, i = TopK(x, k) }"
     )
-    with pytest.raises(RuntimeError, match="k is larger than the axis"):
+    with pytest.raises(InputError, match="k is larger than the axis"):
         Compiled(graph)({"x": with_ties(2, 6), "k": np.array([7])})
 
 
@@ -102,6 +102,23 @@ def test_unique(is_sorted: int) -> None:
         f"""g (float[N] x) => (float[M] y, int64[A] first, int64[N] inverse, int64[B] counts)
             {{ y, first, inverse, counts = Unique<sorted={is_sorted}>(x) }}""",
         *({"x": with_ties(n)} for n in (1, 2, 40)),
+    )
+
+
+def test_what_follows_unique_knows_its_sizes() -> None:
+    """Rows are looked up once for each id, then put where the ids were."""
+    agree(
+        """g (int64[K] ids, float[9,4] table) => (float[K,4] y, float[M,4] shares) {
+            found, first, inverse, counts = Unique<sorted=0>(ids)
+            rows = Gather(table, found)
+            where = Cast<to=6>(inverse)
+            y = Gather(rows, where)
+            one = Constant<value_ints=[1]>()
+            columns = Unsqueeze(counts, one)
+            weights = Cast<to=1>(columns)
+            shares = Div(rows, weights)
+        }""",
+        *({"ids": RNG.integers(0, 9, n), "table": with_ties(9, 4)} for n in (1, 8)),
     )
 
 
