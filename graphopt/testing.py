@@ -26,6 +26,7 @@ import onnx
 import onnx.parser
 
 from graphopt.analysis.ids import IdRange, id_ranges
+from graphopt.errors import InputError
 from graphopt.ir import dims, onnx_io
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
@@ -99,7 +100,7 @@ def random_inputs(
         sizes: the symbolic sizes by name; those not given are `DEFAULT_SIZE`.
 
     Raises:
-        ValueError: an input has no known rank, or no id fits all tables that it indexes.
+        InputError: an input has no known rank, or no id fits all tables that it indexes.
     """
     given = sizes or {}
     rng = np.random.default_rng(seed)
@@ -113,7 +114,8 @@ def random_inputs(
     arrays = {}
     for value in graph.inputs:
         if not isinstance(value.type, TensorType) or value.type.shape is None:
-            raise ValueError(f"input {value.name!r}: {value.type} has no shape to draw from")
+            reason = f"input {value.name!r}: {value.type} has no shape to draw from"
+            raise InputError(f"{reason}; give arrays with --inputs")
         shape = tuple(size_of(dim) for dim in value.type.shape)
         array = _random_array(rng, value.type.dtype, shape)
         arrays[value.name] = _with_ids(rng, array, ranges.get(value.name, []), size_of, value)
@@ -156,7 +158,7 @@ def _with_ids(
     chosen = low > -(2**62)
     low = np.where(chosen & (high > 0), np.maximum(low, 0), low)
     if np.any(chosen & (low >= high)):
-        raise ValueError(f"input {value.name!r}: no id is valid everywhere it is looked up")
+        raise InputError(f"input {value.name!r}: no id is valid everywhere it is looked up")
     drawn = rng.integers(np.where(chosen, low, 0), np.where(chosen, high, 1))
     array = np.where(chosen, drawn, array).astype(array.dtype)
     for ids in ranges:

@@ -13,7 +13,7 @@ import numpy as np
 from graphopt.analysis.ids import SAME_ELEMENTS
 from graphopt.artifact import Artifact
 from graphopt.comparison import Runnable, compare
-from graphopt.errors import InputError, VerificationError
+from graphopt.errors import InputError, UnsupportedOpError, VerificationError
 from graphopt.feeds import random_feeds
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph, Value
@@ -30,9 +30,17 @@ class Verifier(Protocol):
 
 
 def signature_of(graph: Graph) -> Signature:
-    """What a graph takes and gives."""
+    """What a graph takes and gives.
+
+    Raises:
+        UnsupportedOpError: it takes or gives something else than tensors.
+    """
 
     def spec(name: str, value: Value) -> TensorSpec:
+        if not isinstance(value.type, TensorType):
+            what = "graph input" if value.producer is None else "graph output"
+            reason = f"it is {value.type}, no tensor; give the model inputs and outputs of tensors"
+            raise UnsupportedOpError(what, reason, (name,))
         shape = value.shape
         known = None if shape is None else tuple(d if isinstance(d, int) else str(d) for d in shape)
         return TensorSpec(name, value.dtype, known)

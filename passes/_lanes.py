@@ -13,6 +13,7 @@ import numpy as np
 
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.types import UnknownRankError
 from graphopt.ops.table_rows import DOMAIN, OP_TYPE
 from graphopt.passes._shapes import ints_of, slice_bounds
 from graphopt.passes._stacked import stacked
@@ -54,7 +55,10 @@ class Lane:
 def lane_of(value: Value) -> Lane | None:
     """`value` as rows that a column of ids names; None if it is not that."""
     lane = Lane(value)
-    form = _rows_form(lane, value)
+    try:
+        form = _rows_form(lane, value)
+    except UnknownRankError:
+        return None
     if form is None or len(lane.nodes) > _MAX_NODES:
         return None
     lane.form = (form, len(value.tensor.dims))

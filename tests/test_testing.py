@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from graphopt.errors import InputError
 from graphopt.ir.graph import Graph
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.dce import Dce
@@ -115,14 +116,14 @@ def test_where_no_id_is_valid_the_input_is_named() -> None:
         q = Gather(t, i)
         y = Add(p, q)
     }""")
-    with pytest.raises(ValueError, match="input 'ids': no id is valid everywhere"):
+    with pytest.raises(InputError, match="input 'ids': no id is valid everywhere"):
         random_inputs(graph)
 
 
 def test_inputs_without_a_shape_cannot_be_drawn() -> None:
     graph = parse("(float[N] x) => (float[N] y) { y = Relu(x) }")
     graph.inputs[0].type = type(graph.inputs[0].type)("float32")
-    with pytest.raises(ValueError, match=r"input 'x': .* has no shape"):
+    with pytest.raises(InputError, match=r"input 'x': .* has no shape"):
         random_inputs(graph)
 
 

@@ -97,7 +97,7 @@ def id_ranges(graph: Graph) -> dict[str, list[IdRange]]:
 def origins(graph: Graph) -> dict[Value, Origin]:
     """Where the elements of values come from that hold those of one graph input, moved about."""
     found = {
-        value: Origin(value, tuple(range(value.rank or 0)))
+        value: Origin(value, None if value.rank is None else tuple(range(value.rank)))
         for value in graph.inputs
         if isinstance(value.type, TensorType)
     }

@@ -167,13 +167,13 @@ def _layer(node: Node, operand: Operand) -> Interval:
 
 def _concat(node: Node, operand: Operand) -> Interval:
     parts = [operand(k) for k in range(len(node.inputs))]
-    if node.attr("axis") not in (-1, (node.output.rank or 0) - 1):
+    if node.output.rank is None or any(not part.low.ndim for part in parts):  # of unknown width
+        hulls = [part.hull for part in parts]
+        return Interval(np.min([p.low for p in hulls]), np.max([p.high for p in hulls]))
+    if node.attr("axis") not in (-1, node.output.rank - 1):
         return Interval(
             np.minimum.reduce([p.low for p in parts]), np.maximum.reduce([p.high for p in parts])
         )
-    if any(not part.low.ndim for part in parts):  # of unknown width
-        hulls = [part.hull for part in parts]
-        return Interval(np.min([p.low for p in hulls]), np.max([p.high for p in hulls]))
     return Interval(*(np.concatenate(sides) for sides in zip(*parts)))
 
 

@@ -62,6 +62,10 @@ def is_integer(dtype: str) -> bool:
     return "int" in dtype
 
 
+class UnknownRankError(Exception):
+    """Sizes of a tensor were asked for whose rank is not known."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """A tensor's dtype and shape; `shape is None` when not even the rank is known."""
@@ -80,8 +84,13 @@ class TensorType:
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        """The shape, for callers that know the rank is known."""
-        assert self.shape is not None, "the rank is not known"
+        """The shape.
+
+        Raises:
+            UnknownRankError: not even the rank is known; of rules that is a refusal.
+        """
+        if self.shape is None:
+            raise UnknownRankError("the rank is not known")
         return self.shape
 
     @property

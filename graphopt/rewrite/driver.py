@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from graphopt.errors import PassError
 from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.types import UnknownRankError
 from graphopt.rewrite.pattern import Match, NoMatch, Rule, match
 from graphopt.rewrite.rewriter import Rewriter, erase_dead
 
@@ -80,7 +81,10 @@ def _replace(rule: Rule, found: Match, stats: RewriteStats) -> list[Node] | None
     root = found.root
     rewriter = Rewriter(root, found.nodes)
     arguments = {"node": root, **found.values}
-    result = rule.build(rewriter, **{name: arguments[name] for name in rule.parameters})
+    try:
+        result = rule.build(rewriter, **{name: arguments[name] for name in rule.parameters})
+    except UnknownRankError:
+        result = NoMatch("the rank of a tensor is not known")
     if result is None or isinstance(result, NoMatch):
         rewriter.take_back()
         if result is not None:

@@ -90,3 +90,12 @@ def test_no_value_leaves_its_bounds(graph: Graph) -> None:
     for value, array in observed(graph):
         low, high = intervals.of(value)
         assert (array >= low - 1e-6).all() and (array <= high + 1e-6).all(), value
+
+
+def test_parts_of_unknown_rank_have_bounds_together() -> None:
+    graph = parse(
+        """(float[] x, float[N,3] z) => (float[] y) {
+            a = Sigmoid(x) b = Tanh(z) c = Concat<axis=1>(a, b) y = Relu(c) }"""
+    )
+    low, high = Intervals().of(graph.outputs[0])
+    assert (low, high) == (0, 1)

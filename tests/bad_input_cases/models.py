@@ -142,6 +142,9 @@ GRAPHS = [
     text("an op of ONNX Runtime that is not read", "y = com.microsoft.Inverse(x)",
          "Inverse.*before ONNX Runtime's optimizations"),
     text("a map of scores", "y = ai.onnx.ml.ZipMap<classlabels_int64s=[0, 1]>(x)", "zipmap=False"),
+    text("a sequence for an output", "y = SplitToSequence<axis=0>(x)", "graph output.*'y'.*seq"),
+    text("a sequence for an input", "y = ConcatFromSequence<axis=0>(x)", "graph input.*'x'.*seq",
+         "seq(float[N,5]) x"),
     text("too few inputs", "y = Gemm(x)", "Gemm.*'y'"),
     text("too many inputs", "y = Relu(x, x)", "Relu.*'y'"),
     text("an If with one branch", "c = Constant<value_int=1>() d = Cast<to=9>(c)"

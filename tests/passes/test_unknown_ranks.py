@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from graphopt import optimize
+from graphopt.analysis.ids import id_ranges
+from graphopt.ir.verifier import verify
+from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.registry import passes
-from graphopt.testing import assert_keeps_outputs, parse
+from graphopt.testing import Lavish, assert_keeps_outputs, parse, run_onnxruntime
 
 # r has rank 2 or 3, as the flag says.
 TEXT = """(float[N,4] x, bool flag) => (float[] y) <
@@ -52,3 +57,62 @@ TEXT = """(float[N,4] x, bool flag) => (float[] y) <
 def test_outputs_stay(name: str, body: str) -> None:
     # The flag is drawn with the other inputs: some cases run with one rank, some with the other.
     assert_keeps_outputs(passes()[name](), parse(TEXT.format(body)), seed=len(body) % 3)
+
+
+# Not even the ranks of inputs are declared; that ops need them says nothing to a pass.
+BARE = """(int64[] ids, float[] x, float[] pairs)
+=> (float[] y, float[] z, float[] m, float[] c, float[] l)
+<
+    float[9,4] table, float[4,4] w, float[6,3] v, float[3] b, float[2,6,1] kernel,
+    float[14,3] deep, float[3,3] again, int64[2] row = {-1, 4},
+    int64 i1 = {1}, int64[1] v1 = {1}, int64[1] three = {3}, int64[3] flat = {-1, 6, 4}
+> {
+    column = Gather<axis=1>(ids, i1)
+    other = Gather<axis=1>(ids, v1)
+    rows = Gather(table, column)
+    more = Gather(table, other)
+    squeezed = Squeeze(more, v1)
+    n = Shape<end=1>(x)
+    s = Concat<axis=0>(n, three)
+    zeros = ConstantOfShape(s)
+    wide = Concat<axis=1>(zeros, rows, squeezed, x)
+    joined = Concat<axis=1>(x, zeros)
+    hidden = Gemm(joined, v, b)
+    active = Relu(hidden)
+    reached = Gemm(active, again)
+    beside = Gemm(wide, deep, b)
+    cut = Relu(beside)
+    depths = Gemm(cut, again)
+    z = Concat<axis=1>(reached, depths, wide)
+    lane0 = Reshape(rows, row)
+    lane1 = Reshape(more, row)
+    lanes = Concat<axis=1>(lane0, lane1)
+    l = Neg(lanes)
+    y = MatMul(rows, w)
+    mixed = Concat<axis=2>(pairs, pairs)
+    m = MatMul(mixed, pairs)
+    products = Mul(pairs, pairs)
+    ordered = Reshape(products, flat)
+    c = Conv(ordered, kernel)
+}"""
+
+
+@pytest.mark.parametrize("name", [None, *passes()])
+def test_inputs_of_unknown_rank(name: str | None) -> None:
+    graph = parse(BARE)
+    assert all(value.rank is None for value in graph.inputs)
+    rng = np.random.default_rng(1)
+    feeds = {
+        "ids": rng.integers(0, 9, (5, 3)),
+        "x": rng.standard_normal((5, 3)).astype(np.float32),
+        "pairs": rng.standard_normal((12, 2, 1)).astype(np.float32),
+    }
+    wanted = run_onnxruntime(graph, feeds)
+    id_ranges(graph)
+    if name is None:
+        graph = optimize(graph)
+    else:
+        passes()[name]().run(graph, PassContext(budget=Lavish()))
+        verify(graph)
+    for output, array in run_onnxruntime(graph, feeds).items():
+        np.testing.assert_allclose(array, wanted[output], rtol=1e-5, atol=1e-6)
