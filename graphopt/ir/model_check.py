@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import onnx
-import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 from onnx.defs import OpSchema
 
@@ -32,7 +29,7 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
         InvalidModelError: they are missing, contradict each other, or are too old or too new.
     """
     opsets: dict[str, int] = {}
-    _check_texts(imported.domain for imported in model.opset_import)
+    check_texts(imported.domain for imported in model.opset_import)
     for imported in model.opset_import:
         domain = _domain(imported.domain)
         if opsets.setdefault(domain, imported.version) != imported.version:
@@ -59,7 +56,7 @@ def opsets_of(model: ModelProto) -> dict[str, int]:
 def _is_unchanged(graph: GraphProto, opset: int) -> bool:
     """True if `opset` and the oldest one that is read have the same versions of the ops used."""
     for node in graph.node:
-        _check_texts((node.op_type, node.domain))
+        check_texts((node.op_type, node.domain))
         if _domain(node.domain) == "":
             found = [schema.find(node.op_type, "", v) for v in (opset, OLDEST_OPSET)]
             if len({each.since_version if each else 0 for each in found}) > 1:
@@ -71,23 +68,6 @@ def _is_unchanged(graph: GraphProto, opset: int) -> bool:
 
 def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
-
-
-def inline_functions(model: ModelProto, keep: str) -> ModelProto:
-    """Replace calls of model-local functions by their bodies, except those of domain `keep`.
-
-    Raises:
-        InvalidModelError: a function calls itself, or a call does not fit its function.
-    """
-    foreign = [(f.domain, f.name) for f in model.functions if f.domain != keep]
-    _check_texts(text for names in foreign for text in names)
-    if not foreign:
-        return model
-    try:
-        return onnx.inliner.inline_selected_functions(model, foreign)
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        line = re.sub(".*Assertion `.*` failed: ", "", str(error).strip().splitlines()[0])
-        raise InvalidModelError(f"its local functions cannot be inlined: {line}") from None
 
 
 def check_graph(graph: GraphProto, outside: frozenset[str] = frozenset()) -> None:
@@ -105,7 +85,7 @@ def check_graph(graph: GraphProto, outside: frozenset[str] = frozenset()) -> Non
     values = (*graph.input, *graph.output, *graph.value_info)
     computed = [name for node in graph.node for name in node.output]
     names = [*constants, *computed, *(info.name for info in values), graph.name]
-    _check_texts(names)
+    check_texts(names)
     if twice := _repeated(constants):
         raise InvalidModelError(f"two initializers are called {twice!r}")
     if hiding := next((name for name in constants if name in outside), None):
@@ -125,13 +105,13 @@ def check_graph(graph: GraphProto, outside: frozenset[str] = frozenset()) -> Non
             raise UnsupportedOpError("graph input", reason, (info.name,))
     defined = outside.union(names)
     for node in graph.node:
-        _check_texts((node.op_type, node.domain, node.name, *node.input))
+        check_texts((node.op_type, node.domain, node.name, *node.input))
         if not (node.op_type and (node.op_type + node.domain).isprintable()):
             raise InvalidModelError(f"{node.op_type!r} is not the name of an op")
         _check_attributes(node, defined)
 
 
-def _check_texts(texts: Iterable[str | bytes]) -> None:
+def check_texts(texts: Iterable[str | bytes]) -> None:
     """Names must be UTF-8; protobuf hands over what is not as bytes."""
     for text in texts:
         if isinstance(text, bytes):
@@ -139,7 +119,7 @@ def _check_texts(texts: Iterable[str | bytes]) -> None:
 
 
 def _check_tensor(tensor: TensorProto) -> None:
-    _check_texts([tensor.name])
+    check_texts([tensor.name])
     if tensor.data_type not in _DTYPES or not tensor.data_type:
         raise InvalidModelError(f"tensor {tensor.name!r} is damaged: dtype {tensor.data_type}")
     if min(tensor.dims, default=0) < 0:
@@ -150,7 +130,7 @@ def _check_type(name: str, type_: TypeProto) -> None:
     for tensor in _tensor_types(type_):
         if tensor.elem_type not in _DTYPES:
             raise InvalidModelError(f"value {name!r} has the unknown dtype {tensor.elem_type}")
-        _check_texts(dim.dim_param for dim in tensor.shape.dim)
+        check_texts(dim.dim_param for dim in tensor.shape.dim)
 
 
 def _tensor_types(type_: TypeProto) -> Iterator[TypeProto.Tensor | TypeProto.SparseTensor]:
@@ -171,7 +151,7 @@ def _check_attributes(node: NodeProto, outside: frozenset[str]) -> None:
     label = f"{node.op_type} (node {', '.join(map(repr, where))})"
     if twice := _repeated(attribute.name for attribute in node.attribute):
         raise InvalidModelError(f"{label}: attribute {twice!r} is given twice")
-    _check_texts(attribute.name for attribute in node.attribute)
+    check_texts(attribute.name for attribute in node.attribute)
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             raise InvalidModelError(

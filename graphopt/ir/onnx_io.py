@@ -27,12 +27,12 @@ from graphopt.ir.export import Exporter, Writer
 from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.infer import has_type_rule
+from graphopt.ir.local_functions import domain_and_opset, inline_functions
 from graphopt.ir.model_check import (
     check_bodies,
     check_call,
     check_graph,
     drop_omitted,
-    inline_functions,
     opsets_of,
 )
 from graphopt.ir.sizes import own_sizes, unify_sizes
@@ -40,6 +40,7 @@ from graphopt.ir.types import (
     SequenceType,
     TensorType,
     Type,
+    UnknownRankError,
     dtype_from_onnx,
     type_to_proto,
 )
@@ -48,7 +49,14 @@ from graphopt.ops import DOMAIN as FUNCTION_DOMAIN
 from graphopt.ops import function_protos, op_type
 
 # What type rules raise when they meet inputs or attributes that no valid model has.
-_MISFITS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+_MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    TypeError,
+    UnknownRankError,
+    ValueError,
+)
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -89,10 +97,10 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
     if not model.graph.output:
         raise InvalidModelError("its graph has no outputs, so there is nothing to compute")
     opsets = opsets_of(model)
-    model = inline_functions(model, keep=FUNCTION_DOMAIN)
+    model, newest = inline_functions(model, FUNCTION_DOMAIN, opsets)
     check_graph(model.graph)
     source = gs.import_onnx(model)
-    graph = Graph(source.name or "graph", {**opsets, "": max(opsets[""], MIN_OPSET)})
+    graph = Graph(source.name or "graph", {**opsets, "": max(newest, MIN_OPSET)})
     graph.metadata = {
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "opset": str(opsets[""]),
@@ -160,8 +168,8 @@ class _Importer:
     def _convert(
         self, node: gs.Node, inputs: list[Value | None], graph: Graph, scope: dict[str, Value]
     ) -> Sequence[Value]:
-        call = self._call(node, inputs)
-        version = self.opset if not call.domain else graph.opset(call.domain)
+        call, opset = self._call(node, inputs)
+        version = opset if not call.domain else graph.opset(call.domain)
         found = schema.find(call.op_type, call.domain, version)
         known = contrib.is_known(call)
         if found is None and not known and not has_type_rule(call.op_type, call.domain):
@@ -177,7 +185,7 @@ class _Importer:
             drop_omitted(call, found)
         if not known:
             call.outputs = [name or graph.fresh_name(call.op_type) for name in call.outputs]
-        check_form(call, self.opset)
+        check_form(call, opset)
         try:
             call.attrs = self._attributes(node, call, graph, scope)
             if known:
@@ -187,7 +195,7 @@ class _Importer:
                 check_bodies(call)
             if call.op_type == "Constant" and not call.domain:
                 return [self._constant(call, graph)]
-            values = upgrade(graph, call, self.opset)
+            values = upgrade(graph, call, opset)
         except _MISFITS as error:
             reason = " ".join(str(error).split())
             raise call.invalid(f"its inputs or attributes do not fit it ({reason})") from error
@@ -196,10 +204,12 @@ class _Importer:
                 widen_carried(body.owner, body)
         return values
 
-    def _call(self, node: gs.Node, inputs: list[Value | None]) -> OpCall:
-        domain = "" if node.domain in (None, "ai.onnx") else node.domain
+    def _call(self, node: gs.Node, inputs: list[Value | None]) -> tuple[OpCall, int]:
+        """What a node calls, and the opset that it is written in if that is a standard op."""
+        domain, opset = domain_and_opset(node.domain, self.opset)
         op = op_type(node.op) if domain == FUNCTION_DOMAIN else node.op
-        return OpCall(op, domain, inputs, {}, [t.name for t in node.outputs], (_label(node),))
+        names = [t.name for t in node.outputs]
+        return OpCall(op, domain, inputs, {}, names, (_label(node),)), opset
 
     def _attributes(
         self, node: gs.Node, call: OpCall, graph: Graph, scope: dict[str, Value]

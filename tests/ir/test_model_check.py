@@ -288,14 +288,27 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], type[GraphoptError], str]] = 
         InvalidModelError,
         "must not be recursive",
     ),
-    "a function of another opset": (
+    "a function of an unknown opset": (
         lambda: model(
             "g (float x) => (float y) { y = local.f(x) }",
             functions="""
-            <domain: "local", opset_import: ["": 12]> f (x) => (y) { y = Neg(x) }""",
+            <domain: "local", opset_import: ["": 99]> f (x) => (y) { y = Neg(x) }""",
         ),
         InvalidModelError,
-        "incompatible opset versions",
+        "local::f is of opset 99",
+    ),
+    "functions that double each other": (
+        lambda: model(
+            "g (float x) => (float y) { y = local.f0(x) }",
+            functions="""<domain: "local", opset_import: ["": 18]> f40 (x) => (y) { y = Neg(x) }"""
+            + "".join(
+                f"""<domain: "local", opset_import: ["": 18, "local": 1]>
+                f{k} (x) => (y) {{ u = local.f{k + 1}(x) y = local.f{k + 1}(u) }}"""
+                for k in range(40)
+            ),
+        ),
+        InvalidModelError,
+        "1,099,511,627,776 nodes once inlined",
     ),
     "a call with too many inputs": (
         lambda: model("g (float x) => (float y) { y = local.f(x, x) }", functions=FUNCTIONS),
