@@ -50,6 +50,7 @@ from graphopt.targets.cpu.kernels.panels import (
 )
 from graphopt.targets.cpu.packed_weights import (
     bias_to_floats,
+    codes_in_bytes,
     dequantize_to_weights,
     dequantized_to_dense,
     rows_to_floats,
@@ -114,6 +115,7 @@ def legalize(
         amx: how it multiplies tiles of bytes; None if it does not.
     """
     rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
+    rewrite(graph, (codes_in_bytes,), RewriteStats())
     if vnni:
         for quantized in ((quantized_dense.quantized_to_dense,), *integer_products.STEPS):
             rewrite(graph, quantized, RewriteStats())

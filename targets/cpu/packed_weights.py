@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Attr, Node, Value
+from graphopt.ops.quantized_lookup import packed
 from graphopt.ops.stored_weights import DOMAIN as GRAPHOPT
 from graphopt.ops.stored_weights import OP_TYPE
 from graphopt.ops.stored_weights import restored as stored_weights
@@ -34,7 +35,9 @@ class ColumnCodes:
         if restore is None or restore.op != "DequantizeLinear" or value.dtype != "float32":
             return None
         stored, scale = restore.const(0), restore.const(1)
-        if stored is None or scale is None or stored.ndim != 2 or stored.dtype.itemsize != 1:
+        if stored is None or scale is None or stored.ndim != 2:
+            return None
+        if not _are_codes(restore.inputs[0]):
             return None
         column_axis = 0 if transposed else 1
         if scale.size > 1 and (scale.ndim != 1 or restore.attr("axis") % 2 != column_axis):
@@ -42,12 +45,29 @@ class ColumnCodes:
         zero = restore.const(2) if restore.input(2) is not None else np.zeros((), np.int32)
         if zero is None or zero.size not in (1, scale.size):
             return None
-        codes = stored.astype(np.int32).T if transposed else stored.astype(np.int32)
-        codes = codes - zero.reshape(-1).astype(np.int32)
-        if codes.size and (codes.min() < -128 or codes.max() > 127):
-            return None
+        codes = stored.T if transposed else stored
+        zero = zero.reshape(-1).astype(np.int32)
+        if zero.any() or codes.dtype != np.int8:  # else a large table is not read
+            codes = codes.astype(np.int32) - zero
+            if codes.size and (codes.min() < -128 or codes.max() > 127):
+                return None
         row = np.broadcast_to(scale.reshape(-1), (codes.shape[1],))
-        return ColumnCodes(codes.astype(np.int8), row.astype(np.float32))
+        return ColumnCodes(codes.astype(np.int8, copy=False), row.astype(np.float32))
+
+
+_IN_BYTES = {"int4": np.int8, "uint4": np.uint8}
+
+
+def _are_codes(value: Value | None) -> bool:
+    """True for integers of at most 8 bits."""
+    return value is not None and value.dtype in ("int8", "uint8", *_IN_BYTES)
+
+
+def _in_bytes(rw: Rewriter, value: Value) -> Value:
+    """The same codes in 8 bits each, which compiled code can read."""
+    if value.const is None or value.dtype not in _IN_BYTES:
+        return value
+    return rw.const(value.const.astype(_IN_BYTES[value.dtype]))
 
 
 def bias_row(bias: np.ndarray | None, columns: int) -> np.ndarray | None:
@@ -103,14 +123,65 @@ def bias_to_floats(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
     return _in_full(rw, node, w) if w.dtype == "int32" else NoMatch("it is stored in fewer bits")
 
 
-@rule(op.Gather(restored, var("ids")))
+@rule(op.Gather(shared, var("ids")))
 def rows_to_floats(rw: Rewriter, node: Node, ids: Value) -> Value | NoMatch | None:
-    """Gather(DequantizeLinear(table, s, z), ids) -> DequantizeLinear(Gather(table, ids), s, z)"""
-    restore = node.inputs[0].producer if node.inputs[0] is not None else None
-    if restore is None or any(v is not None and v.rank != 0 for v in restore.inputs[1:]):
-        return NoMatch("its codes have more than one scale")
-    rows = rw.op.Gather(restore.inputs[0], ids, axis=node.attr("axis"))
-    return rw.op.DequantizeLinear(rows, *restore.inputs[1:])
+    """Gather(DequantizeLinear(table, s, z), ids) -> DequantizeLinear(Gather(table, ids), s, z)
+
+    With a scale for each row it is a QuantizedLookup; scales of blocks are looked up like the rows.
+    """
+    table = node.inputs[0]
+    restore = table.producer if table is not None else None
+    if table is None or restore is None or not _are_codes(restore.inputs[0]):
+        return NoMatch("its codes are not integers of at most 8 bits")
+    if ids.rank is None or not all(v is None or v.const is not None for v in restore.inputs):
+        return NoMatch("its scales are not constants, or the rank of the ids is not known")
+    scale, rank = restore.inputs[1], table.rank
+    assert scale is not None
+    by_rows = node.attr("axis") == 0 and rank == 2 and scale.rank
+    if scale.rank != 0 and not by_rows:
+        return NoMatch("its codes have more than one scale, or are not looked up by rows")
+    attrs: dict[str, Attr] = {}
+    if by_rows and scale.rank == 1 and restore.attr("axis") % 2 == 0:
+        found = ColumnCodes.of(table, transposed=True)
+        if found is None:
+            return NoMatch("its codes need more than 8 bits, less their zero point")
+        return _quantized_lookup(rw, found, ids, restore.inputs[0])
+    if by_rows:
+        if restore.attr("axis") % 2 == 0:
+            return NoMatch("a scale is that of several rows")
+        attrs = {"axis": ids.rank}
+        if scale.rank == 2:
+            attrs["block_size"] = restore.attr("block_size", 0)
+
+    def looked_up(value: Value | None) -> Value | None:
+        if value is None:
+            return None
+        value = _in_bytes(rw, value)
+        return rw.op.Gather(value, ids, axis=node.attr("axis")) if value.rank == rank else value
+
+    return rw.op.DequantizeLinear(*map(looked_up, restore.inputs), **attrs)
+
+
+def _quantized_lookup(rw: Rewriter, table: ColumnCodes, ids: Value, stored: Value | None) -> Value:
+    """Rows of a table of which each has a scale; 4 bits an element where the model has so few."""
+    codes, bits = np.ascontiguousarray(table.codes.T), 8
+    assert stored is not None
+    halves = codes.shape[1] % 2 == 0 and stored.dtype in _IN_BYTES
+    if halves and codes.size and codes.min() >= -8 and codes.max() <= 7:
+        codes, bits = packed(codes), 4
+    inputs = [rw.const(codes), rw.const(table.scale), ids]
+    return rw.insert("QuantizedLookup", inputs, {"bits": bits}, domain=GRAPHOPT).output
+
+
+@rule(restored)
+def codes_in_bytes(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch | None:
+    """DequantizeLinear(w in 4 bits, ...) -> one of 8 bits; of floats in 8 bits -> in full"""
+    if w.dtype.startswith("float8"):
+        return _in_full(rw, node, w)
+    if w.dtype not in _IN_BYTES:
+        return None
+    inputs = [None if v is None else _in_bytes(rw, v) for v in node.inputs]
+    return rw.op.DequantizeLinear(*inputs, **node.attrs)
 
 
 @rule(restored, op.Cast(w))
@@ -133,6 +204,7 @@ def _in_full(rw: Rewriter, node: Node, w: Value) -> Value | NoMatch:
         return NoMatch("its scale is not one constant per slice")
     shape = [1] * w.const.ndim
     shape[node.attr("axis") % w.const.ndim] = -1
+    exact = np.float32 if w.dtype.startswith("float8") else np.int32
     scale, *zero = (array.reshape(shape if array.size > 1 else ()) for array in others)  # type: ignore
-    codes = w.const.astype(np.int32) - (zero[0].astype(np.int32) if zero else 0)
+    codes = w.const.astype(exact) - (zero[0].astype(exact) if zero else 0)
     return rw.const(codes.astype(np.float32) * scale)

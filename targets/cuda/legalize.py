@@ -31,7 +31,9 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
         if not is_suited(node):
             expand_function(node)
     rewrite(graph, (packed_weights.stored_to_dequantized,), RewriteStats())
-    rewrite(graph, (packed_weights.bias_to_floats,), RewriteStats())
+    looked_up = (packed_weights.bias_to_floats, packed_weights.rows_to_floats)
+    rewrite(graph, looked_up, RewriteStats())
+    rewrite(graph, (packed_weights.codes_in_bytes,), RewriteStats())
     if multiplies_bytes:
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     for rules in _STEPS:

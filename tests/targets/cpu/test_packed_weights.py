@@ -7,6 +7,7 @@ import pytest
 
 import graphopt
 from graphopt.ir.graph import Graph
+from graphopt.ir.types import dtype_to_numpy
 from graphopt.rewrite import RewriteStats, rewrite
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights
@@ -144,6 +145,76 @@ def test_rows_are_restored_after_they_were_looked_up() -> None:
     assert np.array_equal(run_compiled(graph, feeds)["y"], expected)
     legalize(graph, lanes=16)
     assert [node.op_type for node in graph.nodes] == ["Gather", "DequantizeLinear"]
-    each = parse(text.format(s="float[4]", z=""))
-    legalize(each, lanes=16)
-    assert [node.op_type for node in each.nodes] == ["DequantizeLinear", "Gather"]
+
+
+SCALES = {
+    "of columns": ("int8[9,4]", "float[4]", "", {"axis": 1}, ["Gather", "DequantizeLinear"]),
+    "of rows": ("int8[9,4]", "float[9]", "", {"axis": 0}, ["QuantizedLookup"]),
+    "of rows, shifted": ("uint8[9,4]", "float[9]", "uint8[9]", {"axis": -2}, ["QuantizedLookup"]),
+    "of rows, far": ("uint8[9,4]", "float[9]", "", {"axis": 0}, ["DequantizeLinear", "Gather"]),
+    "of rows of 4 bits": ("int4[9,4]", "float[9]", "", {"axis": 0}, ["QuantizedLookup"]),
+    "of odd rows": ("uint4[9,5]", "float[9]", "uint4[9]", {"axis": 0}, ["QuantizedLookup"]),
+    "of columns of 4 bits": (
+        "uint4[9,4]", "float[4]", "uint4[4]", {"axis": 1}, ["Gather", "DequantizeLinear"]),
+    "of blocks": (
+        "int4[9,4]", "float[9,2]", "", {"axis": 1, "block_size": 2},
+        ["Gather", "Gather", "DequantizeLinear"]),
+}  # fmt: skip
+
+
+def stored_table(form: str) -> Graph:
+    """Codes over their whole range, looked up by ids of rank 2."""
+    codes, scales, zeros, attrs, _ = SCALES[form]
+    (low, high) = {"u": (0, 16), "i": (-8, 8)}[codes[0]]
+    if "8" in codes[:5]:
+        low, high = low * 16, high * 16 if zeros or codes[0] == "i" else 256
+    rng = np.random.default_rng(3)
+
+    def drawn(spec: str) -> np.ndarray:
+        dtype, _, sizes = spec.rstrip("]").partition("[")
+        shape = tuple(map(int, sizes.split(",")))
+        if dtype == "float":
+            return rng.uniform(0.01, 0.1, shape).astype(np.float32)
+        # Zero points in the middle keep the differences in 8 (or 4) bits.
+        middle = np.full(shape, (low + high) // 2)
+        drawn = middle if spec == zeros else rng.integers(low, high, shape)
+        return drawn.astype(dtype_to_numpy(dtype))
+
+    graph = parse("(int64[N,2] i) => (int64[N,2] y) { y = Identity(i) }")
+    graph.opsets[""] = 21
+    (given,) = graph.inputs
+    constants = [graph.constant(drawn(spec)) for spec in (codes, scales, zeros) if spec]
+    before = next(iter(graph.nodes))
+    table = graph.insert("DequantizeLinear", constants, attrs, before=before).output
+    rows = graph.insert("Gather", [table, given], before=before).output
+    graph.set_outputs([rows], ["y"])
+    graph.erase(before)
+    return graph
+
+
+@pytest.mark.parametrize("form", SCALES)
+def test_rows_with_scales_are_restored_after_they_were_looked_up(form: str) -> None:
+    graph = stored_table(form)
+    feeds = {"i": np.array([[0, 8], [3, -1], [7, 7]])}
+    expected = run_onnxruntime(graph, feeds)["y"]
+    found = run_compiled(graph, feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # a product, in one order or another
+    legalize(graph, lanes=16)
+    assert [node.op_type for node in graph.nodes] == SCALES[form][4]
+
+
+@pytest.mark.parametrize("dtype", ["float8e4m3fn", "float8e5m2", "int4", "uint4"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_layers_of_narrow_weights(dtype: str, axis: int) -> None:
+    """None of which compiled code reads; a float8 is no integer."""
+    graph = parse("(float[N,6] x, float[6,12] w) => (float[N,12] y) { y = MatMul(x, w) }")
+    graph.opsets[""] = 21
+    numbers = np.random.default_rng(5).uniform(0, 7, (6, 12)).astype(dtype_to_numpy(dtype))
+    scales = np.linspace(0.1, 0.3, (6, 12)[axis], dtype=np.float32)
+    (product,) = graph.nodes
+    inputs = [graph.constant(numbers), graph.constant(scales)]
+    restored = graph.insert("DequantizeLinear", inputs, {"axis": axis}, before=product)
+    graph.replace_uses(graph.inputs[1], restored.output)
+    feeds = random_inputs(graph)
+    expected = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(run_compiled(graph, feeds)["y"], expected, rtol=1e-5, atol=1e-5)
