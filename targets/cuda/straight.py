@@ -28,16 +28,14 @@ from tvm import tirx
 from tvm.ir import StringImm
 
 from graphopt.targets.relax.primfunc import int64
+from graphopt.targets.relax.reader import Reader, Root, read
 from graphopt.targets.relax.straight import (
     PLAN,
     PROFILE,
     RUN,
-    Reader,
-    Root,
     Writer,
     buffer_of,
     function_of,
-    read,
     require,
 )
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from graphopt.targets.relax import build, lowering
-from graphopt.targets.relax.straight import read
+from graphopt.targets.relax.reader import read
 from graphopt.testing import parse
 
 
