@@ -118,7 +118,7 @@ def refusal(attempt: Attempt) -> str | None:
     name, model, feeds = attempt
     peer = Peer(name, name, "fp32", lambda path: partial(COMPILERS[name], path))
     try:
-        bind(peer, peer.open(model), feeds)
+        bind(peer.open(model), feeds)
     except Unavailable as error:
         return str(error)
     return None

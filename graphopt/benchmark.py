@@ -181,7 +181,7 @@ def _bound(
     bound = []
     for peer, binder in opened:
         try:
-            bound.append((peer, bind(peer, binder, feeds)))
+            bound.append((peer, bind(binder, feeds)))
         except Unavailable as error:
             left_out[f"{peer.name} at batch {batch}"] = str(error)
     return bound

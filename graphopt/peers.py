@@ -70,26 +70,26 @@ def open_peer(peer: Peer, model: Path) -> Callable[[Feeds], Bound]:
     """
     if importlib.util.find_spec(peer.package) is None:
         raise Unavailable(f"{peer.package} is not installed; try: pip install {peer.package}")
-    return _explained(peer, lambda: peer.open(model))
+    return _explained(lambda: peer.open(model))
 
 
-def bind(peer: Peer, opened: Callable[[Feeds], Bound], feeds: Feeds) -> Bound:
+def bind(opened: Callable[[Feeds], Bound], feeds: Feeds) -> Bound:
     """One inference of an opened peer on `feeds`, tried twice.
 
     Raises:
         Unavailable: it cannot run on them, or takes more than `PATIENCE`.
     """
-    bound = _explained(peer, lambda: opened(feeds))
-    _explained(peer, bound)  # some compile during the first call
+    bound = _explained(lambda: opened(feeds))
+    _explained(bound)  # some compile during the first call
     start = time.perf_counter()
-    _explained(peer, bound)
+    _explained(bound)
     taken = time.perf_counter() - start
     if taken > PATIENCE:
         raise Unavailable(f"takes {taken:.1f} s a call")
     return bound
 
 
-def _explained(peer: Peer, step: Callable[[], Any]) -> Any:
+def _explained(step: Callable[[], Any]) -> Any:
     try:
         return step()
     except Unavailable:

@@ -174,13 +174,12 @@ class Together:
         if nodes[0].op in _VIEWS:
             return self.of(operands[0])
         if nodes[0].op == "Gather":
-            return self._looked_up(nodes, operands)
+            return self._looked_up(*operands)
         inputs = [self.of(operand) for operand in operands]
         return rw.insert(nodes[0].op_type, inputs, nodes[0].attrs, domain=nodes[0].domain).output
 
-    def _looked_up(self, nodes: list[Node], operands: list[tuple[Value, ...]]) -> Value:
-        rw, (tables, named) = self._rw, operands
-        ids = self.of(named)
+    def _looked_up(self, tables: tuple[Value, ...], named: tuple[Value, ...]) -> Value:
+        rw, ids = self._rw, self.of(named)
         if len(set(tables)) == 1:
             return rw.op.Gather(tables[0], ids, axis=0)
         whole, starts = stacked(tables)

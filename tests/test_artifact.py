@@ -319,5 +319,5 @@ def test_inputs_whose_sizes_do_not_fit_together() -> None:
     compiled = graphopt.compile(graph)
     given = {"x": np.ones(2, np.float32), "z": np.ones(4, np.float32)}
     assert compiled.run(given)["y"].tolist() == [2, 2, 2, 2]
-    with pytest.raises(InputError, match="do not fit together: sizes .* do not broadcast"):
+    with pytest.raises(InputError, match=r"do not fit together: sizes .* do not broadcast"):
         compiled.run({**given, "z": np.ones(3, np.float32)})

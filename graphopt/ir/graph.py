@@ -220,13 +220,6 @@ class Graph:
         found.update((v, None) for v in self._outputs if v.const is not None)
         return list(found)
 
-    def encloses(self, other: Graph) -> bool:
-        """True if `other` is this graph or nested in it."""
-        graph: Graph | None = other
-        while graph is not None and graph is not self:
-            graph = graph.parent
-        return graph is self
-
     # ----------------------------------------------------------------- building
 
     def fresh_name(self, stem: str) -> str:

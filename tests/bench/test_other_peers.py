@@ -58,13 +58,13 @@ def test_the_first_attempt_is_a_process_of_its_own(model: Path) -> None:
     (peer,) = other_peers.PEERS[installed("tvm")]
     bound = open_peer(peer, model)
     feeds = random_inputs(parse(MODEL), {"N": 2}, seed=0)
-    assert len(bind(peer, bound, feeds)()) == 2
+    assert len(bind(bound, feeds)()) == 2
     with pytest.raises(Unavailable, match="refuses the model: 'ids'"):
-        bind(peer, bound, {"x": feeds["x"]})
+        bind(bound, {"x": feeds["x"]})
 
 
 def test_an_attempt_has_limited_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_peers, "LIMIT", 0.01)
     (peer,) = other_peers.PEERS[installed("tvm")]
     with pytest.raises(Unavailable, match="no answer in"):
-        bind(peer, open_peer(peer, model), {})
+        bind(open_peer(peer, model), {})

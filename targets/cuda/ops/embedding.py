@@ -29,9 +29,7 @@ def _embedding_bag(lower: CudaLowering, node: Node) -> relax.Expr:
         weighted=weights is not None, padding_idx=bag.padding_idx, empty=bag.empty,
         by_id=bag.by_id,
     )  # fmt: skip
-    return _one_field(
-        lower, node, plan, [table], node.input(2), weights, csr=bag.include_last_offset
-    )
+    return _one_field(lower, node, plan, [table], node.input(2), weights)
 
 
 @lowers(quantized_embedding_bag.OP_TYPE, domain=DOMAIN)
@@ -43,8 +41,7 @@ def _quantized_embedding_bag(lower: CudaLowering, node: Node) -> relax.Expr:
         lower, rows, dim, "float32", tensor_input(node, 2), node.attr("mode", "sum"),
         padding_idx=node.attr("padding_idx"), by_id=bool(node.attr("by_id", 0)),
     )  # fmt: skip
-    csr = bool(node.attr("include_last_offset", 0))
-    return _one_field(lower, node, plan, [codes, scales], node.input(3), None, csr=csr, bits=bits)
+    return _one_field(lower, node, plan, [codes, scales], node.input(3), None, bits)
 
 
 @lowers(embedding_bags.OP_TYPE, domain=DOMAIN)
@@ -103,8 +100,6 @@ def _one_field(
     table: Sequence[Value],
     offsets: Value | None,
     weights: Value | None,
-    *,
-    csr: bool,
     bits: int = 8,
 ) -> relax.Expr:
     """Bags of one table: its values, or codes and scales."""

@@ -44,7 +44,7 @@ def _quantize(lower: Lowering, node: Node) -> relax.Expr:
     dtype = lower.checked_dtype(node.output.dtype)
     if scalar.is_float(dtype):
         raise lower.unsupported(f"quantization to {dtype} is not compiled")
-    work = _precision(lower, node, x, scale)
+    work = _precision(lower, x, scale)
     place = _parameter_place(lower, node, scale)
 
     def emit(data: te.Tensor, step: te.Tensor, *zeros: te.Tensor) -> te.Tensor:
@@ -62,7 +62,7 @@ def _quantize(lower: Lowering, node: Node) -> relax.Expr:
     return lower.te(emit, *map(lower.expr, values))
 
 
-def _precision(lower: Lowering, node: Node, x: Value, scale: Value) -> str:
+def _precision(lower: Lowering, x: Value, scale: Value) -> str:
     """The dtype to divide in; int32 data are exact in float64."""
     lower.checked_dtype(scale.dtype)
     return "float64" if lower.checked_dtype(x.dtype) in ("int32", "float64") else "float32"

@@ -133,12 +133,12 @@ def _integer_convolution(
     _check_parameter(lower, w_zero, _filters(lower, weight)[0])
     args = [lower.expr(v) for v in (data, weight, zero, w_zero) if v is not None]
     places = iter(range(2, len(args)))
-    load_data = _shifted(lower, 0, zero, next(places) if zero else 0)
-    load_weight = _shifted(lower, 1, w_zero, next(places) if w_zero else 0)
+    load_data = _shifted(0, zero, next(places) if zero else 0)
+    load_weight = _shifted(1, w_zero, next(places) if w_zero else 0)
     return convolution(lower, node, data, weight, args, "int32", load_data, load_weight)
 
 
-def _shifted(lower: Lowering, place: int, zero: Value | None, zero_place: int) -> Load:
+def _shifted(place: int, zero: Value | None, zero_place: int) -> Load:
     def load(tensors: Sequence[te.Tensor], *i: Any) -> Scalar:
         element = scalar.cast(tensors[place](*i), "int32")
         if zero is None:
