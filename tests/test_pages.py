@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -14,12 +15,14 @@ import pytest
 import typer
 from command import graphopt
 
+import graphopt as graphopt_package
 from graphopt.cli import app
 
 ROOT = Path(__file__).parent.parent
 HOMES = ("graphopt", "passes", "targets", "bench", "examples")
 README = ROOT / "README.md"
 PAGES = [README, *sorted(page for home in HOMES for page in (ROOT / home).rglob("*.md"))]
+PYTHON = ROOT / "graphopt" / "README.md"
 RATIONALE = ROOT / "graphopt" / "RATIONALE.md"  # it speaks of earlier states, too
 GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
@@ -120,6 +123,18 @@ def test_files_and_folders_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
     files = re.findall(r"^\| `(\w+\.\w+)[ `]", text, re.MULTILINE)
     assert [name for name in files if not (page.parent / name).exists()] == []
+
+
+def test_signatures_are_those_of_the_code() -> None:
+    """What the page of the Python interface shows of each name; it may leave parameters out."""
+    shown = re.findall(r"^\| `graphopt\.(\w+)\((.*?)\)` \|", PYTHON.read_text(), re.MULTILINE)
+    assert len(shown) >= 7
+    for name, parameters in shown:
+        made: dict[str, Any] = {}
+        exec(f"def f({parameters}): ...", made)
+        code = inspect.signature(getattr(graphopt_package, name)).parameters
+        for parameter in inspect.signature(made["f"]).parameters.values():
+            assert code[parameter.name].default == parameter.default, (name, parameter)
 
 
 @each_page
