@@ -126,13 +126,7 @@ def bench(
     path, left_out = Path(model), dict[str, str]()
     artifact = Artifact.load(path) if path.is_dir() else _compiled(path, precision, tell)
     peer_model = Path(source) if source else path / PORTABLE if path.is_dir() else path
-    opened = []
-    for peer in chosen:
-        tell(f"open {peer.name}")
-        try:
-            opened.append((peer, open_peer(peer, peer_model)))
-        except Unavailable as error:
-            left_out[peer.name] = str(error)
+    opened = _opened(chosen, peer_model, left_out, tell)
     rows: list[Row] = []
     for k, batch in enumerate(batches):
         tell(f"batch {batch}")
@@ -172,6 +166,20 @@ def _compiled(model: Path, precision: Precision, tell: Callable[[str], None]) ->
 
 
 Opened = tuple[Peer, Callable[[Feeds], Bound]]
+
+
+def _opened(
+    peers: Sequence[Peer], model: Path, left_out: dict[str, str], tell: Callable[[str], None]
+) -> list[Opened]:
+    """The peers that take `model`; why the others do not goes to `left_out`."""
+    opened = []
+    for peer in peers:
+        tell(f"open {peer.name}")
+        try:
+            opened.append((peer, open_peer(peer, model)))
+        except Unavailable as error:
+            left_out[peer.name] = str(error)
+    return opened
 
 
 def _bound(
