@@ -31,9 +31,10 @@ in int32, all others in float32. Beyond 65504 a float16 is infinite."""
 MAX_RANGES = 5
 # Of the largest multiprocessor there is, and what a block takes of its shared memory by itself.
 _SHARED, _SHARED_OF_BLOCK, _REGISTERS = 228 << 10, 1 << 10, 1 << 16
-# With which tiles do; parts of tf32, and numbers on their way to codes, take more.
-_REGISTERS_OF_THREAD = {"Tf32x3": 144, "Int8": 144}
+# With which tiles do. Numbers on their way to codes take more; for parts of tf32, see `Tile`.
+_REGISTERS_OF_THREAD = {"Int8": 144}
 _LEAST_REGISTERS = 96
+_BESIDE_PARTS = 48
 _FLOAT16 = np.finfo(np.float16)
 AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
 LEAST_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
@@ -113,8 +114,14 @@ class Tile:
         make room for one more.
         """
         held = _SHARED // (4 * self.shared_words(math) + _SHARED_OF_BLOCK)
-        registers = _REGISTERS_OF_THREAD.get(math, _LEAST_REGISTERS) * self.threads
-        return max(1, min(held, _REGISTERS // registers))
+        return max(1, min(held, _REGISTERS // (self._registers(math) * self.threads)))
+
+    def _registers(self, math: Math) -> int:
+        """Of a thread, that it can do with."""
+        if math != "Tf32x3":
+            return _REGISTERS_OF_THREAD.get(math, _LEAST_REGISTERS)
+        operands = self.warp_rows // 2 + self.warp_columns // 2
+        return self.warp_rows * self.warp_columns // 32 + operands + _BESIDE_PARTS
 
     @property
     def name(self) -> str:

@@ -114,6 +114,44 @@ def test_tiles(math: Math, run_model: Runner, monkeypatch: pytest.MonkeyPatch) -
     check(run_model, layers, atol=TOLERANCES[math], **OPTIONS[math])
 
 
+@pytest.fixture
+def long_sums(run_model: Runner, monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+    """How far sums of 1000 positive products are off, as a share of them: cutting off adds up."""
+    use(monkeypatch, lambda n: TILES[0])
+    layers, rng = Layers([(1000, 36)]), np.random.default_rng(1)
+    feed = layers.feed(64)
+    feed["x0"] = rng.uniform(0.5, 1.5, (64, 1000)).astype(np.float32)
+    weights = rng.uniform(0.5, 1.5, (1000, 36)).astype(np.float32)
+    layers.weights[0] = weights
+    layers.model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, "w0"))
+    (wanted,) = layers.products(feed)
+
+    def error(math: Math, edit: Callable[[str], str] = str) -> float:
+        mode = gpu_emulator.Mode()
+        (found,) = run_model(layers.model, feed, mode=mode, edit=edit, **OPTIONS[math])
+        return float((np.abs(found["y0"] - wanted) / np.abs(wanted)).max())
+
+    return error
+
+
+def test_parts_of_tf32_are_as_good_as_float32(long_sums: Callable[..., float]) -> None:
+    assert long_sums("Tf32x3") < min(2e-6, 2 * long_sums("Fp32"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "times"),
+    [
+        ("float part[4] = {};", "float* part = d;", 10),  # tensor cores add it all up
+        ("(__float_as_uint(x) + 0x1000) & 0xffffe000u", "__float_as_uint(x) & 0xffffe000u", 1.3),
+    ],
+)
+def test_what_is_cut_off_shows(
+    old: str, new: str, times: float, long_sums: Callable[..., float]
+) -> None:
+    exact = long_sums("Tf32x3")
+    assert long_sums("Tf32x3", lambda code: replaced(code, old, new)) > times * exact
+
+
 def test_sizes(run_model: Runner) -> None:
     check(run_model, Layers([(3, 1), (16, 96), (68, 2), (130, 36)]))
 
@@ -147,7 +185,7 @@ MUTATIONS = {
     "k beyond the weights": ("word + k < WORDS &&", ""),
     "slices are not waited for": ("    __syncthreads();\n    if (slice == 0)", "if (slice == 0)"),
     "fragments of other columns": ("b += t * LB + g", "b += g * LB + t"),
-    "the small parts are forgotten": ("mma_tf32(d, a.small, b.big);", ""),
+    "the small parts are forgotten": ("mma_tf32(part, a.small, b.big);", ""),
     "lanes that are not added": ("int step = ACROSS; step", "int step = 2 * ACROSS; step"),
     "rows that are left over": ("down < K - WHOLE", "down + 1 < K - WHOLE"),
 }
@@ -165,7 +203,12 @@ def test_broken_code_is_caught(
         check(run_model, Layers([(69, 37)]), edit=edit, mode=THOROUGH, **OPTIONS["Tf32x3"])
 
 
-@pytest.mark.parametrize(("math", "x"), [("Fp32", np.nan), ("Fp16", 7e4)])
+_FULL_NAN = np.uint32(0x7FFFFFFF).view(np.float32)  # what GPUs write, and rounding would carry over
+
+
+@pytest.mark.parametrize(
+    ("math", "x"), [("Fp32", np.nan), ("Fp16", 7e4), ("Tf32", _FULL_NAN), ("Tf32x3", _FULL_NAN)]
+)
 def test_what_is_no_number_goes_no_further(math: Math, x: float, run_model: Runner) -> None:
     """One that float16 cannot hold becomes infinite, which shows in all results of its row."""
     layers = Layers([(21, 36)])

@@ -99,8 +99,7 @@ struct Fp32 {
   }
 };
 
-// On tensor cores, 16 x 8 results and 8 words of k at a time; MATH says how words are made. They cut
-// sums off instead of rounding them, so where it ROUNDS only those of one stage are formed there.
+// On tensor cores, 16 x 8 results and 8 words of k at a time; MATH says how words are made.
 template <class MATH>
 struct Tensor : MATH {
   using Sum = typename MATH::Sum;
@@ -113,9 +112,7 @@ struct Tensor : MATH {
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     a += g * LA + t * MATH::LEFT + g * SHIFT % 4;
     b += t * LB + g;
-    Sum part[MATH::ROUNDS ? T::PER_THREAD : 1] = {};
-    Sum* sum = MATH::ROUNDS ? part : acc;
-#pragma unroll
+#pragma unroll(MATH::UNROLLED)
     for (int k = 0; k < T::PART; k += 8) {
       typename MATH::LeftPart left[ROWS];
       typename MATH::RightPart right[COLUMNS];
@@ -128,11 +125,8 @@ struct Tensor : MATH {
       for (int i = 0; i < ROWS; ++i)
 #pragma unroll
         for (int j = 0; j < COLUMNS; ++j)
-          MATH::mma(sum + (i * COLUMNS + j) * 4, left[i], right[j]);
+          MATH::mma(acc + (i * COLUMNS + j) * 4, left[i], right[j]);
     }
-    if constexpr (MATH::ROUNDS)
-#pragma unroll
-      for (int i = 0; i < T::PER_THREAD; ++i) acc[i] += part[i];
   }
 };
 
@@ -141,6 +135,7 @@ template <int VALUES> struct Floats {
   using Element = float;
   static constexpr int PACKED = VALUES, LEFT = VALUES;
   static constexpr bool SHIFTS = true;
+  static constexpr int UNROLLED = 64;  // steps along k: all of them
 };
 
 struct WordMath : Floats<1> {
@@ -148,7 +143,6 @@ struct WordMath : Floats<1> {
 };
 
 struct Tf32Math : WordMath {
-  static constexpr bool ROUNDS = false;
   using LeftPart = Left;
   using RightPart = Right;
   template <int LA> static __device__ __forceinline__ Left left(const float* a) {
@@ -167,13 +161,16 @@ struct Tf32OfBothMath : Tf32Math {
   }
 };
 
-// Each float32 as the sum of two tf32, of whose four products the smallest is left out.
+// Each float32 as the sum of two tf32, of whose four products the smallest is left out. Tensor cores
+// cut off what they read and what they add up. So the large part is rounded, which leaves all but
+// one bit of the rest to the small one, and sums of 8 products are added up outside, where they are
+// rounded (Ootomo and Yokota 2022, "Recovering single precision accuracy from tensor cores").
 struct Tf32x3Math : WordMath {
-  static constexpr bool ROUNDS = true;
+  static constexpr int UNROLLED = 2;  // of more, ptxas holds the parts at the same time, and spills
   struct LeftPart { Left big, small; };
   struct RightPart { Right big, small; };
   static __device__ __forceinline__ void split(float x, Word& big, Word& small) {
-    big = __float_as_uint(x) & 0xffffe000u;  // the bits that tensor cores read
+    big = (__float_as_uint(x) + 0x1000) & 0xffffe000u;  // a NaN that becomes 0 is in the small part
     small = __float_as_uint(x - __uint_as_float(big));
   }
   template <int LA> static __device__ __forceinline__ LeftPart left(const float* a) {
@@ -190,9 +187,12 @@ struct Tf32x3Math : WordMath {
     return part;
   }
   static __device__ __forceinline__ void mma(float* d, const LeftPart& a, const RightPart& b) {
-    mma_tf32(d, a.small, b.big);
-    mma_tf32(d, a.big, b.small);
-    mma_tf32(d, a.big, b.big);
+    float part[4] = {};
+    mma_tf32(part, a.small, b.big);
+    mma_tf32(part, a.big, b.small);
+    mma_tf32(part, a.big, b.big);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += part[i];
   }
 };
 
@@ -218,7 +218,6 @@ struct Float16 {
 };
 
 template <class HALF> struct PairMath : Floats<2>, HALF {
-  static constexpr bool ROUNDS = false;
   using LeftPart = Left;
   using RightPart = Right;
   template <int LA> static __device__ __forceinline__ Left left(const float* a) {
@@ -236,7 +235,8 @@ template <Word INVERSE, int ZERO> struct Int8Math {
   using LeftPart = Left;
   using RightPart = Right;
   static constexpr int PACKED = 4, LEFT = 1;
-  static constexpr bool SHIFTS = false, ROUNDS = false;
+  static constexpr bool SHIFTS = false;
+  static constexpr int UNROLLED = 64;
   static __device__ __forceinline__ Word code(float x) {
     int whole = __float2int_rn(x * __uint_as_float(INVERSE));
     return (Word)(max(min(whole, 255 - ZERO), -ZERO) + ZERO - 128) & 255;
