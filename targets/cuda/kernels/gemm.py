@@ -31,10 +31,9 @@ in int32, all others in float32. Beyond 65504 a float16 is infinite."""
 MAX_RANGES = 5
 # Of the largest multiprocessor there is, and what a block takes of its shared memory by itself.
 _SHARED, _SHARED_OF_BLOCK, _REGISTERS = 228 << 10, 1 << 10, 1 << 16
-# With which tiles do. Numbers on their way to codes take more; for parts of tf32, see `Tile`.
-_REGISTERS_OF_THREAD = {"Int8": 144}
-_LEAST_REGISTERS = 96
-_BESIDE_PARTS = 48
+# With which tiles of floats do, and what there is beside parts of tf32 and their sums.
+_LEAST_REGISTERS, _BESIDE_PARTS = 96, 48
+_ON_THEIR_WAY = 6  # for four numbers that become codes: the numbers, and where they come from
 _FLOAT16 = np.finfo(np.float16)
 AS_LOOP = {"pragma_unroll_explicit": 0}  # nvcc unrolls it, so that the source stays short
 LEAST_BLOCKS = "tirx.launch_bounds_min_blocks_per_sm"
@@ -107,21 +106,31 @@ class Tile:
         stages = self.stages * (left + self.depth * (self.columns + 8))
         return max(stages, (self.slices - 1) * self.rows * self.columns)
 
-    def blocks(self, math: Math) -> int:
+    def blocks(self, math: Math, held: int = 0) -> int:
         """Blocks of a multiprocessor for which registers suffice.
 
         No more than its shared memory holds: ptxas does not know of that, and spills registers to
         make room for one more.
+
+        Args:
+            held: numbers of the next stage that a thread computes while it multiplies another.
         """
-        held = _SHARED // (4 * self.shared_words(math) + _SHARED_OF_BLOCK)
-        return max(1, min(held, _REGISTERS // (self._registers(math) * self.threads)))
+        fit = _SHARED // (4 * self.shared_words(math) + _SHARED_OF_BLOCK)
+        return max(1, min(fit, _REGISTERS // ((self._registers(math) + held) * self.threads)))
 
     def _registers(self, math: Math) -> int:
         """Of a thread, that it can do with."""
+        if math == "Int8":
+            return _LEAST_REGISTERS + _ON_THEIR_WAY * self.share_of_left
         if math != "Tf32x3":
-            return _REGISTERS_OF_THREAD.get(math, _LEAST_REGISTERS)
+            return _LEAST_REGISTERS
         operands = self.warp_rows // 2 + self.warp_columns // 2
         return self.warp_rows * self.warp_columns // 32 + operands + _BESIDE_PARTS
+
+    @property
+    def share_of_left(self) -> int:
+        """Words of a stage of the left operand, for each thread."""
+        return -(-self.rows * self.depth // self.threads)
 
     @property
     def name(self) -> str:

@@ -37,6 +37,7 @@ class _Product:
         call: what leaves the elements of a thread in `acc`, of (which, row, column, acc, shared).
         store: does what is to be done with an element, of (which, i, j, value).
         vector: neighbouring elements of a row that are stored at once.
+        computed: the left operand is computed on the way.
     """
 
     math: Math
@@ -46,17 +47,19 @@ class _Product:
     call: Callable[..., Any]
     store: Callable[..., None]
     vector: int
+    computed: bool = False
 
     def launch(self, tile: Tile) -> None:
         """The statements of a launch."""
         across = (self.n + (tile.columns - 1)) // tile.columns
         down = (self.m + (tile.rows - 1)) // tile.rows
         blocks = self.count * down * across
+        held = tile.share_of_left if self.computed else 0
         with (
             # TVM launches a block where there is nothing to compute.
             T.thread_binding(int64(0), tirx.max(blocks, int64(1)), thread="blockIdx.x") as block,
             T.thread_binding(int64(0), int64(tile.threads), thread="threadIdx.x") as thread,
-            T.attr(thread, LEAST_BLOCKS, tile.blocks(self.math)),
+            T.attr(thread, LEAST_BLOCKS, tile.blocks(self.math, held)),
             T.If(block < blocks),
             T.Then(),
         ):
@@ -152,7 +155,7 @@ def compressed_interaction(
     def store(which: Any, i: Any, j: Any, value: Any) -> None:
         T.buffer_store(out, activated(value + bias[j]), [i // dim, j, i % dim])
 
-    product = _Product(math, int64(1), rows, int64(maps), call, store, 1)
+    product = _Product(math, int64(1), rows, int64(maps), call, store, 1, computed=True)
     enough = _BLOCKS // -(-maps // _LARGE.columns) * _LARGE.rows
     with T.If(rows <= enough):
         with T.Then():

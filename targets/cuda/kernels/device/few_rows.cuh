@@ -72,7 +72,7 @@ __device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const f
       for (int word = down; word < (K + 3) / 4; word += DOWN)
         add_codes<ROWS, MATH, K, PITCH>(sum, first, left, right, word);
     } else {
-#pragma unroll 2
+#pragma unroll(ROWS < 8 ? 2 : 1)  // twice as much of 8 rows spills
       for (int k = down * 4; k < WHOLE; k += DOWN * 4)
         add_products<ROWS, 4, MATH, K, PITCH>(sum, first, left, right, k);
       if (down < K - WHOLE)

@@ -72,7 +72,7 @@ struct Fp32 {
     int lane = threadIdx.x % 32;
     a += lane / 8 * LA;
     b += lane % 8 * 4;
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < T::PART; k += 4) {
       float4 left[ROWS];
 #pragma unroll
