@@ -16,7 +16,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.amx import TILE, configuring
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
-from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, visiting
+from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, tile_params, visiting
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -25,8 +25,6 @@ from graphopt.targets.kernels.storage import element_bytes
 
 _TIME = {1: 1.4, 2: 1.05, 3: 1.0, 4: 1.0}
 """What a vector of a panel costs by how many the panel has: alone, it waits for the data."""
-_TILE_TIME = {1: 1.4, 2: 1.0, 3: 1.1, 4: 1.0}
-"""The same with AMX, whose sums are of pairs of vectors."""
 CHUNK_BYTES = 640 << 10
 """Of rounded data, which share a second-level cache of 1 MiB with a panel: weights come from
 further away once for so many rows."""
@@ -39,13 +37,14 @@ def suits(weights: Sequence[int], lanes: int) -> bool:
 
 def bf16_params(n: int, lanes: int, tiles: bool = False) -> GemmParams:
     """Parameters for `n` columns, multiplied by vectors or by `tiles`."""
+    if tiles:
+        return tile_params(n)
     available, widest = registers(lanes)
-    times = _TILE_TIME if tiles else _TIME
 
     def time(vectors: int) -> float:
-        return -(-n // (lanes * vectors)) * vectors * times[vectors]
+        return -(-n // (lanes * vectors)) * vectors * _TIME[vectors]
 
-    vectors = min(range(1, min(widest, len(times)) + 1), key=lambda v: (time(v), -v))
+    vectors = min(range(1, min(widest, len(_TIME)) + 1), key=lambda v: (time(v), -v))
     return GemmParams(lanes, vectors, rows=min(12, (available - vectors - 1) // vectors))
 
 

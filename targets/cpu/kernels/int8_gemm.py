@@ -23,7 +23,6 @@ from graphopt.targets.cpu.kernels.panels import (
     GemmParams,
     by_blocks,
     default_params,
-    rows_beside,
 )
 from graphopt.targets.cpu.kernels.row_codes import (
     GROUP,
@@ -34,7 +33,7 @@ from graphopt.targets.cpu.kernels.row_codes import (
     quantized,
     ranging,
 )
-from graphopt.targets.cpu.kernels.tile_products import packed_depth, tiles_across, visiting
+from graphopt.targets.cpu.kernels.tile_products import packed_depth, tile_params, visiting
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -50,10 +49,7 @@ Rounding = Quantization | RowQuantization
 
 def int8_params(n: int, amx: Amx | None = None) -> GemmParams:
     """Parameters for `n` columns."""
-    if amx is None:
-        return default_params(n, LANES)
-    vectors = tiles_across(n)
-    return GemmParams(LANES, vectors, min(12, rows_beside(vectors, LANES)))
+    return default_params(n, LANES) if amx is None else tile_params(n)
 
 
 def pack_int8(weights: np.ndarray, params: GemmParams, amx: Amx | None = None) -> np.ndarray:

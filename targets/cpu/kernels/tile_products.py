@@ -11,7 +11,7 @@ from itertools import pairwise
 from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.amx import DATA, TILE, WEIGHTS, WORD, Amx, tile_number
-from graphopt.targets.cpu.kernels.panels import Emitted
+from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, rows_beside
 from graphopt.targets.kernels.script import inlined
 
 _SUMS = 4  # tiles
@@ -27,13 +27,14 @@ def packed_depth(words: int) -> int:
     return words if words <= TILE else -(-words // TILE) * TILE
 
 
-def tiles_across(n: int) -> int:
-    """Tiles of a panel for `n` columns."""
+def tile_params(n: int) -> GemmParams:
+    """Parameters for `n` columns: vectors of a panel are the columns of tiles."""
 
-    def time(tiles: int) -> int:
-        return -(-n // (TILE * tiles)) * (_PAIR * (tiles // 2) + _ALONE * (tiles % 2))
+    def time(vectors: int) -> int:
+        return -(-n // (TILE * vectors)) * (_PAIR * (vectors // 2) + _ALONE * (vectors % 2))
 
-    return min(range(1, _WIDEST + 1), key=lambda tiles: (time(tiles), -tiles))
+    vectors = min(range(1, _WIDEST + 1), key=lambda v: (time(v), -v))
+    return GemmParams(TILE, vectors, min(12, rows_beside(vectors, TILE)))
 
 
 def by_tiles(amx: Amx, instruction: str, words: int, vectors: int, then: Emitted) -> Emitted:

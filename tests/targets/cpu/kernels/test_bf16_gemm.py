@@ -32,7 +32,8 @@ def compiled(k: int, n: int, epilogue: Epilogue = PLAIN) -> Any:
 
 
 def compiled_for(words: Words, k: int, n: int, target: dict[str, Any]) -> Any:
-    kernel = bf16_gemm(k, n, bf16_params(n, 16), words).with_attr("global_symbol", "f")
+    params = bf16_params(n, 16, bool(words.tiles))
+    kernel = bf16_gemm(k, n, params, words).with_attr("global_symbol", "f")
     return tvm.compile(kernel, target=tvm.target.Target(target))
 
 
@@ -45,7 +46,7 @@ def call(
     words: Words = WORDS,
 ) -> np.ndarray:
     m, n = len(x), w.shape[1]
-    params = bf16_params(n, 16)
+    params = bf16_params(n, 16, bool(words.tiles))
     room = np.full(m * n + 64, 7, np.float32)
     y = room[: m * n].reshape(m, n)
     operands = [x, pack_bf16(w, params, words), pack_bias(bias, n, params), *others, y]

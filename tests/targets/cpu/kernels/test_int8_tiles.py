@@ -26,6 +26,7 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
 )
 from graphopt.targets.cpu.kernels.panels import GemmParams, pack_bias
 from graphopt.targets.cpu.kernels.row_codes import LANES, Quantization, RowQuantization
+from graphopt.targets.cpu.kernels.tile_products import tile_params
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
@@ -220,3 +221,12 @@ def test_zeros_lie_before_the_last_tile() -> None:
     assert not tiled[:, 16:31].any()
     np.testing.assert_array_equal(tiled[:, 31], plain[:, 16])
     np.testing.assert_array_equal(pack_int8(weights[:64], params, Amx()), plain[:, :16])
+
+
+@pytest.mark.parametrize(
+    ("columns", "vectors"),
+    [(1, 1), (32, 2), (48, 3), (64, 4), (80, 5), (96, 6), (240, 4), (512, 4)],
+)
+def test_columns_of_a_panel(columns: int, vectors: int) -> None:
+    """Tiles in pairs, as few as columns need; one alone takes nearly as long as two."""
+    assert tile_params(columns).vectors == vectors
