@@ -122,7 +122,8 @@ class Lowering(Emitter):
                 (value.name,),
             )
         if value.dtype not in DTYPES:
-            raise UnsupportedOpError("Input", _no_code_for(value.dtype), (value.name,))
+            unread = "" if value.uses else "; nothing reads it: take it out of the model's inputs"
+            raise UnsupportedOpError("Input", _no_code_for(value.dtype) + unread, (value.name,))
         for dim in value.type.shape:
             if isinstance(dim, Sym):
                 self.name_size(dim)

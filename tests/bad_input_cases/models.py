@@ -157,6 +157,11 @@ COMPILED = [
         lambda kit: ["optimize", kit.model(STRINGS)],
         "StringConcat.*'y'|string",
     ),
+    Case(
+        "an input of text that nothing reads",
+        lambda kit: ["optimize", kit.model("(float x, string s) => (float y) { y = Neg(x) }")],
+        "'s'.*string.*nothing reads it",
+    ),
     Case("inspect: a text file", lambda kit: ["inspect", kit.file(b"hello" * 99)], "not an ONNX"),
     Case("run: text", lambda kit: ["run", kit.file(CLICKS.encode()), "--random"], "not an ONNX"),
     Case("check: one model missing",
