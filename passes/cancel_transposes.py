@@ -125,8 +125,29 @@ def transposes_before_reduction(rw: Rewriter, x: Value, node: Node) -> Value | N
 
     Where the axes that are left stay in order; ops that do not mind may be in between.
     """
-    axes, turn = ints_of(node.input(1)), _turn_before(x)
-    if axes is None or turn is None or node.attr("keepdims", 1):
+    axes = ints_of(node.input(1))
+    if axes is None or node.attr("keepdims", 1):
+        return None
+    return _reduced_before(rw, node, axes, node.op_type)
+
+
+@rule(op.GlobalMaxPool(x), op.GlobalAveragePool(x))
+def transposes_before_pooling(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
+    """GlobalMaxPool(Transpose(x)) -> Unsqueeze(ReduceMax<keepdims=0>(x, 1), 2)"""
+    axes = range(2, x.rank or 0)
+    kind = "ReduceMax" if node.op == "GlobalMaxPool" else "ReduceMean"
+    reduced = _reduced_before(rw, node, axes, kind) if axes else None
+    return rw.op.Unsqueeze(reduced, rw.ints(*axes)) if isinstance(reduced, Value) else reduced
+
+
+def _reduced_before(
+    rw: Rewriter, node: Node, axes: Sequence[int], kind: str
+) -> Value | NoMatch | None:
+    """What the reduction `node` along `axes` gives, without them, computed before transposes."""
+    x = node.inputs[0]
+    assert x is not None
+    turn = _turn_before(x)
+    if turn is None:
         return None
     reduced = {axis % len(turn) for axis in axes}
     left = [turn[axis] for axis in range(len(turn)) if axis not in reduced]
@@ -137,8 +158,8 @@ def transposes_before_reduction(rw: Rewriter, x: Value, node: Node) -> Value | N
     if isinstance(found, NoMatch):
         return found
     source = _untransposed(rw, found, perm, x)
-    axes = sorted(turn[axis] for axis in reduced)
-    return rw.insert(node.op_type, [source, rw.ints(*axes)], dict(node.attrs)).output
+    before = rw.ints(*sorted(turn[axis] for axis in reduced))
+    return rw.insert(kind, [source, before], {**node.attrs, "keepdims": 0}).output
 
 
 def _turn_before(value: Value) -> list[int] | None:
@@ -284,4 +305,9 @@ class CancelTransposes(RewritePass):
 
     name = "cancel-transposes"
     fidelity = Fidelity.REASSOCIATES
-    rules = (transposes_around, transposes_before_reduction, transposes_in_a_row)
+    rules = (
+        transposes_around,
+        transposes_before_reduction,
+        transposes_before_pooling,
+        transposes_in_a_row,
+    )

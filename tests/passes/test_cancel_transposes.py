@@ -75,6 +75,14 @@ PARTS = """(float[N,5,4] x, float[N,5,4] z) => (float[] y, float[] q)
         (f"t = {T}(x) y = ReduceSum<keepdims=0>(t, one)", "y = ReduceSum<keepdims=0>(x, two_)"),
         (f"t = {T}(x) y = ReduceMax<keepdims=0>(t, last)", "y = ReduceMax<keepdims=0>(x, one)"),
         (
+            f"t = {T}(x) r = Relu(t) y = GlobalMaxPool(r)",
+            "r = Relu(x) m = ReduceMax<keepdims=0>(r, one) y = Unsqueeze(m, two_)",
+        ),
+        (
+            f"t = {T}(x) y = GlobalAveragePool(t)",
+            "m = ReduceMean<keepdims=0>(x, one) y = Unsqueeze(m, two_)",
+        ),
+        (
             f"t = {T}(x) u = {T}(z) c = Concat<axis=1>(t, u) r = Tanh(c)"
             " y = ReduceMean<keepdims=0>(r, one)",
             "c = Concat<axis=2>(x, z) r = Tanh(c) y = ReduceMean<keepdims=0>(r, two_)",
@@ -103,6 +111,7 @@ def test_a_part_that_is_read_elsewhere_is_transposed_for_that() -> None:
     [
         (f"t = {S}(x) y = ReduceSum<keepdims=0>(t, last)", "another order"),
         (f"t = {T}(x) y = ReduceSum<keepdims=1>(t, one)", None),
+        (f"t = {S}(x) y = GlobalMaxPool(t)", "another order"),
         (f"t = {T}(x) y = ReduceSum<keepdims=0>(t)", None),
         (f"t = {T}(x) c = Softmax(t) y = ReduceSum<keepdims=0>(c, one)", None),
         (f"t = {T}(x) c = Concat<axis=1>(t, z5) y = {T}(c)", "no transposes"),
