@@ -226,6 +226,21 @@ def _reduce(node: Node, axes: Sequence[int | None]) -> int:
     return axis if node.attr("keepdims") else axis - sum(other < axis for other in over)
 
 
+def _windows(node: Node, axes: Sequence[int | None]) -> int:
+    """Convolutions and pooling: the first axis is the samples, the second channels."""
+    _must(axes[0] == 0 and all(axis is None for axis in axes[1:]))
+    _must(len(node.outputs) == 1)  # positions that MaxPool gives count those of samples before
+    return 0
+
+
+def _pad(node: Node, axes: Sequence[int | None]) -> int:
+    axis, pads, rank = axes[0], node.const(1), _rank(node.inputs[0])
+    _must(axis is not None and pads is not None and node.input(3) is None)
+    assert axis is not None and pads is not None
+    _must(all(other is None for other in axes[1:]) and not pads[axis] and not pads[axis + rank])
+    return axis
+
+
 def _slice(node: Node, axes: Sequence[int | None]) -> int:
     _must(axes[0] is not None and axes[0] not in _axes_operand(node, 3))
     return int(axes[0] or 0)
@@ -248,5 +263,9 @@ _RULES: dict[str, Rule] = {
     "Split": _along,
     "LayerNormalization": _layer_norm,
     "Slice": _slice,
+    "Pad": _pad,
+    "TopK": _along,
+    **dict.fromkeys(["Conv", "MaxPool", "AveragePool", "LpPool"], _windows),
+    **dict.fromkeys(["GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"], _windows),
     **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"], _reduce),
 }

@@ -47,6 +47,21 @@ from graphopt.testing import parse
             }""",
             (True,),
         ),
+        (
+            """g (float[N,4,9] x) => (float[N,8,1] y)
+            <float[8,4,2] w, int64[6] pads = {0, 0, 1, 0, 0, 0}> {
+            p = Pad(x, pads)
+            c = Conv(p, w)
+            m = MaxPool<kernel_shape=[3]>(c)
+            y = GlobalMaxPool(m)
+            }""",
+            (True,),
+        ),
+        (
+            "g (float[N,9] x) => (float[N,2] y, int64[N,2] i) <int64[1] k = {2}>"
+            " { y, i = TopK(x, k) }",
+            (True,),
+        ),
     ],
 )
 def test_sample_by_sample(text: str, inputs: tuple[bool, ...]) -> None:
@@ -57,6 +72,20 @@ def test_sample_by_sample(text: str, inputs: tuple[bool, ...]) -> None:
     ("text", "why"),
     [
         ("g (float[N,3] x) => (float[N,3] y) { y = Softmax<axis=0>(x) }", "softmax over samples"),
+        (
+            """g (float[N,3] x) => (float[N,3] y) <int64[4] pads = {1, 0, -1, 0}> {
+            y = Pad(x, pads) }""",
+            "samples take another's place",
+        ),
+        (
+            "g (float[N,2,9] x) => (float[N,2,7] y, int64[N,2,7] i)"
+            " { y, i = MaxPool<kernel_shape=[3]>(x) }",
+            "positions count samples before",
+        ),
+        (
+            "g (float[N,2,9] x) => (float[1,N,1] y) <float[1,2,9] u> { y = Conv(u, x) }",
+            "samples are weights",
+        ),
         (
             """g (float[N,3] x) => (float[N,3] y) <int64[1] a = {0}> {
             s = ReduceMean(x, a)
