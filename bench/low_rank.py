@@ -150,6 +150,26 @@ def ranks_found(result: dict[str, Any]) -> list[str]:
     return [f"{count} x {rank}" for rank, count in sorted(found.items())]
 
 
+def markdown(text: dict[str, Any]) -> str:
+    """What was measured, a line for each model."""
+    batches = [row["batch"] for row in text["results"][0]["rows"]]
+    lines = [["model", "ranks found", "size", "drop", *(f"faster at {b}" for b in batches)]]
+    lines.append(["---", "---", *["---:"] * (2 + len(batches))])
+    for result in text["results"]:
+        before, after = result["constant_bytes"]
+        gains = [row["us"]["float32"] / row["us"]["compressed"] for row in result["rows"]]
+        lines.append(
+            [
+                f"`{result['model']}`",
+                ", ".join(ranks_found(result)),
+                f"{after / before:.2f}",
+                f"{result['held_out']['drop']:.4f}",
+                *(f"{gain:.1f}" for gain in gains),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
 def show(results: Sequence[dict[str, Any]]) -> None:
     table = Table(title="compressed inside 0.001 of AUC, against the same model in float32")
     for column in ("model", "ranks planted", "ranks found"):

@@ -18,6 +18,7 @@ import accuracy
 import compare
 import gpu_build
 import gpu_report
+import low_rank
 import onnx
 import portable
 import typer
@@ -137,6 +138,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "compilers": lambda: compare.compilers_markdown(_read("compare_compilers")),
         "portable": lambda: portable.markdown(_read("portable")),
         "accuracy": lambda: accuracy.markdown(_read("accuracy")["results"]),
+        "low_rank": lambda: low_rank.markdown(_read("low_rank")),
         "gpu_build": lambda: gpu_build.table(_read("gpu_build")),
         "gpu": lambda: gpu_report.markdown(RESULTS / "gpu.json"),
     },

@@ -59,3 +59,21 @@ def test_what_was_found_is_counted() -> None:
     }
     assert low_rank.ranks_found({"taken": taken}) == ["1 x 8", "3 x 32", "2 x 128"]
     assert low_rank.ranks_found({"taken": {}}) == []
+
+
+def test_a_line_for_each_model() -> None:
+    result = {
+        "model": "m",
+        "taken": {"factorize-tensors": {"CP rank 8": 2}},
+        "constant_bytes": [200, 50],
+        "held_out": {"drop": 0.00051},
+        "rows": [
+            {"batch": 1, "us": {"float32": 30.0, "compressed": 20.0}},
+            {"batch": 64, "us": {"float32": 90.0, "compressed": 9.0}},
+        ],
+    }
+    assert low_rank.markdown({"results": [result]}).splitlines() == [
+        "| model | ranks found | size | drop | faster at 1 | faster at 64 |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| `m` | 2 x 8 | 0.25 | 0.0005 | 1.5 | 10.0 |",
+    ]
