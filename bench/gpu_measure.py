@@ -2,6 +2,7 @@
 
 Every case of a folder (see `gpu_cases`) is run at every batch size that it has inputs of, and timed
 at those asked for, in each precision that it was compiled in. Peers follow when all that is done.
+What is known is written as it comes, and a model that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -35,8 +38,17 @@ from graphopt.errors import ArtifactError, GraphoptError
 Row = dict[str, Any]
 
 
-def measure(case: Path, batches: Sequence[int], seconds: float) -> dict[str, Any]:
-    """All batch sizes of one model; what fails is said, and the rest goes on."""
+LATE = "there was no time left"
+
+
+def measure(
+    case: Path, batches: Sequence[int], seconds: float, end: float = math.inf
+) -> dict[str, Any]:
+    """All batch sizes of one model; what fails is said, and the rest goes on.
+
+    Args:
+        end: when to begin with no more of them, as `time.monotonic` counts.
+    """
     described: dict[str, Any] = json.loads((case / "case.json").read_text())
     found: dict[str, Any] = {"rows": [], "left_out": described["left_out"]}
     artifacts = {}
@@ -47,6 +59,9 @@ def measure(case: Path, batches: Sequence[int], seconds: float) -> dict[str, Any
     most = described["most"]
     batches = [batch for batch in batches if most is None or batch <= most]
     for batch, inputs, expected in _samples(case, batches, next(iter(artifacts.values()))):
+        if time.monotonic() > end:
+            found["left_out"][str(batch)] = LATE
+            continue
         row: Row = {"batch": batch, "engines": {}, **described["costs"].get(str(batch), {})}
         for precision, artifact in artifacts.items():
             timed = seconds if batch in batches else 0.0
@@ -159,29 +174,32 @@ def main(arguments: Sequence[str]) -> int:
     except GraphoptError as error:
         print(error)
         return 1
+    end = time.monotonic() + options.limit
     found["ceilings"] = gpu_device.ceilings()
     found |= {"versions": versions(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "models": {}}
     print(gpu_report.heading(found), flush=True)
-    names = options.only.split(",") if options.only else []
-    folders = [f for f in sorted(options.cases.iterdir()) if not names or f.name in names]
+    names = options.only.split(",") if options.only else sorted(os.listdir(options.cases))
+    folders = [options.cases / name for name in names]
     for folder in folders:
         if folder.name == gpu_lookup.NAME:
             found["lookups"] = gpu_lookup.measure(folder, options.seconds)
             speed = found["ceilings"]["bytes_per_s"]
             print(*gpu_lookup.lines(found["lookups"], speed), sep="\n", flush=True)
         else:
-            found["models"][folder.name] = model = _model(folder, options)
+            found["models"][folder.name] = model = _model(folder, options, end)
             print(gpu_report.lines(folder.name, model), flush=True)
         _write(found, options.json)
-    if options.peers:
-        _add_peers(found, [f for f in folders if f.name in found["models"]], options)
+    if options.peers and time.monotonic() < end:
+        _add_peers(found, [f for f in folders if f.name in found["models"]], options, end)
         print(gpu_report.comparison(found), flush=True)
     return 0 if all(_right(model) for model in found["models"].values()) else 1
 
 
-def _model(case: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _model(case: Path, options: argparse.Namespace, end: float) -> dict[str, Any]:
+    if time.monotonic() > end:
+        return {"failure": LATE}
     try:
-        model = measure(case, _numbers(options.batches), options.seconds)
+        model = measure(case, _numbers(options.batches), options.seconds, end)
         if options.profile in batches_of(case):
             model["kernels"] = kernels_of(case, options.profile)
         return model
@@ -189,14 +207,16 @@ def _model(case: Path, options: argparse.Namespace) -> dict[str, Any]:
         return {"failure": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
-def _add_peers(found: dict[str, Any], cases: Sequence[Path], options: argparse.Namespace) -> None:
+def _add_peers(
+    found: dict[str, Any], cases: Sequence[Path], options: argparse.Namespace, end: float
+) -> None:
     """Measure peers; what is known is written as it comes."""
     for name, batch, engine, times in gpu_peers.measure(
         cases,
         _numbers(options.peer_batches),
         options.peers.split(","),
         options.seconds,
-        options.peer_seconds,
+        min(options.peer_seconds, end - time.monotonic()),
         options.cache,
     ):
         for row in found["models"][name].get("rows", ()):
@@ -204,6 +224,8 @@ def _add_peers(found: dict[str, Any], cases: Sequence[Path], options: argparse.N
                 row["engines"][engine] = times
                 print(gpu_report.line(name, row, engine), flush=True)
         _write(found, options.json)
+        if time.monotonic() > end:
+            break
 
 
 def _numbers(text: str) -> list[int]:
@@ -213,12 +235,15 @@ def _numbers(text: str) -> list[int]:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="checks and times compiled models on this GPU")
     parser.add_argument("cases", type=Path)
-    parser.add_argument("--only", default="", help="names of models")
+    parser.add_argument("--only", default="", help="names of models, in this order")
     parser.add_argument("--batches", default="1,512,8192", help="the batch sizes to time")
     parser.add_argument("--peer-batches", default="1,512,8192", help="those for peers")
     parser.add_argument("--peers", default="", help="torch, onnxruntime")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each measurement")
     parser.add_argument("--peer-seconds", type=float, default=600, help="to compile peers in")
+    parser.add_argument(
+        "--limit", type=float, default=math.inf, help="seconds to begin all this in"
+    )
     parser.add_argument("--cache", type=Path, help="a folder to keep what PyTorch compiles")
     parser.add_argument("--profile", type=int, default=0, metavar="BATCH", help="kernels of a call")
     parser.add_argument("--json", type=Path, help="write it all here")

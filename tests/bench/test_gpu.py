@@ -115,6 +115,10 @@ def test_a_payload_runs_with_python_and_numpy_only(cases: Path, tmp_path: Path) 
         row["batch"]: row["engines"]["graphopt fp32"] for row in found["models"]["tiny"]["rows"]
     }
     assert set(rows) == {2, 5, 10} and max(row["error"] for row in rows.values()) <= 1
+    late = [sys.executable, "-S", str(payload), "--limit", "0", "--json", "late.json"]
+    done = subprocess.run(late, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and "tiny: there was no time left" in done.stdout
+    assert json.loads((tmp_path / "late.json").read_text())["models"]["tiny"]["failure"]
 
 
 def test_files_that_are_the_same_are_packed_once(
