@@ -1,4 +1,4 @@
-"""MatMul of computed matrices, one or a batch of them, in one launch."""
+"""MatMul and Det of computed matrices, one or a batch of them, in one launch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node
 from graphopt.targets.cuda.kernels import tiles
+from graphopt.targets.cuda.kernels.determinants import determinants
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.relax.broadcast import index_into
 from graphopt.targets.relax.converters import converter_of
 from graphopt.targets.relax.loops import loops, row_major
 from graphopt.targets.relax.operands import tensor_input
-from graphopt.targets.relax.ops.linear import broadcast_dims
+from graphopt.targets.relax.ops.linear import broadcast_dims, det
 
 
 @lowers("MatMul")
@@ -65,3 +66,12 @@ def _place(lower: CudaLowering, own: Sequence[Dim], leading: Sequence[Dim]) -> t
         return row_major(into(tuple(index)), [lower.dim(size) for size in own])
 
     return place
+
+
+@lowers("Det")
+def _det(lower: CudaLowering, node: Node) -> Any:
+    def emit(lower: Any, flat: Any) -> Any:
+        count, _, _ = flat.ty.shape.values
+        return loops(lower, determinants, [flat], [([count], str(flat.ty.dtype))])[0]
+
+    return det(lower, node, emit)

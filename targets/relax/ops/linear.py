@@ -287,15 +287,28 @@ def _letter_sizes(
 
 @lowers("Det")
 def _det(lower: Lowering, node: Node) -> relax.Expr:
+    return det(lower, node, _by_elimination)
+
+
+def det(
+    lower: Lowering, node: Node, emit: Callable[[Lowering, relax.Expr], relax.Expr]
+) -> relax.Expr:
+    """Det, where `emit` makes the determinants [count] of matrices [count, n, n]."""
     (value,) = node.inputs
     assert value is not None
-    shape, dtype = value.tensor.dims, lower.checked_dtype(value.dtype)
+    shape = value.tensor.dims
+    lower.checked_dtype(value.dtype)
     if not isinstance(shape[-1], int):
         raise lower.unsupported("the size of its matrices is known only at run time")
     count = lower.dim(dims.product(shape[:-2]))
     flat = lower.reshape(lower.expr(value), [count, shape[-2], shape[-1]])
-    (result,) = lower.kernel(_determinants(shape[-1], dtype), [flat], [([count], dtype)])
-    return lower.reshape(result, lower.shape(node.output))
+    return lower.reshape(emit(lower, flat), lower.shape(node.output))
+
+
+def _by_elimination(lower: Lowering, flat: relax.Expr) -> relax.Expr:
+    (count, n, _), dtype = flat.ty.shape.values, str(flat.ty.dtype)
+    (result,) = lower.kernel(_determinants(int(n), dtype), [flat], [([count], dtype)])
+    return result
 
 
 def _determinants(n: int, dtype: str) -> tirx.PrimFunc:

@@ -108,3 +108,20 @@ def test_broken_code_is_caught(name: str, run_text: Runner) -> None:
     edit = lambda code: replaced(code, old, new)  # noqa: E731
     with pytest.raises((gpu_emulator.LaunchError, AssertionError), match=r"\S"):
         check(run_text, (3,), edit=edit)
+
+
+def test_determinants_have_a_thread_each(run_text: Runner) -> None:
+    """Some matrices are singular, some need rows to be swapped."""
+    rng, feeds = np.random.default_rng(3), []
+    for batch in (1, 7, 300):
+        x = rng.standard_normal((batch, 5, 5)).astype(np.float32)
+        x[::2, 0, 0] = 0
+        x[::3, 4] = 2 * x[::3, 3]
+        feeds.append({"x": x})
+    sources: list[str] = []
+    text = "agraph (float[m, 5, 5] x) => (float[m] y) { y = Det (x) }"
+    found = run_text(text, *feeds, edit=lambda s: sources.append(s) or s)
+    for results, feed in zip(found, feeds):
+        wanted = np.linalg.det(feed["x"].astype(np.float64))
+        np.testing.assert_allclose(results["y"], wanted, rtol=1e-3, atol=1e-4)
+    assert "__launch_bounds__(256)" in sources[0]
