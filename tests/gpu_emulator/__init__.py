@@ -39,7 +39,9 @@ _KERNEL = re.compile(
 _SYNCHRONIZES = re.compile(r"__syncthreads|__shfl|__activemask|__syncwarp|graphopt::")
 _ASSEMBLY = re.compile(r"\basm(?: volatile)?\s*\(((?:[^;\"]|\"[^\"]*\")*)\);")
 _INSTRUCTIONS = frozenset(
-    re.findall(r"\bPTX_(\w+)\(", (HERE / "include" / "ptx.h").read_text())
+    name
+    for header in ("ptx.h", "cuda_pipeline.h")
+    for name in re.findall(r"\bPTX_(\w+)\(", (HERE / "include" / header).read_text())
 )  # that are emulated, with _ for each dot
 
 

@@ -33,6 +33,16 @@ __attribute__((no_sanitize_thread, noinline)) static void __pipeline_memcpy_asyn
   spoil(to, bytes);
 }
 
+inline size_t __cvta_generic_to_shared(void* place) { return (size_t)place; }
+static void PTX_cp_async_ca_shared_global(size_t to, const void* from, int there, size_t bytes) {
+  if (there < 0 || (size_t)there > bytes)
+    snprintf(emulator::error, sizeof emulator::error, "a copy of %d of %zu bytes", there, bytes);
+  __pipeline_memcpy_async((void*)to, from, bytes, bytes - there);
+}
+static void PTX_cp_async_cg_shared_global(size_t to, const void* from, int there) {
+  PTX_cp_async_ca_shared_global(to, from, there, 16);
+}
+
 __attribute__((no_sanitize_thread)) static void __pipeline_commit() {
   ++emulator::copies[emulator::number_of(emulator::current->index)].group;
 }

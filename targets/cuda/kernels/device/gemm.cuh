@@ -29,6 +29,24 @@ struct Stage {
   static constexpr int WORDS = LEFT + T::DEPTH * LB;
 };
 
+// Starts to copy BYTES to shared memory, of which the first `there` exist; the others become 0. One
+// instruction, where `__pipeline_memcpy_async` branches to one for each number of zeros.
+template <int BYTES>
+static __device__ __forceinline__ void copy_async(void* to, const void* from, int there) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  size_t place = __cvta_generic_to_shared(to);
+  if constexpr (BYTES == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 : : "l"(place), "l"(from), "r"(there) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;"
+                 : : "l"(place), "l"(from), "r"(there), "n"(BYTES) : "memory");
+  }
+#else
+  __pipeline_memcpy_async(to, from, BYTES, BYTES - there);
+#endif
+}
+
 // The left operand of a stage: x[row:, k:], zeros beyond its ends. Floats are copied
 // asynchronously. Where rows of x do not begin at multiples of 16 bytes, those of the stage begin
 // up to 3 words early.
@@ -45,7 +63,7 @@ struct FloatsOf {
       int r = i / LINE, c = i % LINE * VECTOR, k = word * P + c - r * SHIFT % 4;
       int there = row + r < m ? max(0, min(VECTOR, K - k)) : 0;
       const float* from = there ? first + (r * K + k) : x;
-      __pipeline_memcpy_async(stage + r * S::LA + c, from, VECTOR * 4, (VECTOR - there) * 4);
+      copy_async<VECTOR * 4>(stage + r * S::LA + c, from, there * 4);
     }
   }
   __device__ __forceinline__ void end(float*) {}
@@ -91,7 +109,7 @@ __device__ __forceinline__ void fill_right(float* stage, const Word* weights, in
     int k = i / WIDE, c = i % WIDE * 4;
     bool there = word + k < WORDS && column + c < PITCH;
     const Word* from = there ? first + (k * PITCH + c) : weights;
-    __pipeline_memcpy_async(right + k * S::LB + c, from, 16, there ? 0 : 16);
+    copy_async<16>(right + k * S::LB + c, from, there ? 16 : 0);
   }
 }
 

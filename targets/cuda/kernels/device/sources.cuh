@@ -14,15 +14,15 @@ struct Computed {
     for (int i = threadIdx.x; i < T::BM * LINE; i += T::THREADS) {
       int r = row + i / LINE, at = word + i % LINE * VA;
       bool there = r < m && at < k;
-      __pipeline_memcpy_async(stage + i / LINE * S::LA + i % LINE * VA,
-                              there ? a + (long long)r * k + at : a, VA * 4, there ? 0 : VA * 4);
+      copy_async<VA * 4>(stage + i / LINE * S::LA + i % LINE * VA,
+                         there ? a + (long long)r * k + at : a, there ? VA * 4 : 0);
     }
 #pragma unroll
     for (int i = threadIdx.x; i < T::DEPTH * WIDE; i += T::THREADS) {
       int at = word + i / WIDE, c = column + i % WIDE * VB;
       bool there = at < k && c < n;
-      __pipeline_memcpy_async(stage + S::LEFT + i / WIDE * S::LB + i % WIDE * VB,
-                              there ? b + (long long)at * n + c : b, VB * 4, there ? 0 : VB * 4);
+      copy_async<VB * 4>(stage + S::LEFT + i / WIDE * S::LB + i % WIDE * VB,
+                         there ? b + (long long)at * n + c : b, there ? VB * 4 : 0);
     }
   }
   __device__ __forceinline__ void end(float*) {}
