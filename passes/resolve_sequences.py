@@ -13,6 +13,8 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite.rewriter import Rewriter
 
 Known = dict[Value, list[Value]]
+MAX_PARTS = 256
+"""A sequence of more parts than this is left as it is."""
 
 
 class ResolveSequences(Pass):
@@ -20,7 +22,8 @@ class ResolveSequences(Pass):
 
     Needs positions that are known. Exporters collect results in sequences: `SequenceEmpty →
     SequenceInsert → … → ConcatFromSequence`. Once loops are unrolled every element is a value of
-    the graph. Fidelity: exact.
+    the graph. What is split into a sequence of parts of known number becomes a Split. Fidelity:
+    exact.
 
     Before:
         (float[N,2] x) => (float[N,4] y) {
@@ -87,6 +90,44 @@ def _erased(node: Node, known: Known) -> list[Value] | None:
     return elements
 
 
+def _split(node: Node, known: Known) -> list[Value] | None:
+    """The parts that the sequence consists of, if all that read it can do without it."""
+    x, axis = node.inputs[0], node.attr("axis", 0)
+    sizes = _part_sizes(node)
+    if x is None or sizes is None or not all(_is_read_at(u.user) for u in node.output.uses):
+        return None
+    rewriter = Rewriter(node, [node])
+    parts = rewriter.insert(
+        "Split", [x, rewriter.ints(*sizes)], {"axis": axis}, outputs=len(sizes)
+    ).outputs
+    if node.input(1) is None and not node.attr("keepdims", 1):
+        return [rewriter.op.Squeeze(part, rewriter.ints(axis)) for part in parts]
+    return list(parts)
+
+
+def _part_sizes(node: Node) -> list[int] | None:
+    """How long the parts of a SplitToSequence are: as it says, all alike, or 1."""
+    x, split = node.inputs[0], node.input(1)
+    shape = x.shape if x is not None else None
+    length = shape[node.attr("axis", 0)] if shape else None
+    given = [1] if split is None else ints_of(split)
+    if not isinstance(length, int) or not given or min(given) < 1:
+        return None
+    if split is not None and split.rank == 1:
+        return given if sum(given) == length else None
+    if split is not None and split.rank != 0:
+        return None
+    whole, rest = divmod(length, given[0])
+    count = whole + (rest > 0)
+    return [given[0]] * whole + [rest] * (rest > 0) if 0 < count <= MAX_PARTS else None
+
+
+def _is_read_at(user: Node | Graph) -> bool:
+    if not isinstance(user, Node) or user.op not in _READERS:
+        return False
+    return user.op != "SequenceAt" or bool(ints_of(user.inputs[1]))
+
+
 def _element(node: Node, elements: list[Value]) -> Value | None:
     position = ints_of(node.inputs[1])
     if not position or not -len(elements) <= position[0] < len(elements):
@@ -113,6 +154,7 @@ _BUILDERS: dict[str, Callable[[Node, Known], list[Value] | None]] = {
     "SequenceConstruct": lambda node, known: [v for v in node.inputs if v is not None],
     "SequenceInsert": _inserted,
     "SequenceErase": _erased,
+    "SplitToSequence": _split,
 }
 _READERS: dict[str, Callable[[Node, list[Value]], Value | None]] = {
     "SequenceAt": _element,

@@ -73,11 +73,13 @@ class Value:
 
     @property
     def shape(self) -> tuple[Any, ...] | None:
-        return self.tensor.shape
+        """None where it is not known, and for what is no tensor."""
+        return self.type.shape if isinstance(self.type, TensorType) else None
 
     @property
     def rank(self) -> int | None:
-        return self.tensor.rank
+        """None where it is not known, and for what is no tensor."""
+        return self.type.rank if isinstance(self.type, TensorType) else None
 
     def __repr__(self) -> str:
         return f"<Value {self.name!r}: {self.type}>"

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from graphopt.errors import IdError
+from graphopt.errors import IdError, UnsupportedOpError
 from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
 INT64 = np.iinfo(np.int64)
@@ -202,3 +202,13 @@ def test_floats_outside_of_all_integers_are_no_ids() -> None:
     for stray in (1e30, -1e30, np.inf, -np.inf, np.nan):
         with pytest.raises(IdError):
             compiled({"x": np.array([[0, 3], [0, stray]], np.float32)})
+
+
+def test_ids_out_of_a_sequence_are_refused_in_one_line() -> None:
+    """How many parts there are is known at run time only, so the sequence cannot be resolved."""
+    graph = parse(
+        "(int64[N,2] x, int64 n) => (float[K,2,3] y) <float[9,3] t> {"
+        " s = SplitToSequence<axis=0>(x) e = SequenceAt(s, n) y = Gather(t, e) }"
+    )
+    with pytest.raises(UnsupportedOpError, match="SplitToSequence"):
+        Compiled(graph)
