@@ -48,6 +48,7 @@ from graphopt.passes.prune_units import PruneUnits
 from graphopt.passes.quantize_activations import QuantizeActivations
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
+from graphopt.passes.raise_buckets import RaiseBuckets
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
 from graphopt.passes.raise_gru import RaiseGru
 from graphopt.passes.raise_layer_normalization import RaiseLayerNormalization
@@ -116,7 +117,7 @@ _FOLD_WEIGHTS = (
     Reassociate(),
     FuseGemm(),
 )
-_LOOK_UP = (RaiseLookups(), RaisePooling(), FuseLookups(), MergeEmbeddingBags())
+_LOOK_UP = (RaiseBuckets(), RaiseLookups(), RaisePooling(), FuseLookups(), MergeEmbeddingBags())
 _INTERACT = (
     DecomposeDft(),
     DecomposeEinsum(),
