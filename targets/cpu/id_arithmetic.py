@@ -221,7 +221,7 @@ class _Reader:
         """What an op computes, if it is one of those known here, on operands of its shape."""
         rule = _BOUNDS.get(node.op)
         operands = [value for value in node.inputs if value is not None]
-        fits = all(v.const is not None or _without_ones(v) == frame.shape for v in operands)
+        fits = all(v.const is not None or _fits(v, frame) for v in operands)
         if rule is None or not fits or len(self.nodes) >= _MAX_OPS:
             return None
         before = len(self.sources), len(self.nodes)
@@ -236,6 +236,10 @@ class _Reader:
             return None
         dtype = node.output.dtype
         return Computed(node.op_type, dtype, tuple(parts), bool(node.attr("fmod", 0))), within
+
+
+def _fits(value: Value, frame: _Frame) -> bool:
+    return value.shape is not None and _without_ones(value) == frame.shape
 
 
 def _without_ones(value: Value) -> tuple[Dim, ...]:

@@ -13,6 +13,8 @@ from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes, extent
 
 TOO_MANY = "TopK: k is larger than the axis"
+_BLOCK = 32
+_COMPARED_IN_VECTORS = ("float32", "float64", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,45 @@ def _sift_down(heap, count):
             place = count
 
 
+def _may_precede(heap, a, b):
+    """int32, not 0 if `a` comes before `b`, or if one of them is NaN: for many elements at once.
+
+    A Select where `Not` would do, which TVM moves into the comparison.
+    """
+    behind = a <= b if heap.largest else a >= b
+    return T.Select(behind, T.int32(0), T.int32(1))
+
+
 @inlined
-def _select(heap, x, size, k):
-    for j in range(k):
-        _put(heap, j, x[heap.o, j, heap.i], j)
-        _sift_up(heap, j)
-    for j in range(k, size):
+def _take_better(heap, x, start, stop, k):
+    for j in range(start, stop):
         if heap.precedes(x[heap.o, j, heap.i], heap.value(0)):
             _put(heap, 0, x[heap.o, j, heap.i], j)
             _sift_down(heap, k)
+
+
+@inlined
+def _take_better_by_blocks(heap, x, start, stop, k):
+    blocks = T.meta_var((stop - start) // T.int64(_BLOCK))
+    for block in range(blocks):
+        first = T.meta_var(start + block * T.int64(_BLOCK))
+        better: T.int32 = 0
+        for j in range(_BLOCK):
+            better = better | _may_precede(heap, x[heap.o, first + j, heap.i], heap.value(0))
+        if better > 0:
+            _take_better(heap, x, first, first + T.int64(_BLOCK), k)
+    _take_better(heap, x, start + blocks * T.int64(_BLOCK), stop, k)
+
+
+@inlined
+def _select(heap, x, size, k, in_blocks):
+    for j in range(k):
+        _put(heap, j, x[heap.o, j, heap.i], j)
+        _sift_up(heap, j)
+    if in_blocks:
+        _take_better_by_blocks(heap, x, k, size, k)
+    else:
+        _take_better(heap, x, k, size, k)
     for j in range(k - 1):
         _swap(heap, 0, k - 1 - j)
         _sift_down(heap, k - 1 - j)
@@ -118,6 +150,7 @@ def topk(
     before, after = extent("outer", outer), extent("inner", inner)
     size, kept = T.int64(extent("length", length)), T.int64(extent("k", k))
     align, index_align = element_bytes(dtype), element_bytes("int64")
+    in_blocks = inner == 1 and dtype in _COMPARED_IN_VECTORS
 
     @script.prim_func(private=True, s_tir=True)
     def topk(data: T.handle, values: T.handle, indices: T.handle):
@@ -129,6 +162,6 @@ def topk(
             assert kept <= size, message
             if kept > 0:
                 for o, i in T.grid(before, after):
-                    _select(_Heap(best, at, o, i, dtype, largest), x, size, kept)
+                    _select(_Heap(best, at, o, i, dtype, largest), x, size, kept, in_blocks)
 
     return topk

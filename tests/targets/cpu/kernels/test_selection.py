@@ -44,6 +44,8 @@ def sorters(compile_kernels):
     for dtype in ORDERED:
         kernels[f"top_{dtype}"] = topk(None, None, None, None, dtype, True)
         kernels[f"sort_{dtype}"] = argsort(None, None, None, dtype, False)
+        for way in ("largest", "smallest"):
+            kernels[f"{way}_{dtype}"] = topk(None, None, 1, None, dtype, way == "largest")
     kernels["bottom_float32"] = topk(3, None, 1, 4, "float32", False, "k is too large")
     kernels["sort_down_float32"] = argsort(3, None, 1, "float32", True)
     return compile_kernels(kernels)
@@ -72,6 +74,24 @@ def test_topk_smallest(sorters):
     order = stable_order(x, False, 1)[:, :4]
     np.testing.assert_array_equal(indices, order)
     np.testing.assert_array_equal(values, take(x, order))
+
+
+@pytest.mark.parametrize("way", ["largest", "smallest"])
+@pytest.mark.parametrize("dtype", ORDERED)
+def test_topk_passes_over_blocks_that_hold_nothing_better(sorters, dtype, way):
+    """Where elements lie side by side; of one slice the best comes late, after equal ones."""
+    x = sample((2, 203, 1), dtype)
+    flat = x.reshape(1, -1)
+    by_rank = stable_order(flat, way == "largest", 1)[0]
+    best, worst = flat[0, by_rank[0]], flat[0, by_rank[-1]]
+    x[1] = worst
+    x[:, 170] = best
+    for k in (1, 7, 203):
+        out = (2, k, 1)
+        values, indices = sorters[f"{way}_{dtype}"]([x], [(out, dtype), (out, "int64")])
+        order = stable_order(x, way == "largest", 1)[:, :k]
+        np.testing.assert_array_equal(indices, order)
+        assert values.tobytes() == take(x, order).tobytes()
 
 
 def test_topk_of_too_few_elements(sorters):
