@@ -57,6 +57,7 @@ from graphopt.passes.raise_lstm import RaiseLstm
 from graphopt.passes.raise_pooling import RaisePooling
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
+from graphopt.passes.resolve_masks import ResolveMasks
 from graphopt.passes.resolve_sequences import ResolveSequences
 from graphopt.passes.resolve_shapes import ResolveShapes
 from graphopt.passes.round_layers import RoundLayers
@@ -79,6 +80,7 @@ from graphopt.pipeline.spec import Fixpoint, Pipeline
 _CLEAN_UP = (
     Dce(),
     ResolveShapes(),
+    ResolveMasks(),
     InlineSubgraphs(),
     FoldConstants(),
     Canonicalize(),
