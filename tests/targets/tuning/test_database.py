@@ -48,7 +48,8 @@ def _write_many(path: Path, writer: int) -> None:
         database.add(KEY, {"writer": writer, "k": k}, 1.0)
 
 
-def test_concurrent_writers(tmp_path: Path) -> None:
+def test_concurrent_writers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])  # new processes import this file
     spawn = multiprocessing.get_context("spawn")
     writers = [spawn.Process(target=_write_many, args=(tmp_path / "t.db", k)) for k in range(3)]
     for writer in writers:
