@@ -130,6 +130,8 @@ def legalize(
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
+        if vnni and node.op == f"{DOMAIN}::{lookup_interaction.OP_TYPE}":
+            lookup_interaction.keep_codes(node)
         multiplies_bytes = "data" in node.attrs or node.op == f"{DOMAIN}::IntegerProduct"
         if amx is not None and multiplies_bytes:
             node.attrs["amx"] = amx

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from graphopt.analysis.cost import Cost, cost_rule
@@ -20,6 +22,9 @@ from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 OP_TYPE = "LookupInteraction"
 LEAST_DIM = 64
 """Elements of features that are worth it; shorter ones are better read where they were joined."""
+
+BYTES = 64
+"""What one instruction multiplies."""
 
 x, w = var("x"), const("w")
 
@@ -77,6 +82,17 @@ def interaction_of_lookups(rw: Rewriter, node: Node, x: Value) -> Value | NoMatc
     inputs = [*before.inputs, *([] if beside is None else [beside])]
     origin = tuple(dict.fromkeys(name for n in (before, *nodes) for name in n.origin))
     return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN, origin=origin).output
+
+
+def keep_codes(node: Node) -> None:
+    """Let rows of 8 bits that are whole features be multiplied as bytes, by AVX512-VNNI."""
+    dim, place, parts = node.attrs["dim"], 0, []
+    for part in node.attrs["parts"]:
+        is_coded = len(part.terms) == 1 and part.terms[0].bits == 8 and part.pool is None
+        whole = is_coded and part.terms[0].dim == dim and place % dim == 0
+        parts.append(replace(part, kept=whole and dim % BYTES == 0))
+        place += part.width
+    node.attrs["parts"] = tuple(parts)
 
 
 _PRODUCTS = Pattern(OP_TYPE, (x, ...), domain=DOMAIN, name="y")

@@ -53,12 +53,17 @@ class _Operand:
 
 
 class Row(NamedTuple):
-    """Row `i` of `count`, which becomes row `at` of `target`."""
+    """Row `i` of `count`, which becomes row `at` of `target`.
+
+    What parts keep as codes goes to the same places of `codes`, the scale of each row to `scales`.
+    """
 
     i: Any
     count: Any
     target: Any
     at: Any
+    codes: Any = None
+    scales: Any = None
 
 
 @lowers(OP_TYPE, domain=DOMAIN)
@@ -190,7 +195,7 @@ def _look_up(
         column = place + k * term.dim if apart else place
         asked, buffers, its, rows = next(later)
         _prefetch(asked, buffers, its, T.min(row.i + rows, row.count - 1))
-        _look_up_term(lower, term, given, row, column, k, combine)
+        _look_up_term(lower, term, given, row, column, k, combine, operand.part.kept)
         combine = _COMBINED.get(operand.part.combined, combine)
 
 
@@ -202,6 +207,7 @@ def _look_up_term(
     place: Any,
     k: Any,
     combine: Any,
+    kept: bool,
 ) -> None:
     start, size = _extent(term, given, k)
     at = T.bind(_id(term, given, row.i, k))
@@ -213,6 +219,11 @@ def _look_up_term(
         _copy(row, place, given[0], found, term.dim, valid, combine)
     else:
         scale = T.bind(load(given[1], [found], valid).astype("float32"))
+        if kept:
+            store(row.scales, [place // term.dim], scale)
+            with T.vectorized(term.dim) as lane:
+                store(row.codes, [place + lane], load(given[0], [found, lane], valid))
+            return
         _restore(row, place, given[0], scale, found, term.bits, valid, combine)
 
 

@@ -75,6 +75,7 @@ class Part:
         combined: "add" or "mul", how the rows of several terms become one.
         pool: how all rows of one term become one.
         start, source: of a value: columns from `start` on of an input of `source` columns.
+        kept: rows of codes of 8 bits stay so, for who multiplies bytes.
     """
 
     width: int
@@ -83,6 +84,7 @@ class Part:
     pool: EmbeddingBag | None = None
     start: int = 0
     source: int = 0
+    kept: bool = False
 
     @property
     def inputs(self) -> int:

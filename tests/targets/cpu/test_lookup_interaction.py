@@ -24,6 +24,11 @@ JOINED = (
     + """e = graphopt.EmbeddingBag<mode="sum">(u, m) re = Reshape(e, up)
     k = Gather(u, m) x = Concat<axis=1>(rd, ra, rb, re, k) """
 )
+CODES = (
+    SHAPED
+    + """c = graphopt.QuantizedLookup<bits=8>(t, scales, j) rc = Reshape(c, up)
+    k = graphopt.QuantizedLookup<bits=8>(t, scales, m) x = Concat<axis=1>(rd, ra, rc, rb, k) """
+)
 FLAT = "f = Concat<axis=1>(d, a, b) s = Constant<value_ints=[-1, 3, 64]>() x = Reshape(f, s) "
 
 
@@ -42,6 +47,11 @@ FUSED = {
     "by columns": (64, JOINED + dots([i * 7 + j for j in range(7) for i in range(j, 7)])),
     "of few pairs in any order": (64, JOINED + dots([3, 40, 3, 12, 48])),
     "in more than one block": (64, JOINED + dots([*range(49), *range(49)])),
+    "of codes": (64, CODES + dots(triangle(7), ", d")),
+    "of codes of 4 vectors": (256, CODES + dots(triangle(7))),
+    "of codes by columns": (64, CODES + dots([i * 7 + j for j in range(7) for i in range(j, 7)])),
+    "of few codes": (64, CODES + dots([9, 8, 1])),
+    "of codes in more than one block": (128, CODES + dots([*range(49), *range(49)])),
     "joined in another form": (64, FLAT + dots(triangle(3), ", d")),
 }
 STAY = {
@@ -79,7 +89,7 @@ def test_products_of_what_is_looked_up(name: str) -> None:
     compiled = Compiled(source)
     all_feeds = random_inputs(source, {"N": 20})
     found = compiled(all_feeds)["y"]
-    # Sums of up to 160 products of numbers near 1.
+    # Sums of up to 256 products of numbers near 1.
     wanted = run_onnxruntime(source, all_feeds)["y"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
     for row in (0, 19):
@@ -87,18 +97,37 @@ def test_products_of_what_is_looked_up(name: str) -> None:
         np.testing.assert_array_equal(compiled(feeds)["y"], found[row : row + 1])
 
 
+@pytest.mark.parametrize(
+    ("dim", "vnni", "kept"),
+    [
+        (64, True, [False, True, True, False, True]),
+        (160, True, [False] * 5),
+        (64, False, [False] * 5),
+    ],
+)
+def test_what_is_multiplied_as_bytes(dim: int, vnni: bool, kept: list[bool]) -> None:
+    graph = graph_of((dim, CODES + dots(triangle(7))))
+    legalize(graph, lanes=16, vnni=vnni)
+    (node,) = [node for node in graph.nodes if node.op_type == "LookupInteraction"]
+    assert [part.kept for part in node.attrs["parts"]] == kept
+
+
 @pytest.mark.parametrize("name", STAY)
 def test_others_stay(name: str) -> None:
     assert all(node.op_type != "LookupInteraction" for node in legal(graph_of(STAY[name])).walk())
 
 
-def test_an_id_outside_its_table_is_an_error() -> None:
-    source = graph_of(FUSED["alone"])
+@pytest.mark.parametrize("name", ["alone", "of codes"])
+def test_an_id_outside_its_table_is_an_error(name: str) -> None:
+    source = graph_of(FUSED[name])
     feeds = random_inputs(source, {"N": 3})
-    feeds["j"][1] = 5
+    feeds["j"][1] = 7
     with pytest.raises(IdError):
         Compiled(source)(feeds)
-    assert np.isfinite(Compiled(source, oob="zero")(feeds)["y"]).all()
+    found = Compiled(source, oob="zero")(feeds)["y"]
+    assert np.isfinite(found).all()
+    assert (found[1] == 0).any()
+    assert not (found[0] == 0).any()
 
 
 def test_costs() -> None:
