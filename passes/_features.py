@@ -63,7 +63,9 @@ def _moved(value: Value, dim: int) -> list[Feature] | None:
 def _holds(data: Value, dim: int, value: Value) -> bool:
     """True if `data` holds whole vectors for the samples of `value`."""
     size = size_of(data)
-    return size is not None and size % dim == 0 and data.tensor.dims[0] == value.tensor.dims[0]
+    return (
+        size is not None and size % dim == 0 and (data.shape or ())[:1] == (value.shape or ())[:1]
+    )
 
 
 def leads(node: Node) -> bool:

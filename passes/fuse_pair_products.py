@@ -31,7 +31,7 @@ def _pairs(value: Value, dim: int, alone: bool = False) -> list[Pair] | None:
     if node is None or (alone and len(value.uses) > 1):
         return None
     first = node.inputs[0] if node.inputs else None
-    if first is None or not value.rank or first.tensor.dims[:1] != value.tensor.dims[:1]:
+    if first is None or not first.shape or not value.shape or first.shape[0] != value.shape[0]:
         return None
     if node.op == "Reshape":
         return _pairs(first, dim, alone=True) if size_of(first) == size_of(value) else None

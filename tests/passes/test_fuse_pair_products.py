@@ -198,10 +198,16 @@ def of_samples(m: Model) -> Value:
     return m.op("Mul", m.op("Gather", m.x, [0, 0, 0], axis=0), m.op("Gather", m.x, [0], axis=0))
 
 
+def of_a_sequence(m: Model) -> Value:
+    parts = m.op("SplitToSequence", m.x, axis=1)
+    return m.op("Concat", *(m.op("SequenceAt", parts, [k]) for k in range(3)), axis=1)
+
+
 @pytest.mark.parametrize(
     ("form", "reason"),
     [
         (few, "less than 3 pairs"),
+        (of_a_sequence, None),
         (whole, None),
         (partly_weighted, "only some of the left features"),
         (both_weighted, None),
