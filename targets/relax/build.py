@@ -17,6 +17,7 @@ from tvm.error import InternalError
 from graphopt.errors import OutputError, UnsupportedOpError
 from graphopt.ir.graph import Node
 from graphopt.targets.relax.attribution import Emitted, attribute
+from graphopt.targets.relax.direct import DIRECT
 from graphopt.targets.relax.linking import linker_options
 from graphopt.targets.relax.schedule import schedule
 from graphopt.targets.relax.scratch import ON_STACK
@@ -70,7 +71,7 @@ def build(
                 _unaligned(fused), target=target, relax_pipeline=pipeline, tir_pipeline=ON_STACK
             )
         else:
-            executable = tvm.compile(straight.module, target=target, tir_pipeline=ON_STACK)
+            executable = tvm.compile(straight.module, target=target, tir_pipeline=DIRECT)
     export(executable, machine, library)
     if straight is None:
         return Built(kernels(fused), calls(fused), None)

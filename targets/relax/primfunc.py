@@ -19,6 +19,11 @@ def int64(size: Any) -> Any:
     return tirx.IntImm("int64", int(size)) if isinstance(size, (int, bool)) else size
 
 
+def sequence(statements: Sequence[Any]) -> Any:
+    """One statement for some; TVM allows no SeqStmt of one."""
+    return tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+
+
 def compute(shape: Sequence[Any], element: Callable[..., Any], name: str = "compute") -> te.Tensor:
     """`te.compute` whose indices are int64 for static shapes too, as those of symbolic ones are."""
     return te.compute([int64(size) for size in shape], element, name=name)

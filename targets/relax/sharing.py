@@ -18,7 +18,7 @@ from typing import Any
 from tvm import s_tir, tirx
 from tvm.ir import StringImm
 
-from graphopt.targets.relax.primfunc import int64, with_root
+from graphopt.targets.relax.primfunc import int64, sequence, with_root
 
 WIDE = "graphopt.wide"
 """Attribute of kernels that are worth sharing: the bytes of their weights."""
@@ -86,8 +86,7 @@ class Sharing:
         self.progress, self.helps = self._buffer(), tirx.Var("helps", "int64")
         for symbol in dict.fromkeys(wide):
             name = f"{symbol}_shared"
-            function = _shared(kernels[symbol], self._buffer())
-            self.kernels[name] = function.with_attr("global_symbol", name)
+            self.kernels[name] = _shared(kernels[symbol], self._buffer())
         self._layers, self._first = 0, 1
 
     def _buffer(self) -> Any:
@@ -109,19 +108,18 @@ class Sharing:
         waited = _call("wait", self.progress, 0, layer)
         return [
             self.alone([tirx.Evaluate(_call("publish", self.progress, 0, layer))]),
-            tirx.IfThenElse(waited < tirx.max_value("int64"), tirx.SeqStmt(compute), None),
+            tirx.IfThenElse(waited < tirx.max_value("int64"), sequence(compute), None),
             self.alone([tirx.Evaluate(_call("wait", self.progress, first, self._parts[symbol]))]),
         ]
 
     def alone(self, statements: Sequence[Any]) -> Any:
         """Statements for the thread that was asked."""
-        body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
-        return tirx.IfThenElse(tirx.EQ(self.helps, int64(0)), body, None)
+        return tirx.IfThenElse(tirx.EQ(self.helps, int64(0)), sequence(statements), None)
 
 
 def with_atomics(body: Sequence[Any]) -> tirx.Stmt:
     """Statements in which the functions are known that sharing calls."""
-    return tirx.AttrStmt(int64(0), "pragma_import_llvm", StringImm(_LLVM), tirx.SeqStmt(body))
+    return tirx.AttrStmt(int64(0), "pragma_import_llvm", StringImm(_LLVM), sequence(body))
 
 
 def _call(name: str, progress: Any, place: Any, *more: int) -> Any:
@@ -152,10 +150,8 @@ def _shared(kernel: tirx.PrimFunc, progress: Any) -> tirx.PrimFunc:
     body = [tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, claimed(part, [loop.body]))]
     if rest:
         body.append(claimed(int64(int(loop.extent)), rest))
-    statement = tirx.SeqStmt(body) if len(body) > 1 else body[0]
-    function = tirx.PrimFunc(
-        [*kernel.params, progress, first], statement, kernel.ret_type, kernel.attrs
-    )
+    params = [*kernel.params, progress, first]
+    function = tirx.PrimFunc(params, sequence(body), kernel.ret_type, kernel.attrs)
     return s_tir.renew_defs(with_root(function))
 
 

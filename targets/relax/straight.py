@@ -27,18 +27,19 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import tirx
-from tvm.ir import PointerType, PrimType, StringImm
+from tvm.ir import StringImm
 from tvm_ffi import StructuralKey
 
 from graphopt.targets.kernels.storage import element_bytes
-from graphopt.targets.relax.primfunc import int64, with_root
+from graphopt.targets.relax.direct import DirectKernel, at
+from graphopt.targets.relax.primfunc import int64, sequence, with_root
 from graphopt.targets.relax.reader import Call, Reader, Root, Tensor, read
 from graphopt.targets.relax.sharing import Sharing, with_atomics
 from graphopt.targets.relax.workspace import Slot, Workspace
@@ -76,14 +77,17 @@ def straighten(module: tvm.IRModule) -> Straight | None:
     if reader is None:
         return None
     kernels = {
-        name.name_hint: unaligned(kernel).with_attr("global_symbol", name.name_hint)
+        name.name_hint: unaligned(kernel)
         for name, kernel in module.functions.items()
         if isinstance(kernel, tirx.PrimFunc)
     }
     sharing = Sharing(kernels, [call.symbol for call in reader.calls])
-    writer = _HostWriter(reader, sharing)
+    every = {**kernels, **sharing.kernels}
+    direct = {name: DirectKernel(name, kernel) for name, kernel in every.items()}
+    writer = _HostWriter(reader, sharing, direct)
+    functions = {kernel.name: kernel.function for kernel in direct.values()}
     return Straight(
-        tvm.IRModule({**kernels, **sharing.kernels, **writer.functions()}),
+        tvm.IRModule({**functions, **writer.functions()}),
         tuple(writer.sizes.values()),
         writer.shaping,
         tuple(constant.value.numpy() for constant in reader.embedded),
@@ -103,7 +107,7 @@ def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
             dtype = str(parameter.ty.dtype)
             if int(parameter.ty.data_alignment) > element_bytes(dtype):
                 given = buffer_of(parameter.ty.shape, dtype, parameter.name)
-                declarations.append(_at(parameter, tirx.address_of(given)))
+                declarations.append(at(parameter, tirx.address_of(given)))
                 parameter = given
         params.append(parameter)
     if not declarations:
@@ -115,12 +119,6 @@ def unaligned(kernel: tirx.PrimFunc) -> tirx.PrimFunc:
 def buffer_of(shape: Sequence[Any], dtype: str, name: str) -> Any:
     """A buffer that may start anywhere an element may."""
     return tirx.decl_buffer(shape, dtype, name, data_alignment=element_bytes(dtype))
-
-
-def _at(buffer: Any, address: Any) -> tirx.DeclBuffer:
-    """The statement that lets `buffer` lie at an address."""
-    pointer = PointerType(PrimType(str(buffer.ty.dtype)))
-    return tirx.DeclBuffer(buffer, data=tirx.reinterpret(pointer, address))
 
 
 class Writer:
@@ -184,7 +182,7 @@ class Writer:
     def _declared(self, tensor: Tensor) -> tirx.DeclBuffer:
         shape = [self.scalar(dim) for dim in tensor.type.shape.values]
         buffer = buffer_of(shape, str(tensor.type.dtype), "value")
-        return _at(buffer, self.address(tensor.root))
+        return at(buffer, self.address(tensor.root))
 
 
 class _HostWriter(Writer):
@@ -194,9 +192,11 @@ class _HostWriter(Writer):
         sizes: those of the program, the first `shaping` of which the shapes of outputs depend on.
     """
 
-    def __init__(self, program: Reader, sharing: Sharing) -> None:
+    def __init__(
+        self, program: Reader, sharing: Sharing, kernels: Mapping[str, DirectKernel]
+    ) -> None:
         super().__init__(program)
-        self.sharing = sharing
+        self.sharing, self.kernels = sharing, kernels
         self.inputs = _given("in", program.inputs)
         self.outputs = _given("out", program.outputs)
         count = max(1, program.weights + len(program.embedded))
@@ -214,6 +214,19 @@ class _HostWriter(Writer):
             return self.weights[int64(root.weight)]
         assert root.slot is not None
         return tirx.address_of(self.workspace[self.scalar(self.offsets[root.slot])])
+
+    def called(self, call: Call, symbol: str = "", more: Sequence[Any] = ()) -> list[Any]:
+        operands: list[Any] = []
+        shapes: list[Any] = []
+        for operand in (*call.operands, *call.results):
+            is_tensor = isinstance(operand, Tensor)
+            operands.append(self.address(operand.root) if is_tensor else operand)
+            shapes.append(operand.type.shape.values if is_tensor else None)
+        for operand in more:
+            is_buffer = isinstance(operand.ty, tirx.BufferType)
+            operands.append(tirx.address_of(operand) if is_buffer else operand)
+            shapes.append(operand.ty.shape if is_buffer else None)
+        return self.kernels[symbol or call.symbol].called(operands, shapes, self.scalar)
 
     def functions(self) -> dict[str, tirx.PrimFunc]:
         """`graphopt_run`, `graphopt_plan` and `graphopt_profile`, and perhaps `graphopt_share`."""
@@ -268,7 +281,7 @@ def _given(name: str, tensors: Sequence[Tensor]) -> list[Any]:
 
 def function_of(name: str, params: list[Any], body: list[Any]) -> tirx.PrimFunc:
     """A function that others find by `name`."""
-    function = tirx.PrimFunc(params, tirx.SeqStmt(body) if len(body) > 1 else body[0])
+    function = tirx.PrimFunc(params, sequence(body))
     return function.with_attr({"global_symbol": name, "s_tir": True, "tirx.noalias": True})
 
 
