@@ -15,6 +15,7 @@ from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_int8, pack_start
 from graphopt.targets.cpu.kernels.panels import (
     MAX_ROWS,
+    WIDEST_FAR,
     GemmParams,
     default_params,
     pack_bias,
@@ -33,12 +34,14 @@ class GemmProblem:
 
     Attributes:
         lanes: float32 elements in a vector register.
+        far: whether weights come from memory each time, which trials do not show.
     """
 
     k: int
     n: int
     lanes: int
     rows: tuple[int, ...]
+    far: bool = False
 
 
 class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
@@ -47,11 +50,12 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
     name: ClassVar[str] = "gemm-float32"
 
     def default(self, problem: GemmProblem) -> GemmParams:
-        return default_params(problem.n, problem.lanes, problem.k)
+        return default_params(problem.n, problem.lanes, problem.k, problem.far)
 
     def candidates(self, problem: GemmProblem) -> Iterator[GemmParams]:
         """Those that fill at least half of the registers and pad at most a fourth more columns."""
         available, widest = registers(problem.lanes)
+        widest = min(widest, WIDEST_FAR) if problem.far else widest
         padding = {
             v: problem.lanes * v * -(-problem.n // (problem.lanes * v))
             for v in range(1, widest + 1)
@@ -69,7 +73,7 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
         return GemmParams(**fields)
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
-        return gemm(problem.k, problem.n, params)
+        return gemm(problem.k, problem.n, params, far=problem.far)
 
     def packed(self, weights: np.ndarray, params: GemmParams) -> np.ndarray:
         """float32[k, n] as the kernel reads it."""

@@ -346,10 +346,10 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
         kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue)
     else:
-        params = params or default_params(n, lanes, k)
+        far = bool(node.attrs.get("far"))
+        params = params or default_params(n, lanes, k, far)
         packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
         packed += [] if scale is None else [pack_bias(scale, n, params)]
-        far = bool(node.attrs.get("far"))
         stored = weights.dtype.name if scale is None else "int8"
         kernel = gemm(k, n, params, epilogue, stored, parts, far)
     return kernel, packed + ([] if columns is None else [pack_columns(columns, params)])

@@ -81,7 +81,8 @@ def _layer(layer: Node, batches: Sequence[int]) -> GemmProblem:
     rows = {substitute(count, dict.fromkeys(symbols(count), batch).get) for batch in batches}
     known = tuple(sorted(number for number in rows if isinstance(number, int)))
     k, n = weights.shape
-    return GemmProblem(k, n, layer.attrs["lanes"], known or tuple(batches))
+    far = bool(layer.attrs.get("far"))
+    return GemmProblem(k, n, layer.attrs["lanes"], known or tuple(batches), far)
 
 
 def _lookup(node: Node) -> LookupProblem | None:

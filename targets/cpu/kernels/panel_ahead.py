@@ -13,7 +13,7 @@ from graphopt.targets.cpu.kernels.rows import CACHE_LINE
 from graphopt.targets.kernels.script import inlined
 
 LEAST_BYTES = 1 << 20  # smaller weights stay in the second-level cache
-LEAST_ROWS = {True: 4, False: 16}
+LEAST_ROWS = {True: 2, False: 16}
 """Fewer are done before the next lines come: for weights that are far away, and for others."""
 FAR_BYTES = 16 << 20
 """More weights than that in a model are far away: of a third-level cache of 32 MiB half is theirs.

@@ -19,6 +19,10 @@ PANEL_BYTES = 512 << 10
 _TIME_ALONE = {8: 1.5, 16: 1.08}
 """What a vector takes that is the only one of its panel, by its lanes, to one among others: with 16
 lanes there is a load for each product, and two units wait for loads."""
+WIDEST_FAR = 3
+"""Vectors of a panel at most where weights come from memory: blocks then have 8 rows or more."""
+_HEIGHTS = {True: (8, 6, 4, 3, 2, 1), False: (8, 4, 2, 1)}
+"""Heights of blocks by whether vectors have 16 lanes."""
 Emitted = Callable[..., None]
 
 
@@ -51,9 +55,12 @@ class GemmParams:
 
     @property
     def blocks(self) -> list[int]:
-        """Block heights that make up any number of rows: `rows`, then the powers of two below."""
-        below = (self.rows - 1).bit_length() if self.rows > 1 else 0
-        return [self.rows, *(1 << power for power in reversed(range(below)))]
+        """Block heights that make up any number of rows: `rows`, then some below.
+
+        Each block reads its panel again, so where weights wait for memory (`panel_ahead`), six or
+        three rows are to be one block and not two.
+        """
+        return [self.rows, *(height for height in _HEIGHTS[self.lanes == 16] if height < self.rows)]
 
     def side(self, height: int) -> int:
         """Panels that a block of `height` rows spans: the sums of one alone may be too few.
@@ -68,21 +75,26 @@ def registers(lanes: int) -> tuple[int, int]:
     return {16: (32, 6), 8: (16, 3)}.get(lanes, (16, 2))
 
 
-def default_params(n: int, lanes: int, k: int = SHORT + 1) -> GemmParams:
+def default_params(n: int, lanes: int, k: int = SHORT + 1, far: bool = False) -> GemmParams:
     """Parameters for `n` columns: as little padding as possible, then as many accumulators.
 
     Sums over at most SHORT products are so soon done that no more are begun than units need.
+    Weights that are `far` come from memory.
     """
-    vectors = vectors_across(n, lanes, k)
+    vectors = vectors_across(n, lanes, k, WIDEST_FAR if far else None)
     rows = min(12, rows_beside(vectors, lanes))
     if lanes == 8 and k <= SHORT:
         rows = min(rows, max(4, _SUMS // vectors))
     return GemmParams(lanes, vectors, rows)
 
 
-def vectors_across(n: int, lanes: int, k: int = 1) -> int:
-    """Vectors of a panel for `n` columns: as little padding as possible, then as many of them."""
+def vectors_across(n: int, lanes: int, k: int = 1, most: int | None = None) -> int:
+    """Vectors of a panel for `n` columns: as little padding as possible, then as many of them.
+
+    There are `most` at most, if that is given and fewer than registers allow.
+    """
     _, widest = registers(lanes)
+    widest = min(widest, most or widest)
     if lanes == 16:
         widest = max(1, min(widest, PANEL_BYTES // (4 * lanes * k)))
 

@@ -74,6 +74,8 @@ def test_candidates_fit_the_registers(n: int, lanes: int) -> None:
     for params in candidates:
         assert params.rows * params.vectors + params.vectors < registers
         assert 1 <= params.rows <= MAX_ROWS
+    far = list(FAMILY.candidates(GemmProblem(8, n, lanes, (1,), far=True)))
+    assert far and all(params.vectors <= 3 for params in far)
 
 
 def test_parameters_that_no_kernel_has() -> None:

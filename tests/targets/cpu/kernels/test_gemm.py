@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,13 @@ def test_vectors_across() -> None:
     assert default_params(200, 16) == GemmParams(16, 2, 12)
     assert default_params(1024, 16, k=1024).width == 64
     assert default_params(1024, 16, k=3456).width == 32
+
+
+def test_blocks_read_weights_from_memory_once_for_few_rows() -> None:
+    assert default_params(512, 16, k=1024).rows == 6
+    far = default_params(512, 16, k=1024, far=True)
+    assert (far.width, far.blocks) == (32, [12, 8, 6, 4, 3, 2, 1])
+    assert default_params(1677, 16, k=1677, far=True).blocks == [9, 8, 6, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
@@ -211,9 +219,9 @@ def test_what_no_kernel_takes() -> None:
 
 
 def test_block_heights_make_up_every_row_count() -> None:
-    for rows in range(1, 15):
-        blocks = GemmParams(16, 1, rows).blocks
-        assert len(blocks) <= 5
+    for rows, lanes in product(range(1, 15), (8, 16)):
+        blocks = GemmParams(lanes, 1, rows).blocks
+        assert len(blocks) <= 7  # as many as `by_blocks` has levels
         for m in range(40):
             left = m
             for height in blocks:
