@@ -101,6 +101,7 @@ def test_vectors_across() -> None:
     """A panel that holds all columns, no vector alone without need, two panels in a cache."""
     assert default_params(80, 16) == GemmParams(16, 5, 5)
     assert default_params(200, 16) == GemmParams(16, 2, 12)
+    assert default_params(176, 16) == GemmParams(16, 6, 4)
     assert default_params(1024, 16, k=1024).width == 64
     assert default_params(1024, 16, k=3456).width == 32
 
