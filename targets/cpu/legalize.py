@@ -24,6 +24,7 @@ from graphopt.targets.cpu import (
     integer_products,
     interaction_loops,  # noqa: F401  (importing registers its lowering)
     joined_data,
+    last_axis,  # noqa: F401  (likewise)
     layer_norm,
     lookup_concat,
     lookup_interaction,
@@ -67,9 +68,13 @@ LEAST_WIDE = 256 << 10
 x, w, b, y, t = var("x"), const("w"), const("b"), var("y"), var("t")
 # Ops whose kernels are told how long vectors are.
 _VECTORIZED = (
+    "ArgMax",
+    "ArgMin",
     "GRU",
     "LSTM",
+    "LogSoftmax",
     "RNN",
+    "Softmax",
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::LayerNorm",

@@ -24,7 +24,9 @@ _LN2_HIGH = 0.693359375  # 9 significant bits: its product with a small integer 
 _LN2_LOW = -2.12194440e-4
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low mantissa bits
 _ROUND_BITS = 0x4B400000
+_ROUND_TO_EXPONENT = _ROUND + 127.0  # and 127 more: as the exponent of a float32 is written
 _EXP_LEAST = -87.33654  # e**x is a normal number from here on
+_EXP_ZERO = -88.02969  # -127 * ln 2
 # exp(r) = 1 + r + r**2 * P(r) for |r| <= ln(2) / 2, as in Cephes expf
 _EXP = (
     1.9875691500e-4,
@@ -63,6 +65,14 @@ def fast_exp(x: Any) -> Any:
     return tirx.call_intrin("float32", "graphopt.exp", x)
 
 
+def exp_of_negative(x: Any) -> Any:
+    """e**x of a float32 expression that is 0 at most, in 13 steps where `fast_exp` takes 21.
+
+    1.1 ulp, exact at -infinity; below -87.3, where it is subnormal, it may be 0.
+    """
+    return tirx.call_intrin("float32", "graphopt.exp_of_negative", x)
+
+
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e**-x) of a float32 expression; 2.5 ulp, below -88.7 it is 0."""
     return tirx.call_intrin("float32", "graphopt.sigmoid", x)
@@ -89,6 +99,11 @@ def maximum(a: Any, b: Any) -> Any:
     `T.max` loses a NaN, and `T.isnan` keeps TVM from vectorizing its loop.
     """
     return tirx.call_intrin(a.ty.dtype, "graphopt.maximum", a, b)
+
+
+def same_or_nan(x: Any, y: Any) -> Any:
+    """int32, not 0 if two expressions of a float type are equal, or `x` is NaN; in vectors too."""
+    return tirx.call_intrin("int32", "graphopt.same_or_nan", x, y)
 
 
 def clip(x: Any, low: float, high: float) -> Any:
@@ -143,6 +158,18 @@ def _(name: Name, x: tirx.Var) -> Any:
     return tirx.Select(x < _EXP_LEAST, _constant(0.0, x), tirx.Select(tirx.isnan(x), x, value))
 
 
+@_expands("graphopt.exp_of_negative")
+def _(name: Name, x: tirx.Var) -> Any:
+    """exp(x) = 2**k * exp(r), k being the low bits of a sum as they stand in an exponent.
+
+    They are 0 where x is least, and so is what is seen as 2**k. NaN passes through each step.
+    """
+    x = name(tirx.Select(x < _EXP_ZERO, _constant(_EXP_ZERO, x), x))
+    shifted = name(x * _LOG2_E + _ROUND_TO_EXPONENT)
+    r = _remainder(name, x, name(shifted - _ROUND_TO_EXPONENT))
+    return _polynomial((*_EXP, 1.0, 1.0), r) * _bits(_bits(shifted, "int32") << 23, "float32")
+
+
 @_expands("graphopt.sigmoid")
 def _(name: Name, x: tirx.Var) -> Any:
     return 1.0 / (name(_call("graphopt.exp", -x)) + 1.0)
@@ -188,13 +215,19 @@ def _(name: Name, a: tirx.Var, b: tirx.Var) -> Any:
     return tirx.Select(tirx.any(b > a, tirx.isnan(b)), b, a)
 
 
+@_expands("graphopt.same_or_nan")
+def _(name: Name, x: tirx.Var, y: tirx.Var) -> Any:
+    one, zero = (_constant(number, x, "int32") for number in (1, 0))
+    return tirx.Select(tirx.any(tirx.EQ(x, y), tirx.isnan(x)), one, zero)
+
+
 def _call(operator: str, x: Any) -> Any:
     return tirx.call_intrin(x.ty.dtype, operator, x)
 
 
-def _constant(value: float, like: Any) -> Any:
-    """A float32 in as many lanes as another expression."""
-    scalar, lanes = tirx.const(value, "float32"), like.ty.dtype.lanes
+def _constant(value: float, like: Any, dtype: str = "float32") -> Any:
+    """A number in as many lanes as another expression."""
+    scalar, lanes = tirx.const(value, dtype), like.ty.dtype.lanes
     return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
 
@@ -207,8 +240,12 @@ def _reduce(name: Name, x: Any) -> tuple[Any, Any]:
     """(k, r) with x = k * ln 2 + r, `k` an int32 and |r| <= ln(2) / 2."""
     shifted = name(x * _LOG2_E + _ROUND)
     whole = name(shifted - _ROUND)
-    r = name(whole * -_LN2_LOW + (whole * -_LN2_HIGH + x))
-    return name(_bits(shifted, "int32") - _ROUND_BITS), r
+    return name(_bits(shifted, "int32") - _ROUND_BITS), _remainder(name, x, whole)
+
+
+def _remainder(name: Name, x: Any, whole: Any) -> Any:
+    """x - whole * ln 2, to more digits than these have."""
+    return name(whole * -_LN2_LOW + (whole * -_LN2_HIGH + x))
 
 
 def _exp_minus_1(r: Any) -> Any:

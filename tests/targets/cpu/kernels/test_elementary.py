@@ -6,7 +6,15 @@ import tvm
 from tvm.script import tirx as T
 
 from graphopt.targets.kernels.activation import KINDS, Activation
-from graphopt.targets.kernels.elementary import atan, clip, erf, fast_exp, sigmoid, tanh
+from graphopt.targets.kernels.elementary import (
+    atan,
+    clip,
+    erf,
+    exp_of_negative,
+    fast_exp,
+    sigmoid,
+    tanh,
+)
 
 WIDTH = 64
 FUNCTIONS = {"exp": fast_exp, "sigmoid": sigmoid, "tanh": tanh, "erf": erf, "atan": atan}
@@ -30,6 +38,7 @@ def elementwise(function):
 
 
 NESTED = {"nested": lambda x: sigmoid(tanh(fast_exp(x))), "limit": lambda x: clip(x, -1.0, 2.0)}
+NESTED |= {"of_negative": exp_of_negative}
 ACTIVATIONS = {kind: Activation(kind) for kind in KINDS}
 ACTIVATIONS |= {
     "elu_alpha": Activation("elu", 0.3),
@@ -107,6 +116,19 @@ def test_exp_is_zero_where_it_would_be_subnormal(kernels):
     below = [np.nextafter(least, np.float32(-100)), -90, -103, -104, -1e9, -3.4e38]
     assert apply(kernels["exp"], np.array([least], np.float32))[0] >= np.finfo(np.float32).tiny
     assert (apply(kernels["exp"], np.array(below, np.float32)) == 0).all()
+
+
+def test_exp_of_numbers_that_are_not_positive(kernels):
+    """On every 9,999th of them; the bound holds for all."""
+    bits = np.arange(0x80000000, 0xFF800000, 9_999, dtype=np.uint32)
+    x = np.concatenate([bits.view(np.float32), np.linspace(-90, 0, 99_999, dtype=np.float32)])
+    y, exact = apply(kernels["of_negative"], x).astype(np.float64), np.exp(x.astype(np.float64))
+    normal = exact >= 2.0**-126
+    unit = np.spacing(exact[normal].astype(np.float32)).astype(np.float64)
+    assert (np.abs(y[normal] - exact[normal]) <= ULPS["exp"] * unit).all()
+    assert ((y[~normal] >= 0) & (y[~normal] < 2.0**-125.9)).all()
+    ends = np.array([-0.0, 0, np.nan, -88.1, -1e9, -3e38, -np.inf], np.float32)
+    np.testing.assert_array_equal(apply(kernels["of_negative"], ends), [1, 1, np.nan, 0, 0, 0, 0])
 
 
 def test_functions_nest(kernels):
