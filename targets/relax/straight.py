@@ -39,6 +39,7 @@ from tvm_ffi import StructuralKey
 
 from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.direct import DirectKernel, at
+from graphopt.targets.relax.given import GivenArrays
 from graphopt.targets.relax.primfunc import int64, sequence, with_root
 from graphopt.targets.relax.reader import Call, Reader, Root, Tensor, read
 from graphopt.targets.relax.sharing import Sharing, with_atomics
@@ -199,6 +200,7 @@ class _HostWriter(Writer):
         self.sharing, self.kernels = sharing, kernels
         self.inputs = _given("in", program.inputs)
         self.outputs = _given("out", program.outputs)
+        self.given = GivenArrays([*self.inputs, *self.outputs])
         count = max(1, program.weights + len(program.embedded))
         self.weights = buffer_of((int64(count),), "int64", "weights")
         self.room = tirx.Var("room", "int64")
@@ -231,6 +233,7 @@ class _HostWriter(Writer):
     def functions(self) -> dict[str, tirx.PrimFunc]:
         """`graphopt_run`, `graphopt_plan` and `graphopt_profile`, and perhaps `graphopt_share`."""
         found = {RUN: self._run(), PLAN: self._plan(), PROFILE: self._profile()}
+        found |= self.given.functions()
         return found | ({SHARE: self._share()} if self.sharing.slots else {})
 
     def _run(self) -> tirx.PrimFunc:
@@ -258,8 +261,8 @@ class _HostWriter(Writer):
     def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
         """A function that takes what `graphopt_run` takes and `more`."""
         checked = require(self.room >= self.needed, "graphopt: the workspace is too small")
-        params = [*self.inputs, *self.outputs, self.weights, self.workspace, *more]
-        return function_of(name, params, [*self.scalars, checked, *body])
+        params = [*self.given.params, self.weights, self.workspace, *more]
+        return function_of(name, params, [*self.given.declared(), *self.scalars, checked, *body])
 
     def _plan(self) -> tirx.PrimFunc:
         dims = self.output_dims()
