@@ -100,7 +100,7 @@ class Bf16GemmFamily(GemmFamily):
         return bf16_params(problem.n, problem.lanes, bool(self.words.tiles))
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
-        return bf16_gemm(problem.k, problem.n, params, self.words)
+        return bf16_gemm(problem.k, problem.n, params, self.words, far=problem.far)
 
     def packed(self, weights: np.ndarray, params: GemmParams) -> np.ndarray:
         return pack_bf16(weights, params, self.words)

@@ -346,12 +346,12 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
         packed += [] if columns is None else [columns]
         return dot.dot(k, n, lanes, epilogue, parts), packed
     params, words = node.attrs.get("params"), node.attrs.get("words")
+    far = bool(node.attrs.get("far"))
     if words is not None:
         params = params or bf16_gemm.bf16_params(n, lanes, bool(words.tiles))
         packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
-        kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue)
+        kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue, far)
     else:
-        far = bool(node.attrs.get("far"))
         params = params or default_params(n, lanes, k, far)
         packed = [pack_weights(weights, params), pack_bias(bias, n, params)]
         packed += [] if scale is None else [pack_bias(scale, n, params)]

@@ -15,6 +15,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.amx import TILE, configuring
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
+from graphopt.targets.cpu.kernels.panel_ahead import asking, asks
 from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
 from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, tile_params, visiting
 from graphopt.targets.kernels import script
@@ -59,21 +60,30 @@ def pack_bf16(weights: np.ndarray, params: GemmParams, words: Words) -> np.ndarr
 
 @cache
 def bf16_gemm(
-    k: int, n: int, params: GemmParams, words: Words, epilogue: Epilogue = PLAIN
+    k: int,
+    n: int,
+    params: GemmParams,
+    words: Words,
+    epilogue: Epilogue = PLAIN,
+    far: bool = False,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights, bias[panels * width], columns, *operands) -> y[M, n], M symbolic.
 
     As `gemm`, with weights packed by `pack_bf16` and x rounded to bfloat16: all else is float32.
     The CPU's instruction flushes subnormal numbers to zero.  NaN stays NaN.
+
+    Weights that are `far` come from memory each time (`panel_ahead`); tiles do not ask for them.
     """
     width, depth, panels = params.width, words.depth(k), params.panels(n)
     tallest = 2 * TILE if words.tiles else params.rows
     rows = max(1, CHUNK_BYTES // (4 * depth) // tallest) * tallest
-    align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
+    align, size = element_bytes("float32"), element_bytes("int32")
+    constants = max(1, epilogue.activation.columns)
     rounded, stored = _rounding(k, words), _storing(n, params, epilogue)
     if words.tiles is None:
         begin = end = _nothing
-        visit = by_blocks(params, panels, _vector_block(depth, params, words, stored))
+        ahead = asking(depth, params, size, far) if asks(depth, panels, params, size) else None
+        visit = by_blocks(params, panels, _vector_block(depth, params, words, stored, ahead))
     else:
         begin, end = configuring(words.tiles, depth)
         visit = visiting(panels, _tile_block(depth, params, words.tiles, stored))
@@ -85,7 +95,7 @@ def bf16_gemm(
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), "float32", align=align)
-        weights = T.match_buffer(w, (panels, depth, width), "int32", align=align)
+        weights = T.match_buffer(w, (panels, depth, width), "int32", align=size)
         bias = T.match_buffer(b, (panels * width,), "float32", align=align)
         columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
         first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
@@ -98,7 +108,7 @@ def bf16_gemm(
                 count = T.min(T.int64(rows), m - chunk * rows)
                 rounded(left, data, chunk * rows, count)
                 results = T.meta_var((chunk * rows, bias, (columns, first, second), out))
-                visit(((data, weights), results), count)
+                visit(((data, weights, count), results), count)
             end(m)
 
     return without_parameters(bf16_gemm, *epilogue.unused)
@@ -139,7 +149,7 @@ def _tile_block(depth, params, amx, stored):
 
     @inlined
     def block(tensors, first, panel, height, begin, end):
-        data, weights = T.meta_var(tensors[0])
+        data, weights, _ = T.meta_var(tensors[0])
         sums = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
         more = T.meta_var((tensors[1], first, panel, begin, end, sums))
         multiply(data, first, weights, panel, sums, height, more)
@@ -147,18 +157,24 @@ def _tile_block(depth, params, amx, stored):
     return block
 
 
-def _vector_block(depth, params, words, stored):
+def _vector_block(depth, params, words, stored, ahead):
     """For use in a kernel: `block(tensors, first, panel, height, _)` computes rows of a panel."""
     lanes, vectors, width = params.lanes, params.vectors, params.width
+    share, ask = ahead or (None, None)
 
     @inlined
     def block(tensors, first, panel, height, _):
-        data, weights = T.meta_var(tensors[0])
+        data, weights, rows = T.meta_var(tensors[0])
+        if ahead is not None:
+            lines = T.alloc_buffer((2,), "int64")
+            share(lines, first, height, rows)
         sums = T.alloc_buffer((height * width,), "float32", scope="local")
         for r in T.unroll(height):
             for v in T.unroll(vectors):
                 sums[T.ramp(r * width + v * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
         for kk in range(depth):
+            if ahead is not None:
+                ask(lines, weights, panel + 1, kk)
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
                     sums[T.ramp(r * width + v * lanes, 1, lanes)] = words.dot(

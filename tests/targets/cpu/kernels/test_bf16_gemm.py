@@ -103,6 +103,22 @@ def test_tiles(emulated: Amx, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 @EXECUTES
+def test_weights_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as without, also where rows are rounded in several chunks."""
+    k, n = 31, 129
+    x, w, bias = sample(40, k, n)
+    expected = call(compiled(k, n), x, w, bias)
+    monkeypatch.setattr("graphopt.targets.cpu.kernels.panel_ahead.LEAST_BYTES", 0)
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * WORDS.depth(k) * 18)
+    kernel = bf16_gemm.__wrapped__(k, n, bf16_params(n, 16), WORDS, far=True)
+    assert "llvm.prefetch" in str(kernel)
+    target = tvm.target.Target(TARGET)
+    library = tvm.compile(kernel.with_attr("global_symbol", "f"), target=target)
+    for m in (*range(1, 13), 40):
+        np.testing.assert_array_equal(call(library, x[:m], w, bias), expected[:m])
+
+
+@EXECUTES
 @pytest.mark.parametrize(
     ("k", "n"), [(1, 1), (2, 16), (5, 33), (31, 20), (32, 64), (65, 70), (130, 96), (46, 129)]
 )
