@@ -16,6 +16,7 @@ from graphopt.analysis.ids import id_ranges, region_text
 from graphopt.artifact import LIBRARY, PORTABLE, WEIGHTS, read_manifest
 from graphopt.errors import ArtifactError, SpecError
 from graphopt.ir import dims, onnx_io
+from graphopt.ir.declared_sizes import read
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
@@ -190,9 +191,11 @@ def batch_sizes(graph: Graph, batch: int) -> dict[str, int]:
     leading = {called[name] for shape in shapes for name in dims.symbols(shape[0])}
     sizes = {}
     for name, label in called.items():
-        size, _, more = label.partition(" + ")
-        if size in leading and (not more or more.isdecimal()):
-            sizes[name] = batch + int(more or 0)
+        size = read(label)
+        if size is not None and dims.symbols(size) <= leading:
+            number = dims.substitute(size, lambda _: batch)
+            assert isinstance(number, int)
+            sizes[name] = number
         elif label in leading:
             sizes[name] = batch
     return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,6 +78,8 @@ class Signature:
         sizes: dict[str, tuple[int, str]] = {}
         for spec, array in zip(self.inputs, arrays):
             _check(spec, array, sizes)
+        for spec, array in zip(self.inputs, arrays):
+            _check_sums(spec, array, sizes)
 
     def _complain_of_names(self, feeds: Mapping[str, Any]) -> None:
         wanted = [spec.name for spec in self.inputs]
@@ -138,6 +141,31 @@ def _check_size(
             f"input {spec.name!r} has {size} on axis {axis} where input {known[1]!r} has {known[0]}"
             f"; both are {declared!r} and must agree"
         )
+
+
+def _check_sums(spec: TensorSpec, array: Any, sizes: dict[str, tuple[int, str]]) -> None:
+    """See that sizes such as `2*n + 1` are what they say, where `n` is known."""
+    for axis, (size, declared) in enumerate(zip(array.shape, spec.shape or ())):
+        expected = _sum(declared, sizes) if isinstance(declared, str) else size
+        if expected not in (None, size):
+            raise InputError(
+                f"input {spec.name!r} has {size} on axis {axis}, expected {expected}: "
+                f"it is {declared!r} by the sizes of other inputs"
+            )
+
+
+def _sum(text: str, sizes: dict[str, tuple[int, str]]) -> int | None:
+    """The value of a sum of products of known sizes and numbers, None of any other text."""
+    total = 0
+    for term in text.split(" + "):
+        product = 1
+        for factor in term.split("*"):
+            number = re.fullmatch(r"-?[0-9]{1,18}", factor)
+            if number is None and factor not in sizes:
+                return None
+            product *= int(factor) if number else sizes[factor][0]
+        total += product
+    return total
 
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:

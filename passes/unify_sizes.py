@@ -10,9 +10,10 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 class UnifySizes(Pass):
     """Gives sizes of different inputs one name where some op needs them to be equal.
 
-    Needs an op that refuses other sizes. Models are read that way already; after a rewrite more may
-    be known, for example that there are as many bags as rows of dense features. Only names of sizes
-    change. Fidelity: exact.
+    Needs an op that refuses other sizes, or whose result is unknown unless sizes that the file
+    calls alike are equal. Models are read that way already; after a rewrite more may be known, for
+    example that there are as many bags as rows of dense features. Only names of sizes change.
+    Fidelity: exact.
 
     Before:
         (float[N,2] a, float[M,2] b) => (float[N,4] y) {

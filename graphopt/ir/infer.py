@@ -24,6 +24,7 @@ from graphopt.ir.types import (
     SequenceType,
     TensorType,
     Type,
+    UnknownRankError,
     type_from_proto,
     type_to_proto,
 )
@@ -31,6 +32,15 @@ from graphopt.ir.types import (
 Shape = Sequence[Dim | None] | None
 TypeRule = Callable[[Node], list[Type | None]]
 
+# What type rules raise when they meet inputs or attributes that no valid model has.
+MISFITS = (
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    TypeError,
+    UnknownRankError,
+    ValueError,
+)
 _TYPE_RULES: dict[tuple[str, str], TypeRule] = {}
 
 

@@ -22,11 +22,12 @@ from graphopt.errors import GraphoptError, InvalidModelError, UnsupportedOpError
 from graphopt.ir import contrib, schema
 from graphopt.ir.atomic import replacing
 from graphopt.ir.control import body_input_type, widen_carried
+from graphopt.ir.declared_sizes import own_sizes
 from graphopt.ir.dims import Sym
 from graphopt.ir.export import Exporter, Writer
 from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Value
-from graphopt.ir.infer import has_type_rule
+from graphopt.ir.infer import MISFITS, has_type_rule
 from graphopt.ir.local_functions import domain_and_opset, inline_functions
 from graphopt.ir.model_check import (
     check_bodies,
@@ -35,28 +36,17 @@ from graphopt.ir.model_check import (
     drop_omitted,
     opsets_of,
 )
-from graphopt.ir.sizes import own_sizes, unify_sizes
+from graphopt.ir.sizes import unify_sizes
 from graphopt.ir.types import (
     SequenceType,
     TensorType,
     Type,
-    UnknownRankError,
     dtype_from_onnx,
     type_to_proto,
 )
 from graphopt.ir.upgrade import MIN_OPSET, OpCall, check_form, upgrade
 from graphopt.ops import DOMAIN as FUNCTION_DOMAIN
 from graphopt.ops import function_protos, op_type
-
-# What type rules raise when they meet inputs or attributes that no valid model has.
-_MISFITS = (
-    ArithmeticError,
-    AssertionError,
-    LookupError,
-    TypeError,
-    UnknownRankError,
-    ValueError,
-)
 
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR
@@ -196,7 +186,7 @@ class _Importer:
             if call.op_type == "Constant" and not call.domain:
                 return [self._constant(call, graph)]
             values = upgrade(graph, call, opset)
-        except _MISFITS as error:
+        except MISFITS as error:
             reason = " ".join(str(error).split())
             raise call.invalid(f"its inputs or attributes do not fit it ({reason})") from error
         for body in call.attrs.values():

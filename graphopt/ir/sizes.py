@@ -1,55 +1,22 @@
 """Which symbolic sizes of the inputs must be equal.
 
 Exporters name the batch of each input apart (`b`, `s9`, `unk__302`). Where an op needs two such
-sizes to agree, they are one size; without this no two batches could be proved equal.
+sizes to agree, they are one size; without this no two batches could be proved equal. What the names
+say (`declared_sizes`) comes last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import gcd
 from typing import NamedTuple
 
-from graphopt.ir import dims, reshaped_sizes
+from graphopt.errors import InvalidModelError
+from graphopt.ir import aligned_axes, declared_sizes, dims, reshaped_sizes
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node
-from graphopt.ir.types import TensorType, Type
-
-_ALIGNED = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Mod",
-        "Max",
-        "Min",
-        "Sum",
-        "Mean",
-        "Where",
-        "And",
-        "Or",
-        "Xor",
-    ]
-    + ["Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "MatMul", "PRelu"]
-)
-
-
-def own_sizes(type_: Type, name: str, declared: dict[str, str]) -> Type:
-    """The type of input `name` with sizes that no other input has, until `unify_sizes` says so.
-
-    Exporters give one name to sizes that differ at run time (the number of bags and the number of
-    ids in them, say), and runtimes do not mind. `declared` says which input a name was first seen
-    at, and is extended.
-    """
-
-    def own(size: str) -> Dim | None:
-        return None if declared.setdefault(size, name) == name else Sym.named(f"{size}@{name}")
-
-    if not isinstance(type_, TensorType) or type_.shape is None:
-        return type_
-    return TensorType(type_.dtype, tuple(dims.substitute(dim, own) for dim in type_.shape))
+from graphopt.ir.infer import MISFITS
+from graphopt.ir.types import TensorType
 
 
 def unify_sizes(graph: Graph) -> dict[str, Dim]:
@@ -61,6 +28,7 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
     order = [name for v in graph.inputs for d in _dims(v.type) for name in sorted(dims.symbols(d))]
     rank = {name: k for k, name in reversed(list(enumerate(order)))}
     replaced: dict[str, Dim] = {}
+    claims = declared_sizes.said(graph)
     while True:
         known: dict[str, _Shifted] = {}
         for a, b in (pair for node in graph.walk() for pair in _required_equal(node, rank)):
@@ -70,11 +38,37 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
                 known[drop.name] = _Shifted(keep.name, keep.plus - drop.plus)
         found = {name: _find(size, known) for name, size in known.items()}
         changes = {name: Sym.named(size.name) + size.plus for name, size in found.items()}
-        changes = changes or _reshaped(graph, rank)
+        changes = changes or _reshaped(graph, rank) or _believed(graph, claims)
         if not changes:
             return replaced
         replaced = {k: dims.substitute(dim, changes.get) for k, dim in replaced.items()} | changes
         _replace(graph, changes)
+        claims = _about_others(claims, changes)
+
+
+def _believed(graph: Graph, claims: Mapping[str, Dim]) -> dict[str, Dim]:
+    """What names say that some op needs, if the rest of the model fits it."""
+    refused: list[dict[str, Dim]] = []
+    for found in declared_sizes.questions(graph, claims):
+        if found in refused:
+            continue
+        try:
+            _replace(graph.clone(), found)
+        except (InvalidModelError, *MISFITS):
+            refused.append(found)
+        else:
+            return found
+    return {}
+
+
+def _about_others(claims: Mapping[str, Dim], changes: Mapping[str, Dim]) -> dict[str, Dim]:
+    """What `claims` say of the sizes that are left after `changes`."""
+    found = {}
+    for name, size in claims.items():
+        now, size = changes.get(name, Sym.named(name)), dims.substitute(size, changes.get)
+        if dims.symbols(now) == {str(now)} and now != size:
+            found[str(now)] = size
+    return found
 
 
 def _reshaped(graph: Graph, rank: dict[str, int]) -> dict[str, Dim]:
@@ -117,19 +111,8 @@ def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[_Shifted
         sizes = [size for dim in _bags(node) if (size := _shifted(dim)) and size.name in rank]
         yield from ((sizes[0], other) for other in sizes[1:])
         return
-    shapes = [_dims(v.type) for v in node.inputs if v is not None]
     strict = node.op_type == "Concat"
-    if strict and shapes:
-        count = len(shapes[0])
-        axis = node.attr("axis") % count if count else 0
-        columns = [[s[k] for s in shapes if len(s) == count] for k in range(count) if k != axis]
-    elif node.op_type in _ALIGNED:
-        skip = 2 if node.op_type == "MatMul" else 0
-        depth = max((len(s) for s in shapes), default=0)
-        columns = [[s[-k] for s in shapes if len(s) >= k] for k in range(1 + skip, depth + 1)]
-    else:
-        return
-    for column in columns:
+    for column in aligned_axes.columns(node):
         for dims_ in _of_same_factor(column):
             sizes = [size for dim in dims_ if (size := _shifted(dim)) and size.name in rank]
             # What broadcasts may be 1 in one operand; a sum that happens to be 1 is more likely.
