@@ -67,7 +67,7 @@ def gemm(
     wide = [part.source for part in data] + [1] * MAX_PARTS
     size, bits = element_bytes(stored), "uint16" if stored == "bfloat16" else stored
     ahead = asking(k, params, size, far) if asks(k, panels, params, size) else None
-    visit = by_blocks(params, panels, _block(data, params, stored, store, ahead))
+    visit = by_blocks(params, panels, _block(data, params, stored, store, ahead), ahead is None)
     at_a_time = _rows_at_a_time(k, panels * width, params)
 
     @script.prim_func(private=True, s_tir=True)
