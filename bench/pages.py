@@ -32,14 +32,22 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
+COMPARED = {
+    "AVX2 (Zen 3)": "compare",
+    "AVX-512 (Emerald Rapids)": "compare_avx512",
+    "AVX-512 (Zen 5)": "compare_zen5",
+    "AVX-512 (Zen 5), in bfloat16": "compare_bf16",
+}
+"""Machines, and the file of what `compare.py` found there."""
+
+
 def _read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def headline() -> str:
     """Next to other engines on each machine, and the portable model next to its source."""
-    files = {"AVX2": "compare", "AVX-512": "compare_avx512", "AVX512-BF16, in bf16": "compare_bf16"}
-    found = {name: compare.means(_read(file)["results"]) for name, file in files.items()}
+    found = {name: compare.means(_read(file)["results"]) for name, file in COMPARED.items()}
     batches = sorted(set().union(*found.values()))
     lines = [["", *(f"batch {batch}" for batch in batches)], ["---", *["---:"] * len(batches)]]
     for name, means in found.items():
@@ -60,15 +68,7 @@ def budgets() -> str:
 
 
 def comparison() -> str:
-    return compare.markdown(
-        {
-            "AVX2": _read("compare"),
-            "AVX-512": _read("compare_avx512"),
-            "AVX512-BF16, graphopt with `--precision bf16` next to OpenVINO in bf16": _read(
-                "compare_bf16"
-            ),
-        }
-    )
+    return compare.markdown({name: _read(file) for name, file in COMPARED.items()})
 
 
 def passes() -> str:
