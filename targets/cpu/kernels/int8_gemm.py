@@ -42,7 +42,7 @@ from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 96  # rows of data quantized at a time: 48 KB of bytes for K = 512
 _CONFIGURING = 204
-"""Cycles that AMX takes to be configured, as Intel's optimization manual has it."""
+"""Cycles that AMX is taken to need to be configured; not measured."""
 
 Rounding = Quantization | RowQuantization
 
