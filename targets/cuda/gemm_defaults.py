@@ -48,8 +48,8 @@ def shared_limit(math: Math) -> int:
     return (64 if math == "Fp32" else 99) * 1024
 
 
-def default_ranges(k: int, n: int, math: Math) -> tuple[Range, ...]:
-    """What to launch for how many rows."""
+def default_ranges(n: int, math: Math) -> tuple[Range, ...]:
+    """What to launch for how many rows, where there are `n` columns."""
     if n <= MAX_DOTS:
         return ((None, RowDots(8)),)
     ranges: list[Range] = [(2, FewRows(1, 16, 512)), (_FEW, FewRows(8, 16, 256))]

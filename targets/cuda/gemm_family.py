@@ -69,7 +69,7 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
     compiler: ClassVar[str] = "graphopt.targets.cuda.nvcc"
 
     def default(self, problem: GpuGemmProblem) -> Variant:
-        ranges = default_ranges(problem.k, problem.n, problem.math)
+        ranges = default_ranges(problem.n, problem.math)
         return next(v for limit, v in ranges if limit is None or problem.rows <= limit)
 
     def candidates(self, problem: GpuGemmProblem) -> Iterator[Variant]:

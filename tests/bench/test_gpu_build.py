@@ -30,7 +30,7 @@ def _missing() -> str:
 def test_the_largest_tiles_stay_in_registers() -> None:
     """One launch of each way to multiply: rows of 429 do not begin at multiples of 16 bytes."""
     chosen = [
-        (GpuGemmProblem(429, 400, math, 8192), default_ranges(429, 400, math)[-1][1])
+        (GpuGemmProblem(429, 400, math, 8192), default_ranges(400, math)[-1][1])
         for math in get_args(Math)
     ]
     taken = gpu_build.resources(chosen, ("sm_80", "sm_90"))

@@ -21,7 +21,7 @@ def _dense(lower: CudaLowering, node: Node) -> relax.Expr:
     assert data is not None and weights is not None
     k, n = weights.shape
     math = node.attrs["math"]
-    ranges = node.attrs.get("ranges") or default_ranges(k, n, math)
+    ranges = node.attrs.get("ranges") or default_ranges(n, math)
     rounding, columns = node.attrs.get("data"), node.attrs.get("columns")
     kernel = gemm(k, n, math, ranges, Epilogue.of(node.attrs), rounding)
     constants = [np.zeros(n, np.float32) if bias is None else bias]

@@ -38,7 +38,7 @@ class _Layer(Layer):
         (n, k), math = weights.shape, math_for(weights.T, self.lower.math)
         row = np.zeros(n, np.float32) if added is None else added
         arguments = [flat, *map(self.lower.constant, (pack_weights(weights.T, math), row))]
-        kernel = gemm(k, n, math, default_ranges(k, n, math))
+        kernel = gemm(k, n, math, default_ranges(n, math))
         return self.lower.kernel(kernel, arguments, [([rows, n], "float32")])[0]
 
     def kernel(self, option: bool, *extra: str) -> tirx.PrimFunc:

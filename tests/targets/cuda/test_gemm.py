@@ -103,7 +103,7 @@ def check(
 
 def use(monkeypatch: pytest.MonkeyPatch, choose: Callable[[int], Tile]) -> None:
     """Have layers of n columns computed in tiles that `choose(n)` gives, and few rows otherwise."""
-    chosen = lambda k, n, math: ((4, FEW), (None, choose(n)))  # noqa: E731
+    chosen = lambda n, math: ((4, FEW), (None, choose(n)))  # noqa: E731
     monkeypatch.setattr(dense, "default_ranges", chosen)
 
 
@@ -247,9 +247,9 @@ def test_weights_are_packed_in_words() -> None:
 @pytest.mark.parametrize("math", get_args(Math))
 def test_default_tiles_fit_the_smallest_gpu(math: Math) -> None:
     for n in (1, 5, 40, 300, 5000, 10**6):
-        limits = [limit or 10**9 for limit, _ in default_ranges(400, n, math)]
+        limits = [limit or 10**9 for limit, _ in default_ranges(n, math)]
         assert limits == sorted(set(limits))
-        for _, variant in default_ranges(400, n, math):
+        for _, variant in default_ranges(n, math):
             if isinstance(variant, Tile):
                 assert 4 * variant.shared_words(math) <= shared_limit(math)
                 assert variant.threads <= 1024

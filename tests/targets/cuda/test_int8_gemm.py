@@ -81,9 +81,9 @@ def every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles for more than four rows, and for few columns what there is for them."""
     default = dense.default_ranges
 
-    def choose(k: int, n: int, math: str) -> tuple[tuple[int | None, Variant], ...]:
+    def choose(n: int, math: str) -> tuple[tuple[int | None, Variant], ...]:
         assert math == "Int8"
-        return ((4, FewRows(4, 32, 64)), (None, TILES[n])) if n in TILES else default(k, n, math)
+        return ((4, FewRows(4, 32, 64)), (None, TILES[n])) if n in TILES else default(n, math)
 
     monkeypatch.setattr(dense, "default_ranges", choose)
 
