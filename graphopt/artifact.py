@@ -25,7 +25,7 @@ import numpy as np
 
 from graphopt import gpu_runtime
 from graphopt.errors import ArtifactError, InputError
-from graphopt.machine import tiles_allowed
+from graphopt.machine import host_features, tiles_allowed
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
 from graphopt.small_pages import map_singly
@@ -302,18 +302,6 @@ def _check_files(path: Path, sizes: dict[str, int]) -> None:
         if found != size:
             what = "missing" if found is None else f"has {found} bytes instead of {size}"
             raise ArtifactError(f"{file}: {what}; compile the model again")
-
-
-def host_features() -> set[str]:
-    """Instruction sets of this CPU, as Linux names them; empty where that is not known."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
 
 
 def _map_weights(path: Path, entries: list[dict[str, Any]], large_pages: bool) -> list[np.ndarray]:

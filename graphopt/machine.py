@@ -20,6 +20,18 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def host_features() -> set[str]:
+    """Instruction sets of this CPU, as Linux names them; empty where that is not known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
 @lru_cache(maxsize=1)
 def tiles_allowed() -> bool:
     """Whether this process may use AMX's tile registers, which Linux wants to be asked for."""

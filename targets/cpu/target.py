@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from tvm.target import codegen
 from graphopt.analysis.program import describe
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
-from graphopt.machine import cpu_name, tiles_allowed
+from graphopt.machine import cpu_name, host_features, tiles_allowed
 from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.tuning.options import Tuning
 from graphopt.targets.tuning.tuner import Summary, Tuner
@@ -50,12 +50,15 @@ class CpuTarget(Target):
     Attributes:
         mcpu: LLVM's name of it, such as "sapphirerapids", "x86-64-v3" or "neoverse-v1".
         machine: its architecture, as Linux names it.
+        differences: LLVM's names of instruction sets that it has beyond its name, or lacks, such as
+            "+avx512bf16" and "-amx-tile".
         precision: what dense layers multiply.
-        tiles: whether they may use AMX, which hypervisors hide.
+        tiles: whether they may use AMX, which code has to ask the system for.
     """
 
     mcpu: str
     machine: str = platform.machine()
+    differences: tuple[str, ...] = ()
     precision: Precision = "fp32"
     tiles: bool = False
 
@@ -67,20 +70,54 @@ class CpuTarget(Target):
 
     @classmethod
     def parse(cls, argument: str) -> CpuTarget:
-        mcpu = argument or str(codegen.llvm_get_system_cpu())
+        if not argument:
+            return cls._host()
+        mcpu, *differences = argument.split(",")
+        for difference in differences:
+            if difference[:1] not in ("+", "-") or difference[1:] not in {**_FEATURES, **_TILES}:
+                raise SpecError(
+                    f"{difference!r} is no instruction set with a + or - before it; "
+                    f"there are: {', '.join({**_FEATURES, **_TILES})}"
+                )
         for machine in dict.fromkeys((platform.machine(), *_MACHINES)):
             known = codegen.llvm_get_cpu_archlist(_llvm(machine))
             if mcpu in {str(name) for name in known}:
-                return cls(mcpu, machine)
+                return cls(mcpu, machine, tuple(differences))
         raise SpecError(
             f"LLVM knows no {' or '.join(_MACHINES)} CPU called {mcpu!r}; "
             "try x86-64-v3, skylake-avx512, sapphirerapids or neoverse-v1"
         )
 
+    @classmethod
+    def _host(cls) -> CpuTarget:
+        """This machine.
+
+        LLVM names a CPU by its model number. Hypervisors make numbers up, and hide instruction
+        sets: what Linux says is there counts.
+        """
+        named = cls(str(codegen.llvm_get_system_cpu()), tiles=True)
+        here, promised = host_features(), set(named.features)
+        if not here:  # Not known.
+            return replace(named, tiles=False)
+        if not tiles_allowed():
+            here -= set(_TILES.values())
+        names = {**_FEATURES, **_TILES}.items()
+        differences = [
+            f"{'+' if linux in here else '-'}{llvm}"
+            for llvm, linux in names
+            if (linux in here) != (linux in promised)
+        ]
+        return replace(named, differences=tuple(differences), tiles=False)
+
     @property
     def llvm(self) -> tvm.target.Target:
         """TVM's description of it."""
-        return _llvm(self.machine, self.mcpu)
+        return _llvm(self.machine, self.mcpu, self.differences)
+
+    @property
+    def label(self) -> str:
+        """What `parse` makes the same of."""
+        return ",".join((self.mcpu, *self.differences))
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -114,11 +151,8 @@ class CpuTarget(Target):
     @property
     def with_tiles(self) -> CpuTarget:
         """This target using AMX, where it has it."""
-        # A CPU's name promises AMX even where the hypervisor hides it.
-        hidden = self.mcpu == str(codegen.llvm_get_system_cpu()) and not tiles_allowed()
         tiled = replace(self, tiles=True)
-        promised = set(_TILES.values()) <= set(tiled.features)
-        return tiled if promised and not hidden else self
+        return tiled if set(_TILES.values()) <= set(tiled.features) else self
 
     def computing(self, precision: Precision) -> CpuTarget:
         if precision not in ("fp32", "bf16"):
@@ -178,7 +212,7 @@ class CpuTarget(Target):
         stage("build")
         built = build.build(lowered.module, used.llvm, self.machine, library, lowered.emitted)
         facts = {
-            "target": f"cpu:{self.mcpu}",
+            "target": f"cpu:{self.label}",
             "machine": self.machine,
             "cpu_features": list(used.features),
             "precision": self.precision,
@@ -197,7 +231,7 @@ class CpuTarget(Target):
         from graphopt.targets.cpu.tuned import choose_params
 
         host = set(CpuTarget.parse("").with_tiles.features)
-        machine = f"{cpu_name()}; {self.mcpu}: {','.join(self.features)}"
+        machine = f"{cpu_name()}; {self.label}: {','.join(self.features)}"
         runs_here = self.machine == platform.machine() and host.issuperset(self.features)
         if tuning.measures and not runs_here:
             raise SpecError(f"code for {self.mcpu} does not run here, so it cannot be tuned here")
@@ -206,10 +240,12 @@ class CpuTarget(Target):
         return tuner.summary
 
 
-def _llvm(machine: str, mcpu: str = "") -> tvm.target.Target:
+def _llvm(machine: str, mcpu: str = "", differences: Sequence[str] = ()) -> tvm.target.Target:
     description: dict[str, Any] = {"kind": "llvm", "num-cores": 1}
     if mcpu:
         description["mcpu"] = mcpu
+    if differences:
+        description["mattr"] = list(differences)
     if machine != platform.machine():
         description["mtriple"] = f"{machine}-linux-gnu"
     return tvm.target.Target(description)

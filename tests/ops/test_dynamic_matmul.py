@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from graphopt.artifact import host_features
 from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
+from graphopt.machine import host_features
 from graphopt.ops.dynamic_matmul import DOMAIN, OP_TYPE, rounded
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.testing import Compiled, parse, run_onnxruntime

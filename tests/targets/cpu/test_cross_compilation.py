@@ -15,9 +15,10 @@ import pytest
 
 import graphopt
 from graphopt import artifact as artifact_module
-from graphopt.artifact import WEIGHTS, Artifact, host_features
+from graphopt.artifact import WEIGHTS, Artifact
 from graphopt.errors import ArtifactError, OutputError
 from graphopt.inspection import batch_sizes
+from graphopt.machine import host_features
 from graphopt.signature import TensorSpec
 from graphopt.targets.base import Precision, find
 from graphopt.targets.cpu.target import CpuTarget

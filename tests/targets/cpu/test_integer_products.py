@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.artifact import host_features
+from graphopt.machine import host_features
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.relax.expand import expand_functions

@@ -7,8 +7,8 @@ import pytest
 
 import graphopt
 from graphopt.analysis.cost import node_cost
-from graphopt.artifact import host_features
 from graphopt.ir.graph import Graph, Node
+from graphopt.machine import host_features
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.bfloat16 import words_for
 from graphopt.targets.cpu.legalize import legalize

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graphopt.artifact import host_features
 from graphopt.ir.graph import Graph
+from graphopt.machine import host_features
 from graphopt.targets.cpu.kernels.row_codes import RowQuantization
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.target import CpuTarget

@@ -9,8 +9,8 @@ import pytest
 
 import graphopt
 from graphopt.analysis.cost import node_cost
-from graphopt.artifact import host_features
 from graphopt.ir.graph import Graph
+from graphopt.machine import host_features
 from graphopt.targets.cpu.kernels import amx, bfloat16
 from graphopt.targets.cpu.kernels.amx import Amx, amx_for
 from graphopt.targets.cpu.kernels.bfloat16 import Words, words_for
@@ -104,26 +104,16 @@ def test_which_layers_are_told() -> None:
 
 
 def test_targets_that_have_tiles_of_bytes() -> None:
-    for mcpu in ("sapphirerapids", "graniterapids"):
+    for mcpu in ("sapphirerapids", "graniterapids", "icelake-server,+amx-tile,+amx-int8,+amx-bf16"):
         target = CpuTarget.parse(mcpu)
-        if target.with_tiles == target:
-            pytest.skip("this is such a CPU, and hides AMX")
         working = target.legalize(parse(BYTES))
         assert [node.attrs["amx"] for node in working.nodes] == [Amx()] * 3
         assert "amx_int8" in target._using(working).features
-    plain = CpuTarget.parse("icelake-server").legalize(parse(BYTES))
-    assert not any("amx" in node.attrs for node in plain.nodes)
-
-
-def test_where_tiles_are_hidden_vectors_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
-    from graphopt.targets.cpu import target as module
-
-    monkeypatch.setattr(module.codegen, "llvm_get_system_cpu", lambda: "sapphirerapids")
-    monkeypatch.setattr(module, "tiles_allowed", lambda: False)
-    target = CpuTarget.parse("sapphirerapids")
-    working = target.legalize(parse(BYTES))
-    assert all("data" in node.attrs and "amx" not in node.attrs for node in working.nodes)
-    assert not any("amx" in name for name in target._using(working).features)
+    for mcpu in ("icelake-server", "sapphirerapids,-amx-tile"):
+        target = CpuTarget.parse(mcpu)
+        working = target.legalize(parse(BYTES))
+        assert all("data" in node.attrs and "amx" not in node.attrs for node in working.nodes)
+        assert not any("amx" in name for name in target._using(working).features)
 
 
 @pytest.mark.parametrize(("operands", "has"), [("int8", True), ("bf16", False)])

@@ -9,7 +9,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.artifact import host_features
+from graphopt.machine import host_features
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels import bf16_gemm as kernels
 from graphopt.targets.cpu.kernels.amx import Amx

@@ -10,7 +10,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.artifact import host_features
+from graphopt.machine import host_features
 from graphopt.ops.dynamic_matmul import rounded
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels.int8_gemm import (

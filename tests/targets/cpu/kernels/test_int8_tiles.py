@@ -12,7 +12,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.artifact import host_features
+from graphopt.machine import host_features
 from graphopt.runtime import passed
 from graphopt.targets.cpu.kernels import int8_gemm as kernels
 from graphopt.targets.cpu.kernels.amx import Amx
