@@ -12,7 +12,6 @@ from graphopt.targets.base import find
 from graphopt.targets.cpu import target as module
 from graphopt.targets.cpu.target import CpuTarget
 
-
 HALVES = "+avx512bf16,+avx512fp16"
 
 
