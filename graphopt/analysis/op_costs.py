@@ -122,6 +122,11 @@ def _gemm(node: Node) -> Cost:
     return streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
 
 
+def _at_rate(node: Node, operations: int) -> int:
+    """Operations in float32 that take as long, where a target has set the attribute `rate`."""
+    return -(-operations // node.attrs.get("rate", 1))
+
+
 @cost_rule("Attention", domain="graphopt")
 def _attention(node: Node) -> Cost:
     samples, keys, _ = dims_of(node, 1)
@@ -155,7 +160,8 @@ def _cross_network(node: Node) -> Cost:
 def _compressed_interaction(node: Node) -> Cost:
     pairs = dims_of(node, 2)[0]
     samples, _, dim = dims_of(node, 0)
-    return streaming(node, samples * dim * pairs + 2 * elements(node.output) * pairs)
+    products = _at_rate(node, 2 * pairs)
+    return streaming(node, samples * dim * pairs + elements(node.output) * products)
 
 
 @cost_rule("BiInteraction", domain="graphopt")

@@ -57,7 +57,7 @@ from graphopt.targets.cpu.packed_weights import (
     rows_to_floats,
     stored_to_dequantized,
 )
-from graphopt.targets.cpu.rates import operations
+from graphopt.targets.cpu.rates import operations, rate_of
 from graphopt.targets.kernels.epilogue import MAX_STEPS, Epilogue, Step
 from graphopt.targets.relax.lowering import Lowering, lowers
 from graphopt.targets.relax.sharing import WIDE
@@ -93,6 +93,8 @@ _VECTORIZED = (
     "graphopt::GRU",
     "graphopt::PairProducts",
 )
+_IN_TILES = ("graphopt::CompressedInteraction",)
+"""Ops with a kernel that multiplies tiles of bfloat16."""
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation
 # with its constants per column in `columns`, and `steps`, which say how the others change the
 # result; see `Epilogue`. Weights are float32, or int8 with a `scale` per column. With `data` x is
@@ -140,6 +142,8 @@ def legalize(
         multiplies_bytes = "data" in node.attrs or node.op == f"{DOMAIN}::IntegerProduct"
         if amx is not None and multiplies_bytes:
             node.attrs["amx"] = amx
+        if every_layer and words is not None and words.tiles and node.op in _IN_TILES:
+            node.attrs |= {"words": words, "rate": rate_of(words)}
         weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
         if weights is None or weights.dtype != np.float32:
             continue

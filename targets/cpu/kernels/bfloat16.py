@@ -20,7 +20,7 @@ from tvm.script import tirx as T
 from graphopt.targets.cpu.kernels.amx import TILE, Amx, amx_for
 
 PAIR = 2
-_DOT, _ROUND = "graphopt_bf16_dot", "graphopt_bf16_round"
+_DOT, _ROUND, _JOIN = "graphopt_bf16_dot", "graphopt_bf16_round", "graphopt_bf16_pair"
 _LLVM = f"""
 define <{{n}} x float> @{_DOT}(<{{n}} x float> %sum, <{{n}} x i32> %a, <{{n}} x i32> %b) {{{{
   %x = bitcast <{{n}} x i32> %a to <{{m}} x bfloat>
@@ -32,6 +32,11 @@ declare <{{n}} x float> @{{dot}}(<{{n}} x float>, <{{m}} x bfloat>, <{{m}} x bfl
 define <{{n}} x i32> @{_ROUND}(<{{m}} x float> %x) {{{{
   %narrow = fptrunc <{{m}} x float> %x to <{{m}} x bfloat>
   %words = bitcast <{{m}} x bfloat> %narrow to <{{n}} x i32>
+  ret <{{n}} x i32> %words
+}}}}
+define <{{n}} x i32> @{_JOIN}(<{{n}} x float> %low, <{{n}} x float> %high) {{{{
+  %x = shufflevector <{{n}} x float> %low, <{{n}} x float> %high, <{{m}} x i32> <{{places}}>
+  %words = call <{{n}} x i32> @{_ROUND}(<{{m}} x float> %x)
   ret <{{n}} x i32> %words
 }}}}
 """
@@ -59,7 +64,9 @@ class Words:
     @property
     def llvm(self) -> str:
         """The functions that kernels import (`T.attr(0, "pragma_import_llvm", …)`)."""
-        return _LLVM.format(n=self.lanes, m=PAIR * self.lanes, dot=self.instruction)
+        pairs = (f"i32 {k}, i32 {k + self.lanes}" for k in range(self.lanes))
+        sizes = {"n": self.lanes, "m": PAIR * self.lanes}
+        return _LLVM.format(**sizes, dot=self.instruction, places=", ".join(pairs))
 
     def dot(self, total: Any, data: Any, weights: Any) -> Any:
         """A float32 vector plus the products of two vectors of words."""
@@ -68,6 +75,10 @@ class Words:
     def rounded(self, floats: Any) -> Any:
         """The words of a vector of twice as many floats; ties to even, NaN stays NaN."""
         return T.call_pure_extern(f"int32x{self.lanes}", _ROUND, floats)
+
+    def paired(self, low: Any, high: Any) -> Any:
+        """The words of the floats in the same lanes of two vectors, rounded as by `rounded`."""
+        return T.call_pure_extern(f"int32x{self.lanes}", _JOIN, low, high)
 
 
 def words_for(features: Collection[str], lanes: int) -> Words | None:

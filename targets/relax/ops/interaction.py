@@ -16,6 +16,7 @@ from graphopt.targets.cpu.kernels.compressed_interaction import (
 )
 from graphopt.targets.cpu.kernels.cross_network import cross_network
 from graphopt.targets.cpu.kernels.dot_interaction import dot_interaction
+from graphopt.targets.cpu.kernels.interaction_tiles import interaction_tiles, pack_interaction
 from graphopt.targets.cpu.kernels.pair_products import pair_products, weighted_pair_products
 from graphopt.targets.cpu.kernels.panels import default_params, pack_bias, pack_weights
 from graphopt.targets.relax.lowering import Lowering, lowers
@@ -64,14 +65,18 @@ def _compressed_interaction(lower: Lowering, node: Node) -> relax.Expr:
         raise lower.unsupported("its weights are not constants")
     count, dim, others = sizes
     maps, same = weights.shape[1], left is right
+    activation, words = node.attr("activation", "none"), node.attrs.get("words")
+    features = [lower.expr(value) for value in ([left] if same else [left, right])]
+    out = [(lower.shape(node.output), "float32")]
+    if words is not None:
+        constants = [pack_interaction(weights, count, others, same, words), bias]
+        kernel = interaction_tiles(count, others, dim, maps, words, activation, same)
+        return lower.kernel(kernel, [*features, *map(lower.constant, constants)], out)[0]
     params = params_for(maps, node.attrs["lanes"])
     packed = pack_weights(fold_symmetric(weights, count) if same else weights, params)
-    constants = [lower.constant(array) for array in (packed, pack_bias(bias, maps, params))]
-    features = [lower.expr(value) for value in ([left] if same else [left, right])]
-    activation = node.attr("activation", "none")
+    constants = [packed, pack_bias(bias, maps, params)]
     kernel = compressed_interaction(count, others, dim, maps, params, activation, same)
-    out = [(lower.shape(node.output), "float32")]
-    return lower.kernel(kernel, [*features, *constants], out)[0]
+    return lower.kernel(kernel, [*features, *map(lower.constant, constants)], out)[0]
 
 
 @lowers("CrossNetwork", domain=DOMAIN)

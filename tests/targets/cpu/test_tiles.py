@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,3 +143,30 @@ def test_profiles_count_products_at_their_rate() -> None:
         cost = node_cost(next(iter(graph.nodes)))
         assert cost is not None
         assert cost.at({"N": 1}).flops == (-(-2 * 70 // rate) + 1) * 130
+
+
+CROSSED = """(float[N,6,16] x, float[N,3,16] y) => (float[] z) <float[18,20] w, float[20] b> {
+    z = graphopt.CompressedInteraction<activation="relu">(x, y, w, b)
+}"""
+
+
+@pytest.mark.parametrize("text", [CROSSED])
+def test_which_ops_multiply_bfloat16_by_tiles(text: str) -> None:
+    """Those without constant weights, or that make their data, do so where there are tiles only."""
+    vectors = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512")
+    tiled = replace(vectors, tiles=Amx())
+    flops = set()
+    for words, every, told in (
+        (None, True, None),
+        (vectors, True, None),
+        (tiled, False, None),
+        (tiled, True, tiled),
+    ):
+        graph: Graph = parse(text)
+        legalize(graph, lanes=16, words=words, every_layer=every)
+        (node,) = graph.nodes
+        assert node.attrs.get("words") == told
+        cost = node_cost(node)
+        assert cost is not None
+        flops.add(cost.at({"N": 1}).flops)
+    assert len(flops) == 2
