@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -19,6 +19,7 @@ import onnx
 
 from graphopt import presets
 from graphopt.accuracy.budget import Budget, Spending
+from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.analysis.ids import IdRange, inexact_ids
 from graphopt.artifact import (
     PORTABLE,
@@ -41,7 +42,7 @@ from graphopt.targets import base
 from graphopt.targets.portable import OnnxModel
 from graphopt.targets.tuning.options import Tuning
 from graphopt.verification import Original, original_model, signature_of
-from graphopt.writing import Stages, write_artifact, write_portable
+from graphopt.writing import Stages, temporary_artifact, write_artifact, write_portable
 
 _VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
 
@@ -82,10 +83,21 @@ def optimize(
         return _optimized(graph, pipeline, report, instruments)
     file = Path(model) if isinstance(model, (str, Path)) else None
     aim = None if target is None else base.find(target)
-    fast = (True, False, 0) if aim is None else aim.multiplies
     with original_model(graph, file) as original:
-        compression = Compression.of(original, original.signature, budget, *fast)
+        compression = _compression(original, budget, aim)
     return _optimized(graph, pipeline, report, instruments, compression)
+
+
+def _compression(original: OnnxModel, budget: Budget, target: base.Target | None) -> Compression:
+    """What spends `budget` on a model that is to be fast on `target`, anywhere if None."""
+    if target is None:
+        return Compression.of(original, original.signature, budget)
+    stopwatch = None
+    if target.runs_here:
+        build = partial(temporary_artifact, target=target)
+        stopwatch = Stopwatch(build, bool(target.multiplies_bytes))
+    fast = (*target.multiplies, stopwatch)
+    return Compression.of(original, original.signature, budget, *fast)
 
 
 @cache
@@ -184,7 +196,7 @@ def compile(
     if budget is not None:
         tell("measure")
         with _timed(report, "measure"), original_model(source, file) as original:
-            compression = Compression.of(original, original.signature, budget, *found.multiplies)
+            compression = _compression(original, budget, found)
     tell("optimize")
     graph = _optimized(source.clone(), pipeline, report, instruments, compression)
     report.facts |= {"target": target, "oob": oob}

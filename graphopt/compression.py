@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from graphopt.accuracy.budget import Budget, Spending
 from graphopt.accuracy.judge import Judge, Runnable, Verdict
+from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import BudgetExceededError, SpecError
@@ -34,6 +35,7 @@ class Compression:
         trace: a log of requests, if there is one.
         multiplies_bytes, multiplies_bfloat16, row_levels: what the target says of itself; see
             `Spending`.
+        stopwatch: times layers on the target; None if that is not here.
     """
 
     limit: float
@@ -43,6 +45,7 @@ class Compression:
     multiplies_bytes: bool | None = True
     multiplies_bfloat16: bool = False
     row_levels: int = 0
+    stopwatch: Stopwatch | None = None
 
     @staticmethod
     def of(
@@ -52,11 +55,18 @@ class Compression:
         multiplies_bytes: bool | None = True,
         multiplies_bfloat16: bool = False,
         row_levels: int = 0,
+        stopwatch: Stopwatch | None = None,
     ) -> Compression:
         """Read the data and measure the original on it."""
         judges, trace = budget.judges(original, signature), budget.requests()
         return Compression(
-            budget.max_drop, *judges, trace, multiplies_bytes, multiplies_bfloat16, row_levels
+            budget.max_drop,
+            *judges,
+            trace,
+            multiplies_bytes,
+            multiplies_bfloat16,
+            row_levels,
+            stopwatch,
         )
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
@@ -79,6 +89,7 @@ class Compression:
                     multiplies_bytes=self.multiplies_bytes,
                     multiplies_bfloat16=self.multiplies_bfloat16,
                     row_levels=self.row_levels,
+                    stopwatch=self.stopwatch,
                 )
                 passes(graph, spending)
                 if spending.proposed and not spending.taken:

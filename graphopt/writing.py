@@ -6,7 +6,9 @@ Either takes the place of what was there only once it has been verified.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +135,19 @@ def write_artifact(
         stages.end()
         (folder / REPORT).write_text(report.to_json())
     return Artifact.foreign(output) if report.facts["obstacle"] else Artifact.load(output)
+
+
+def temporary_artifact(graph: Graph, target: base.Target) -> Artifact:
+    """`graph` compiled, not verified, in a folder that lives as long as the result.
+
+    Raises:
+        UnsupportedOpError: an op cannot be compiled for this target.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="graphopt-")
+    place, silent = Path(folder.name) / "model.gopt", Stages(Report(), lambda stage: None)
+    result = write_artifact(graph, target, place, "error", None, silent, None)
+    weakref.finalize(result, folder.cleanup)
+    return result
 
 
 def _parent(output: Path) -> Path:

@@ -85,7 +85,8 @@ class FactorizeLowRank(LossyPass):
             factors = (left[:, :rank] * values[:rank], right[:rank])
             change = _into(node, [factor.astype(np.float32) for factor in factors])
             saves = saved * weight.itemsize
-            yield Proposal(node.output.name, f"rank {rank}", saves, loss, change)
+            name = node.output.name
+            yield Proposal(name, f"rank {rank}", saves, loss, change, may_slow=True)
 
 
 def _refusal(node: Node, weight: Value) -> str:

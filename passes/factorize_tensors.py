@@ -107,8 +107,9 @@ class FactorizeTensors(LossyPass):
         while rank <= self._most(node):
             factors = min((layer.factors(rank) for layer in layers), key=lambda f: f.error)
             saves = weight.nbytes - weight.itemsize * rank * (left + right + maps)
-            change = _Into(node, factors).apply
-            yield Proposal(node.output.name, f"CP rank {rank}", saves, factors.error, change)
+            change, name = _Into(node, factors).apply, node.output.name
+            what = f"CP rank {rank}"
+            yield Proposal(name, what, saves, factors.error, change, may_slow=True)
             if factors.error < _ENOUGH:
                 return
             rank *= 2

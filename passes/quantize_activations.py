@@ -15,6 +15,9 @@ from graphopt.passes._layer_bias import bias_for_shift, mean_row
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 Change = Callable[[Graph, dict[Value, Value]], None]
+_SURE, _SURE_BY_ROW = 64 * 64, 256 * 64
+"""Weights of a layer that multiplies bytes in less time than floats, whatever its shape, wherever
+there are such products; with a range for each row it has to have more."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ class QuantizeActivations(LossyPass):
                 yield self._proposal(node, "int8 by row", errors[data], made.put)
 
     def _proposal(self, layer: Node, what: str, error: float, change: Change) -> Proposal:
-        codes, name = codes_of(layer), layer.output.name
+        codes, name, speed = codes_of(layer), layer.output.name, not self.anywhere
         assert codes is not None
-        return Proposal(name, what, codes.nbytes, error, change, for_speed=not self.anywhere)
+        narrow = speed and codes.size < (_SURE if what == "int8" else _SURE_BY_ROW)
+        return Proposal(name, what, codes.nbytes, error, change, for_speed=speed, may_slow=narrow)
 
 
 def _data_of(node: Node, ctx: PassContext) -> Value | None:

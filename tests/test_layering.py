@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "pipeline": {"ir", "rewrite", "analysis", "passes"},
     "passes": {"ir", "ops", "rewrite", "analysis", "pipeline"},
     "presets": {"pipeline", "passes"},
-    "accuracy": {"arrays", "ir", "latency", "pipeline", "signature", "targets"},
+    "accuracy": {"analysis", "arrays", "ir", "latency", "pipeline", "signature", "targets"},
     "machine": set(),
     "roofline": {"ir", "latency", "machine", "targets"},
     "targets": {

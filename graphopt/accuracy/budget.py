@@ -13,6 +13,7 @@ from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.judge import Judge, Runnable
 from graphopt.accuracy.metrics import Metric
 from graphopt.accuracy.pace import is_faster
+from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import SpecError
@@ -88,6 +89,7 @@ class Spending:
             measure it on the bench.
         multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
         row_levels: steps in the range of a row, where it multiplies rows with a range each; or 0.
+        stopwatch: times layers on the target; None if that is not here.
     """
 
     judge: Judge
@@ -101,6 +103,7 @@ class Spending:
     multiplies_bytes: bool | None = True
     multiplies_bfloat16: bool = False
     row_levels: int = 0
+    stopwatch: Stopwatch | None = None
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
@@ -125,6 +128,7 @@ class Spending:
                 taken = self._paying(graph, self._fitting(graph, tried, self.limit * share))
                 if any(proposal.for_speed for proposal in taken):
                     break
+        taken = self._not_slower(graph, taken)
         self.taken += len(taken)
         return taken
 
@@ -153,6 +157,15 @@ class Spending:
                 break
             fast = fast[: len(fast) // 2]
         return [*kept, *fast]
+
+    def _not_slower(self, graph: Graph, taken: list[Proposal]) -> list[Proposal]:
+        """`taken` without what makes its own layer slower, as far as there is a stopwatch."""
+        timed = [proposal for proposal in taken if proposal.may_slow]
+        if self.stopwatch is None or not timed:
+            return taken
+        kept = [proposal for proposal in taken if proposal not in timed]
+        slower = self.stopwatch.slower(graph, kept, timed, self.judge.data, self.bench)
+        return [proposal for proposal in taken if proposal not in slower]
 
     def _extended(
         self, graph: Graph, taken: list[Proposal], step: Sequence[Proposal], limit: float

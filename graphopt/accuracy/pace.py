@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.judge import Runnable
 from graphopt.latency import interleaved
@@ -12,15 +16,9 @@ SECONDS = 0.2  # for each model and number of rows
 
 
 def is_faster(before: Runnable, after: Runnable, data: Dataset) -> bool:
-    """True if `after` is faster than `before` for some number of rows, and slower for none.
-
-    Batches that cannot be taken apart are measured as they are, one of them.
-    """
+    """True if `after` is faster than `before` for some number of rows, and slower for none."""
     gains = False
-    batch = data.batches[0]
-    sizes = (0,) if data.whole else sorted({min(rows, data.sizes[0]) for rows in ROWS})
-    for rows in sizes:
-        feeds = {name: array[:rows] for name, array in batch.items()} if rows else batch
+    for feeds in batches_of(data):
         calls = {"before": lambda f=feeds: before.run(f), "after": lambda f=feeds: after.run(f)}
         taken = interleaved(calls, SECONDS)
         ratio = taken["before"].median / taken["after"].median
@@ -28,3 +26,13 @@ def is_faster(before: Runnable, after: Runnable, data: Dataset) -> bool:
             return False
         gains |= ratio > NOISE
     return gains
+
+
+def batches_of(data: Dataset) -> Iterator[dict[str, np.ndarray]]:
+    """The first of `ROWS` rows; where batches cannot be taken apart, one of them as it is."""
+    batch = dict(data.batches[0])
+    if data.whole:
+        yield batch
+        return
+    for rows in sorted({min(rows, data.sizes[0]) for rows in ROWS}):
+        yield {name: array[:rows] for name, array in batch.items()}

@@ -65,11 +65,16 @@ def _only(graph: Graph, wanted: Sequence[Value]) -> Graph:
     copy = graph.clone(copies)
     outputs = [copies[value] for value in wanted]
     copy.set_outputs(outputs, [copy.fresh_name("traced") for _ in wanted])
-    for node in reversed(list(copy.nodes)):
-        if not any(value.uses for value in node.outputs):
-            copy.erase(node)
-    copy.inputs = [value for value in copy.inputs if value.uses]
+    drop_unused(copy)
     return copy
+
+
+def drop_unused(graph: Graph) -> None:
+    """Remove nodes and inputs that no output depends on."""
+    for node in reversed(list(graph.nodes)):
+        if not any(value.uses for value in node.outputs):
+            graph.erase(node)
+    graph.inputs = [value for value in graph.inputs if value.uses]
 
 
 def _shape(value: Value) -> tuple[int | str, ...] | None:

@@ -95,6 +95,8 @@ class Proposal:
         for_speed: the model gets no smaller, only faster where the target computes in fewer bits;
             `saves` then counts what is computed so.
         in_floats: a layer then multiplies floats, where it could otherwise multiply bytes.
+        may_slow: what it saves may take less time than what it adds; it is not done where the layer
+            gets slower, as far as that can be timed.
     """
 
     site: str
@@ -104,6 +106,7 @@ class Proposal:
     apply: Callable[[Graph, dict[Value, Value]], None]
     for_speed: bool = False
     in_floats: bool = False
+    may_slow: bool = False
 
 
 class ErrorBudget(Protocol):

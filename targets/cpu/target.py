@@ -149,6 +149,11 @@ class CpuTarget(Target):
         return words_for(self.with_tiles.features, self.lanes) is not None
 
     @property
+    def runs_here(self) -> bool:
+        host = set(CpuTarget.parse("").with_tiles.features)
+        return self.machine == platform.machine() and host.issuperset(self.features)
+
+    @property
     def with_tiles(self) -> CpuTarget:
         """This target using AMX, where it has it."""
         tiled = replace(self, tiles=True)
@@ -230,10 +235,8 @@ class CpuTarget(Target):
     def _tune(self, graph: Graph, tuning: Tuning) -> Summary:
         from graphopt.targets.cpu.tuned import choose_params
 
-        host = set(CpuTarget.parse("").with_tiles.features)
         machine = f"{cpu_name()}; {self.label}: {','.join(self.features)}"
-        runs_here = self.machine == platform.machine() and host.issuperset(self.features)
-        if tuning.measures and not runs_here:
+        if tuning.measures and not self.runs_here:
             raise SpecError(f"code for {self.mcpu} does not run here, so it cannot be tuned here")
         tuner = Tuner(tuning, self.llvm, machine)
         choose_params(graph, tuner)
