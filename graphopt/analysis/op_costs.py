@@ -122,7 +122,7 @@ def _gemm(node: Node) -> Cost:
     return streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
 
 
-def _at_rate(node: Node, operations: int) -> int:
+def _at_rate(node: Node, operations: Dim) -> Dim:
     """Operations in float32 that take as long, where a target has set the attribute `rate`."""
     return -(-operations // node.attrs.get("rate", 1))
 
