@@ -152,7 +152,7 @@ def _proposals(table: Value, array: np.ndarray) -> Iterator[Proposal]:
     if largest < np.finfo(np.float16).max and not 0 < size < _LEAST_SIZE:
         change = _into(table, _InHalves(array, "float16"))
         yield Proposal(table.name, "float16", array.nbytes // 2, _HALF_STEP * size, change)
-    elif not any(map(_is_bag, table.users)) and largest < _BFLOAT16_MAX:
+    elif largest < _BFLOAT16_MAX:
         change = _into(table, _InHalves(array, "bfloat16"))
         yield Proposal(table.name, "bfloat16", array.nbytes // 2, 8 * _HALF_STEP * size, change)
 

@@ -119,7 +119,7 @@ def _bag(node: Node, width: int) -> _Matched | None:
     if len(node.inputs) != 2 or table is None or ids is None or ids.const is not None:
         return None
     length = ids.tensor.dims[1]
-    if table.const is None or not table.const.size or table.dtype not in ("float16", "float32"):
+    if table.const is None or not table.const.size or table.dtype not in _FLOATS:
         return None
     if not isinstance(length, int) or not length or table.const.shape[1] != width:
         return None

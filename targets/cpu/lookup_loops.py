@@ -21,7 +21,7 @@ from graphopt.targets.kernels.storage import vector_lanes
 from graphopt.targets.relax.loops import loops, require, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 from graphopt.targets.relax.ops.indexing import load
-from graphopt.targets.relax.scalar import const
+from graphopt.targets.relax.scalar import cast, const
 
 _LANES = 16  # codes restored at once
 _REGISTERS = 8  # vectors summed up at once; a wider row takes several passes over the ids
@@ -302,7 +302,8 @@ def _pool(
     def finish(v: Any, lane: Any, column: Any) -> None:
         pooled = plan.pooled(total[v, lane], count[0])
         if term.bits == 16:  # the model stores it so
-            pooled = pooled.astype("float16").astype("float32")
+            half = "bfloat16" if str(given[0].dtype) == "uint16" else "float16"
+            pooled = cast(pooled, half).astype("float32")
         _put(row, place + column, pooled, combine)
 
     with T.serial(tiles.count) as part:

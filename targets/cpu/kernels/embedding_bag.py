@@ -37,9 +37,26 @@ def pooling_params(table_bytes: int) -> PoolingParams:
 
 @dataclass(frozen=True)
 class _Plan(Plan):
-    """How the CPU goes through the rows."""
+    """How the CPU goes through the rows.
 
+    Attributes:
+        stored: the dtype of the table's buffer; bfloat16 is read as its bits and pooled as float32.
+    """
+
+    stored: str
     given: PoolingParams | None = None
+
+    @staticmethod
+    def of(
+        rows: int,
+        dim: int,
+        dtype: str,
+        index_dtype: str,
+        pooling: Pooling,
+        params: PoolingParams | None = None,
+    ) -> "_Plan":
+        pooled, stored = ("float32", "uint16") if dtype == "bfloat16" else (dtype, dtype)
+        return _Plan(rows, dim, pooled, index_dtype, pooling, stored, params)
 
     @property
     def params(self) -> PoolingParams:
@@ -47,18 +64,25 @@ class _Plan(Plan):
 
     @property
     def align(self) -> int:
-        return element_bytes(self.dtype)
+        return element_bytes(self.stored)
 
     @property
     def tiles(self) -> Tiles:
         return Tiles(self.dim, vector_lanes(self.accumulator), self.params.vectors)
+
+    def element(self, src, row, column):
+        """An element of the table."""
+        if self.stored == self.dtype:
+            return src[row, column]
+        return T.reinterpret("float32", T.Cast("uint32", src[row, column]) << T.uint32(16))
 
 
 @inlined
 def _add_row(plan, acc, src, row, part, weight):
     for v in T.unroll(plan.tiles.vectors):
         for j in T.vectorized(plan.tiles.lanes):
-            acc[v, j] = plan.combined(acc[v, j], src[row, plan.tiles.column(part, v) + j], weight)
+            element = T.meta_var(plan.element(src, row, plan.tiles.column(part, v) + j))
+            acc[v, j] = plan.combined(acc[v, j], element, weight)
 
 
 @inlined
@@ -137,8 +161,9 @@ def embedding_bag(
     with `include_last_offset` offsets has b + 1 entries instead.  `n` and `b` are symbolic.
     Offsets must not decrease and must lie in [0, n]: under "error" the kernel stops, under the
     other policies they are clamped.  Neither ids nor the table is ever read outside its extent.
+    A table of bfloat16 is given as its bits, uint16, and pooled to float32.
     """
-    plan = _Plan(rows, dim, dtype, index_dtype, pooling, params)
+    plan = _Plan.of(rows, dim, dtype, index_dtype, pooling, params)
     check_policy(pooling.oob, offset_dtype)
     align, id_align, offset_align = map(element_bytes, (dtype, index_dtype, offset_dtype))
     n, b = tirx.Var("n", "int64"), tirx.Var("b", "int64")
@@ -150,11 +175,11 @@ def embedding_bag(
         table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        src = T.match_buffer(table, (rows, dim), plan.stored, align=align)
         index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
         offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
         weight = T.match_buffer(weights, (n,), dtype, align=align)
-        dst = T.match_buffer(out, (bags, dim), dtype, align=align)
+        dst = T.match_buffer(out, (bags, dim), plan.dtype, align=element_bytes(plan.dtype))
         _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
 
     return embedding_bag if pooling.weighted else without_parameters(embedding_bag, "weight")
@@ -172,19 +197,20 @@ def fixed_bag(
 ) -> PrimFunc:
     """Kernel (table[rows, dim], ids[b, bag_len], weights[b, bag_len] if weighted) -> out[b, dim].
 
-    One bag a row of ids.  `b` is symbolic, and so is a `bag_len` given as None.
+    One bag a row of ids.  `b` is symbolic, and so is a `bag_len` given as None. A table of bfloat16
+    is given as its bits, uint16, and pooled to float32.
     """
-    plan = _Plan(rows, dim, dtype, index_dtype, pooling, params)
+    plan = _Plan.of(rows, dim, dtype, index_dtype, pooling, params)
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
     b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
 
     @script.prim_func(private=True, s_tir=True)
     def fixed_bag(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), dtype, align=align)
+        src = T.match_buffer(table, (rows, dim), plan.stored, align=align)
         index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
         weight = T.match_buffer(weights, (b, size), dtype, align=align)
-        dst = T.match_buffer(out, (b, dim), dtype, align=align)
+        dst = T.match_buffer(out, (b, dim), plan.dtype, align=element_bytes(plan.dtype))
         flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
         for bag in range(b):
             _pool_bag(plan, src, flat, weight, dst, bag, bag * size, (bag + 1) * size, 0, rows)
@@ -209,7 +235,7 @@ def embedding_bags(
     `begins` where the ids of each field begin in `ids`, and `n`. Offsets count from there, and are
     to the ids of one field what they are to `embedding_bag`; so are ids to the field's table.
     """
-    plan = _Plan(total, dim, "float32", index_dtype, pooling)
+    plan = _Plan.of(total, dim, "float32", index_dtype, pooling)
     check_policy(pooling.oob, offset_dtype)
     b = tirx.Var("b", "int64")
     width = tirx.Var("b_plus_1", "int64") if include_last_offset else b

@@ -16,7 +16,8 @@ from graphopt.targets.cpu.kernels.embedding_bag import embedding_bag, fixed_bag
 from graphopt.targets.cpu.kernels.product_lookup import product_lookup
 from graphopt.targets.cpu.kernels.quantized_lookup import quantized_lookup
 from graphopt.targets.kernels.pooling import Pooling
-from graphopt.targets.relax.lowering import Lowering, lowers
+from graphopt.targets.relax.lowering import Lowering, compute, lowers
+from graphopt.targets.relax.scalar import cast
 
 
 @lowers("EmbeddingBag", domain=DOMAIN)
@@ -30,9 +31,12 @@ def _embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
         kernel = _kernel(lower, node, rows, dim)
     except ValueError as error:  # how kernels refuse what they have no code for
         raise lower.unsupported(str(error)) from None
-    read: list[Value] = [value for value in node.inputs if value is not None]
-    shape = lower.shape(node.output)
-    return lower.kernel(kernel, [lower.expr(v) for v in read], [(shape, table.dtype)])[0]
+    others = [lower.expr(value) for value in node.inputs[1:] if value is not None]
+    arguments, shape = [lower.moved(table), *others], lower.shape(node.output)
+    if table.dtype != "bfloat16":
+        return lower.kernel(kernel, arguments, [(shape, table.dtype)])[0]
+    (pooled,) = lower.kernel(kernel, arguments, [(shape, "float32")])
+    return lower.te(lambda x: compute(x.shape, lambda *i: cast(x(*i), "bfloat16"), "round"), pooled)
 
 
 def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:

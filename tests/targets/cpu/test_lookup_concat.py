@@ -45,6 +45,13 @@ HALVES = """(int64[N] i, int64[N,3] j, int64[N,2] k, float[N,2] d) => (float[] y
     p = graphopt.EmbeddingBag<mode="mean">(v, k)
     c = Cast<to=1>(p)
     y = Concat<axis=1>(a, d, b, c) }"""
+BF16_BAGS = """(int64[N,3] i, int64[N,2] k, float[N,2] d) => (float[] y)
+    <bfloat16[70,16] u, bfloat16[9,5] v> {
+    q = graphopt.EmbeddingBag<mode="sum">(u, i)
+    a = Cast<to=1>(q)
+    p = graphopt.EmbeddingBag<mode="mean">(v, k)
+    c = Cast<to=1>(p)
+    y = Concat<axis=1>(a, d, c) }"""
 ALONE = """(int64[N,3] i) => (float[] y) <bfloat16[70000,33] t> {
     r = Gather(t, i)
     y = Cast<to=1>(r) }"""
@@ -66,7 +73,7 @@ def ops(graph: Graph) -> list[str]:
 
 @pytest.mark.parametrize(
     "text",
-    [TWO, MATRIX, SEQUENCES, LARGE, BOTH, EIGHT, FOUR, FEATURES, HALVES, ALONE],
+    [TWO, MATRIX, SEQUENCES, LARGE, BOTH, EIGHT, FOUR, FEATURES, HALVES, BF16_BAGS, ALONE],
 )
 @pytest.mark.parametrize("batch", [1, 20])
 def test_rows_are_those_of_the_tables(text: str, batch: int) -> None:
