@@ -25,6 +25,11 @@ _HALF_TILES = (
     Tile(64, 64, 32, 32, 32, 3, 2),
     Tile(128, 128, 16, 64, 32, 3),
 )
+_BYTE_TILES = (
+    Tile(16, 32, 32, 16, 32, 3, 4),
+    Tile(64, 64, 16, 32, 32, 3, 2),
+    Tile(128, 128, 16, 64, 32, 3),
+)
 _TILES: dict[Math, tuple[Tile, ...]] = {
     "Fp32": (
         Tile(16, 32, 64, 16, 32, 3, 4),
@@ -35,11 +40,8 @@ _TILES: dict[Math, tuple[Tile, ...]] = {
     "Tf32": _TF32_TILES,
     "Bf16": _HALF_TILES,
     "Fp16": _HALF_TILES,
-    "Int8": (
-        Tile(16, 32, 32, 16, 32, 3, 4),
-        Tile(64, 64, 16, 32, 32, 3, 2),
-        Tile(128, 128, 16, 64, 32, 3),
-    ),
+    "Int8": _BYTE_TILES,
+    "Codes": _BYTE_TILES,
 }
 
 

@@ -21,11 +21,11 @@ from graphopt.targets.cuda.kernels.gemm import (
     RowDots,
     Tile,
     Variant,
+    coded_width,
     device_code,
     gemm,
-    pack_codes,
-    pack_weights,
 )
+from graphopt.targets.cuda.kernels.packed import SUMS, pack_codes, pack_weights
 from graphopt.targets.tuning.family import KernelFamily, Trial
 
 _FEW = [
@@ -47,6 +47,7 @@ _ROUNDING: dict[Math, float] = {
     "Bf16": 3e-2,
     "Fp16": 4e-3,
     "Int8": 1e-6,
+    "Codes": 1e-6,
 }
 
 _TRIED = Quantization(0.03, 128)  # any takes the same time
@@ -98,9 +99,12 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
         weights = rng.standard_normal((problem.k, problem.n), np.float32)
         left = rng.standard_normal((problem.rows, problem.k), np.float32)
         row = np.zeros(problem.n, np.float32)
-        if problem.math == "Int8":
+        if problem.math in ("Int8", "Codes"):
             codes = np.clip(np.rint(weights * 40), -127, 127).astype(np.int8)
-            inputs = [left, pack_codes(codes, _TRIED.zero), row + np.float32(0.02), row]
+            zero = _TRIED.zero
+            if problem.math == "Codes":
+                left, zero = _coded(problem, rng), SUMS
+            inputs = [left, pack_codes(codes, zero), row + np.float32(0.02), row]
         else:
             inputs = [left, pack_weights(weights, problem.math), row]
         return [Trial(inputs, ((problem.rows, problem.n), "float32"))]
@@ -111,6 +115,15 @@ class GpuGemmFamily(KernelFamily[GpuGemmProblem, Variant]):
     def version(self) -> str:
         device = hashlib.sha256(device_code().encode()).hexdigest()
         return f"{super().version()[:8]}{device[:8]}"
+
+
+def _coded(problem: GpuGemmProblem, rng: np.random.Generator) -> np.ndarray:
+    """uint32[rows, …]: codes as `row_codes` makes them, in ranges with 0 in the middle."""
+    width = coded_width(problem.k)
+    rows = rng.integers(0, 1 << 32, (problem.rows, width), dtype=np.uint32)
+    rows[:, width - 4] = np.float32(0.03).view(np.uint32)
+    rows[:, width - 3] = 0
+    return rows
 
 
 def ranges_of(chosen: Mapping[int, Variant]) -> tuple[Range, ...]:

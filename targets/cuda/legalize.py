@@ -5,8 +5,9 @@ from __future__ import annotations
 from graphopt.ir.graph import Graph, Node
 from graphopt.rewrite import RewriteStats, Rule, rewrite
 from graphopt.targets.cpu import DOMAIN, layer_norm, packed_weights, quantized_dense
+from graphopt.targets.cpu.kernels.row_codes import RowQuantization
 from graphopt.targets.cpu.legalize import DENSE_RULES
-from graphopt.targets.cuda import lookups
+from graphopt.targets.cuda import coded_rows, lookups
 from graphopt.targets.cuda.kernels.gemm import Math, math_for
 from graphopt.targets.cuda.ops.interaction import is_suited
 from graphopt.targets.relax.expand import expand_function
@@ -26,7 +27,10 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
         math: how dense layers multiply that the model does not round to 8 bits.
         multiplies_bytes: what the model rounds to 8 bits multiplies so, and not in float32.
     """
-    rewrite(graph, (quantized_dense.dynamic_to_floats,), RewriteStats())
+    dynamic = quantized_dense.dynamic_to_dense
+    if not multiplies_bytes:
+        dynamic = quantized_dense.dynamic_to_floats
+    rewrite(graph, (dynamic,), RewriteStats())
     for node in list(graph.walk()):
         if not is_suited(node):
             expand_function(node)
@@ -38,10 +42,18 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())
     for rules in _STEPS:
         rewrite(graph, rules, RewriteStats())
+    coded_rows.insert(dense_layers(graph))
     for layer in dense_layers(graph):
-        weights = layer.const(1)
-        assert weights is not None
-        layer.attrs["math"] = "Int8" if "data" in layer.attrs else math_for(weights, math)
+        layer.attrs["math"] = _math(layer, math)
+
+
+def _math(layer: Node, math: Math) -> Math:
+    """How a layer multiplies, `math` being for all that the model does not round to 8 bits."""
+    weights, rounding = layer.const(1), layer.attrs.get("data")
+    assert weights is not None
+    if rounding is None:
+        return math_for(weights, math)
+    return "Codes" if isinstance(rounding, RowQuantization) else "Int8"
 
 
 def dense_layers(graph: Graph) -> list[Node]:

@@ -23,10 +23,11 @@ from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.script import inlined
 
-Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Fp16", "Int8"]
+Math = Literal["Fp32", "Tf32x3", "Tf32", "Bf16", "Fp16", "Int8", "Codes"]
 """How products are formed: float32 on CUDA cores; on tensor cores float32 as sums of two tf32
-numbers, or operands rounded to tf32, to bfloat16, to float16 or to 8 bits. Those of 8 bits add up
-in int32, all others in float32. Beyond 65504 a float16 is infinite."""
+numbers, or operands rounded to tf32, to bfloat16, to float16 or to 8 bits ("Int8"; "Codes" are so
+before, as `row_codes` makes them). Those of 8 bits add up in int32, all others in float32. Beyond
+65504 a float16 is infinite."""
 
 MAX_RANGES = 5
 # Of the largest multiprocessor there is, and what a block takes of its shared memory by itself.
@@ -42,7 +43,7 @@ _DEVICE = Path(__file__).parent / "device"
 
 def device_code() -> str:
     """The functions that kernels call, in CUDA C."""
-    names = ("math.cuh", "gemm.cuh", "sources.cuh", "few_rows.cuh")
+    names = ("math.cuh", "gemm.cuh", "sources.cuh", "few_rows.cuh", "row_codes.cuh")
     return "".join((_DEVICE / name).read_text() for name in names)
 
 
@@ -53,7 +54,7 @@ def with_device_code(source: str) -> str:
 
 def packed_values(math: Math) -> int:
     """Elements of the weights in one 32-bit word."""
-    return {"Bf16": 2, "Fp16": 2, "Int8": 4}.get(math, 1)
+    return {"Bf16": 2, "Fp16": 2, "Int8": 4, "Codes": 4}.get(math, 1)
 
 
 def math_for(weights: np.ndarray, math: Math) -> Math:
@@ -173,44 +174,6 @@ Range = tuple[int | None, Variant]
 """The largest number of rows, None for any, that a variant is for."""
 
 
-def pack_weights(weights: np.ndarray, math: Math) -> np.ndarray:
-    """float32[K, N] as uint32[ceil(K / values of a word), N rounded up to 4]; the rest is zero.
-
-    Not for "Int8", which `pack_codes` is for.
-    """
-    k, n = weights.shape
-    packed = packed_values(math)
-    full = np.zeros((-(-k // packed) * packed, -(-n // 4) * 4), np.float32)
-    full[:k, :n] = weights
-    bits = full.view(np.uint32)
-    if packed == 2:
-        halves = (
-            full.astype(np.float16).view(np.uint16).astype(np.uint32)
-            if math == "Fp16"
-            else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-        )
-        return np.ascontiguousarray(halves[0::2] | halves[1::2] << 16)
-    return (bits + 0x1000) & np.uint32(0xFFFFE000) if math == "Tf32" else bits
-
-
-def pack_codes(codes: np.ndarray, zero: int) -> np.ndarray:
-    """int8[K, N] as uint32[ceil(K / 4) + 1, N rounded up to 4], the rest zero.
-
-    The last row is what sums start from: codes of x are less 128 here, so that they stand for
-    (code + 128 - zero) * scale.
-    """
-    k, n = codes.shape
-    words, pitch = -(-k // 4), -(-n // 4) * 4
-    full = np.zeros((words * 4, pitch), np.int8)
-    full[:k, :n] = codes
-    packed = np.zeros((words + 1, pitch), np.uint32)
-    grouped = full.view(np.uint8).reshape(words, 4, pitch).astype(np.uint32)
-    for place in range(4):
-        packed[:-1] |= grouped[:, place] << np.uint32(8 * place)
-    packed[-1] = ((128 - zero) * full.sum(axis=0, dtype=np.int32)).astype(np.int32).view(np.uint32)
-    return packed
-
-
 @dataclass(frozen=True)
 class _Layer:
     """What the launches of one kernel have in common."""
@@ -231,11 +194,37 @@ class _Layer:
             kind = f"Int8<{inverse}u, {self.rounding.zero}>"
         return f"graphopt::{kind}, {self.k}, {self.n}"
 
-    def stored(self, value: Any, factor: Any, bias: Any, given: Any, row: Any, column: Any) -> Any:
+    @property
+    def sums(self) -> str:
+        """The dtype of what device functions find."""
+        return "int32" if self.math == "Codes" else "float32"
+
+    def stored(self, value: Any, own: _Operands, given: Any, row: Any, column: Any) -> Any:
         """A result as it is stored."""
-        if self.rounding is not None:
-            value = value * factor[column]
-        return self.epilogue(value + bias[column], given, row, column)
+        if self.math == "Codes":
+            after = coded_width(self.k) - 4
+            distance = T.reinterpret("float32", own.x[row, after])
+            shift = T.reinterpret("int32", own.x[row, after + 1])
+            total = T.reinterpret("int32", own.weights[-(-self.k // 4), column])
+            value = T.Cast("float32", value + shift * total) * own.factor[column] * distance
+        elif self.math == "Int8":
+            value = value * own.factor[column]
+        return self.epilogue(value + own.bias[column], given, row, column)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Buffers of a kernel: x and weights, a factor (of 8 bits only) and a bias of each column."""
+
+    x: Any
+    weights: Any
+    factor: Any
+    bias: Any
+
+
+def coded_width(k: int) -> int:
+    """Words of a row of `k` codes: `CodedRow` of `device/math.cuh`."""
+    return -(-k // 16) * 4 + 4
 
 
 def place(math, r, c, along):
@@ -252,7 +241,7 @@ def _within(ranges, which, m):
 
 
 @inlined
-def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc):
+def _product(layer, variant, m, block_row, block_column, own, shared, acc):
     """acc = the results of this thread."""
     T.evaluate(
         T.call_extern(
@@ -260,8 +249,8 @@ def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc
             variant.call(layer.arguments),
             acc.data,
             shared.data,
-            x.data,
-            weights.data,
+            own.x.data,
+            own.weights.data,
             T.Cast("int32", m),
             T.Cast("int32", block_row * variant.rows),
             T.Cast("int32", block_column * variant.columns),
@@ -270,7 +259,7 @@ def _product(layer, variant, m, block_row, block_column, x, weights, shared, acc
 
 
 @inlined
-def _tiles(layer, tile, m, x, weights, factor, bias, given, y):
+def _tiles(layer, tile, m, own, given, y):
     across = T.meta_var(-(-layer.n // tile.columns))
     wide = T.meta_var(4 if layer.math == "Fp32" else 2)  # neighbouring columns of a thread
     lanes = T.meta_var(8 if layer.math == "Fp32" else 4)  # along a row
@@ -281,8 +270,8 @@ def _tiles(layer, tile, m, x, weights, factor, bias, given, y):
         for thread in T.thread_binding(tile.threads, thread="threadIdx.x"):
             T.attr(thread, LEAST_BLOCKS, tile.blocks(layer.math))
             shared = T.alloc_buffer((tile.shared_words(layer.math),), "float32", scope="shared.dyn")
-            acc = T.alloc_buffer((down * along * wide,), "float32", scope="local")
-            _product(layer, tile, m, block // across, block % across, x, weights, shared, acc)
+            acc = T.alloc_buffer((down * along * wide,), layer.sums, scope="local")
+            _product(layer, tile, m, block // across, block % across, own, shared, acc)
             warp = T.meta_var(thread // 32)
             warps = T.meta_var(tile.columns // tile.warp_columns)
             row = T.meta_var(
@@ -302,54 +291,51 @@ def _tiles(layer, tile, m, x, weights, factor, bias, given, y):
                             j = T.meta_var(column + c * wide * lanes + part * vector)
                             if i < m and j < layer.n:
                                 for v in T.vectorized(vector):
-                                    y[i, j + v] = layer.stored(
-                                        acc[at + v], factor, bias, given, i, j + v
-                                    )
+                                    y[i, j + v] = layer.stored(acc[at + v], own, given, i, j + v)
 
 
 @inlined
-def _few(layer, few, m, x, weights, factor, bias, given, y):
+def _few(layer, few, m, own, given, y):
     across = T.meta_var(-(-layer.n // few.columns))
     each = T.meta_var(-(-few.rows * few.columns // few.threads))
     for block in T.thread_binding((m + few.rows - 1) // few.rows * across, thread="blockIdx.x"):
         for thread in T.thread_binding(few.threads, thread="threadIdx.x"):
             shared = T.alloc_buffer((few.shared_words(layer.math),), "float32", scope="shared.dyn")
-            acc = T.alloc_buffer((each,), "float32", scope="local")
-            _product(layer, few, m, block // across, block % across, x, weights, shared, acc)
+            acc = T.alloc_buffer((each,), layer.sums, scope="local")
+            _product(layer, few, m, block // across, block % across, own, shared, acc)
             for e in T.unroll(each):
                 element = T.meta_var(thread + e * few.threads)
                 i = T.meta_var(block // across * few.rows + element // few.columns)
                 j = T.meta_var(block % across * few.columns + element % few.columns)
                 if element < few.rows * few.columns and i < m and j < layer.n:
-                    y[i, j] = layer.stored(acc[e], factor, bias, given, i, j)
+                    y[i, j] = layer.stored(acc[e], own, given, i, j)
 
 
 @inlined
-def _dots(layer, dots, m, x, weights, factor, bias, given, y):
+def _dots(layer, dots, m, own, given, y):
     function = T.meta_var(f"graphopt::row_dots<{layer.arguments}>")
     for block in T.thread_binding((m + dots.rows - 1) // dots.rows, thread="blockIdx.x"):
         for thread in T.thread_binding(32 * dots.rows, thread="threadIdx.x"):
-            acc = T.alloc_buffer((1,), "float32", scope="local")
+            acc = T.alloc_buffer((1,), layer.sums, scope="local")
             first = T.meta_var(block * dots.rows)
             sizes = T.meta_var((T.Cast("int32", m), T.Cast("int32", first)))
-            T.evaluate(T.call_extern("void", function, acc.data, x.data, weights.data, *sizes))
+            places = T.meta_var((acc.data, own.x.data, own.weights.data))
+            T.evaluate(T.call_extern("void", function, *places, *sizes))
             i = T.meta_var(first + thread // 32)
             j = T.meta_var(thread % 32)
             if i < m and j < layer.n:
-                y[i, j] = layer.stored(acc[0], factor, bias, given, i, j)
+                y[i, j] = layer.stored(acc[0], own, given, i, j)
 
 
 _launches = {Tile: _tiles, FewRows: _few, RowDots: _dots}
 
 
 @inlined
-def _range(layer, ranges, which, m, x, weights, factor, bias, given, y):
+def _range(layer, ranges, which, m, own, given, y):
     """The launch for one of the ranges of rows, if `m` is in that."""
     if which < len(ranges):  # noqa: SIM102  (the other one is part of the kernel)
         if _within(ranges, which, m):
-            _launches[type(ranges[which][1])](
-                layer, ranges[which][1], m, x, weights, factor, bias, given, y
-            )
+            _launches[type(ranges[which][1])](layer, ranges[which][1], m, own, given, y)
 
 
 @cache
@@ -367,7 +353,7 @@ def gemm(
     y = x @ weights + bias after the epilogue, M symbolic. Infinite elements of `x` become NaN where
     products are formed from parts ("Tf32x3"). For "Int8" weights are as `pack_codes` has them,
     float32 scale[n] stands before the bias, and y = scale * (codes of x @ weights) + bias after the
-    epilogue.
+    epilogue. For "Codes" x is uint32[M, …] as `row_codes` makes it, and `scale` another factor.
 
     Args:
         ranges: what is launched for how many rows, the last one for any number.
@@ -383,7 +369,9 @@ def gemm(
         raise ValueError(f"a kernel has 1 to {MAX_RANGES} ranges of rows, the last has no limit")
     layer = _Layer(k, n, math, epilogue, rounding)
     constants = max(1, epilogue.activation.columns)
-    starts = 0 if rounding is None else 1
+    of_bytes = math in ("Int8", "Codes")
+    starts = 1 if of_bytes else 0
+    width, dtype = (coded_width(k), "uint32") if math == "Codes" else (k, "float32")
     words, pitch = -(-k // packed_values(math)), -(-n // 4) * 4
 
     @script.prim_func(private=True, s_tir=True)
@@ -399,7 +387,7 @@ def gemm(
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
-        left = T.match_buffer(x, (m, k), "float32")
+        left = T.match_buffer(x, (m, width), dtype)
         right = T.match_buffer(weights, (words + starts, pitch), "uint32")
         factor = T.match_buffer(scale, (n,), "float32")
         start = T.match_buffer(bias, (n,), "float32")
@@ -407,11 +395,12 @@ def gemm(
         first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32")
         second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32")
         given = T.meta_var((columns, first, second))
+        own = T.meta_var(_Operands(left, right, factor, start))
         out = T.match_buffer(y, (m, n), "float32")
-        _range(layer, ranges, 0, m, left, right, factor, start, given, out)
-        _range(layer, ranges, 1, m, left, right, factor, start, given, out)
-        _range(layer, ranges, 2, m, left, right, factor, start, given, out)
-        _range(layer, ranges, 3, m, left, right, factor, start, given, out)
-        _range(layer, ranges, 4, m, left, right, factor, start, given, out)
+        _range(layer, ranges, 0, m, own, given, out)
+        _range(layer, ranges, 1, m, own, given, out)
+        _range(layer, ranges, 2, m, own, given, out)
+        _range(layer, ranges, 3, m, own, given, out)
+        _range(layer, ranges, 4, m, own, given, out)
 
-    return without_parameters(gemm, *() if rounding else ("factor",), *epilogue.unused)
+    return without_parameters(gemm, *() if of_bytes else ("factor",), *epilogue.unused)

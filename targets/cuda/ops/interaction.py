@@ -19,7 +19,7 @@ from graphopt.targets.cpu.kernels.compressed_interaction import fold_symmetric
 from graphopt.targets.cuda.kernels import interaction, tiles
 from graphopt.targets.cuda.kernels.attention import Heads, attention
 from graphopt.targets.cuda.kernels.dot_interaction import Shape, dot_interaction
-from graphopt.targets.cuda.kernels.gemm import pack_weights
+from graphopt.targets.cuda.kernels.packed import pack_weights
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.loops import loops

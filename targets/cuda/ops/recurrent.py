@@ -11,7 +11,8 @@ from graphopt.ir.graph import Node
 from graphopt.ops import attentional_gru
 from graphopt.ops import gru as one_way
 from graphopt.targets.cuda.gemm_defaults import default_ranges
-from graphopt.targets.cuda.kernels.gemm import gemm, math_for, pack_weights
+from graphopt.targets.cuda.kernels.gemm import gemm, math_for
+from graphopt.targets.cuda.kernels.packed import pack_weights
 from graphopt.targets.cuda.kernels.recurrent import recurrent
 from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.kernels.activation import Activation

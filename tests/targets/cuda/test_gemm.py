@@ -18,8 +18,8 @@ from graphopt.targets.cuda.kernels.gemm import (
     Tile,
     gemm,
     math_for,
-    pack_weights,
 )
+from graphopt.targets.cuda.kernels.packed import pack_weights
 from graphopt.targets.cuda.ops import dense
 
 from .conftest import THOROUGH, Runner

@@ -13,7 +13,8 @@ from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
 from graphopt.ops import stored_weights
-from graphopt.targets.cuda.kernels.gemm import FewRows, Tile, Variant, gemm, pack_codes
+from graphopt.targets.cuda.kernels.gemm import FewRows, Tile, Variant, gemm
+from graphopt.targets.cuda.kernels.packed import pack_codes
 from graphopt.targets.cuda.legalize import dense_layers, legalize
 from graphopt.targets.cuda.ops import dense
 

@@ -30,6 +30,10 @@ __device__ __forceinline__ void add_products(float (*sum)[4], const float* first
   }
 }
 
+// Floats from one row of x to the next; of codes, words.
+template <class MATH, int K>
+constexpr int STRIDE = MATH::CODED ? CodedRow<K>::PITCH : K;
+
 // The same for a word of k, whose weights are codes and which x is rounded to on the way.
 template <int ROWS, class MATH, int K, int PITCH>
 __device__ __forceinline__ void add_codes(int (*sum)[4], const float* first,
@@ -37,7 +41,11 @@ __device__ __forceinline__ void add_codes(int (*sum)[4], const float* first,
   uint4 w = __ldg(right + word * PITCH);
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
-    int x = MATH::codes(four<K>(first + left[r] + word * 4, K - word * 4));
+    int x;
+    if constexpr (MATH::CODED)
+      x = __ldg((const int*)first + left[r] + word);
+    else
+      x = MATH::codes(four<K>(first + left[r] + word * 4, K - word * 4));
     sum[r][0] = __dp4a(x, (int)w.x, sum[r][0]);
     sum[r][1] = __dp4a(x, (int)w.y, sum[r][1]);
     sum[r][2] = __dp4a(x, (int)w.z, sum[r][2]);
@@ -49,7 +57,7 @@ __device__ __forceinline__ void add_codes(int (*sum)[4], const float* first,
 // results = the elements of (x[m, K] @ weights[K, N])[row : row + ROWS, column : column + COLUMNS]
 // that are this thread's: number threadIdx.x + i * THREADS in row-major order is its i-th.
 template <int ROWS, int COLUMNS, int THREADS, class MATH, int K, int N, class VECTOR>
-__device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const float* x,
+__device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const void* x,
                                          const Word* weights, int m, int row, int column) {
   constexpr int ACROSS = COLUMNS / 4, DOWN = THREADS / ACROSS, PITCH = (N + 3) / 4;
   constexpr int WARPS = THREADS / 32, TILE = ROWS * COLUMNS, WHOLE = K / 4 * 4;
@@ -57,11 +65,11 @@ __device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const f
   Sum* parts = (Sum*)shared;
   int across = threadIdx.x % ACROSS, down = threadIdx.x / ACROSS, lane = threadIdx.x % 32;
   Sum sum[ROWS][4];
-  const float* first = x + (long long)row * K;
+  const float* first = (const float*)x + (long long)row * STRIDE<MATH, K>;
   int left[ROWS];  // where rows begin from there on; those that there are not repeat the last
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) {
-    left[r] = min(r, m - 1 - row) * K;
+    left[r] = min(r, m - 1 - row) * STRIDE<MATH, K>;
 #pragma unroll
     for (int c = 0; c < 4; ++c) sum[r][c] = 0;
   }
@@ -96,17 +104,17 @@ __device__ __forceinline__ void few_rows(VECTOR* results, float* shared, const f
     if (element < TILE)
 #pragma unroll
       for (int w = 0; w < WARPS; ++w) total += parts[w * TILE + element];
-    ((float*)results)[i] = finished<MATH, K, N>(total, weights, column + element % COLUMNS);
+    put(results, i, finished<MATH, K, N>(total, weights, column + element % COLUMNS));
   }
 }
 
 // A warp a row of at most 4 results, its lanes sharing out k. results[0] = that of column lane.
 template <class MATH, int K, int N, class VECTOR>
-__device__ __forceinline__ void row_dots(VECTOR* results, const float* x, const Word* weights,
+__device__ __forceinline__ void row_dots(VECTOR* results, const void* x, const Word* weights,
                                          int m, int row) {
   int lane = threadIdx.x % 32;
   row += threadIdx.x / 32;
-  const float* first = x + (long long)(row < m ? row : m - 1) * K;
+  const float* first = (const float*)x + (long long)(row < m ? row : m - 1) * STRIDE<MATH, K>;
   int left[1] = {0};
   typename MATH::Sum sum[1][4] = {};
   if constexpr (MATH::PACKED == 4) {
@@ -124,7 +132,7 @@ __device__ __forceinline__ void row_dots(VECTOR* results, const float* x, const 
     for (int step = 16; step; step /= 2)
       sum[0][c] += __shfl_xor_sync(0xffffffffu, sum[0][c], step, 32);
   auto total = lane == 0 ? sum[0][0] : lane == 1 ? sum[0][1] : lane == 2 ? sum[0][2] : sum[0][3];
-  ((float*)results)[0] = finished<MATH, K, N>(total, weights, lane);
+  put(results, 0, finished<MATH, K, N>(total, weights, lane));
 }
 
 }  // namespace graphopt

@@ -49,12 +49,12 @@ static __device__ __forceinline__ void copy_async(void* to, const void* from, in
 
 // The left operand of a stage: x[row:, k:], zeros beyond its ends. Floats are copied
 // asynchronously. Where rows of x do not begin at multiples of 16 bytes, those of the stage begin
-// up to 3 words early.
-template <class T, class MATH, int K>
+// up to 3 words early. Words of codes are copied so too, P being 1.
+template <class T, class MATH, int K, int P = MATH::PACKED>
 struct FloatsOf {
   __device__ __forceinline__ void begin(float* stage, const float* x, int m, int row, int word) {
     using S = Stage<T, MATH>;
-    constexpr int P = MATH::PACKED, SHIFT = MATH::SHIFTS ? K % 4 : 0;
+    constexpr int SHIFT = MATH::SHIFTS ? K % 4 : 0;
     constexpr int VECTOR = MATH::SHIFTS || K % 4 == 0 ? 4 : 1;
     constexpr int LINE = T::DEPTH * P / VECTOR + (SHIFT != 0);
     const float* first = x + (long long)row * K;  // from which 32-bit offsets suffice
@@ -93,7 +93,9 @@ struct CodesOf {
 };
 
 template <class T, class MATH, int K>
-using LeftOf = std::conditional_t<MATH::PACKED == 4, CodesOf<T, MATH, K>, FloatsOf<T, MATH, K>>;
+using LeftOf = std::conditional_t<
+    MATH::CODED, FloatsOf<T, MATH, CodedRow<K>::PITCH, 1>,
+    std::conditional_t<MATH::PACKED == 4, CodesOf<T, MATH, K>, FloatsOf<T, MATH, K>>>;
 
 // Starts to copy the right operand of a stage: weights[k:, column:], zeros beyond their ends.
 template <class T, class MATH, int K, int N>
@@ -182,18 +184,17 @@ __device__ __forceinline__ void multiply_stages(typename MATH::Sum* acc, float* 
 
 // results = the elements of (x[m, K] @ weights[K, N])[row:, column:] that are this thread's.
 template <class T, class MATH, int K, int N, class VECTOR>
-__device__ __forceinline__ void gemm_tile(VECTOR* results, float* shared, const float* x,
+__device__ __forceinline__ void gemm_tile(VECTOR* results, float* shared, const void* x,
                                           const Word* weights, int m, int row, int column) {
   typename MATH::Sum acc[T::PER_THREAD];
-  Weighted<T, MATH, K, N> source{x, weights, m, row, column};
+  Weighted<T, MATH, K, N> source{(const float*)x, weights, m, row, column};
   constexpr int DEPTH = T::DEPTH * MATH::PACKED;
   multiply_stages<T, MATH>(acc, shared, source, (K + DEPTH - 1) / DEPTH);
   // Where the results of tensor cores are.
   int own = column + threadIdx.x / 32 % T::WARPS_N * T::WN + threadIdx.x % 4 * 2;
 #pragma unroll
   for (int i = 0; i < T::PER_THREAD; ++i)
-    ((float*)results)[i] =
-        finished<MATH, K, N>(acc[i], weights, own + i / 4 % (T::WN / 8) * 8 + i % 2);
+    put(results, i, finished<MATH, K, N>(acc[i], weights, own + i / 4 % (T::WN / 8) * 8 + i % 2));
 }
 
 }  // namespace graphopt

@@ -57,13 +57,13 @@ static __device__ __forceinline__ Word round_tf32(float x) {
 }
 
 // PACKED values of k make a word of the weights, LEFT words one of x; Element is what those hold.
-// Where it SHIFTS, rows of x may begin up to 3 words early.
+// Where it SHIFTS, rows of x may begin up to 3 words early; where x is CODED, it holds such words.
 
 // On CUDA cores: lane 8r + c computes rows r, r + 4, … and 4 columns at 4c, 4c + 32, …
 struct Fp32 {
   using Sum = float;
   static constexpr int PACKED = 1, LEFT = 1, LEFT_PAD = 4;
-  static constexpr bool SHIFTS = false;
+  static constexpr bool SHIFTS = false, CODED = false;
   static __device__ __forceinline__ float value(Word word, int) { return __uint_as_float(word); }
   template <class T, int LA, int LB, int SHIFT>
   static __device__ __forceinline__ void multiply(float* acc, const float* a, const Word* words) {
@@ -134,7 +134,7 @@ template <int VALUES> struct Floats {
   using Sum = float;
   using Element = float;
   static constexpr int PACKED = VALUES, LEFT = VALUES;
-  static constexpr bool SHIFTS = true;
+  static constexpr bool SHIFTS = true, CODED = false;
   static constexpr int UNROLLED = 64;  // steps along k: all of them
 };
 
@@ -226,24 +226,16 @@ template <class HALF> struct PairMath : Floats<2>, HALF {
   static __device__ __forceinline__ Right right(Word low, Word high) { return {{low, high}}; }
 };
 
-// x as ONNX rounds it to 8 bits, code = clamp(round(x / scale) + ZERO, 0, 255), less 128, so that
-// both operands are signed. Sums are exact; they start from a last row of the weights, which takes
-// the zero point out of them. INVERSE holds the bits of 1 / scale.
-template <Word INVERSE, int ZERO> struct Int8Math {
+// Codes of 8 bits on both sides, whose sums are exact. The left ones are there already, in rows as
+// `row_codes` makes them; what their zero points are is known to who reads the sums.
+struct BytesMath {
   using Sum = int;
   using Element = Word;
   using LeftPart = Left;
   using RightPart = Right;
   static constexpr int PACKED = 4, LEFT = 1;
-  static constexpr bool SHIFTS = false;
+  static constexpr bool SHIFTS = false, CODED = true;
   static constexpr int UNROLLED = 64;
-  static __device__ __forceinline__ Word code(float x) {
-    int whole = __float2int_rn(x * __uint_as_float(INVERSE));
-    return (Word)(max(min(whole, 255 - ZERO), -ZERO) + ZERO - 128) & 255;
-  }
-  static __device__ __forceinline__ Word codes(float4 x) {
-    return code(x.x) | code(x.y) << 8 | code(x.z) << 16 | code(x.w) << 24;
-  }
   template <int LA> static __device__ __forceinline__ Left left(const Word* a) {
     return {{a[0], a[8 * LA], a[4], a[8 * LA + 4]}};
   }
@@ -253,11 +245,26 @@ template <Word INVERSE, int ZERO> struct Int8Math {
   }
 };
 
+// x as ONNX rounds it to 8 bits, code = clamp(round(x / scale) + ZERO, 0, 255), less 128, so that
+// both operands are signed. Sums start from a last row of the weights, which takes the zero point
+// out of them. INVERSE holds the bits of 1 / scale.
+template <Word INVERSE, int ZERO> struct Int8Math : BytesMath {
+  static constexpr bool CODED = false;
+  static __device__ __forceinline__ Word code(float x) {
+    int whole = __float2int_rn(x * __uint_as_float(INVERSE));
+    return (Word)(max(min(whole, 255 - ZERO), -ZERO) + ZERO - 128) & 255;
+  }
+  static __device__ __forceinline__ Word codes(float4 x) {
+    return code(x.x) | code(x.y) << 8 | code(x.z) << 16 | code(x.w) << 24;
+  }
+};
+
 using Tf32 = Tensor<Tf32Math>;
 using Tf32OfBoth = Tensor<Tf32OfBothMath>;
 using Tf32x3 = Tensor<Tf32x3Math>;
 using Bf16 = Tensor<PairMath<Bfloat16>>;
 using Fp16 = Tensor<PairMath<Float16>>;
+using Codes = Tensor<BytesMath>;
 template <Word INVERSE, int ZERO> using Int8 = Tensor<Int8Math<INVERSE, ZERO>>;
 
 // Four values of x from k on, of which the first `there` exist; the others are 0.
@@ -268,15 +275,26 @@ template <int K> static __device__ __forceinline__ float4 four(const float* from
                      there > 2 ? __ldg(from + 2) : 0, there > 3 ? __ldg(from + 3) : 0);
 }
 
-// The result that a sum stands for.
+// Where a row of codes has what: four codes a word, each less 128, zeros up to 16 bytes; then the
+// distance of two codes as a float32, and what must be added to codes (int32), so that
+// x is about (code + shift) * distance.
+template <int K> struct CodedRow {
+  static constexpr int DISTANCE = (K + 15) / 16 * 4, SHIFT = DISTANCE + 1, PITCH = DISTANCE + 4;
+};
+
+// The result that a sum stands for; of rows of codes that is the sum.
 template <class MATH, int K, int N>
-static __device__ __forceinline__ float finished(typename MATH::Sum sum, const Word* weights,
-                                                 int column) {
+static __device__ __forceinline__ auto finished(typename MATH::Sum sum, const Word* weights,
+                                                int column) {
   constexpr int WORDS = (K + MATH::PACKED - 1) / MATH::PACKED, PITCH = (N + 3) / 4 * 4;
-  if constexpr (MATH::PACKED == 4)
+  if constexpr (MATH::PACKED == 4 && !MATH::CODED)
     return (float)(sum + (column < PITCH ? (int)__ldg(weights + WORDS * PITCH + column) : 0));
   else
     return sum;
+}
+
+template <class T> static __device__ __forceinline__ void put(void* results, int place, T value) {
+  ((T*)results)[place] = value;
 }
 
 }  // namespace graphopt
