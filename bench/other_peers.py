@@ -5,7 +5,7 @@ attention. They compile it for one thread and the shapes of each set of inputs, 
 constants; inputs are bound, outputs handed over without a copy. `torch.compile` freezes weights,
 chooses the fastest of its kernels (`max_autotune`) and calls them from C++. ONNX Runtime folds what
 follows from the shapes before TVM's frontend reads the graph, which then goes through TVM's `zero`
-and default pipelines for this CPU; its own schedules for CPUs (dlight) changed no time.
+and default pipelines for the same CPU as ours; its own schedules for CPUs (dlight) changed no time.
 
 Compilers crash and hang: another process is the first to compile for a shape, in `LIMIT` seconds.
 What PyTorch generates there is found again in its cache.
@@ -32,10 +32,10 @@ def _tvm(model: Path, feeds: Feeds) -> Bound:
     import tvm
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
-    from tvm.target import codegen
 
-    host = {"kind": "llvm", "mcpu": str(codegen.llvm_get_system_cpu()), "num-cores": 1}
-    target = tvm.target.Target({**host, "opt-level": 3})
+    from graphopt.targets.cpu.target import CpuTarget
+
+    target = tvm.target.Target({**CpuTarget.parse("").llvm.export(), "opt-level": 3})
     with tvm.transform.PassContext(opt_level=3):
         module = from_onnx(_of_shapes(model, feeds))
         names = [parameter.name for parameter in module["main"].params]

@@ -1,5 +1,6 @@
 /* What AMX's instructions do, as Intel's manual says, for the tests of kernels that use them. */
 
+#include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,9 +74,15 @@ static float widened(uint16_t bits) {
   return value;
 }
 
+/* Of NaNs that meet, the first one is the result. */
+static float fused(float a, float b, float c) {
+  return a != a ? a + a : b != b ? b + b : c != c ? c + c : __builtin_fmaf(a, b, c);
+}
+
+static float added(float a, float b) { return a != a ? a + a : b != b ? b + b : a + b; }
+
 /* Sums of the even and of the odd elements of a row, then both together, then onto the tile. */
-void emulated_tdpbf16ps(int8_t sums, int8_t left, int8_t right) {
-  check(sums, left, right);
+__attribute__((noinline)) static void sum_rows(int8_t sums, int8_t left, int8_t right) {
   for (int m = 0; m < tiles[sums].rows; m++) {
     float *total = (float *)tiles[sums].data[m];
     const uint16_t *a = (const uint16_t *)tiles[left].data[m];
@@ -83,12 +90,21 @@ void emulated_tdpbf16ps(int8_t sums, int8_t left, int8_t right) {
       float even = 0, odd = 0;
       for (int k = 0; k < tiles[right].rows; k++) {
         const uint16_t *b = (const uint16_t *)tiles[right].data[k];
-        even = __builtin_fmaf(widened(a[2 * k]), widened(b[2 * n]), even);
-        odd = __builtin_fmaf(widened(a[2 * k + 1]), widened(b[2 * n + 1]), odd);
+        even = fused(widened(a[2 * k]), widened(b[2 * n]), even);
+        odd = fused(widened(a[2 * k + 1]), widened(b[2 * n + 1]), odd);
       }
-      total[n] += even + odd;
+      total[n] = added(total[n], added(even, odd));
     }
   }
+}
+
+/* Subnormal numbers count as zero and become zero, results are rounded to nearest, ties to even. */
+void emulated_tdpbf16ps(int8_t sums, int8_t left, int8_t right) {
+  check(sums, left, right);
+  unsigned before = _mm_getcsr();
+  _mm_setcsr(0x9fc0);
+  sum_rows(sums, left, right);
+  _mm_setcsr(before);
 }
 
 /* Unsigned bytes times signed ones; sums neither saturate nor round. */

@@ -1,4 +1,4 @@
-"""Models whose layers are multiplied by AMX, which C functions stand for: answers stay the same."""
+"""Models whose layers are multiplied by AMX: answers stay the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import graphopt
 from graphopt.analysis.cost import node_cost
 from graphopt.ir.graph import Graph
 from graphopt.machine import host_features
-from graphopt.targets.cpu.kernels import amx, bfloat16
+from graphopt.targets.cpu.kernels import amx as module
+from graphopt.targets.cpu.kernels import bfloat16
 from graphopt.targets.cpu.kernels.amx import Amx, amx_for
 from graphopt.targets.cpu.kernels.bfloat16 import Words, words_for
 from graphopt.targets.cpu.legalize import legalize
@@ -53,33 +54,36 @@ FLOATS = """(float[N,70] x) => (float[N,33] y) <float[70,130] u, float[130] a, f
 
 
 @pytest.fixture
-def in_tiles(emulated: Amx, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Lets models that are compiled from now on use tiles."""
+def in_tiles(tiles: Amx, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Lets models that are compiled from now on use tiles, or not."""
     if not {"avx512_vnni", "avx512_bf16"} <= host_features():
         pytest.skip("this CPU lacks AVX512-VNNI or AVX512-BF16")
 
-    def use() -> None:
-        monkeypatch.setattr(amx, "amx_for", lambda features, operands: emulated)
-        monkeypatch.setattr(bfloat16, "amx_for", lambda features, operands: emulated)
+    def use(wanted: bool) -> None:
+        found = tiles if wanted else None
+        for where in (module, bfloat16):
+            monkeypatch.setattr(where, "amx_for", lambda features, operands: found)
 
     return use
 
 
 @pytest.mark.parametrize("text", [BYTES, SCALED], ids=["in fixed ranges and by row", "scaled"])
-def test_bytes_have_the_same_bits(text: str, in_tiles: Callable[[], None]) -> None:
-    graph = parse(text)
-    plain = Compiled(graph)
-    in_tiles()
-    tiled = Compiled(graph)
+def test_bytes_have_the_same_bits(text: str, in_tiles: Callable[[bool], None]) -> None:
+    graph, calls = parse(text), list[Compiled]()
+    for wanted in (False, True):
+        in_tiles(wanted)
+        calls.append(Compiled(graph))
     for rows in ROWS:
         feeds = random_inputs(graph, {"N": rows}, seed=rows)
-        found, expected = tiled(feeds)["y"], plain(feeds)["y"]
+        expected, found = (call(feeds)["y"] for call in calls)
         assert expected.any()
         np.testing.assert_array_equal(found, expected, err_msg=str(rows))
 
 
-def test_a_row_of_bfloat16_has_the_same_bits_in_any_batch(in_tiles: Callable[[], None]) -> None:
-    in_tiles()
+def test_a_row_of_bfloat16_has_the_same_bits_in_any_batch(
+    in_tiles: Callable[[bool], None],
+) -> None:
+    in_tiles(True)
     graph = parse(FLOATS)
     feeds = random_inputs(graph, {"N": max(ROWS)}, seed=1)
     model = graphopt.compile(graph, precision="bf16", verify=False)

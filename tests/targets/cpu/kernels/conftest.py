@@ -7,13 +7,10 @@ import pytest
 import tvm
 from tvm import relax, tirx
 
+from graphopt.targets.cpu.target import CpuTarget
+
 Call = Callable[..., list[np.ndarray]]
 Param = tuple[Sequence[int | str], str]
-
-
-def _host() -> tvm.target.Target:
-    cpu = tvm.target.codegen.llvm_get_system_cpu()
-    return tvm.target.Target({"kind": "llvm", "mcpu": cpu, "num-cores": 1})
 
 
 def _call(function, inputs: Sequence[np.ndarray], outs: Sequence[tuple]) -> list[np.ndarray]:
@@ -31,7 +28,7 @@ def compile_kernels() -> Callable[[dict[str, tirx.PrimFunc]], dict[str, Call]]:
 
     def compile_all(kernels: dict[str, tirx.PrimFunc]) -> dict[str, Call]:
         named = {name: f.with_attr("global_symbol", name) for name, f in kernels.items()}
-        library = tvm.compile(tvm.IRModule(named), target=_host())
+        library = tvm.compile(tvm.IRModule(named), target=CpuTarget.parse("").llvm)
         return {
             name: lambda inputs, outs, f=library[name]: _call(f, inputs, outs) for name in kernels
         }
@@ -63,7 +60,7 @@ def compile_relax() -> Callable[..., Call]:
             with builder.dataflow():
                 result = builder.emit_output(emit(builder, *inputs))
             builder.emit_func_output(result)
-        target = _host()
+        target = CpuTarget.parse("").llvm
         pipeline = relax.backend.cpu_generic.get_default_pipeline(target)
         machine = relax.VirtualMachine(
             tvm.compile(builder.get(), target, relax_pipeline=pipeline), tvm.cpu()

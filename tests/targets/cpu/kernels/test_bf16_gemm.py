@@ -23,6 +23,7 @@ EXECUTES = pytest.mark.skipif(
     "avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16"
 )
 TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "cooperlake"}
+TILED = {**TARGET, "mattr": ["+amx-tile", "+amx-bf16"]}
 WORDS = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512")
 
 
@@ -88,12 +89,12 @@ def test_the_code_for_tiles() -> None:
 
 @EXECUTES
 @pytest.mark.parametrize(("k", "n"), [(5, 33), (32, 64), (65, 70), (130, 96), (46, 129), (64, 16)])
-def test_tiles(emulated: Amx, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles(tiles: Amx, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the rows beside it, a row has the same bits: AMX sums in an order of its own."""
-    words = Words(16, WORDS.instruction, emulated)
+    words = Words(16, WORDS.instruction, tiles)
     bf16_gemm.cache_clear()
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * words.depth(k) * 64)
-    library = compiled_for(words, k, n, TARGET)
+    library = compiled_for(words, k, n, TILED)
     bf16_gemm.cache_clear()
     x, w, bias = sample(100, k, n)
     together = call(library, x, w, bias, words=words)

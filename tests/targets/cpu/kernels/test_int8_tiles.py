@@ -33,6 +33,12 @@ from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 EXECUTES = pytest.mark.skipif(
     "avx512_vnni" not in host_features(), reason="this CPU lacks AVX512-VNNI"
 )
+TARGET = {
+    "kind": "llvm",
+    "num-cores": 1,
+    "mcpu": "icelake-server",
+    "mattr": ["+amx-tile", "+amx-int8"],
+}
 FIXED, BY_ROW = Quantization(0.05, 117), RowQuantization()
 RELU = Epilogue(Activation("relu"))
 # Less than a tile, whole ones and parts of them along K; vectors of a panel from one to six.
@@ -55,7 +61,7 @@ class Layer:
 
     def compiled(self, amx: Amx | None, epilogue: Epilogue = PLAIN, **options: Any) -> Any:
         kernel = int8_gemm(self.k, self.n, self.rounding, self.params, epilogue, amx=amx, **options)
-        target = tvm.target.Target({"kind": "llvm", "num-cores": 1, "mcpu": "icelake-server"})
+        target = tvm.target.Target(TARGET)
         function = tvm.compile(kernel.with_attr("global_symbol", "f"), target=target)["f"]
         dtype = np.uint8 if options.get("result") else np.float32
 
@@ -108,63 +114,63 @@ def at_the_end(rows: np.ndarray) -> np.ndarray:
     [*((*shape, each, 1) for shape in SHAPES for each in (FIXED, BY_ROW)), (67, 64, FIXED, 17)],
 )
 def test_tiles_give_the_bits_of_vectors(
-    k: int, n: int, rounding: Rounding, least: int, emulated: Amx, always: Any
+    k: int, n: int, rounding: Rounding, least: int, tiles: Amx, always: Any
 ) -> None:
     always(least)
     layer = Layer(k, n, rounding)
-    vectors, tiles = layer.compiled(None, RELU), layer.compiled(emulated, RELU)
+    vectors, tiled = layer.compiled(None, RELU), layer.compiled(tiles, RELU)
     expected = vectors(layer.x)
     assert np.isfinite(expected).all() and expected.any()
     for m in ROWS:
-        np.testing.assert_array_equal(tiles(layer.x[:m]), expected[:m], err_msg=str(m))
+        np.testing.assert_array_equal(tiled(layer.x[:m]), expected[:m], err_msg=str(m))
 
 
 @EXECUTES
 @pytest.mark.parametrize(
     ("k", "n"), [(4, 4), (60, 16), (64, 48), (68, 132), (128, 96), (132, 80), (200, 72)]
 )
-def test_codes_are_multiplied_where_they_are(k: int, n: int, emulated: Amx, always: Any) -> None:
+def test_codes_are_multiplied_where_they_are(k: int, n: int, tiles: Amx, always: Any) -> None:
     """Up to the last byte of them and no further, and the next layer's are the same."""
     always(1)
     layer = Layer(k, n, FIXED)
     options = {"takes_codes": True, "result": Quantization(0.3, 12)}
-    vectors, tiles = (layer.compiled(amx, RELU, **options) for amx in (None, emulated))
+    vectors, tiled = (layer.compiled(amx, RELU, **options) for amx in (None, tiles))
     expected = vectors(layer.codes)
     assert len(np.unique(expected)) > 50
     for m in ROWS[1:]:
-        found = tiles(at_the_end(layer.codes[:m]))
+        found = tiled(at_the_end(layer.codes[:m]))
         np.testing.assert_array_equal(found, expected[:m], err_msg=str(m))
 
 
 @EXECUTES
 @pytest.mark.parametrize("vectors", range(1, 7))
-def test_panels_of_any_width(vectors: int, emulated: Amx, always: Any) -> None:
+def test_panels_of_any_width(vectors: int, tiles: Amx, always: Any) -> None:
     always(1)
     layer = Layer(200, 200, FIXED, GemmParams(LANES, vectors, 4))
-    expected, tiles = layer.compiled(None)(layer.x), layer.compiled(emulated)
+    expected, tiled = layer.compiled(None)(layer.x), layer.compiled(tiles)
     for m in (7, 16, 40, 64, 130):
-        np.testing.assert_array_equal(tiles(layer.x[:m]), expected[:m], err_msg=str(m))
+        np.testing.assert_array_equal(tiled(layer.x[:m]), expected[:m], err_msg=str(m))
 
 
 @EXECUTES
-def test_operands_at_the_store(emulated: Amx, always: Any) -> None:
+def test_operands_at_the_store(tiles: Amx, always: Any) -> None:
     always(1)
     layer, rng = Layer(70, 37, FIXED), np.random.default_rng(0)
     others = [rng.normal(size=(50, 37)).astype(np.float32) for _ in range(2)]
     epilogue = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")))
-    vectors, tiles = layer.compiled(None, epilogue), layer.compiled(emulated, epilogue)
+    vectors, tiled = layer.compiled(None, epilogue), layer.compiled(tiles, epilogue)
     for m in (1, 33, 50):
         given = [other[:m] for other in others]
-        found, expected = tiles(layer.x[:m], *given), vectors(layer.x[:m], *given)
+        found, expected = tiled(layer.x[:m], *given), vectors(layer.x[:m], *given)
         np.testing.assert_array_equal(found, expected)
 
 
 @EXECUTES
-def test_sums_neither_saturate_nor_round(emulated: Amx, always: Any) -> None:
+def test_sums_neither_saturate_nor_round(tiles: Amx, always: Any) -> None:
     always(1)
     layer = Layer(4096, 2, Quantization(1.0, 0))
     layer.weights[:], layer.scale[:], layer.bias[:] = -128, 1, 0
-    found = layer.compiled(emulated)(np.full((33, 4096), 255, np.float32))
+    found = layer.compiled(tiles)(np.full((33, 4096), 255, np.float32))
     assert (found == -128 * 255 * 4096).all()
 
 
