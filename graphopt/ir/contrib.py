@@ -7,13 +7,15 @@ targets then see one form. `Gelu` is by `Erf`, quantized ops are those on floats
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from graphopt.ir import contrib_attention
+from graphopt.ir.contrib_steps import Adapter, Steps
 from graphopt.ir.graph import Graph, Value
-from graphopt.ir.types import TensorType, dtype_to_numpy, dtype_to_onnx
+from graphopt.ir.types import dtype_to_onnx
 from graphopt.ir.upgrade import OpCall
 
 DOMAIN = "com.microsoft"
@@ -27,46 +29,7 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-class _Steps:
-    """Inserts the nodes that stand for a call; the result of one is its first output."""
-
-    def __init__(self, graph: Graph, call: OpCall) -> None:
-        self.graph, self.call = graph, call
-
-    def __call__(self, op_type: str, *inputs: Value | None, **attrs: Any) -> Value:
-        return self.graph.insert(op_type, inputs, attrs, origin=self.call.origin).outputs[0]
-
-    def input(self, slot: int) -> Value | None:
-        """An operand, None where it is left out."""
-        return self.call.inputs[slot] if slot < len(self.call.inputs) else None
-
-    def value(self, slot: int) -> Value:
-        """An operand that must be there, a tensor."""
-        value = self.input(slot)
-        if value is None or not isinstance(value.type, TensorType):
-            raise self.call.invalid(f"input {slot} must be a tensor")
-        return value
-
-    def number(self, number: float, like: Value) -> Value:
-        """A constant of the dtype of `like`."""
-        return self.graph.constant(np.array(number, dtype_to_numpy(like.dtype)))
-
-    def floats(self, slot: int, axis: int = -1) -> Value:
-        """The codes of input `slot` as floats; the scale and zero point are the inputs after it."""
-        codes, rank = self.value(slot), self.value(slot).rank
-        per_slice = self.value(slot + 1).rank == 1 and rank
-        attrs = {"axis": axis % rank} if per_slice and rank else {}
-        return self("DequantizeLinear", codes, self.value(slot + 1), self.input(slot + 2), **attrs)
-
-    def codes(self, floats: Value, slot: int) -> Value:
-        """`floats` as codes by the scale and zero point at input `slot`."""
-        return self("QuantizeLinear", floats, self.value(slot), self.input(slot + 1))
-
-
-Adapter = Callable[[_Steps, dict[str, Any]], "Value | Sequence[Value]"]
-
-
-def _transposed(do: _Steps, value: Value) -> Value:
+def _transposed(do: Steps, value: Value) -> Value:
     """The last two axes in the other order; a vector stays."""
     if value.rank is None:
         raise do.call.unsupported("it transposes a tensor of unknown rank")
@@ -74,7 +37,7 @@ def _transposed(do: _Steps, value: Value) -> Value:
     return do("Transpose", value, perm=[*axes[:-2], *axes[-2:][::-1]]) if len(axes) > 1 else value
 
 
-def _fused_gemm(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _fused_gemm(do: Steps, attrs: dict[str, Any]) -> Value:
     kind = attrs.pop("activation", "")
     if kind and kind not in _ACTIVATIONS:
         raise do.call.unsupported(f"its activation {kind!r} is not known")
@@ -85,7 +48,7 @@ def _fused_gemm(do: _Steps, attrs: dict[str, Any]) -> Value:
     return do(kind, product, **{name: given[name] for name in _ACTIVATIONS[kind] if name in given})
 
 
-def _fused_matmul(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _fused_matmul(do: Steps, attrs: dict[str, Any]) -> Value:
     if attrs.get("transBatchA") or attrs.get("transBatchB"):
         raise do.call.unsupported("it transposes batches")
     a, b = do.value(0), do.value(1)
@@ -95,13 +58,13 @@ def _fused_matmul(do: _Steps, attrs: dict[str, Any]) -> Value:
     return product if alpha == 1.0 else do("Mul", product, do.number(alpha, product))
 
 
-def _gelu(do: _Steps, x: Value) -> Value:
+def _gelu(do: Steps, x: Value) -> Value:
     one, half = do.number(1.0, x), do.number(0.5, x)
     bell = do("Erf", do("Mul", x, do.number(0.5**0.5, x)))
     return do("Mul", do("Mul", x, do("Add", bell, one)), half)
 
 
-def _fast_gelu(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _fast_gelu(do: Steps, attrs: dict[str, Any]) -> Value:
     x = do.value(0) if do.input(1) is None else do("Add", do.value(0), do.value(1))
     cube = do("Mul", do("Mul", do("Mul", x, x), x), do.number(0.044715, x))
     inner = do("Mul", do("Add", x, cube), do.number((2 / np.pi) ** 0.5, x))
@@ -109,12 +72,12 @@ def _fast_gelu(do: _Steps, attrs: dict[str, Any]) -> Value:
     return do("Mul", do("Mul", x, bell), do.number(0.5, x))
 
 
-def _quick_gelu(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _quick_gelu(do: Steps, attrs: dict[str, Any]) -> Value:
     x, alpha = do.value(0), attrs.get("alpha", 1.702)
     return do("Mul", x, do("Sigmoid", do("Mul", x, do.number(alpha, x))))
 
 
-def _skip_layer_normalization(do: _Steps, attrs: dict[str, Any]) -> Sequence[Value]:
+def _skip_layer_normalization(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
     total = do("Add", do.value(0), do.value(1))
     if (bias := do.input(4)) is not None:
         total = do("Add", total, bias)
@@ -127,12 +90,25 @@ def _skip_layer_normalization(do: _Steps, attrs: dict[str, Any]) -> Sequence[Val
     return [result, result, result, total][: len(do.call.outputs)]
 
 
-def _matmul_to_float(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _fused_conv(do: Steps, attrs: dict[str, Any]) -> Value:
+    kind, given = attrs.pop("activation", ""), attrs.pop("activation_params", [])
+    names = {**_ACTIVATIONS, "Clip": ()}.get(kind, None if kind else ())
+    if names is None:
+        raise do.call.unsupported(f"its activation {kind!r} is not known")
+    result = do("Conv", *_without_end(do.call.inputs[:3]), **attrs)
+    if do.input(3) is not None:
+        result = do("Add", result, do.value(3))
+    if kind == "Clip":
+        return do(kind, result, *(do.number(limit, result) for limit in given))
+    return do(kind, result, **dict(zip(names, given))) if kind else result
+
+
+def _matmul_to_float(do: Steps, attrs: dict[str, Any]) -> Value:
     a, b, a_scale, b_scale, a_zero, b_zero, bias = (do.input(slot) for slot in range(7))
     return _scaled_product(do, (a, b, a_zero, b_zero), do("Mul", a_scale, b_scale), bias)
 
 
-def _dynamic_matmul(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _dynamic_matmul(do: Steps, attrs: dict[str, Any]) -> Value:
     made = do.graph.insert("DynamicQuantizeLinear", [do.value(0)], outputs=3, origin=do.call.origin)
     codes, scale, zero = made.outputs
     factors = (codes, do.value(1), zero, do.input(3))
@@ -140,7 +116,7 @@ def _dynamic_matmul(do: _Steps, attrs: dict[str, Any]) -> Value:
 
 
 def _scaled_product(
-    do: _Steps, factors: Sequence[Value | None], scale: Value, bias: Value | None
+    do: Steps, factors: Sequence[Value | None], scale: Value, bias: Value | None
 ) -> Value:
     sums = do("Cast", do("MatMulInteger", *_without_end(factors)), to=dtype_to_onnx("float32"))
     product = do("Mul", sums, scale)
@@ -157,7 +133,7 @@ def _without_end(inputs: Sequence[Value | None]) -> list[Value | None]:
 def _on_floats(op_type: str, operands: int) -> Adapter:
     """A quantized op: codes to floats, `op_type`, floats to codes."""
 
-    def adapter(do: _Steps, attrs: dict[str, Any]) -> Value:
+    def adapter(do: Steps, attrs: dict[str, Any]) -> Value:
         if attrs.pop("channels_last", 0):
             raise do.call.unsupported("its channels come last")
         attrs.pop("opset", None)
@@ -167,16 +143,16 @@ def _on_floats(op_type: str, operands: int) -> Adapter:
     return adapter
 
 
-def _qlinear_concat(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _qlinear_concat(do: Steps, attrs: dict[str, Any]) -> Value:
     given = [do.floats(slot) for slot in range(2, len(do.call.inputs), 3)]
     return do.codes(do("Concat", *given, **attrs), 0)
 
 
-def _qlinear_where(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _qlinear_where(do: Steps, attrs: dict[str, Any]) -> Value:
     return do.codes(do("Where", do.value(0), do.floats(1), do.floats(4)), 7)
 
 
-def _qgemm(do: _Steps, attrs: dict[str, Any]) -> Value:
+def _qgemm(do: Steps, attrs: dict[str, Any]) -> Value:
     alpha = attrs.get("alpha", 1.0)
     turned = bool(attrs.get("transB", 0))
     inputs: list[Value] = [do.floats(0), do.floats(3, axis=0 if turned else 1)]
@@ -189,12 +165,15 @@ def _qgemm(do: _Steps, attrs: dict[str, Any]) -> Value:
 
 
 _ADAPTERS: dict[str, Adapter] = {
+    **contrib_attention.ADAPTERS,
     "BiasGelu": lambda do, attrs: _gelu(do, do("Add", do.value(0), do.value(1))),
     "DequantizeLinear": lambda do, attrs: do("DequantizeLinear", *do.call.inputs, **attrs),
     "DynamicQuantizeMatMul": _dynamic_matmul,
     "FastGelu": _fast_gelu,
+    "FusedConv": _fused_conv,
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
+    "GatherND": lambda do, attrs: do("GatherND", *do.call.inputs),
     "Gelu": lambda do, attrs: _gelu(do, do.value(0)),
     "MatMulIntegerToFloat": _matmul_to_float,
     "QGemm": _qgemm,
@@ -209,11 +188,16 @@ _ADAPTERS: dict[str, Adapter] = {
     "QuickGelu": _quick_gelu,
     "SkipLayerNormalization": _skip_layer_normalization,
     "TransposeMatMul": _fused_matmul,
+    "Trilu": lambda do, attrs: do("Trilu", *do.call.inputs, **attrs),
 }
+# Ops that ONNX Runtime writes as if they were of ONNX.
+_IN_ONNX = frozenset(["SimplifiedLayerNormalization"])
 
 
 def is_known(call: OpCall) -> bool:
     """True for an op of ONNX Runtime's own domain that `standard` can write."""
+    if call.op_type in _IN_ONNX:
+        return not call.domain
     return call.domain == DOMAIN and call.op_type in _ADAPTERS
 
 
@@ -224,7 +208,7 @@ def standard(graph: Graph, call: OpCall) -> Sequence[Value]:
         InvalidModelError: the call does not fit its op.
         UnsupportedOpError: it asks for something that is not handled.
     """
-    made = _ADAPTERS[call.op_type](_Steps(graph, call), dict(call.attrs))
+    made = _ADAPTERS[call.op_type](Steps(graph, call), dict(call.attrs))
     results = [made] if isinstance(made, Value) else list(made)
     if len(results) < len(call.outputs):
         raise call.invalid(f"it has {len(call.outputs)} outputs instead of {len(results)}")
