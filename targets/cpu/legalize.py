@@ -35,6 +35,7 @@ from graphopt.targets.cpu import (
     mixtures,
     pointwise,
     quantized_dense,
+    reductions,  # noqa: F401  (likewise)
     rounded_dense,
     row_products,
 )
@@ -49,6 +50,7 @@ from graphopt.targets.cpu.kernels.panels import (
     pack_columns,
     pack_weights,
 )
+from graphopt.targets.cpu.kernels.reductions import REDUCTIONS
 from graphopt.targets.cpu.packed_weights import (
     bias_to_floats,
     codes_in_bytes,
@@ -74,6 +76,7 @@ _VECTORIZED = (
     "LSTM",
     "LogSoftmax",
     "RNN",
+    *REDUCTIONS,
     "Softmax",
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
