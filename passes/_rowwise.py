@@ -64,7 +64,9 @@ def _broadcast(node: Node, axis: int, slots: range) -> Operands | None:
 
 
 def _matmul(node: Node, axis: int) -> Operands | None:
-    if any(value is not None and value.rank != 0 for value in node.inputs[2:]):
+    """Also of integers, whose rows have one zero point, and whose columns may have one each."""
+    shifts = [(value.rank, most) for value, most in zip(node.inputs[2:], (0, 1)) if value]
+    if any(rank is None or rank > most for rank, most in shifts):
         return None
     ranks = [value.rank or 0 for value in node.inputs[:2] if value is not None]
     distance = node.output.tensor.rank - axis if node.output.tensor.rank else 0

@@ -175,3 +175,6 @@ def test_products_of_bytes_move_up_with_what_rounds() -> None:
     each = before.replace("uint8 z)", "uint8[5,1] z)")
     each = each.replace("QuantizeLinear(x, s, z)", "Cast<to=2>(x)")
     assert_unchanged(HoistSelections(), each)
+    columns = [t.replace("w, int64[1] a", "w, int8[8] wz, int64[1] a") for t in (before, after)]
+    columns = [t.replace("MatMulInteger(q, w, z)", "MatMulInteger(q, w, z, wz)") for t in columns]
+    assert_rewrites(HoistSelections(), *columns)
