@@ -90,22 +90,24 @@ class FoldConstants(Pass):
 def _unpacks(node: Node) -> bool:
     """True if `node` restores weights that are kept small on purpose.
 
-    Weights of a layer are so in any size: ONNX Runtime rounds those of quantized models again if it
-    finds them in full, to other codes.
+    Weights of a layer and its bias are so in any size: ONNX Runtime rounds those of quantized
+    models again if it finds them in full, to other codes. Other vectors are not worth it.
     """
     data = node.const(0)
     if data is None:
         return False
     if node.op == "DequantizeLinear" and _is_of_layer(node.output):
         return True
+    if data.ndim < 2:
+        return False
     halves = data.dtype == np.float16 and node.output.dtype == "float32"
     stored = node.op in ("DequantizeLinear", "graphopt::StoredWeights")
     return data.nbytes >= MIN_PACKED and (stored or (node.op == "Cast" and halves))
 
 
 def _is_of_layer(value: Value) -> bool:
-    """True if some layer multiplies with `value`."""
-    return any(user.op in _LAYERS and user.input(1) is value for user in value.users)
+    """True if `value` is weights or the bias of some layer."""
+    return any(user.op in _LAYERS and value in user.inputs[1:] for user in value.users)
 
 
 def _bytes(value: Value) -> int | None:

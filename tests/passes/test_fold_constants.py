@@ -153,3 +153,14 @@ def test_weights_of_a_quantized_layer_stay_codes() -> None:
         f"{before.replace('[2,3]', '[3]')} y = Mul(x, w) }}",
         "(float[N,3] x) => (float[N,3] y) <float[3] w> { y = Mul(x, w) }",
     )
+
+
+def test_the_bias_of_a_quantized_layer_stays_and_other_vectors_fold() -> None:
+    before = (
+        "(float[N,300] x) => (float[N,300] y) <int32[300] c, float s = {0.1}, float[300,300] w>"
+    )
+    vector = f"{before} {{ v = DequantizeLinear(c, s) y = Mul(x, v) }}"
+    after = "(float[N,300] x) => (float[N,300] y) <float[300] v> { y = Mul(x, v) }"
+    assert_rewrites(FoldConstants(), vector.replace(", float[300,300] w", ""), after)
+    layer = f"{before} {{ v = DequantizeLinear(c, s) y = Gemm(x, w, v) }}"
+    assert_unchanged(FoldConstants(), layer, "few bits")
