@@ -56,11 +56,14 @@ class Stages:
 
 
 def suited(graph: Graph, target: base.Target) -> Graph:
-    """`graph` after the passes of `target`'s own: a copy, if they change anything."""
+    """`graph` after the passes of `target`'s own: a copy, if they change anything.
+
+    The last of several cleans up after the others.
+    """
     steps, working = Pipeline.parse(target.own_passes).steps, graph.clone()
-    if not PassManager().run(working, Pipeline(steps[:1])):
+    if not PassManager().run(working, Pipeline(steps[:-1] or steps)):
         return graph
-    PassManager().run(working, Pipeline(steps[1:]))
+    PassManager().run(working, Pipeline(steps[-1:]))
     return working
 
 

@@ -19,6 +19,8 @@ from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import (
     DOMAIN,
     activations,
+    code_tables,
+    codes,
     cosine,
     gates,
     integer_products,
@@ -112,6 +114,7 @@ def legalize(
     words: Words | None = None,
     every_layer: bool = False,
     amx: Amx | None = None,
+    permutes: bool = False,
 ) -> None:
     """Turn what the CPU has kernels for into ops of our own, in place.
 
@@ -123,11 +126,14 @@ def legalize(
             their operands to it. Without `words`, their weights are bfloat16, and widened to be
             multiplied: fewer bytes, which is what a few rows wait for.
         amx: how it multiplies tiles of bytes; None if it does not.
+        permutes: it looks up bytes in registers (AVX512-VBMI).
     """
     rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
-    rewrite(graph, (codes_in_bytes,), RewriteStats())
+    rewrite(graph, (codes_in_bytes, *codes.AS_FLOATS, code_tables.gather_to_table), RewriteStats())
     if vnni:
-        for quantized in ((quantized_dense.quantized_to_dense,), *integer_products.STEPS):
+        rewrite(graph, (*codes.UNSIGNED, code_tables.table_of_unsigned), RewriteStats())
+        layers = (quantized_dense.codes_to_dense, quantized_dense.quantized_to_dense)
+        for quantized in (layers, *integer_products.STEPS):
             rewrite(graph, quantized, RewriteStats())
     rewrite(graph, integer_products.ANYWHERE, RewriteStats())
     rewrite(graph, (dequantized_to_dense,), RewriteStats())
@@ -136,12 +142,14 @@ def legalize(
         rewrite(graph, rules, RewriteStats())
     rewrite(graph, (lookup_interaction.interaction_of_lookups,), RewriteStats())
     to_codes = (quantized_dense.floats_to_codes, lookup_interaction.products_to_codes)
-    rewrite(graph, to_codes, RewriteStats())
+    rewrite(graph, (*to_codes, codes.result_to_codes), RewriteStats())
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
         if vnni and node.op == f"{DOMAIN}::{lookup_interaction.OP_TYPE}":
             lookup_interaction.keep_codes(node)
+        if node.op == f"{DOMAIN}::{code_tables.OP_TYPE}":
+            node.attrs["permutes"] = permutes
         multiplies_bytes = "data" in node.attrs or node.op == f"{DOMAIN}::IntegerProduct"
         if amx is not None and multiplies_bytes:
             node.attrs["amx"] = amx

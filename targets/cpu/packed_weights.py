@@ -99,11 +99,15 @@ def dequantized_to_dense(rw: Rewriter, node: Node, x: Value) -> Value | NoMatch:
 
 
 def dense_of(rw: Rewriter, layer: Node, data: Value, attrs: dict[str, Attr]) -> Value | NoMatch:
-    """A Gemm or MatMul of 8-bit weights as a Dense of `data`, with further attributes."""
+    """A Gemm or MatMul of 8-bit weights as a Dense of `data`, with further attributes.
+
+    Data are float32, or codes, if the attributes say how these were rounded.
+    """
     weights = layer.inputs[1]
     assert weights is not None
     found = ColumnCodes.of(weights, transposed=bool(layer.attr("transB", 0)))
-    if data.dtype != "float32" or (data.rank or 0) < 2 or found is None:
+    usable = ("float32", "uint8") if "data" in attrs else ("float32",)
+    if data.dtype not in usable or (data.rank or 0) < 2 or found is None:
         return NoMatch("not float32 times 8 bits with a scale per column")
     if layer.attr("transA", 0):
         return NoMatch("its first operand is transposed")

@@ -10,6 +10,7 @@ from graphopt.ops import dynamic_matmul
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.codes import rounding as codes_of
 from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_int8, pack_start
 from graphopt.targets.cpu.kernels.panels import pack_bias, pack_columns
 from graphopt.targets.cpu.kernels.row_codes import (
@@ -34,6 +35,28 @@ def quantized_to_dense(rw: Rewriter, node: Node, d: Value) -> Value | NoMatch:
         return found
     source, rounding = found
     return dense_of(rw, node, source, {"data": rounding})
+
+
+@rule(op.MatMul(d, shared), op.Gemm(d, shared), op.Gemm(d, shared, c))
+def codes_to_dense(rw: Rewriter, node: Node, d: Value) -> Value | NoMatch:
+    """Gemm(DequantizeLinear(q), DequantizeLinear(w), c) -> Dense(q, w, c; data)
+
+    Where others read the codes too, or no QuantizeLinear makes them, so that the layer would not be
+    faster rounding its data itself.
+    """
+    restore = d.producer
+    codes = restore.inputs[0] if restore is not None else None
+    if restore is None or restore.op != "DequantizeLinear" or codes is None:
+        return NoMatch("its data are not rounded to 8 bits")
+    found = codes_of(restore)
+    if found is None or codes.const is not None or d.dtype != "float32":
+        return NoMatch("its data are rounded in a way that the kernel does not know")
+    if d.tensor.dims[-1] % GROUP != 0:  # type: ignore[operator]
+        return NoMatch(f"its codes are not of whole groups of {GROUP} bytes")
+    alone = len(codes.uses) == len(d.uses) == 1 and not codes.is_graph_output
+    if alone and not isinstance(_rounded(d), NoMatch):
+        return NoMatch("no other reads its codes")
+    return dense_of(rw, node, codes, {"data": found})
 
 
 def _rows_of(product: Node) -> RowQuantization:

@@ -28,6 +28,7 @@ _FEATURES = {
     "avx512bw": "avx512bw",
     "avx512dq": "avx512dq",
     "avx512vl": "avx512vl",
+    "avx512vbmi": "avx512vbmi",
     "avx512vnni": "avx512_vnni",
     "avx512bf16": "avx512_bf16",
     "avx512fp16": "avx512_fp16",
@@ -65,7 +66,8 @@ class CpuTarget(Target):
     name: ClassVar[str] = "cpu"
     portable: ClassVar[bool] = False
     own_passes: ClassVar[str] = (
-        "join-windows,fixpoint(cancel-transposes,simplify-reshapes,simplify-slices,cse,dce)"
+        "join-windows,tabulate-codes,"
+        "fixpoint(cancel-transposes,simplify-reshapes,simplify-slices,cse,dce)"
     )
 
     @classmethod
@@ -187,7 +189,8 @@ class CpuTarget(Target):
         narrow_floats.widen_float16(working)
         features, every = self.with_tiles.features, self.precision == "bf16"
         words, amx = words_for(features, self.lanes), amx_for(features, "int8")
-        legalize.legalize(working, self.lanes, self.multiplies_bytes, words, every, amx)
+        permutes = "avx512vbmi" in features
+        legalize.legalize(working, self.lanes, self.multiplies_bytes, words, every, amx, permutes)
         return working
 
     def _using(self, graph: Graph) -> CpuTarget:

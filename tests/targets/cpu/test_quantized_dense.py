@@ -85,10 +85,6 @@ def test_without_the_instructions_it_multiplies_floats() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (layer().replace("DequantizeLinear(q, s, z)", "DequantizeLinear(q, t, z)").replace(
-            "float s = {0.03},", "float s = {0.03}, float t = {0.04},"), "another scale"),
-        (layer().replace("DequantizeLinear(q, s, z)", "DequantizeLinear(q, s, p)").replace(
-            "uint8 z = {120},", "uint8 z = {120}, uint8 p = {3},"), "another zero point"),
         (layer().replace("d = DequantizeLinear(q, s, z)", "d = Identity(x)"), "float data"),
         (layer().replace("int8[12,5] w, float[5] ws", "int8[12,5] w, float[12] ws").replace(
             "axis=1", "axis=0"), "a scale per row"),
@@ -96,6 +92,22 @@ def test_without_the_instructions_it_multiplies_floats() -> None:
 )  # fmt: skip
 def test_left_alone(text: str, why: str) -> None:
     assert dense(text) == [(False, "float32")], why
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (layer().replace("DequantizeLinear(q, s, z)", "DequantizeLinear(q, t, z)").replace(
+            "float s = {0.03},", "float s = {0.03}, float t = {0.04},"), "another scale"),
+        (layer().replace("DequantizeLinear(q, s, z)", "DequantizeLinear(q, s, p)").replace(
+            "uint8 z = {120},", "uint8 z = {120}, uint8 p = {3},"), "another zero point"),
+    ],
+)  # fmt: skip
+def test_codes_that_stand_for_other_numbers_are_multiplied(text: str, why: str) -> None:
+    layers = [node for node in legalized(text).nodes if node.op_type == "Dense"]
+    assert [(n.inputs[0].dtype, "data" in n.attrs) for n in layers] == [("uint8", True)], why  # type: ignore[union-attr]
+    odd = text.replace("N,12]", "N,10]").replace("[12,5]", "[10,5]")
+    assert dense(odd) == [(False, "float32")], "not in whole groups"
 
 
 def test_codes_pass_from_layer_to_layer() -> None:
