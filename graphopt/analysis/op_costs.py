@@ -124,7 +124,8 @@ def _gemm(node: Node) -> Cost:
 
 def _at_rate(node: Node, operations: Dim) -> Dim:
     """Operations in float32 that take as long, where a target has set the attribute `rate`."""
-    return -(-operations // node.attrs.get("rate", 1))
+    rate = node.attrs.get("rate", 1)
+    return -(-operations // rate) if isinstance(operations, int) else operations
 
 
 @cost_rule("Attention", domain="graphopt")
@@ -132,7 +133,9 @@ def _attention(node: Node) -> Cost:
     samples, keys, _ = dims_of(node, 1)
     scores = samples * dims_of(node, 0)[1] * keys * node.attr("heads")
     others = sum(node.input(slot) is not None for slot in (3, 4))
-    return streaming(node, scores * (4 * node.attr("dim") + 6 + others))  # scale and softmax: 6
+    return streaming(
+        node, scores * (_at_rate(node, 4 * node.attr("dim")) + 6 + others)
+    )  # scale and softmax: 6
 
 
 @cost_rule("DotInteraction", domain="graphopt")

@@ -41,7 +41,7 @@ from graphopt.targets.cpu import (
     rounded_dense,
     row_products,
 )
-from graphopt.targets.cpu.kernels import bf16_gemm, dot
+from graphopt.targets.cpu.kernels import attention_tiles, bf16_gemm, dot
 from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
@@ -98,8 +98,6 @@ _VECTORIZED = (
     "graphopt::GRU",
     "graphopt::PairProducts",
 )
-_IN_TILES = ("graphopt::CompressedInteraction",)
-"""Ops with a kernel that multiplies tiles of bfloat16."""
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation
 # with its constants per column in `columns`, and `steps`, which say how the others change the
 # result; see `Epilogue`. Weights are float32, or int8 with a `scale` per column. With `data` x is
@@ -153,7 +151,7 @@ def legalize(
         multiplies_bytes = "data" in node.attrs or node.op == f"{DOMAIN}::IntegerProduct"
         if amx is not None and multiplies_bytes:
             node.attrs["amx"] = amx
-        if every_layer and words is not None and words.tiles and node.op in _IN_TILES:
+        if every_layer and words is not None and words.tiles and _takes_tiles(node):
             node.attrs |= {"words": words, "rate": rate_of(words)}
         weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
         if weights is None or weights.dtype != np.float32:
@@ -168,6 +166,14 @@ def legalize(
             node.attrs["words"] = words
     _tell_far_weights(graph)
     joined_data.read_parts(graph)
+
+
+def _takes_tiles(node: Node) -> bool:
+    """Whether a kernel multiplies what is no layer by tiles of bfloat16, and is faster so."""
+    if node.op == "graphopt::Attention":
+        queries, keys = (value.tensor.dims[1] for value in node.inputs[:2] if value is not None)
+        return attention_tiles.suits(queries, keys, node.attr("dim"))
+    return node.op == "graphopt::CompressedInteraction"
 
 
 def _tell_far_weights(graph: Graph) -> None:

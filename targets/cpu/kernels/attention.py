@@ -4,49 +4,24 @@ For each head the keys are turned around once, so that the scores of a vector of
 together; scores, their shares and the weighted sum of values then stay in the nearest cache.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.folding import reducing, transposing
+from graphopt.targets.cpu.kernels.attention_shares import NO_AXES, Axes, Head, sharing
+from graphopt.targets.cpu.kernels.folding import transposing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.kernels.parameters import without_parameters
 from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
 
 _ROWS = 4  # queries that share each load of a key
 _SUMS = 8  # vectors of sums that keep two units for fused multiply-adds busy
-
-Axes = tuple[bool, bool, bool, bool]
-"""Which axes of [b, heads, t, s] a tensor has; the others are of size 1."""
-_NONE = (False,) * 4
-
-
-@dataclass(frozen=True)
-class _Head:
-    """One head: `dim` elements of a query or a key, `keys` of these, in vectors of `lanes` keys.
-
-    `activation` makes shares of scores one by one; None for softmax.
-    """
-
-    dim: int
-    keys: Any
-    lanes: int
-    guarded: bool
-    activation: Activation | None
-
-    @property
-    def blocks(self) -> Any:
-        """Vectors of keys; those beyond the last key count for nothing."""
-        return (self.keys + self.lanes - 1) // self.lanes
 
 
 @cache
@@ -79,10 +54,10 @@ def attention(
     align, samples = element_bytes("float32"), tirx.Var("samples", "int64")
     t = tirx.Var("queries", "int64") if queries is None else queries
     s = tirx.Var("keys", "int64") if keys is None else keys
-    head = _Head(dim, s, lanes, guarded, None if activation is None else Activation(activation))
+    head = Head(dim, s, lanes, guarded, None if activation is None else Activation(activation))
     optional = {"added": bias, "factors": factor}
     sizes = {
-        name: [size if kept else 1 for kept, size in zip(axes or _NONE, (samples, heads, t, s))]
+        name: [size if kept else 1 for kept, size in zip(axes or NO_AXES, (samples, heads, t, s))]
         for name, axes in optional.items()
     }
     turn_keys, blocks = _turning(head, columns[1]), head.blocks
@@ -114,7 +89,7 @@ def attention(
     return without_parameters(attention, *(n for n, axes in optional.items() if axes is None))
 
 
-def _turning(head: _Head, column: int) -> Emitted:
+def _turning(head: Head, column: int) -> Emitted:
     """For use in a kernel: `turn_keys(turned, k, b, h)` puts the keys of a head side by side."""
     dim, s, padded = head.dim, head.keys, head.blocks * head.lanes
     width = min(head.lanes, 1 << (dim.bit_length() - 1))
@@ -154,29 +129,23 @@ def _turning(head: _Head, column: int) -> Emitted:
 
 
 def _attending(
-    head: _Head, scale: float, columns: tuple[int, int, int], bias: Axes | None, factor: Axes | None
+    head: Head, scale: float, columns: tuple[int, int, int], bias: Axes | None, factor: Axes | None
 ) -> Emitted:
     """For use in a kernel: `attend(tensors, b, h, first, rows)` computes rows of y for a head."""
     scores, mix = _scoring(head, scale, columns[0]), _mixing(head, columns[2])
-    add_bias, softmax, activate = _adding(head, bias), _softmax(head), _activating(head, factor)
+    share = sharing(head, bias, factor)
 
     @inlined
     def attend(tensors, b, h, first, rows):
         q, turned, v, added, factors, y, score, total = T.meta_var(tensors)
         scores(score, q, turned, b, h, first, rows)
-        for m in range(rows):
-            add_bias(score, added, b, h, first + m, m)
-        if head.activation is None:
-            softmax(score, total, rows)
-        else:
-            for m in range(rows):
-                activate(score, factors, b, h, first + m, m)
+        share(score, total, (added, factors), b, h, first, 0, rows)
         mix(y, score, total, v, b, h, first, rows)
 
     return attend
 
 
-def _scoring(head: _Head, scale: float, column: int) -> Emitted:
+def _scoring(head: Head, scale: float, column: int) -> Emitted:
     """For use in a kernel: `scores(score, q, turned, b, h, first, rows)` multiplies with keys."""
     dim, lanes, blocks = head.dim, head.lanes, head.blocks
 
@@ -214,95 +183,7 @@ def _scoring(head: _Head, scale: float, column: int) -> Emitted:
     return scores
 
 
-def _at(tensor: Any, axes: Axes | None, place: tuple[Any, ...]) -> Any:
-    """The element of a tensor of some axes."""
-    return tensor[tuple(index if kept else 0 for index, kept in zip(place, axes or _NONE))]
-
-
-def _adding(head: _Head, bias: Axes | None) -> Emitted:
-    """For use in a kernel: `add_bias(score, added, b, h, row, m)` for row m of the scores."""
-    lanes, blocks, s = head.lanes, head.blocks, head.keys
-
-    @inlined
-    def add_bias(score, added, b, h, row, m):
-        start = T.meta_var(m * blocks * lanes)
-        if bias is not None:
-            for key in range(s):
-                score[start + key] = score[start + key] + _at(added, bias, (b, h, row, key))
-
-    return add_bias
-
-
-def _activating(head: _Head, factor: Axes | None) -> Emitted:
-    """For use in a kernel: `activate(score, factors, b, h, row, m)` makes shares of row m."""
-    lanes, blocks, s = head.lanes, head.blocks, head.keys
-    activation = head.activation or Activation()
-
-    @inlined
-    def activate(score, factors, b, h, row, m):
-        start = T.meta_var(m * blocks * lanes)
-        for block in range(blocks):
-            for lane in T.vectorized(lanes):
-                score[start + block * lanes + lane] = activation(
-                    score[start + block * lanes + lane]
-                )
-        if factor is not None:
-            for key in range(s):
-                score[start + key] = score[start + key] * _at(factors, factor, (b, h, row, key))
-
-    return activate
-
-
-def _softmax(head: _Head) -> Emitted:
-    """For use in a kernel: `softmax(score, total, rows)`.
-
-    It leaves shares of row m that add up to total[m]; those beyond the last key are 0. Each step
-    is taken for all rows before the next one: a core waits for none of them.
-    """
-    lanes, blocks, s = head.lanes, head.blocks, head.keys
-    greatest, add_up = reducing(lanes, T.max), reducing(lanes)
-
-    @inlined
-    def fill(vectors, rows, value):
-        for m in T.unroll(rows):
-            for lane in T.vectorized(lanes):
-                vectors[m * lanes + lane] = T.float32(value)
-
-    @inlined
-    def softmax(score, total, rows):
-        top = T.alloc_buffer((rows * lanes,), "float32")
-        parts = T.alloc_buffer((rows * lanes,), "float32")
-        for m in T.unroll(rows):
-            for key in range(blocks * lanes - s):
-                score[m * blocks * lanes + s + key] = T.float32("-inf")
-        fill(top, rows, "-inf")
-        for block in range(blocks):
-            for m in T.unroll(rows):
-                for lane in T.vectorized(lanes):
-                    top[m * lanes + lane] = T.max(
-                        top[m * lanes + lane], score[(m * blocks + block) * lanes + lane]
-                    )
-        for m in T.unroll(rows):
-            greatest(top, m * lanes)
-        fill(parts, rows, 0)
-        for block in range(blocks):
-            for m in T.unroll(rows):
-                for lane in T.vectorized(lanes):
-                    score[(m * blocks + block) * lanes + lane] = fast_exp(
-                        score[(m * blocks + block) * lanes + lane] - top[m * lanes]
-                    )
-                for lane in T.vectorized(lanes):
-                    parts[m * lanes + lane] = (
-                        parts[m * lanes + lane] + score[(m * blocks + block) * lanes + lane]
-                    )
-        for m in T.unroll(rows):
-            add_up(parts, m * lanes)
-            total[m] = T.Select(s == 0, T.float32(1), parts[m * lanes])
-
-    return softmax
-
-
-def _mixing(head: _Head, first_column: int) -> Emitted:
+def _mixing(head: Head, first_column: int) -> Emitted:
     """For use in a kernel: `mix(y, score, total, v, b, h, first, rows)` adds up weighted values."""
     dim, lanes, blocks, s = head.dim, head.lanes, head.blocks, head.keys
 

@@ -12,17 +12,21 @@ from graphopt.targets.kernels.script import inlined
 
 
 def reducing(width: int, combined: Callable[[Any, Any], Any] = add) -> Emitted:
-    """For use in a kernel: `reduce(acc, at)` makes acc[at] the sum of acc[at:at + width].
+    """For use in a kernel: `reduce(acc, at)` makes all of acc[at:at + width] their sum.
 
     Halves are added to one another, so that the order depends on `width` alone, a power of two, 16
-    at most. Sums, or what else `combined` makes of two.
+    at most. All lanes are added up, as vectors stay in their registers so. Sums, or what else
+    `combined` makes of two.
     """
+
+    def both_halves(acc: Any, at: Any, half: int) -> Any:
+        vector = acc[T.ramp(at, 1, width)]
+        return combined(vector, tirx.Shuffle([vector], [lane ^ half for lane in range(width)]))
 
     @inlined
     def halve(acc, at, half):
         if 0 < half < width:
-            for lane in T.vectorized(half):
-                acc[at + lane] = combined(acc[at + lane], acc[at + half + lane])
+            acc[T.ramp(at, 1, width)] = both_halves(acc, at, half)
 
     @inlined
     def reduce(acc, at):
@@ -65,8 +69,8 @@ def folding(width: int) -> Emitted:
     return fold
 
 
-def transposing(width: int) -> Emitted:
-    """For use in a kernel: `transpose(acc)` turns the matrix acc[width, width], flat.
+def transposing(width: int, dtype: str = "float32") -> Emitted:
+    """For use in a kernel: `transpose(acc)` turns the matrix acc[width, width], flat, of `dtype`.
 
     `width` is a power of two, 16 at most. Vectors `step` apart swap the lanes that are on the wrong
     side, log2(width) times: a quarter of the moves that one element after the other takes.
@@ -82,7 +86,7 @@ def transposing(width: int) -> Emitted:
         if step < width:
             for pair in T.unroll(width // 2):
                 at = T.meta_var(pair // step * 2 * step + pair % step)
-                upper = T.alloc_buffer((width,), "float32")
+                upper = T.alloc_buffer((width,), dtype)
                 upper[T.ramp(0, 1, width)] = swapped(acc, at, step, True)
                 acc[T.ramp(at * width, 1, width)] = swapped(acc, at, step, False)
                 acc[T.ramp((at + step) * width, 1, width)] = upper[T.ramp(0, 1, width)]

@@ -7,7 +7,9 @@ from tvm import relax
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
 from graphopt.ops.attention_body import SOFTMAX
-from graphopt.targets.cpu.kernels.attention import Axes, attention
+from graphopt.targets.cpu.kernels.attention import attention
+from graphopt.targets.cpu.kernels.attention_shares import Axes
+from graphopt.targets.cpu.kernels.attention_tiles import attention_tiles
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 
@@ -20,20 +22,12 @@ def _attention(lower: Lowering, node: Node) -> relax.Expr:
     widths = tuple(value.tensor.dims[2] for value in (q, k, v))
     operands = [lower.expr(value) for value in (q, k, v)]
     bias, factor = (_wide(lower, node.input(slot), operands) for slot in (3, 4))
-    kernel = attention(
-        what.heads,
-        what.dim,
-        what.scale,
-        what.columns,
-        widths,
-        bias,
-        queries if isinstance(queries, int) else None,
-        keys if isinstance(keys, int) else None,
-        node.attrs["lanes"],
-        what.guarded,
-        None if what.activation == SOFTMAX else what.activation,
-        factor,
-    )
+    shape = (what.heads, what.dim, what.scale, what.columns, widths, bias)
+    lengths = [length if isinstance(length, int) else None for length in (queries, keys)]
+    activation = None if what.activation == SOFTMAX else what.activation
+    words = node.attrs.get("words")
+    make, how = (attention, node.attrs["lanes"]) if words is None else (attention_tiles, words)
+    kernel = make(*shape, *lengths, how, what.guarded, activation, factor)
     return lower.kernel(kernel, operands, [(lower.shape(node.output), "float32")])[0]
 
 

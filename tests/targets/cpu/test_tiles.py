@@ -154,7 +154,12 @@ CROSSED = """(float[N,6,16] x, float[N,3,16] y) => (float[] z) <float[18,20] w, 
 }"""
 
 
-@pytest.mark.parametrize("text", [CROSSED])
+ATTENDED = """(float[N,20,32] q, float[N,20,32] k, float[N,20,32] v) => (float[] y) {
+    y = graphopt.Attention<heads=2, dim=16>(q, k, v)
+}"""
+
+
+@pytest.mark.parametrize("text", [CROSSED, ATTENDED], ids=["crossed", "attended"])
 def test_which_ops_multiply_bfloat16_by_tiles(text: str) -> None:
     """Those without constant weights, or that make their data, do so where there are tiles only."""
     vectors = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512")
