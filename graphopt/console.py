@@ -19,6 +19,7 @@ Tell = Callable[[str], None]
 
 PIPE_WIDTH = 200  # columns where there is no terminal to ask; nothing is cut short
 SHORT = 12  # characters of cells that are not broken into lines
+_GAP = 2  # between columns
 
 
 class _Console(Console):
@@ -83,6 +84,38 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
     for row in cells:
         made.add_row(*row)
     return made
+
+
+def fitted(
+    width: int, columns: Sequence[str], rows: Iterable[Sequence[str]], spare: Sequence[str] = ()
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows for a `table` of so many characters, one line for each row.
+
+    Of text that is too long the end is kept, and some of the beginning. If all text had less than
+    half of the width, columns in `spare` are left out, the first ones first.
+    """
+    cells = [dict(zip(columns, row)) for row in rows]
+    needs = {c: max(len(t) for t in (c.removeprefix(">"), *(r[c] for r in cells))) for c in columns}
+    kept, texts = list(columns), [c for c in columns if not c.startswith(">")]
+
+    def room() -> int:
+        return width - sum(needs[c] for c in kept if c not in texts) - _GAP * (len(kept) - 1)
+
+    for column in (column for column in spare if column in kept):
+        if room() < min(width // 2, sum(needs[c] for c in texts)):
+            kept.remove(column)
+    widths, left = dict(needs), room()
+    for k, column in enumerate(sorted(texts, key=lambda c: needs[c])):
+        widths[column] = min(needs[column], left // (len(texts) - k))
+        left -= widths[column]
+    return kept, [[_shortened(row[c], widths[c]) for c in kept] for row in cells]
+
+
+def _shortened(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    tail = max(0, 2 * (width - 1) // 3)
+    return text[: max(0, width - 1 - tail)] + "…" + text[len(text) - tail :]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from graphopt import api, gpu_runtime
-from graphopt.analysis.program import evaluate
+from graphopt.analysis.program import evaluate, operations
 from graphopt.artifact import PORTABLE, Artifact, obstacle, read_manifest
 from graphopt.errors import ArtifactError
 from graphopt.feature_times import FeatureTime, TableTime, feature_times, table_times
@@ -191,10 +191,10 @@ def _kernel_time(
     sizes: Mapping[str, int],
     peaks: Roofline | None,
 ) -> KernelTime:
-    flops, moved = evaluate(entry["flops"], sizes), evaluate(entry["bytes"], sizes)
-    bound = None
-    if peaks is not None and flops is not None and moved is not None:
-        bound = peaks.seconds(flops, moved) * 1e6
+    done, moved = operations(entry["flops"], sizes), evaluate(entry["bytes"], sizes)
+    flops, bound = None if done is None else sum(done.values()), None
+    if peaks is not None and done is not None and moved is not None:
+        bound = peaks.seconds(done, moved) * 1e6
     ops, sources = tuple(entry["ops"]), tuple(entry["sources"])
     took = None if microseconds is None else round(microseconds, 3)
     return KernelTime(entry["kernel"], ops, sources, took, flops, moved, bound)

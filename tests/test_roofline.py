@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from graphopt import roofline
+from graphopt.analysis.cost import INSTRUCTIONS
 from graphopt.roofline import SIZES, Roofline
 
-PEAKS = Roofline(100.0, (40.0, 20.0, 10.0, 5.0))
+PEAKS = Roofline(100.0, (40.0, 20.0, 10.0, 5.0), {"tdpbusd": 400.0})
 
 
 @pytest.fixture
@@ -51,11 +52,14 @@ def test_other_machines_stay(measured: list[int], tmp_path: Path) -> None:
 
 
 def test_bounds() -> None:
-    assert PEAKS.seconds(200, 0) == 2
-    assert PEAKS.seconds(0, SIZES[0]) == SIZES[0] / 40
-    assert PEAKS.seconds(0, SIZES[0] + 1) == (SIZES[0] + 1) / 20
-    assert PEAKS.seconds(0, 2 * SIZES[-1]) == 2 * SIZES[-1] / 5
-    assert PEAKS.seconds(1e12, SIZES[0]) == 1e10
+    assert PEAKS.seconds({"": 200}, 0) == 2
+    assert PEAKS.seconds({"": 200, "tdpbusd": 200}, 0) == 2.5
+    assert PEAKS.seconds({}, SIZES[0]) == SIZES[0] / 40
+    assert PEAKS.seconds({}, SIZES[0] + 1) == (SIZES[0] + 1) / 20
+    assert PEAKS.seconds({}, 2 * SIZES[-1]) == 2 * SIZES[-1] / 5
+    assert PEAKS.seconds({"": 1e12}, SIZES[0]) == 1e10
+    with pytest.raises(KeyError):
+        PEAKS.seconds({"tdpbf16ps": 1}, 0)
 
 
 def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +68,5 @@ def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.flops > 0
     assert len(found.bytes) == 2
     assert found.bytes[0] >= found.bytes[1] > 0
+    assert set(found.products) <= set(INSTRUCTIONS)
+    assert all(rate > 0 for rate in found.products.values())

@@ -4,6 +4,9 @@ An operation is one add, multiply, comparison or elementary function on one elem
 a multiply-add is two. Copies, casts and lookups are none. Bytes are those that a kernel must touch
 when every node is run on its own: a lookup reads the rows it takes, not its table; a reshape
 touches nothing. Costs are polynomials in the graph's symbolic sizes until numbers are put in.
+
+Operations that a CPU's instruction for fewer bits does have a factor of that instruction's name: 1
+where they are counted.
 """
 
 from __future__ import annotations
@@ -13,9 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graphopt.ir import dims
-from graphopt.ir.dims import Dim
+from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
+
+INSTRUCTIONS = ("dpbf16ps", "tdpbf16ps", "bfdot", "vpdpbusd", "tdpbusd")
+"""Those that have a factor of their own, as LLVM calls them."""
+
+
+def factor(instruction: str) -> str:
+    """The name of the factor of operations that an instruction does."""
+    return f"operation of {instruction}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,12 @@ class Cost:
         """The cost for given sizes; None if it depends on a size that is not among them."""
         numbers = [dims.substitute(d, sizes.get) for d in (self.flops, self.read, self.written)]
         return Cost(*numbers) if all(isinstance(n, int) for n in numbers) else None
+
+
+def done_by(instruction: str | None, operations: Dim) -> Dim:
+    """So many operations, done by one of INSTRUCTIONS or, if it is None, those of float32."""
+    assert instruction is None or instruction in INSTRUCTIONS, instruction
+    return operations if instruction is None else operations * Sym.named(factor(instruction))
 
 
 CostRule = Callable[[Node], Cost]

@@ -10,6 +10,7 @@ from graphopt.analysis.cost import (
     UnknownCost,
     cost_rule,
     dims_of,
+    done_by,
     dtype_bits,
     elements,
     nbytes,
@@ -122,19 +123,13 @@ def _gemm(node: Node) -> Cost:
     return streaming(node, 2 * out * inner + (out if node.input(2) is not None else 0))
 
 
-def _at_rate(node: Node, operations: Dim) -> Dim:
-    """Operations in float32 that take as long, where a target has set the attribute `rate`."""
-    rate = node.attrs.get("rate", 1)
-    return -(-operations // rate) if isinstance(operations, int) else operations
-
-
 @cost_rule("Attention", domain="graphopt")
 def _attention(node: Node) -> Cost:
     samples, keys, _ = dims_of(node, 1)
     scores = samples * dims_of(node, 0)[1] * keys * node.attr("heads")
     others = sum(node.input(slot) is not None for slot in (3, 4))
     return streaming(
-        node, scores * (_at_rate(node, 4 * node.attr("dim")) + 6 + others)
+        node, scores * (done_by(node.attrs.get("instruction"), 4 * node.attr("dim")) + 6 + others)
     )  # scale and softmax: 6
 
 
@@ -163,7 +158,7 @@ def _cross_network(node: Node) -> Cost:
 def _compressed_interaction(node: Node) -> Cost:
     pairs = dims_of(node, 2)[0]
     samples, _, dim = dims_of(node, 0)
-    products = _at_rate(node, 2 * pairs)
+    products = done_by(node.attrs.get("instruction"), 2 * pairs)
     return streaming(node, samples * dim * pairs + elements(node.output) * products)
 
 

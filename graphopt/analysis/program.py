@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
-from graphopt.analysis.cost import UnknownCost, fused_cost
+from graphopt.analysis.cost import INSTRUCTIONS, UnknownCost, factor, fused_cost
 from graphopt.analysis.lookups import Features, Lookup, lookups_of
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node
@@ -88,13 +88,30 @@ def evaluate(size: Size, sizes: Mapping[str, int]) -> int | None:
         return size
     total = 0
     for coefficient, *factors in size:
-        for factor in factors:
-            value = sizes.get(factor) if isinstance(factor, str) else _applied(factor, sizes)
+        for name in factors:
+            value = sizes.get(name) if isinstance(name, str) else _applied(name, sizes)
             if value is None:
                 return None
             coefficient *= value
         total += coefficient
     return total
+
+
+def operations(flops: Size, sizes: Mapping[str, int]) -> dict[str, int] | None:
+    """How many operations there are by each instruction that does some; "" is float32's.
+
+    None if that depends on a size that is not given.
+    """
+    others = dict.fromkeys(map(factor, INSTRUCTIONS), 0)
+    plain = evaluate(flops, {**sizes, **others})
+    if plain is None:
+        return None
+    found = {"": plain}
+    for name in INSTRUCTIONS:
+        count = (evaluate(flops, {**sizes, **others, factor(name): 1}) or 0) - plain
+        if count:
+            found[name] = count
+    return found
 
 
 def _applied(factor: list[Any], sizes: Mapping[str, int]) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from graphopt import console
 from graphopt.cli import options
 from graphopt.console import count_text, size_text
+from graphopt.roofline import SIZES
 
 if TYPE_CHECKING:
     from graphopt.feature_times import TableTime
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 MOST_SOURCES = 3
 KERNEL_COLUMNS = (">µs", ">share", ">flops", ">bytes", ">bound µs", "kernel", "from")
 TABLE_COLUMNS = (">µs", ">share", ">bytes", ">rows", ">dim", ">bits", "table", "ids from")
+LESS = (">bits", ">dim", ">flops", ">bytes", ">rows", ">bound µs")
+"""Columns that narrow terminals do without, the first ones first."""
 
 
 def profile(
@@ -31,7 +34,10 @@ def profile(
 
     The bound is the time that this machine needs at least for the operations of a kernel, or to
     move its bytes if they are in the smallest cache that holds them. Peaks are measured once and
-    kept in the user's cache folder. There are no bounds for a GPU.
+    kept in the user's cache folder: multiply-adds in registers by each instruction for products,
+    and copies of several sizes. There are no bounds for a GPU.
+
+    Narrow terminals show fewer columns, and names shortened; --json has it all.
 
     A kernel that looks rows up in several tables is shared out among them by the bytes moved.
     What depends on one feature alone counts for it. Of an artifact for another machine, or for
@@ -52,20 +58,21 @@ def _print(found: Profile) -> None:
     runs = f", medians of {found.runs} runs" if found.runs else ""
     title = f"batch {found.batch}{runs}; {found.device}"
     if found.peaks is not None:
-        title += f", one core: {_rates(found.peaks)}"
+        title += f"\none core: {_rates(found.peaks)}\ncopies: {_copies(found.peaks)}"
     rows = [_row(kernel, found.inside) for kernel in found.kernels]
-    out.print(console.table(KERNEL_COLUMNS, rows, title))
+    out.print(title, style="bold")
+    out.print(console.table(*console.fitted(out.width, KERNEL_COLUMNS, rows, LESS)))
     if found.tables:
         rows = [_table_row(table, found.inside) for table in found.tables]
         out.print()
-        out.print(console.table(TABLE_COLUMNS, rows))
+        out.print(console.table(*console.fitted(out.width, TABLE_COLUMNS, rows, LESS)))
     if found.features:
-        rows = [
+        named = [
             (*_time(f.microseconds, found.inside), f.feature or "several together")
             for f in found.features
         ]
         out.print()
-        out.print(console.table((">µs", ">share", "feature"), rows))
+        out.print(console.table(*console.fitted(out.width, (">µs", ">share", "feature"), named)))
     if found.total is not None:
         out.print(
             f"\nwhole call {found.total:.1f} µs, in kernels {found.inside:.1f} µs"
@@ -74,12 +81,16 @@ def _print(found: Profile) -> None:
 
 
 def _rates(peaks: Roofline) -> str:
-    fast, slow = peaks.bytes[0], peaks.bytes[-1]
-    rates = f"{size_text(slow)}/s from memory, {size_text(fast)}/s from cache"
-    return f"{count_text(peaks.flops)}FLOP/s, {rates}"
+    others = (f"{count_text(rate)}op/s by {name}" for name, rate in peaks.products.items())
+    return ", ".join((f"{count_text(peaks.flops)}FLOP/s", *others))
 
 
-def _row(kernel: KernelTime, inside: float) -> tuple[object, ...]:
+def _copies(peaks: Roofline) -> str:
+    sizes = (f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB" for size in SIZES)
+    return ", ".join(f"{size_text(r)}/s of {size}" for size, r in zip(sizes, peaks.bytes))
+
+
+def _row(kernel: KernelTime, inside: float) -> tuple[str, ...]:
     more = len(kernel.sources) - MOST_SOURCES
     sources = ", ".join(kernel.sources[:MOST_SOURCES]) + (f" and {more} more" if more > 0 else "")
     return (
@@ -92,8 +103,8 @@ def _row(kernel: KernelTime, inside: float) -> tuple[object, ...]:
     )
 
 
-def _table_row(table: TableTime, inside: float) -> tuple[object, ...]:
-    size = (table.rows, table.dim, table.bits)
+def _table_row(table: TableTime, inside: float) -> tuple[str, ...]:
+    size = map(str, (table.rows, table.dim, table.bits))
     named = (table.table, ", ".join(table.features))
     return (*_time(table.microseconds, inside), _bytes(table.bytes), *size, *named)
 

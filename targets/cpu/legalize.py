@@ -61,7 +61,7 @@ from graphopt.targets.cpu.packed_weights import (
     rows_to_floats,
     stored_to_dequantized,
 )
-from graphopt.targets.cpu.rates import operations, rate_of
+from graphopt.targets.cpu.rates import operations
 from graphopt.targets.kernels.epilogue import MAX_STEPS, Epilogue, Step
 from graphopt.targets.relax.lowering import Lowering, lowers
 from graphopt.targets.relax.sharing import WIDE
@@ -152,7 +152,7 @@ def legalize(
         if amx is not None and multiplies_bytes:
             node.attrs["amx"] = amx
         if every_layer and words is not None and words.tiles and _takes_tiles(node):
-            node.attrs |= {"words": words, "rate": rate_of(words)}
+            node.attrs |= {"words": words, "instruction": words.name}
         weights = node.const(1) if node.op == f"{DOMAIN}::Dense" else None
         if weights is None or weights.dtype != np.float32:
             continue

@@ -56,6 +56,11 @@ class Words:
     instruction: str
     tiles: Amx | None = None
 
+    @property
+    def name(self) -> str:
+        """What multiplies, in short."""
+        return "tdpbf16ps" if self.tiles else self.instruction.split(".")[3]
+
     def depth(self, k: int) -> int:
         """Words of a row of `k` numbers; whole tiles where there are tiles."""
         words = -(-k // PAIR)

@@ -10,7 +10,8 @@ import pytest
 
 import graphopt
 from graphopt.analysis.cost import node_cost
-from graphopt.ir.graph import Graph
+from graphopt.analysis.program import operations, to_json
+from graphopt.ir.graph import Graph, Node
 from graphopt.machine import host_features
 from graphopt.targets.cpu.kernels import amx as module
 from graphopt.targets.cpu.kernels import bfloat16
@@ -130,23 +131,19 @@ def test_instruction_sets(operands: str, has: bool) -> None:
 def test_profiles_count_products_at_their_rate() -> None:
     """Of 132 products for each of 68 columns, a bias and an activation."""
 
-    def flops(how: Amx | None) -> int:
+    def counted(layer: Node) -> dict[str, int] | None:
+        return operations(to_json(node_cost(layer).flops), {"N": 1})
+
+    for how, name in ((None, "vpdpbusd"), (Amx(), "tdpbusd")):
         _, layer, _ = legalized(BYTES.replace("graphopt.DynamicMatMul(x, u, us)", "MatMul(x, c)")
             .replace("int8[70,132] u, float[132] us", "float[70,132] c"), how).nodes  # fmt: skip
-        cost = node_cost(layer)
-        assert cost is not None
-        return int(cost.at({"N": 1}).flops)
-
-    assert flops(None) == (2 * 132 // 4 + 2) * 68
-    assert flops(Amx()) == (9 + 2) * 68
-    words = words_for({"avx512_bf16"}, 16)
-    assert words is not None
-    for how, rate in ((words, 2), (Words(16, words.instruction, Amx()), 16)):
+        assert counted(layer) == {"": 2 * 68, name: 2 * 132 * 68}
+    vectors = words_for({"avx512_bf16"}, 16)
+    assert vectors is not None
+    for words, name in ((vectors, "dpbf16ps"), (replace(vectors, tiles=Amx()), "tdpbf16ps")):
         graph: Graph = parse(FLOATS.replace("g = Elu(l)", "g = Identity(l)"))
-        legalize(graph, lanes=16, words=how, every_layer=True)
-        cost = node_cost(next(iter(graph.nodes)))
-        assert cost is not None
-        assert cost.at({"N": 1}).flops == (-(-2 * 70 // rate) + 1) * 130
+        legalize(graph, lanes=16, words=words, every_layer=True)
+        assert counted(next(iter(graph.nodes))) == {"": 130, name: 2 * 70 * 130}
 
 
 CROSSED = """(float[N,6,16] x, float[N,3,16] y) => (float[] z) <float[18,20] w, float[20] b> {
@@ -177,5 +174,5 @@ def test_which_ops_multiply_bfloat16_by_tiles(text: str) -> None:
         assert node.attrs.get("words") == told
         cost = node_cost(node)
         assert cost is not None
-        flops.add(cost.at({"N": 1}).flops)
+        flops.add(cost.flops)
     assert len(flops) == 2
