@@ -101,7 +101,8 @@ _VECTORIZED = (
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation
 # with its constants per column in `columns`, and `steps`, which say how the others change the
 # result; see `Epilogue`. Weights are float32, or int8 with a `scale` per column. With `data` x is
-# rounded to 8 bits, or was so by the layer before it, whose `result` says how.
+# rounded to 8 bits, or was so by the layer before it, whose `result` says how; with `words`, the
+# same to bfloat16.
 layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 
 
@@ -164,6 +165,7 @@ def legalize(
                 graph.set_input(node, 1, graph.constant(weights.astype(dtype_to_numpy("bfloat16"))))
         elif every_layer or rounded_dense.take_rounding(node):
             node.attrs["words"] = words
+    rewrite(graph, (rounded_dense.floats_to_words,), RewriteStats())
     _tell_far_weights(graph)
     joined_data.read_parts(graph)
 
@@ -189,8 +191,11 @@ def _tell_far_weights(graph: Graph) -> None:
 def _dense_type(node: Node) -> list[Type | None]:
     data, weights = node.inputs[0], node.inputs[1]
     assert data is not None and weights is not None
-    dtype = "uint8" if "result" in node.attrs else "float32"
-    return [tensor_type(dtype, [*data.tensor.dims[:-1], weights.tensor.dims[1]])]
+    columns, result = weights.tensor.dims[1], node.attrs.get("result")
+    dtype = "float32" if result is None else "uint8"
+    if isinstance(result, Words):
+        columns, dtype = result.stride(columns), "int32"  # type: ignore[arg-type]
+    return [tensor_type(dtype, [*data.tensor.dims[:-1], columns])]
 
 
 @cost_rule("Dense", domain=DOMAIN)
@@ -199,7 +204,8 @@ def _dense_cost(node: Node) -> Cost:
     assert weights is not None
     k = int(product(weights.tensor.dims[:1]))  # type: ignore[arg-type]
     extra = sum(other is not None for other in others) + ("activation" in node.attrs)
-    cost = streaming(node, (operations(node, k) + extra) * product(node.output.tensor.dims))
+    columns = product([*node.output.tensor.dims[:-1], weights.tensor.dims[1]])
+    cost = streaming(node, (operations(node, k) + extra) * columns)
     if "words" not in node.attrs:
         return cost
     return replace(cost, read=cost.read - 2 * product(weights.tensor.dims))
@@ -330,17 +336,17 @@ _RULES: tuple[Rule, ...] = (
 def _lower_dense(lower: Lowering, node: Node) -> Any:
     data, weights = node.inputs[0], node.const(1)
     assert data is not None and weights is not None
-    _, n = weights.shape
+    columns = node.output.tensor.dims[-1]
     kernel, constants = _dense_kernel(node, weights)
     if constants[0].nbytes >= LEAST_WIDE:
         kernel = kernel.with_attr(WIDE, constants[0].nbytes)
     rows = lower.dim(product(data.tensor.dims[:-1]))
     arguments = [
-        _reshaped(lower, lower.expr(matrix), [rows, columns.source], data.rank == 2)
-        for matrix, columns in joined_data.data_of(node)
+        _reshaped(lower, lower.expr(matrix), [rows, matrix.tensor.dims[-1]], data.rank == 2)
+        for matrix, _ in joined_data.data_of(node)
     ]
     arguments += [*map(lower.constant, constants), *operands_of(lower, node)]
-    (result,) = lower.kernel(kernel, arguments, [([rows, n], node.output.dtype)])
+    (result,) = lower.kernel(kernel, arguments, [([rows, columns], node.output.dtype)])
     return _reshaped(lower, result, lower.shape(node.output), data.rank == 2)
 
 
@@ -359,7 +365,8 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     k, n = weights.shape
     lanes, bias, scale = node.attrs["lanes"], node.const(2), node.attrs.get("scale")
     epilogue, columns = Epilogue.of(node.attrs), node.attrs.get("columns")
-    parts = node.attrs.get("parts", ())
+    parts, data = node.attrs.get("parts", ()), node.inputs[0]
+    assert data is not None
     if "data" in node.attrs:
         return quantized_dense.int8_kernel(node, weights, epilogue)
     if scale is None and dot.suits(k, n, lanes):
@@ -371,7 +378,8 @@ def _dense_kernel(node: Node, weights: np.ndarray) -> tuple[PrimFunc, list[np.nd
     if words is not None:
         params = params or bf16_gemm.bf16_params(n, lanes, bool(words.tiles))
         packed = [bf16_gemm.pack_bf16(weights, params, words), pack_bias(bias, n, params)]
-        kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue, far)
+        handed = {"takes_words": data.dtype == "int32", "gives_words": "result" in node.attrs}
+        kernel = bf16_gemm.bf16_gemm(k, n, params, words, epilogue, far, **handed)
     else:
         params = params or default_params(n, lanes, k, far)
         packed = [pack_weights(weights, params), pack_bias(bias, n, params)]

@@ -1,4 +1,4 @@
-"""Dense layers whose operands the graph rounds to bfloat16: the kernel rounds them itself."""
+"""Dense layers whose operands are rounded to bfloat16: the kernel does it, or that before it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import numpy as np
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import dtype_to_numpy
+from graphopt.rewrite import NoMatch, Rewriter, rule, var
+from graphopt.rewrite.pattern import Pattern
+from graphopt.targets.cpu import DOMAIN
 
 
 def take_rounding(layer: Node) -> bool:
@@ -33,3 +36,16 @@ def _before_rounding(value: Value) -> Value | None:
         return None
     source = narrow.producer.inputs[0] if narrow.producer.op == "Cast" else None
     return source if source is not None and source.dtype == "float32" else None
+
+
+@rule(Pattern("Dense", (var("x"), ...), domain=DOMAIN))
+def floats_to_words(rw: Rewriter, node: Node) -> Value | NoMatch:
+    """Dense(Dense(x, …; words), …; words) -> Dense(Dense(x, …; words, result=words), …; words)"""
+    value, words = node.output, node.attrs.get("words")
+    if words is None or "result" in node.attrs or value.is_graph_output:
+        return NoMatch("it does not multiply bfloat16")
+    for user, slot in value.uses:
+        if not isinstance(user, Node) or user.attrs.get("words") != words or slot != 0:
+            return NoMatch("not all that read it round it to bfloat16")
+    attrs = {**node.attrs, "result": words}
+    return rw.insert("Dense", node.inputs, attrs, domain=DOMAIN).output

@@ -16,7 +16,13 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.amx import TILE, configuring
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows, word
 from graphopt.targets.cpu.kernels.panel_ahead import asking, asks
-from graphopt.targets.cpu.kernels.panels import GemmParams, by_blocks, registers, storing
+from graphopt.targets.cpu.kernels.panels import (
+    GemmParams,
+    applying,
+    by_blocks,
+    registers,
+    storing,
+)
 from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, tile_params, visiting
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
@@ -66,24 +72,38 @@ def bf16_gemm(
     words: Words,
     epilogue: Epilogue = PLAIN,
     far: bool = False,
+    takes_words: bool = False,
+    gives_words: bool = False,
 ) -> PrimFunc:
     """Kernel (x[M, k], weights, bias[panels * width], columns, *operands) -> y[M, n], M symbolic.
 
     As `gemm`, with weights packed by `pack_bf16` and x rounded to bfloat16: all else is float32.
     The CPU's instruction flushes subnormal numbers to zero.  NaN stays NaN.
 
-    Weights that are `far` come from memory each time (`panel_ahead`); tiles do not ask for them.
+    Args:
+        far: weights come from memory each time (`panel_ahead`); tiles do not ask for them.
+        takes_words: x is rounded already, int32[M, words.stride(k)].
+        gives_words: y is so too, int32[M, words.stride(n)].
     """
     width, depth, panels = params.width, words.depth(k), params.panels(n)
     tallest = 2 * TILE if words.tiles else params.rows
     rows = max(1, CHUNK_BYTES // (4 * depth) // tallest) * tallest
+    stride = words.stride(k)
+    taken = (stride, "int32") if takes_words else (k, "float32")
+    given = (words.stride(n), "int32") if gives_words else (n, "float32")
     align, size = element_bytes("float32"), element_bytes("int32")
     constants = max(1, epilogue.activation.columns)
-    rounded, stored = _rounding(k, words), _storing(n, params, epilogue)
+    rounded = _rounding(k, words)
+    stored = _storing(n, params, epilogue, words if gives_words else None)
     if words.tiles is None:
         begin = end = _nothing
         ahead = asking(depth, params, size, far) if asks(depth, panels, params, size) else None
-        visit = by_blocks(params, panels, _vector_block(depth, params, words, stored, ahead))
+        by_vectors = by_blocks(params, panels, _vector_block(depth, params, words, stored, ahead))
+
+        @inlined
+        def visit(tensors, rows, _):
+            by_vectors(tensors, rows)
+
     else:
         begin, end = configuring(words.tiles, depth)
         visit = visiting(panels, _tile_block(depth, params, words.tiles, stored))
@@ -94,21 +114,27 @@ def bf16_gemm(
     ):  # fmt: skip
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
-        left = T.match_buffer(x, (m, k), "float32", align=align)
+        left = T.match_buffer(x, (m, taken[0]), taken[1], align=align)
         weights = T.match_buffer(w, (panels, depth, width), "int32", align=size)
         bias = T.match_buffer(b, (panels * width,), "float32", align=align)
         columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
         first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
         second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
-        out = T.match_buffer(y, (m, n), "float32", align=align)
+        out = T.match_buffer(y, (m, given[0]), given[1], align=align)
         with T.attr(0, "pragma_import_llvm", words.llvm):
             begin(m)
             for chunk in range((m + rows - 1) // rows):
-                data = T.alloc_buffer((rows, depth), "int32")
-                count = T.min(T.int64(rows), m - chunk * rows)
-                rounded(left, data, chunk * rows, count)
-                results = T.meta_var((chunk * rows, bias, (columns, first, second), out))
-                visit(((data, weights, count), results), count)
+                start = T.meta_var(chunk * rows)
+                count = T.min(T.int64(rows), m - start)
+                results = T.meta_var((start, bias, (columns, first, second), out))
+                if takes_words:
+                    visit(((left, start, weights, count), results), count, start)
+                else:
+                    # TVM would leave out of a matrix what it does not see read: words between rows.
+                    room = T.alloc_buffer((rows * stride,), "int32")
+                    data = T.decl_buffer((rows, stride), "int32", data=room.data)
+                    rounded(left, data, start, count)
+                    visit(((data, 0, weights, count), results), count, 0)
             end(m)
 
     return without_parameters(bf16_gemm, *epilogue.unused)
@@ -119,16 +145,37 @@ def _nothing(rows):
     pass
 
 
-def _storing(n, params, epilogue):
-    """For use in a kernel: `stored(results, row, column, sums, at)` stores a vector of sums."""
+def _storing(n, params, epilogue, words):
+    """For use in a kernel: `stored(results, row, column, sums, at)` stores a vector of sums.
+
+    With `words` what is stored is rounded; words beyond column `n` that are read are zero.
+    """
     lanes = params.lanes
-    store = storing(n, lanes, epilogue)
+    store, apply = storing(n, lanes, epilogue), applying(n, lanes, epilogue)
+    beyond = words.depth(n) - -(-n // lanes) * lanes // PAIR if words else 0
+
+    @inlined
+    def store_words(y, row, column, values, given):
+        apply(values, 0, row, column, given)
+        if n % lanes > 0:
+            for lane in range(lanes):
+                if column + lane >= n:
+                    values[lane] = T.float32(0)
+        place = T.meta_var(T.truncdiv(column, PAIR))
+        y[row, T.ramp(place, 1, lanes // PAIR)] = words.rounded(values[T.ramp(0, 1, lanes)])
+        if beyond > 0 and column + lanes >= n:
+            y[row, T.ramp(words.depth(n) - beyond, 1, beyond)] = T.Broadcast(T.int32(0), beyond)
 
     @inlined
     def stored(results, row, column, sums, at):
         start, bias, given, y = T.meta_var(results)
-        sums[T.ramp(at, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
-        store(y, start + row, column, sums, at, given)
+        values = T.alloc_buffer((lanes,), "float32", scope="local")
+        values[T.ramp(0, 1, lanes)] = sums[T.ramp(at, 1, lanes)] + bias[T.ramp(column, 1, lanes)]
+        if column < n:
+            if words is None:
+                store(y, start + row, column, values, 0, given)
+            else:
+                store_words(y, start + row, column, values, given)
 
     return stored
 
@@ -149,10 +196,10 @@ def _tile_block(depth, params, amx, stored):
 
     @inlined
     def block(tensors, first, panel, height, begin, end):
-        data, weights, _ = T.meta_var(tensors[0])
+        data, start, weights, _ = T.meta_var(tensors[0])
         sums = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
         more = T.meta_var((tensors[1], first, panel, begin, end, sums))
-        multiply(data, first, weights, panel, sums, height, more)
+        multiply(data, start + first, weights, panel, sums, height, more)
 
     return block
 
@@ -164,7 +211,7 @@ def _vector_block(depth, params, words, stored, ahead):
 
     @inlined
     def block(tensors, first, panel, height, _):
-        data, weights, rows = T.meta_var(tensors[0])
+        data, start, weights, rows = T.meta_var(tensors[0])
         if ahead is not None:
             lines = T.alloc_buffer((2,), "int64")
             share(lines, first, height, rows)
@@ -179,7 +226,7 @@ def _vector_block(depth, params, words, stored, ahead):
                 for v in T.unroll(vectors):
                     sums[T.ramp(r * width + v * lanes, 1, lanes)] = words.dot(
                         sums[T.ramp(r * width + v * lanes, 1, lanes)],
-                        T.Broadcast(data[first + r, kk], lanes),
+                        T.Broadcast(data[start + first + r, kk], lanes),
                         weights[panel, kk, T.ramp(v * lanes, 1, lanes)],
                     )
         for r in T.unroll(height):
@@ -192,11 +239,11 @@ def _vector_block(depth, params, words, stored, ahead):
 
 def _rounding(k, words):
     """For use in a kernel: `rounded(x, data, first, count)` turns rows of x into words."""
-    step, even, depth = PAIR * words.lanes, k - k % PAIR, words.depth(k)
+    step, even, depth = words.lanes, k - k % PAIR, words.depth(k)
 
     @inlined
     def vector(x, data, row, r, at):
-        data[r, T.ramp(at // PAIR, 1, words.lanes)] = words.rounded(x[row, T.ramp(at, 1, step)])
+        data[r, T.ramp(at // PAIR, 1, step // PAIR)] = words.rounded(x[row, T.ramp(at, 1, step)])
 
     @inlined
     def rounded(x, data, first, count):

@@ -29,14 +29,15 @@ define <{{n}} x float> @{_DOT}(<{{n}} x float> %sum, <{{n}} x i32> %a, <{{n}} x 
   ret <{{n}} x float> %r
 }}}}
 declare <{{n}} x float> @{{dot}}(<{{n}} x float>, <{{m}} x bfloat>, <{{m}} x bfloat>)
-define <{{n}} x i32> @{_ROUND}(<{{m}} x float> %x) {{{{
-  %narrow = fptrunc <{{m}} x float> %x to <{{m}} x bfloat>
-  %words = bitcast <{{m}} x bfloat> %narrow to <{{n}} x i32>
-  ret <{{n}} x i32> %words
+define <{{h}} x i32> @{_ROUND}(<{{n}} x float> %x) {{{{
+  %narrow = fptrunc <{{n}} x float> %x to <{{n}} x bfloat>
+  %words = bitcast <{{n}} x bfloat> %narrow to <{{h}} x i32>
+  ret <{{h}} x i32> %words
 }}}}
 define <{{n}} x i32> @{_JOIN}(<{{n}} x float> %low, <{{n}} x float> %high) {{{{
   %x = shufflevector <{{n}} x float> %low, <{{n}} x float> %high, <{{m}} x i32> <{{places}}>
-  %words = call <{{n}} x i32> @{_ROUND}(<{{m}} x float> %x)
+  %narrow = fptrunc <{{m}} x float> %x to <{{m}} x bfloat>
+  %words = bitcast <{{m}} x bfloat> %narrow to <{{n}} x i32>
   ret <{{n}} x i32> %words
 }}}}
 """
@@ -66,20 +67,31 @@ class Words:
         words = -(-k // PAIR)
         return -(-words // TILE) * TILE if self.tiles else words
 
+    def stride(self, k: int) -> int:
+        """Words from one row of `k` numbers to the next, in which whole vectors of floats fit.
+
+        With tiles they are an odd number of cache lines, so that those of 16 rows are in as many
+        sets of a cache: rows of 1024 numbers took 1.07 times as long without.
+        """
+        if self.tiles:
+            return TILE * (self.depth(k) // TILE | 1)
+        return -(-k // self.lanes) * self.lanes // PAIR
+
     @property
     def llvm(self) -> str:
         """The functions that kernels import (`T.attr(0, "pragma_import_llvm", …)`)."""
-        pairs = (f"i32 {k}, i32 {k + self.lanes}" for k in range(self.lanes))
-        sizes = {"n": self.lanes, "m": PAIR * self.lanes}
-        return _LLVM.format(**sizes, dot=self.instruction, places=", ".join(pairs))
+        lanes = self.lanes
+        pairs = ", ".join(f"i32 {k}, i32 {k + lanes}" for k in range(lanes))
+        sizes = {"h": lanes // PAIR, "n": lanes, "m": PAIR * lanes}
+        return _LLVM.format(**sizes, dot=self.instruction, places=pairs)
 
     def dot(self, total: Any, data: Any, weights: Any) -> Any:
         """A float32 vector plus the products of two vectors of words."""
         return T.call_pure_extern(f"float32x{self.lanes}", _DOT, total, data, weights)
 
     def rounded(self, floats: Any) -> Any:
-        """The words of a vector of twice as many floats; ties to even, NaN stays NaN."""
-        return T.call_pure_extern(f"int32x{self.lanes}", _ROUND, floats)
+        """The words of a vector of `lanes` floats, half as many; ties to even, NaN stays NaN."""
+        return T.call_pure_extern(f"int32x{self.lanes // PAIR}", _ROUND, floats)
 
     def paired(self, low: Any, high: Any) -> Any:
         """The words of the floats in the same lanes of two vectors, rounded as by `rounded`."""

@@ -281,18 +281,18 @@ def pack_columns(constants: np.ndarray, params: GemmParams) -> np.ndarray:
     return padded
 
 
-def storing(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
-    """For use in a kernel: `store(y, row, column, values, at, given)` writes one vector.
+def applying(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
+    """For use in a kernel: `apply(values, at, row, column, given)` is the epilogue, in place.
 
-    y[row, column:column + lanes] = values[at:at + lanes] after the epilogue with what is given for
-    it; what lies beyond column `n` is left out.
+    Of values[at:at + lanes], which are those of `row` from `column` on, with what is given for it.
+    What lies beyond column `n` becomes some number.
     """
 
     @inlined
-    def store(y, row, column, values, at, given):
+    def apply(values, at, row, column, given):
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
-                y[row, column + lane] = epilogue(values[at + lane], given, row, column + lane)
+                values[at + lane] = epilogue(values[at + lane], given, row, column + lane)
         else:
             if epilogue.before > 0:
                 for lane in range(lanes):
@@ -302,10 +302,33 @@ def storing(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
                         )
             for lane in T.vectorized(lanes):
                 values[at + lane] = epilogue.activate(values[at + lane], given, column + lane)
+            if epilogue.before < len(epilogue.steps):
+                for lane in range(lanes):
+                    if column + lane < n:
+                        values[at + lane] = epilogue.finish(
+                            values[at + lane], given, row, column + lane
+                        )
+
+    return apply
+
+
+def storing(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
+    """For use in a kernel: `store(y, row, column, values, at, given)` writes one vector.
+
+    y[row, column:column + lanes] = values[at:at + lanes] after the epilogue with what is given for
+    it; what lies beyond column `n` is left out.
+    """
+    apply = applying(n, lanes, epilogue)
+
+    @inlined
+    def store(y, row, column, values, at, given):
+        if column + lanes <= n:
+            for lane in T.vectorized(lanes):
+                y[row, column + lane] = epilogue(values[at + lane], given, row, column + lane)
+        else:
+            apply(values, at, row, column, given)
             for lane in range(lanes):
                 if column + lane < n:
-                    y[row, column + lane] = epilogue.finish(
-                        values[at + lane], given, row, column + lane
-                    )
+                    y[row, column + lane] = values[at + lane]
 
     return store

@@ -1,5 +1,7 @@
 """Compile kernels for the machine that runs the tests, alone or inside a Relax module."""
 
+import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -73,3 +75,21 @@ def compile_relax() -> Callable[..., Call]:
         return run
 
     return compile_main
+
+
+@pytest.fixture
+def at_the_end() -> Callable[[np.ndarray], np.ndarray]:
+    """Makes a copy of an array after which there is no memory that one may read."""
+
+    def placed(array: np.ndarray) -> np.ndarray:
+        page = mmap.PAGESIZE
+        room = -(-array.nbytes // page) * page
+        memory = mmap.mmap(-1, room + page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(base + room), page, 0) == 0
+        whole = np.frombuffer(memory, np.uint8, room)[room - array.nbytes :]
+        copy = whole.view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return copy
+
+    return placed

@@ -32,9 +32,9 @@ def compiled(k: int, n: int, epilogue: Epilogue = PLAIN) -> Any:
     return tvm.compile(kernel.with_attr("global_symbol", "f"), target=tvm.target.Target(TARGET))
 
 
-def compiled_for(words: Words, k: int, n: int, target: dict[str, Any]) -> Any:
+def compiled_for(words: Words, k: int, n: int, target: dict[str, Any], *how: Any) -> Any:
     params = bf16_params(n, 16, bool(words.tiles))
-    kernel = bf16_gemm(k, n, params, words).with_attr("global_symbol", "f")
+    kernel = bf16_gemm(k, n, params, words, *how).with_attr("global_symbol", "f")
     return tvm.compile(kernel, target=tvm.target.Target(target))
 
 
@@ -101,6 +101,72 @@ def test_tiles(tiles: Amx, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(together, rounded(x) @ rounded(w) + bias, rtol=1e-5, atol=3e-5)
     for m in (0, 1, 2, 9, 15, 16, 17, 31, 32, 48, 64, 65, 83):
         np.testing.assert_array_equal(call(library, x[:m], w, bias, words=words), together[:m])
+
+
+def in_words(array: np.ndarray, words: Words) -> np.ndarray:
+    """Rows as one layer hands them to the next; what nobody reads is 7."""
+    rows, columns = array.shape
+    stored = np.full((rows, words.stride(columns)), 7, np.int32)
+    stored[:, : words.depth(columns)] = 0
+    stored.view(np.uint16)[:, :columns] = round_bits(array)
+    stored.view(np.uint16)[:, columns : columns + columns % 2] = 0
+    return stored
+
+
+EPILOGUE = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")), before=1)
+
+
+@EXECUTES
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize(("k", "n"), [(33, 33), (64, 64), (46, 129), (100, 48)])
+def test_layers_hand_on_words(
+    tiles: bool, k: int, n: int, emulated: Amx, monkeypatch: pytest.MonkeyPatch, at_the_end: Any
+) -> None:
+    """What they would round, to the last word that is there and no further; the next reads that."""
+    words = Words(16, WORDS.instruction, emulated if tiles else None)
+    bf16_gemm.cache_clear()
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * words.depth(k) * 64)
+    both = [
+        compiled_for(words, k, n, TARGET, EPILOGUE, False, *handed)
+        for handed in ((False, False), (True, False), (False, True), (True, True))
+    ]
+    bf16_gemm.cache_clear()
+    params = bf16_params(n, 16, tiles)
+    for m in (1, 15, 16, 17, 31, 64, 69, 100):
+        x, w, bias = sample(m, k, n)
+        others = [
+            np.random.default_rng(m + r).normal(size=(m, n)).astype(np.float32) for r in (1, 2)
+        ]
+        constants = [pack_bf16(w, params, words), pack_bias(bias, n, params), *others]
+        given = {False: x, True: at_the_end(in_words(x, words))}
+        floats, from_words = (
+            called(library, [given[takes], *constants], (m, n))
+            for library, takes in zip(both[:2], (False, True))
+        )
+        expected = in_words(floats, words)[:, : words.depth(n)]
+        np.testing.assert_array_equal(from_words, floats)
+        for library, takes in zip(both[2:], (False, True)):
+            found = called(library, [given[takes], *constants], (m, words.stride(n)), np.int32)
+            np.testing.assert_array_equal(found[:, : words.depth(n)], expected)
+
+
+def called(
+    library: Any, operands: list[np.ndarray], shape: tuple[int, int], dtype: Any = np.float32
+) -> np.ndarray:
+    """What it writes; nothing beyond that."""
+    count = shape[0] * shape[1]
+    room = np.full(count + 64, 7, dtype)
+    y = room[:count].reshape(shape)
+    library["f"](*map(tvm_ffi.from_dlpack, passed([*operands, y])))
+    assert (room[count:] == 7).all()
+    return y
+
+
+def test_rows_of_words_are_in_different_sets_of_a_cache() -> None:
+    tiles = Words(16, WORDS.instruction, Amx())
+    assert [tiles.stride(k) // 16 for k in (1, 32, 33, 64, 65, 1024)] == [1, 1, 3, 3, 3, 33]
+    assert [WORDS.stride(k) for k in (1, 16, 17, 1024)] == [8, 8, 16, 512]
+    assert [Words(4, "").stride(k) for k in (1, 4, 5)] == [2, 2, 4]
 
 
 @EXECUTES

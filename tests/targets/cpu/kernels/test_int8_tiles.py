@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,19 +94,6 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     int8_gemm.cache_clear()
 
 
-def at_the_end(rows: np.ndarray) -> np.ndarray:
-    """The same rows, after which there is no memory that one may read."""
-    page = mmap.PAGESIZE
-    room = -(-rows.nbytes // page) * page
-    memory = mmap.mmap(-1, room + page)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(base + room), page, 0) == 0
-    whole = np.frombuffer(memory, np.uint8, room)[room - rows.nbytes :]
-    placed = whole.view(rows.dtype).reshape(rows.shape)
-    placed[...] = rows
-    return placed
-
-
 @EXECUTES
 @pytest.mark.parametrize(
     ("k", "n", "rounding", "least"),
@@ -129,7 +115,9 @@ def test_tiles_give_the_bits_of_vectors(
 @pytest.mark.parametrize(
     ("k", "n"), [(4, 4), (60, 16), (64, 48), (68, 132), (128, 96), (132, 80), (200, 72)]
 )
-def test_codes_are_multiplied_where_they_are(k: int, n: int, tiles: Amx, always: Any) -> None:
+def test_codes_are_multiplied_where_they_are(
+    k: int, n: int, tiles: Amx, always: Any, at_the_end: Any
+) -> None:
     """Up to the last byte of them and no further, and the next layer's are the same."""
     always(1)
     layer = Layer(k, n, FIXED)
