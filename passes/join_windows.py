@@ -29,11 +29,11 @@ class JoinWindows(RewritePass):
 
     After:
         (float[N,4,9] x) => (float[N,8,8] y)
-        <float[8,8] v, int64[1] o = {0}, int64[1] i = {1}, int64[1] p = {8}, int64[1] q = {9}> {
+        <float[8,8] v, int64[8,2] p = {0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8},
+         int64[3] s = {-1, 8, 8}> {
             t = Transpose<perm=[0, 2, 1]>(x)
-            a = Slice(t, o, p, i)
-            b = Slice(t, i, q, i)
-            c = Concat<axis=-1>(a, b)
+            a = Gather<axis=1>(t, p)
+            c = Reshape(a, s)
             h = MatMul(c, v)
             y = Transpose<perm=[0, 2, 1]>(h)
         }

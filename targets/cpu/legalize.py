@@ -40,6 +40,7 @@ from graphopt.targets.cpu import (
     reductions,  # noqa: F401  (likewise)
     rounded_dense,
     row_products,
+    windows,
 )
 from graphopt.targets.cpu.kernels import attention_tiles, bf16_gemm, dot
 from graphopt.targets.cpu.kernels.amx import Amx
@@ -168,6 +169,7 @@ def legalize(
     rewrite(graph, (rounded_dense.floats_to_words,), RewriteStats())
     _tell_far_weights(graph)
     joined_data.read_parts(graph)
+    windows.read_windows(graph)
 
 
 def _takes_tiles(node: Node) -> bool:
