@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from graphopt import console
 from graphopt.cli import options
 from graphopt.console import count_text, size_text
-from graphopt.roofline import SIZES
 
 if TYPE_CHECKING:
     from graphopt.feature_times import TableTime
@@ -86,6 +85,8 @@ def _rates(peaks: Roofline) -> str:
 
 
 def _copies(peaks: Roofline) -> str:
+    from graphopt.roofline import SIZES
+
     sizes = (f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB" for size in SIZES)
     return ", ".join(f"{size_text(r)}/s of {size}" for size, r in zip(sizes, peaks.bytes))
 

@@ -142,13 +142,19 @@ def _rounding(dim: int, words: Words) -> Emitted:
             some[lane] = T.float32(0)
         for row in range(rows):
             for part in T.unroll(whole):
-                out[row, T.ramp(part * TILE, 1, TILE)] = words.rounded(
-                    x[b, row, T.ramp(start + part * _FLOATS, 1, _FLOATS)]
-                )
+                for half in T.unroll(PAIR):
+                    at = T.meta_var(part * _FLOATS + half * TILE)
+                    out[row, T.ramp(at // PAIR, 1, TILE // PAIR)] = words.rounded(
+                        x[b, row, T.ramp(start + at, 1, TILE)]
+                    )
             if rest > 0:
                 for lane in T.vectorized(rest):
                     some[lane] = x[b, row, start + whole * _FLOATS + lane]
-                out[row, T.ramp(whole * TILE, 1, TILE)] = words.rounded(some[T.ramp(0, 1, _FLOATS)])
+                for half in T.unroll(PAIR):
+                    at = T.meta_var(whole * _FLOATS + half * TILE)
+                    out[row, T.ramp(at // PAIR, 1, TILE // PAIR)] = words.rounded(
+                        some[T.ramp(half * TILE, 1, TILE)]
+                    )
 
     return round_rows
 
@@ -282,9 +288,9 @@ def _attending(
     @inlined
     def finish(score, shares, total, row):
         """Shares as words, and what sums of theirs are multiplied by."""
-        for part in T.unroll(depth // TILE):
-            shares[row, T.ramp(part * TILE, 1, TILE)] = words.rounded(
-                score[T.ramp(row * stride + part * _FLOATS, 1, _FLOATS)]
+        for part in T.unroll(PAIR * depth // TILE):
+            shares[row, T.ramp(part * TILE // PAIR, 1, TILE // PAIR)] = words.rounded(
+                score[T.ramp(row * stride + part * TILE, 1, TILE)]
             )
         if head.activation is None:
             total[row] = T.float32(1) / total[row]
