@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.analysis.cost import node_cost
+from graphopt.analysis.cost import factor, node_cost
 from graphopt.ir.graph import Graph, Node
 from graphopt.machine import host_features
 from graphopt.targets.cpu import DOMAIN
@@ -233,7 +233,8 @@ def test_wide_layers_multiply_bfloat16() -> None:
     legalize(graph, lanes=16, words=words_for({"avx512_bf16"}, 16), every_layer=True)
     layers = [node for node in graph.nodes if node.op == f"{DOMAIN}::Dense"]
     assert ["words" in layer.attrs for layer in layers] == [True, False]
-    read = [node_cost(layer).at({"N": 1}).read for layer in layers]  # type: ignore[union-attr]
+    sizes = {"N": 1, factor("dpbf16ps"): 1}
+    read = [node_cost(layer).at(sizes).read for layer in layers]  # type: ignore[union-attr]
     assert read == [4 * 40 + 2 * 40 * 64, 4 * 64 + 4 * 64]
 
 

@@ -87,6 +87,7 @@ elif what == "signals":
     signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
     while len(seen) < 50:
         assert same(100)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 """
 
 
