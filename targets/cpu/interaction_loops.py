@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from graphopt.ir.graph import Node
 from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.feature_tiles import FeatureTiles, Products
 from graphopt.targets.cpu.kernels.row_codes import Quantization, quantized
 from graphopt.targets.cpu.kernels.rows import PREFETCH_DISTANCE
 from graphopt.targets.cpu.lookup_interaction import BYTES, OP_TYPE
@@ -32,6 +33,8 @@ _GROUPS = 4  # sums of so many vectors of pairs are kept: 4 KiB
 
 @lowers(OP_TYPE, domain=DOMAIN)
 def _lower_lookup_interaction(lower: Lowering, node: Node) -> Any:
+    if "words" in node.attrs:
+        return _lower_to_tiles(lower, node)
     rows, parts = lower.dim(node.attrs["rows"]), node.attrs["parts"]
     beside, pairs = node.attrs["beside"], np.array(node.attrs["pairs"])
     lanes, dim, count = node.attrs["lanes"], node.attrs["dim"], node.attrs["features"]
@@ -72,6 +75,36 @@ def _lower_lookup_interaction(lower: Lowering, node: Node) -> Any:
                 store(target, [i, column], const(0, "uint8"))
 
     (found,) = loops(lower, body, arguments, [([rows, columns], node.output.dtype)])
+    return lower.reshape(found, lower.shape(node.output))
+
+
+def _lower_to_tiles(lower: Lowering, node: Node) -> Any:
+    rows, parts, beside = lower.dim(node.attrs["rows"]), node.attrs["parts"], node.attrs["beside"]
+    lanes, dim, count = node.attrs["lanes"], node.attrs["dim"], node.attrs["features"]
+    left, right = np.divmod(np.array(node.attrs["pairs"]), count)
+    products = Products.of(count, dim, left, right, node.attrs["words"])
+    arguments = [*arguments_of(lower, node), lower.constant(products.places)]
+    taken = len(arguments)
+    arguments += [lower.expr(node.inputs[-1])] if beside else []  # type: ignore[arg-type]
+    columns = beside + len(left)
+
+    def body(*buffers: Any) -> None:
+        *sources, places = buffers[:taken]
+        with T.attr(const(0, "int32"), "pragma_import_llvm", products.words.llvm):
+            features = T.alloc_buffer((1, count * dim), "float32")
+            tiles = FeatureTiles(products)
+            with T.serial(int64(rows)) as i:
+                out = _Results(buffers[-1], i, None)
+                row = Row(i, int64(rows), features, 0)
+                write_row(lower, parts, sources, row, ahead=max(count, PREFETCH_DISTANCE))
+                if beside:
+                    _copy(buffers[taken], i, beside, lanes, out)
+                tiles.multiply(features)
+                for first, values in tiles.wanted(places, lanes):
+                    out.put(beside + first, values, lanes)
+            tiles.end()
+
+    (found,) = loops(lower, body, arguments, [([rows, columns], "float32")])
     return lower.reshape(found, lower.shape(node.output))
 
 

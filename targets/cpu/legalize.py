@@ -177,6 +177,8 @@ def _takes_tiles(node: Node) -> bool:
     if node.op == "graphopt::Attention":
         queries, keys = (value.tensor.dims[1] for value in node.inputs[:2] if value is not None)
         return attention_tiles.suits(queries, keys, node.attr("dim"))
+    if node.op == f"{DOMAIN}::{lookup_interaction.OP_TYPE}":
+        return lookup_interaction.takes_tiles(node)
     return node.op == "graphopt::CompressedInteraction"
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from graphopt.analysis.cost import Cost, cost_rule
+from graphopt.analysis.cost import Cost, cost_rule, done_by
 from graphopt.analysis.lookups import lookup_rule
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
@@ -16,7 +16,7 @@ from graphopt.ops.dot_interaction import DOMAIN as FUSED
 from graphopt.ops.dot_interaction import OP_TYPE as INTERACTION
 from graphopt.rewrite import NoMatch, Rewriter, const, rule, var
 from graphopt.rewrite.pattern import Pattern
-from graphopt.targets.cpu import DOMAIN, lookup_concat, lookup_parts
+from graphopt.targets.cpu import DOMAIN, feature_tiles, lookup_concat, lookup_parts
 from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 
 OP_TYPE = "LookupInteraction"
@@ -39,7 +39,8 @@ def _lookup_interaction_type(node: Node) -> list[Type | None]:
 def _lookup_interaction_cost(node: Node) -> Cost:
     """What is looked up is multiplied where it is, and only the products are written."""
     joined, rows = lookup_parts.cost(node), node.attrs["rows"]
-    flops = 2 * node.attrs["dim"] * len(node.attrs["pairs"]) * rows
+    products = 2 * node.attrs["dim"] * len(node.attrs["pairs"]) * rows
+    flops = done_by(node.attrs.get("instruction"), products)
     beside = node.inputs[-1]
     written = (1 if "result" in node.attrs else 4) * product(node.output.tensor.dims)
     extra = 4 * product(beside.tensor.dims) if node.attrs["beside"] else 0  # type: ignore[union-attr]
@@ -93,6 +94,13 @@ def keep_codes(node: Node) -> None:
         parts.append(replace(part, kept=whole and dim % BYTES == 0))
         place += part.width
     node.attrs["parts"] = tuple(parts)
+
+
+def takes_tiles(node: Node) -> bool:
+    """Whether tiles of bfloat16 multiply its features faster than vectors do."""
+    in_floats = "result" not in node.attrs and not any(p.kept for p in node.attrs["parts"])
+    sizes = node.attrs["features"], node.attrs["dim"], len(node.attrs["pairs"])
+    return in_floats and feature_tiles.suits(*sizes)
 
 
 _PRODUCTS = Pattern(OP_TYPE, (x, ...), domain=DOMAIN, name="y")
