@@ -12,7 +12,7 @@ from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.panels import Columns
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.cpu.mixtures import OP_TYPE
-from graphopt.targets.kernels.elementary import fast_exp
+from graphopt.targets.kernels.elementary import exp_of_negative
 from graphopt.targets.relax.loops import loops, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
 from graphopt.targets.relax.scalar import const
@@ -73,7 +73,7 @@ def _normalize(shares: Any, lanes: int) -> None:
             with T.vectorized(width) as lane:
                 store(shares, [first + lane], change(shares[first + lane]))
 
-    each(lambda value: fast_exp(value - top))
+    each(lambda value: exp_of_negative(value - top))
     total = T.bind(_combined(shares, width, lambda a, b: a + b))
     each(lambda value: value / total)
 

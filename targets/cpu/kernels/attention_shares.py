@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from graphopt.targets.cpu.kernels.folding import reducing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.kernels.activation import Activation
-from graphopt.targets.kernels.elementary import fast_exp
+from graphopt.targets.kernels.elementary import exp_of_negative
 from graphopt.targets.kernels.script import inlined
 
 Axes = tuple[bool, bool, bool, bool]
@@ -145,7 +145,7 @@ def _softmax(head: Head) -> Emitted:
         for block in range(blocks):
             for m in T.unroll(rows):
                 for lane in T.vectorized(lanes):
-                    score[(at + m) * stride + block * lanes + lane] = fast_exp(
+                    score[(at + m) * stride + block * lanes + lane] = exp_of_negative(
                         score[(at + m) * stride + block * lanes + lane] - top[m * lanes]
                     )
                 for lane in T.vectorized(lanes):
