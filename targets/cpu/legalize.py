@@ -99,6 +99,7 @@ _VECTORIZED = (
     "graphopt::GRU",
     "graphopt::PairProducts",
 )
+_RECURRENT = ("GRU", "LSTM", "RNN", "graphopt::GRU", "graphopt::AttentionalGRU")
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation
 # with its constants per column in `columns`, and `steps`, which say how the others change the
 # result; see `Epilogue`. Weights are float32, or int8 with a `scale` per column. With `data` x is
@@ -179,6 +180,10 @@ def _takes_tiles(node: Node) -> bool:
         return attention_tiles.suits(queries, keys, node.attr("dim"))
     if node.op == f"{DOMAIN}::{lookup_interaction.OP_TYPE}":
         return lookup_interaction.takes_tiles(node)
+    weights = node.const(1) if node.op in _RECURRENT else None
+    if weights is not None:  # of what comes in, for all steps at once: [directions, columns, width]
+        columns = weights.shape[0] * weights.shape[1]
+        return bf16_gemm.suits((weights.shape[2], columns), node.attrs["lanes"])
     return node.op == "graphopt::CompressedInteraction"
 
 

@@ -13,6 +13,7 @@ from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
 from graphopt.ops import attentional_gru, gru
 from graphopt.targets.cpu.kernels import panels, recurrent
+from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
 from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
@@ -140,11 +141,17 @@ class Layer:
         self, flat: relax.Expr, weights: np.ndarray, added: np.ndarray | None, rows: Any
     ) -> relax.Expr:
         columns, width = weights.shape
-        params = panels.default_params(columns, self.lanes, width)
-        packed = self.lower.constant(panels.pack_weights(weights.T, params))
-        bias = self.lower.constant(panels.pack_bias(added, columns, params))
-        kernel = gemm(width, columns, params)
-        (result,) = self.lower.kernel(kernel, [flat, packed, bias], [([rows, columns], "float32")])
+        words = self.node.attrs.get("words")
+        if words is None:
+            params = panels.default_params(columns, self.lanes, width)
+            kernel, packed = gemm(width, columns, params), panels.pack_weights(weights.T, params)
+        else:
+            params = bf16_params(columns, self.lanes, bool(words.tiles))
+            kernel = bf16_gemm(width, columns, params, words)
+            packed = pack_bf16(weights.T, params, words)
+        constants = map(self.lower.constant, (packed, panels.pack_bias(added, columns, params)))
+        outs = [([rows, columns], "float32")]
+        (result,) = self.lower.kernel(kernel, [flat, *constants], outs)
         return result
 
     def recurrence(self) -> relax.Expr:

@@ -16,10 +16,10 @@ from graphopt.machine import host_features
 from graphopt.targets.cpu.kernels import amx as module
 from graphopt.targets.cpu.kernels import bfloat16
 from graphopt.targets.cpu.kernels.amx import Amx, amx_for
-from graphopt.targets.cpu.kernels.bfloat16 import Words, words_for
+from graphopt.targets.cpu.kernels.bfloat16 import Words, round_bits, words_for
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.target import CpuTarget
-from graphopt.testing import Compiled, parse, random_inputs
+from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
 ROWS = (1, 2, 15, 16, 17, 33, 96, 97, 112)
 # Rows with a range each, codes for the next layer, which hands on codes too, then floats.
@@ -176,3 +176,52 @@ def test_which_ops_multiply_bfloat16_by_tiles(text: str) -> None:
         assert cost is not None
         flops.add(cost.flops)
     assert len(flops) == 2
+
+
+RECURRENT = """(float[3,N,40] x) => (float[] y) <float[{d},{g},40] w, float[{d},{g},16] r,
+    float[{d},{b}] b> {{
+    y = {op}<hidden_size=16{more}>(x, w, r, b)
+}}"""
+BOTH = ', direction="bidirectional"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RECURRENT.format(op="GRU", d=1, g=48, b=96, more=", linear_before_reset=1"),
+        RECURRENT.format(op="LSTM", d=2, g=64, b=128, more=BOTH),
+        RECURRENT.format(op="RNN", d=2, g=16, b=32, more=BOTH),
+    ],
+    ids=["GRU", "LSTM", "RNN"],
+)
+def test_what_comes_into_a_sequence_is_rounded(text: str, in_tiles: Callable[[bool], None]) -> None:
+    """It gives what ONNX Runtime does in float32 of data and weights that are rounded before."""
+    in_tiles(True)
+    graph = parse(text)
+    feeds = random_inputs(graph, {"N": 19}, seed=2)
+    model = graphopt.compile(graph, precision="bf16", verify=False)
+    together = model.run(feeds)["y"]
+    (node,) = graph.nodes
+    weights = node.const(1)
+    assert weights is not None
+    graph.set_input(node, 1, graph.constant(widened(weights)))
+    wanted = run_onnxruntime(graph, {"x": widened(feeds["x"])})["y"]
+    np.testing.assert_allclose(together, wanted, rtol=1e-5, atol=1e-5)  # sums of 40 near 1
+    for rows in (1, 5, 16):
+        found = model.run({"x": feeds["x"][:, :rows].copy()})["y"]
+        np.testing.assert_array_equal(found, together[:, :, :rows])
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Rounded to bfloat16."""
+    return (round_bits(array).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+@pytest.mark.parametrize(("width", "told"), [(32, True), (31, False)])
+def test_which_sequences_are_told(width: int, told: bool) -> None:
+    text = RECURRENT.format(op="GRU", d=1, g=48, b=96, more="").replace("40]", f"{width}]")
+    words = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512", Amx())
+    graph: Graph = parse(text)
+    legalize(graph, lanes=16, words=words, every_layer=True)
+    (node,) = graph.nodes
+    assert ("words" in node.attrs) == told
