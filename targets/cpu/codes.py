@@ -19,6 +19,7 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.kernels.grouped_codes import grouped_codes
 from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 from graphopt.targets.relax.lowering import Lowering, compute, lowers
 from graphopt.targets.relax.scalar import const
@@ -162,6 +163,48 @@ def unsigned_to_floats(rw: Rewriter, node: Node, q: Value) -> Value | NoMatch:
 def unsigned_move(rw: Rewriter, node: Node, q: Value) -> Value:
     """Reshape(Signed(q)) -> Signed(Reshape(q)), and so for all moves"""
     return sign(rw, rw.insert(node.op_type, [q, *node.inputs[1:]], node.attrs).output)
+
+
+def in_groups(rw: Rewriter, codes: Value, weights: np.ndarray) -> tuple[Value, np.ndarray]:
+    """Codes [..., k] and weights [k, n] with k a multiple of GROUP, by zeros of both at the end.
+
+    All that ask for the same codes share them.
+    """
+    extra, producer = -len(weights) % GROUP, codes.producer
+    if not extra:
+        return codes, weights
+    for user in codes.users:
+        if user.op == f"{DOMAIN}::Grouped":
+            grouped = user.output
+            break
+    else:
+        after = rw.root if producer is None else producer._next
+        grouped = rw.insert("Grouped", [codes], {}, domain=DOMAIN, before=after).output
+    return grouped, np.concatenate([weights, np.zeros((extra, weights.shape[1]), weights.dtype)])
+
+
+@type_rule("Grouped", domain=DOMAIN)
+def _grouped_type(node: Node) -> list[Type | None]:
+    """(codes uint8[..., k]) -> uint8[..., k'], with zeros up to whole groups."""
+    assert node.inputs[0] is not None
+    *rows, width = node.inputs[0].tensor.dims
+    return [tensor_type("uint8", [*rows, width + -width % GROUP])]  # type: ignore[operator]
+
+
+@cost_rule("Grouped", domain=DOMAIN)
+def _grouped_cost(node: Node) -> Cost:
+    return streaming(node, product(node.output.tensor.dims))
+
+
+@lowers("Grouped", domain=DOMAIN)
+def _lower_grouped(lower: Lowering, node: Node) -> Any:
+    (codes,) = node.inputs
+    assert codes is not None and isinstance(codes.tensor.dims[-1], int)
+    width, rows = codes.tensor.dims[-1], lower.dim(product(codes.tensor.dims[:-1]))
+    kernel = grouped_codes(width)
+    flat = lower.reshape(lower.expr(codes), [rows, width])
+    (result,) = lower.kernel(kernel, [flat], [([rows, width + -width % GROUP], "uint8")])
+    return lower.reshape(result, lower.shape(node.output))
 
 
 _layer = Pattern("Dense", (x, ...), domain=DOMAIN, name="y")

@@ -16,10 +16,11 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import DOMAIN
+from graphopt.targets.cpu.codes import in_groups
 from graphopt.targets.cpu.kernels.int8_gemm import int8_gemm, int8_params, pack_int8, pack_start
 from graphopt.targets.cpu.kernels.limit import limit
 from graphopt.targets.cpu.kernels.panels import pack_bias
-from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
+from graphopt.targets.cpu.kernels.row_codes import Quantization
 from graphopt.targets.cpu.packed_weights import bias_row
 from graphopt.targets.cpu.rates import operations
 from graphopt.targets.relax.lowering import Lowering, lowers
@@ -87,14 +88,15 @@ def scaled_to_product(rw: Rewriter, node: Node, t: Value) -> Value | NoMatch | N
     codes = _codes(made)
     if codes is None or data.dtype != "uint8" or (data.rank or 0) < 2:
         return NoMatch("not unsigned bytes times a constant matrix of signed ones")
-    if codes.shape[0] % GROUP:
-        return NoMatch(f"its rows are not of whole groups of {GROUP} bytes")
     if zero is not None and (zero.rank is None or product(zero.tensor.dims) != 1):
         return NoMatch("its data have a zero point for each row")
     if t.dtype != "float32" or t.shape not in ((), (1,), (columns,)):
         return NoMatch("it is scaled by more than one number per column")
     if cast is None or cast.output.dtype != "float32" or node.output.rank != data.rank:
         return NoMatch("its sums do not become float32")
+    if not isinstance(data.tensor.dims[-1], int):
+        return NoMatch("the size of its rows is known only at run time")
+    data, codes = in_groups(rw, data, codes)
     inputs = [data, rw.const(codes), zero, t]
     return rw.insert("IntegerProduct", inputs, domain=DOMAIN).output
 

@@ -42,11 +42,22 @@ def test_scale_and_bias_are_the_kernel_s() -> None:
         assert not {"MatMulInteger", "ReduceMax", "ReduceMin", "Add"} & set(found)
 
 
+def test_rows_are_filled_up_to_whole_groups_once() -> None:
+    twice = FEW.replace("=> (float[N,5] y)", "=> (float[N,5] y, float[N,5] v)").replace(
+        "y = Add(m, b)",
+        "y = Add(m, b) p2 = MatMulInteger(q, w2, z) f2 = Cast<to=1>(p2) v = Mul(f2, s)",
+    )
+    twice = twice.replace("float[5] b>", "float[5] b, int8[22,5] w2>")
+    for text, count in ((FEW, 1), (twice, 2), (PLAIN, 1)):
+        found = ops(text)
+        assert found.count("IntegerProduct") == count
+        assert found.count("Grouped") == (text is not PLAIN)
+
+
 @pytest.mark.parametrize(
     ("text", "vnni", "why"),
     [
         (PLAIN, False, "it has no such instruction"),
-        (FEW, True, "rows of 22 bytes"),
         (UNSIGNED.replace("wz = {0}", "wz = {250}"), True, "weights down to -250"),
     ],
 )
