@@ -1,4 +1,4 @@
-"""Products of computed matrices that lie as a kernel reads them: attention, gates, experts."""
+"""Products of matrices that lie as a kernel reads them: attention, gates, weights per expert."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _matrix_products_cost(node: Node) -> Cost:
 @rule(op.MatMul(x, y))
 def matmul_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | NoMatch:
     """MatMul(x[…, n, k], y[…, k, m]) -> MatrixProducts(x, y)"""
-    if (x.dtype, y.dtype) != ("float32", "float32") or y.const is not None:
-        return NoMatch("not float32, or its second operand is constant")
+    if (x.dtype, y.dtype) != ("float32", "float32") or (y.const is not None and y.rank == 2):
+        return NoMatch("not float32, or a dense layer")
     if x.rank is None or y.rank is None or min(x.rank, y.rank) < 2:
         return NoMatch("an operand is a vector, or of unknown rank")
     columns = y.tensor.dims[-1]

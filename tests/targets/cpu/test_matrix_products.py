@@ -58,6 +58,28 @@ def test_a_constant_on_the_left() -> None:
     np.testing.assert_allclose(Compiled(graph)(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("a", "w"),
+    [
+        ("4,N,10", "4,10,16"),  # weights for each expert or field
+        ("N,10", "4,10,16"),  # rows that all experts read
+        ("N,1,3,10", "2,10,9"),
+    ],
+)
+def test_weights_of_several_layers(a: str, w: str) -> None:
+    graph = parse(f"(float[{a}] a) => (float[] y) <float[{w}] w> {{ y = MatMul(a, w) }}")
+    feeds = random_inputs(graph, {"N": 7})
+    expected = run_onnxruntime(graph, feeds)["y"]
+    assert is_legalized(graph) == (a != "N,1,3,10")
+    np.testing.assert_allclose(Compiled(graph)(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_matrix_of_weights_is_a_dense_layer() -> None:
+    graph = parse("(float[N,3,10] a) => (float[] y) <float[10,16] w> { y = MatMul(a, w) }")
+    legalize(graph, lanes=8)
+    assert [node.op for node in graph.nodes] == [f"{DOMAIN}::Dense"]
+
+
 def test_nan_stays_in_its_row() -> None:
     graph = graph_of("N,7,3", "N,3,9")
     feeds = random_inputs(graph, {"N": 2})
