@@ -116,7 +116,8 @@ def call(model: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
     """One inference to time; OpenVINO has its shapes fixed and its tensors bound before."""
     if isinstance(model, OpenVinoModel):
         peer = peers.find("openvino")[0]
-        return peers.bind(peer, peers.open_peer(peer, model.path), feeds)  # type: ignore[arg-type]
+        assert model.path is not None
+        return peers.bind(peers.open_peer(peer, model.path), feeds)
     return lambda: model.run(feeds)
 
 

@@ -93,6 +93,15 @@ def test_another_tool_and_one_that_fails(
         quantizers.quantized("raises", source, tmp_path / "b.onnx", chooser)
 
 
+def test_a_network_of_openvino_is_timed_with_its_tensors_bound(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    graph, path = parse("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"), tmp_path / "a.onnx"
+    onnx_io.save(graph, path)
+    feeds = random_inputs(graph, {"N": 3})
+    bound = quantizers.call(quantizers.OpenVinoModel.of(path), feeds)
+    bound()
+
+
 def test_a_run_of_some_tools_keeps_what_is_known_of_others() -> None:
     old = [{"model": "a", "bytes": 9, "variants": {"x": {"bytes": 1}, "y": {"bytes": 2}}}]
     new = [
