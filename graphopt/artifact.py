@@ -16,7 +16,6 @@ import mmap
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ class Artifact:
         self._ordered = _reader(self._names)
         self._results = [(s.name, s.numpy_dtype) for s in self.signature.outputs]
         self._program = program
+        self._on_threads: dict[int, Program] = {1: program}
 
     @classmethod
     def load(
@@ -121,7 +121,9 @@ class Artifact:
             InputError: the arrays do not fit the signature.
             IdError: an id lies outside its table (if the artifact was compiled with oob="error").
         """
-        program = self._program if threads == 1 else self._split(threads)
+        program = self._on_threads.get(threads)
+        if program is None:
+            program = self._on_threads.setdefault(threads, self._split(threads))
         try:
             if len(feeds) != len(self._names):
                 raise KeyError
@@ -228,10 +230,12 @@ class Artifact:
             raise InputError(f"threads must be at least 1, not {threads}")
         if not isinstance(self._program, StraightProgram):
             return self._program
-        from graphopt.splitting import run_split
+        from graphopt.splitting import Splitting
 
         batched = self.manifest["batch_inputs"]
-        return partial(run_split, self._program, batched, threads=threads)
+        if not any(batched or ()) and not self._program.shared_bytes:
+            return self._program
+        return Splitting(self._program, batched, threads)
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"

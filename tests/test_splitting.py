@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt import runtime
+from graphopt import runtime, splitting
 from graphopt.artifact import Artifact
 from graphopt.errors import IdError, InputError
 from graphopt.testing import parse, random_inputs
@@ -28,6 +28,12 @@ MEAN = """g (float[N,3] x) => (float[N,3] y) <int64[1] a = {0}> {
     m = ReduceMean(x, a)
     y = Sub(x, m)
 }"""
+
+
+@pytest.fixture(autouse=True)
+def together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are split, whether that is faster or not."""
+    monkeypatch.setattr(splitting.Pace, "_way", lambda pace, rows: 1)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +151,10 @@ def test_after_a_fork(artifact: Artifact) -> None:
         same = np.array_equal(artifact.run(given, threads=2)["y"], expected)
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_no_input_with_samples(tmp_path: Path) -> None:
+    text = "(float[4,3] x) => (float[4,3] y) { y = Sin(x) }"
+    artifact = graphopt.compile(parse(text), output=tmp_path / "m.gopt", verify=False)
+    x = np.ones((4, 3), np.float32)
+    np.testing.assert_array_equal(artifact.run({"x": x}, 4)["y"], artifact.run({"x": x})["y"])
