@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from graphopt.errors import GraphoptError, InvalidModelError, UnsupportedOpError
-from graphopt.ir import contrib, schema
+from graphopt.ir import contrib, ml, schema
 from graphopt.ir.atomic import replacing
 from graphopt.ir.control import body_input_type, widen_carried
 from graphopt.ir.declared_sizes import own_sizes
@@ -185,6 +185,8 @@ class _Importer:
                 check_bodies(call)
             if call.op_type == "Constant" and not call.domain:
                 return [self._constant(call, graph)]
+            if (plain := ml.standard(graph, call)) is not None:
+                return plain
             values = upgrade(graph, call, opset)
         except MISFITS as error:
             reason = " ".join(str(error).split())
