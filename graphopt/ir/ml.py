@@ -23,6 +23,12 @@ _FLOAT, _INT64 = dtype_to_onnx("float32"), dtype_to_onnx("int64")
 _MAX_COMPARED = 512  # keys that are compared one by one
 _MAX_SPAN = 1 << 16  # of whole numbers that a table of all of them may have
 
+_TRANSFORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "NONE": ("", {}),
+    "LOGISTIC": ("Sigmoid", {}),
+    "SOFTMAX": ("Softmax", {"axis": -1}),
+}
+
 Adapter = Callable[[Steps, dict[str, Any]], "Value | Sequence[Value] | None"]
 
 
@@ -75,29 +81,25 @@ def _linear(do: Steps, attrs: dict[str, Any], rows: int) -> Value | None:
     return do("Gemm", x, columns, *bias)
 
 
-def _transformed(do: Steps, scores: Value, attrs: dict[str, Any]) -> Value | None:
-    kind = attrs.get("post_transform", "NONE")
-    if kind == "NONE":
-        return scores
-    if kind == "LOGISTIC":
-        return do("Sigmoid", scores)
-    return do("Softmax", scores, axis=-1) if kind == "SOFTMAX" else None
+def _transformed(do: Steps, scores: Value, kind: str) -> Value:
+    """`scores` after one of `_TRANSFORMS`."""
+    op, attrs = _TRANSFORMS[kind]
+    return do(op, scores, **attrs) if op else scores
 
 
 def _linear_regressor(do: Steps, attrs: dict[str, Any]) -> Value | None:
-    scores = _linear(do, attrs, attrs.get("targets", 1))
-    return None if scores is None else _transformed(do, scores, attrs)
+    kind = attrs.get("post_transform", "NONE")
+    scores = _linear(do, attrs, attrs.get("targets", 1)) if kind in _TRANSFORMS else None
+    return None if scores is None else _transformed(do, scores, kind)
 
 
 def _linear_classifier(do: Steps, attrs: dict[str, Any]) -> Sequence[Value] | None:
-    labels = attrs.get("classlabels_ints")
-    if not labels or len(attrs.get("intercepts", labels)) != len(labels) or len(labels) < 2:
+    labels, kind = attrs.get("classlabels_ints") or [], attrs.get("post_transform", "NONE")
+    rows = len(attrs.get("intercepts", labels))
+    if len(labels) < 2 or rows != len(labels) or kind not in _TRANSFORMS:
         return None
     scores = _linear(do, attrs, len(labels))
-    result = None if scores is None else _transformed(do, scores, attrs)
-    if scores is None or result is None:
-        return None
-    return [_best(do, scores, labels), result]
+    return None if scores is None else [_best(do, scores, labels), _transformed(do, scores, kind)]
 
 
 def _best(do: Steps, scores: Value, labels: Sequence[int]) -> Value:
@@ -206,48 +208,43 @@ def _numbers(attrs: dict[str, Any], name: str) -> np.ndarray | None:
 def _tree_classifier(do: Steps, attrs: dict[str, Any]) -> Sequence[Value] | None:
     """Scores of trees, and the label that they speak for.
 
-    Of two classes, trees may score one alone: above a half (of votes) or above 0 it is the second.
+    Of two classes, trees score one alone: above a half (of votes) or above 0 it is the second. That
+    is how exporters write them; ONNX Runtime has rules of its own for other forms.
     """
-    labels, ids = attrs.pop("classlabels_int64s", None), attrs.pop("class_ids", [])
-    weights, base = attrs.pop("class_weights", None), attrs.get("base_values", [])
-    if not labels or not ids or not weights or len(labels) < 2:
-        return None
-    single = len(labels) == 2 and len(set(ids)) == 1
+    labels, ids = attrs.pop("classlabels_int64s", []), attrs.pop("class_ids", [])
+    weights, base = attrs.pop("class_weights", []), attrs.pop("base_values", None) or []
     kind = attrs.pop("post_transform", "NONE")
-    votes = min(weights) >= 0
-    if single and (len(base) > 1 or kind not in ("NONE", "LOGISTIC") or (votes and kind != "NONE")):
+    votes, single = min(weights, default=0) >= 0, len(labels) == 2
+    if single:
+        allowed = ("NONE",) if votes else ("NONE", "LOGISTIC")
+        if set(ids) != {0} or len(base) > 1 or kind not in allowed:
+            return None
+    elif len(labels) < 3 or not _all_score(attrs, ids, len(labels)) or kind not in _TRANSFORMS:
         return None
-    if not single and ((len(labels) == 2 and base) or (not votes and not _all_score(attrs, ids))):
-        return None
-    renamed = {f"target_{name}": attrs.pop(f"class_{name}") for name in ("nodeids", "treeids")}
-    attrs |= renamed | {"target_weights": weights, "post_transform": "NONE"}
-    attrs |= {"target_ids": [0] * len(ids) if single else ids}
+    attrs |= {f"target_{name}": attrs.pop(f"class_{name}") for name in ("nodeids", "treeids")}
+    attrs |= {"target_ids": ids, "target_weights": weights}
     attrs["n_targets"] = 1 if single else len(labels)
     trees = do.graph.insert(
         "TreeEnsembleRegressor", do.call.inputs, attrs, domain=DOMAIN, origin=do.call.origin
     )
-    scores = trees.outputs[0]
+    scores = do("Add", trees.outputs[0], _array(do, base)) if len(base) else trees.outputs[0]
     if single:
         return _of_one_score(do, scores, labels, votes, kind)
-    result = _transformed(do, scores, {"post_transform": kind})
-    if result is None:
-        return None
-    if len(labels) > 2:
-        return [_best(do, scores, labels), result]
-    second = do("Gather", scores, _array(do, 1, np.int64), axis=1)
-    return [_label(do, do("Greater", second, do.number(0, second)), labels), result]
+    return [_best(do, scores, labels), _transformed(do, scores, kind)]
 
 
-def _all_score(attrs: dict[str, Any], ids: Sequence[int]) -> bool:
+def _all_score(attrs: dict[str, Any], ids: Sequence[int], classes: int) -> bool:
     """True if each class has a tree all of whose leaves score it."""
     leaves: dict[int, int] = {}
     for tree, mode in zip(attrs.get("nodes_treeids", ()), attrs.get("nodes_modes", ())):
         leaves[tree] = leaves.get(tree, 0) + (mode in ("LEAF", b"LEAF"))
     scored: dict[tuple[int, int], set[int]] = {}
-    for tree, node, index in zip(attrs["class_treeids"], attrs["class_nodeids"], ids):
+    for tree, node, index in zip(
+        attrs.get("class_treeids", ()), attrs.get("class_nodeids", ()), ids
+    ):
         scored.setdefault((tree, index), set()).add(node)
     full = {index for (tree, index), nodes in scored.items() if len(nodes) == leaves.get(tree)}
-    return full == set(ids) == set(range(max(ids) + 1))
+    return full == set(ids) == set(range(classes))
 
 
 def _of_one_score(

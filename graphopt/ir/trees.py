@@ -123,9 +123,11 @@ class _Builder:
         """The nodes that are below no other: one of each tree, and no node is below two."""
         inner = np.array([mode != _LEAF for mode in self.modes])
         reached = self.children[inner].reshape(-1)
+        own = (self.children == np.arange(len(self.trees))[:, None]).any(axis=1)
         roots = np.setdiff1d(np.arange(len(self.trees)), reached)
         trees = self.trees[roots]
-        if len(np.unique(reached)) < len(reached) or len(np.unique(trees)) < len(trees):
+        twice = any(len(np.unique(part)) < len(part) for part in (reached, trees))
+        if twice or (own & inner).any():
             raise ValueError("not trees")
         return roots
 
@@ -137,7 +139,8 @@ class _Builder:
                 continue
             if mode in ("BRANCH_GT", "BRANCH_GTE", "BRANCH_NEQ"):
                 self.children[k] = self.children[k][::-1]
-                self.nan[k] = not self.nan[k]
+                # A NaN is not above anything, but it differs from everything.
+                self.nan[k] = mode != "BRANCH_NEQ" and not self.nan[k]
             below = np.nextafter(self.threshold[k], np.float32(-np.inf))
             if mode in ("BRANCH_LT", "BRANCH_GTE"):
                 self.threshold[k] = below
@@ -172,7 +175,7 @@ class _Builder:
         attrs, targets = self.attrs, self.node.attr("n_targets", 1)
         weights = np.zeros((len(self.feature), targets), np.float32)
         keys = zip(attrs["target_treeids"], attrs["target_nodeids"], strict=True)
-        places = [self.number[int(tree), int(node)] for tree, node in keys]
+        places = np.array([self.number[int(tree), int(node)] for tree, node in keys], np.int64)
         columns = np.asarray(attrs["target_ids"], np.int64)
         if (columns < 0).any() or any(self.modes[place] != _LEAF for place in places):
             raise ValueError("a target below 0, or at a branch")

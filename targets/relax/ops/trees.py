@@ -30,7 +30,7 @@ def _tree_ensemble(lower: Lowering, node: Node) -> relax.Expr:
     if not isinstance(columns, int) or columns <= int(forest.feature.max()):
         raise lower.unsupported("its input is not known to have all features that trees compare")
     targets, steps = forest.weights.shape[1], _steps(forest)
-    nan = forest.nan_is_less.any()
+    nan = bool(forest.nan_is_less.any())
 
     def body(rows: Any, *buffers: Any) -> None:
         *walked, weights, base, roots, depths, out = buffers
@@ -59,7 +59,7 @@ def _next(rows: Any, walked: Any, n: Any, node: Any, nan: bool) -> Any:
     value = rows[n, feature[place].astype("int64")]
     less = value <= threshold[place]
     if nan:
-        less = tirx.any(less, tirx.all(value != value, nans[place] != tirx.const(0, "int8")))
+        less = tirx.any(less, tirx.all(tirx.isnan(value), nans[place] != tirx.const(0, "int8")))
     return tirx.Select(less, children[place, int64(0)], children[place, int64(1)])
 
 
