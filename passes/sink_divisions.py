@@ -32,6 +32,9 @@ def sum_then_divide(
         return NoMatch("the divisor is of another rank, or larger than what it divides")
     if any(divisor.tensor.dims[axis] != 1 for axis in axes):
         return NoMatch("the divisor differs among what is added up")
+    sizes = [products.tensor.dims[axis] for axis in axes]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return NoMatch("a sum of nothing is 0, whatever the divisor; there may be nothing to add")
     if products.dtype not in ("float32", "float64"):
         return NoMatch("it adds up integers or short floats")
     sums = rw.op.ReduceSum(rw.op.Mul(x, y), node.inputs[1], keepdims=1)
@@ -61,8 +64,9 @@ class SinkDivisions(RewritePass):
     """Divides an inner product, not each element of the vectors that are multiplied.
 
     Cosines of towers normalize both vectors first. Needs a divisor that is the same for all that is
-    added up, and quotients that nobody else reads. The product of a row and a column for each
-    sample becomes a sum of products. Fidelity: reassociates.
+    added up, a known number of summands (a sum of none is 0 where their divisor is 0 too), and
+    quotients that nobody else reads. The product of a row and a column for each sample becomes a
+    sum of products. Fidelity: reassociates.
 
     Before:
         (float[N,4] x, float[N,4] z, float[N,1] d) => (float[N] y) <int64[1] last = {1}> {

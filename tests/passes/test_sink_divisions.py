@@ -71,3 +71,11 @@ def test_integers_stay() -> None:
     body = "q = Div(x, d) p = Mul(q, z) y = ReduceSum(p, last) }"
     text = TEXT.replace("float", "int64") + body
     assert_unchanged(SinkDivisions(), text, "integers")
+
+
+@pytest.mark.parametrize("size", ["T", "0"])
+def test_sums_that_may_be_of_nothing_stay(size: str) -> None:
+    """Weights of a history divided by their sum, which is 0 where there is no history."""
+    text = f"""(float[N,{size}] x, float[N,{size}] z) => (float[N,1] y) <int64[1] last = {{1}}> {{
+        d = ReduceSum(x, last) q = Div(x, d) p = Mul(q, z) y = ReduceSum(p, last) }}"""
+    assert_unchanged(SinkDivisions(), text, "nothing to add")
