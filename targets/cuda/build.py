@@ -17,7 +17,7 @@ import tvm_ffi
 from graphopt.ir.graph import Node
 from graphopt.targets.cuda import nvcc, packing
 from graphopt.targets.cuda.kernels import elementary, gemm
-from graphopt.targets.cuda.schedule import schedule
+from graphopt.targets.cuda.schedule import COMPACT, schedule
 from graphopt.targets.cuda.straight import straighten
 from graphopt.targets.relax.attribution import Emitted
 from graphopt.targets.relax.build import (
@@ -28,6 +28,7 @@ from graphopt.targets.relax.build import (
     kernels,
     to_virtual_machine,
 )
+from graphopt.targets.relax.direct import DIRECT_LAUNCH
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def build(
         merged, nodes = fuse(module, emitted)
         fused = schedule(merged, target)
         straight = straighten(fused)
-        if straight is None:
-            pipeline = to_virtual_machine(target)
-            executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
-        else:
-            executable = tvm.compile(straight.module, target=target)
+        with tvm.transform.PassContext(opt_level=3, disabled_pass=[COMPACT]):
+            if straight is None:
+                pipeline = to_virtual_machine(target)
+                executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
+            else:
+                executable = tvm.compile(straight.module, target=target, tir_pipeline=DIRECT_LAUNCH)
     report |= {"kernels": kernels(fused), "calls": calls(fused)}
     export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
     if straight is None:

@@ -20,11 +20,28 @@ from graphopt.targets.relax.schedule import SCHEDULED, put_together, reads_once
 THREADS = 256
 _SHORT = 32  # elements that one thread adds up
 
+COMPACT = "s_tir.CompactBufferAllocation"
+"""TVM's pass that makes buffers of a kernel as small as loops allow. It takes time by the square of
+what a kernel has; those that are not scheduled here have no use for it."""
+
+_COMPACTED = tvm.transform.Sequential(
+    [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerCrossThreadReduction(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.LiftThreadBinding(),
+        s_tir.transform.ManifestSharedMemoryLocalStage(),
+        s_tir.transform.CompactBufferAllocation(),
+    ]
+)  # as TVM's pipeline for this target begins
+
 _RULES = (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction)
 
 
 def schedule(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
-    """Schedule every kernel that is not marked as scheduled already."""
+    """Schedule every kernel that is not marked as scheduled already, with buffers made compact."""
     result = tvm.IRModule(dict(module.functions), attrs=module.attrs)
     for name, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc) and not function.attrs.get(SCHEDULED, False):
@@ -36,7 +53,9 @@ def _scheduled(function: tirx.PrimFunc, target: tvm.target.Target) -> tirx.PrimF
     plain, asserts = _without_asserts(function)
     named = plain.with_attr("global_symbol", "main")
     found = _short_sums(named) or _by_rule(named, target) or _one_element_a_thread(named)
-    return _with_asserts(found.mod["main"], asserts).without_attr("global_symbol")
+    with target:
+        compact = _COMPACTED(found.mod)["main"]
+    return _with_asserts(compact, asserts).without_attr("global_symbol")
 
 
 def _short_sums(function: tirx.PrimFunc) -> s_tir.Schedule | None:

@@ -19,6 +19,7 @@ does what `graphopt_run` does, and records CUDA events before the first kernel a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,8 @@ import tvm
 from tvm import tirx
 from tvm.ir import StringImm
 
-from graphopt.targets.relax.primfunc import int64
+from graphopt.targets.relax.direct import DirectKernel
+from graphopt.targets.relax.primfunc import int64, sequence
 from graphopt.targets.relax.reader import Reader, Root, read
 from graphopt.targets.relax.straight import (
     PLAN,
@@ -63,21 +65,22 @@ def straighten(module: tvm.IRModule) -> Straight | None:
     if reader is None:
         return None
     kernels = {
-        name.name_hint: kernel.with_attr("global_symbol", name.name_hint)
+        name.name_hint: DirectKernel(name.name_hint, kernel)
         for name, kernel in module.functions.items()
         if isinstance(kernel, tirx.PrimFunc)
     }
     embedded = tuple(constant.value.numpy() for constant in reader.embedded)
     calls = tuple((call.symbol, call.variable) for call in reader.calls)
-    functions = _DeviceWriter(reader).functions()
-    return Straight(tvm.IRModule({**kernels, **functions}), embedded, calls)
+    launches = {kernel.name: kernel.function for kernel in kernels.values()}
+    functions = _DeviceWriter(reader, kernels).functions()
+    return Straight(tvm.IRModule({**launches, **functions}), embedded, calls)
 
 
 class _DeviceWriter(Writer):
     """The functions that take the place of `main` on a GPU."""
 
-    def __init__(self, program: Reader) -> None:
-        super().__init__(program)
+    def __init__(self, program: Reader, kernels: Mapping[str, DirectKernel]) -> None:
+        super().__init__(program, kernels)
         weights = program.weights + len(program.embedded)
         given = [tensor.root for tensor in (*program.inputs, *program.outputs)]
         self._places = {root: weights + k for k, root in enumerate(given)}
@@ -119,7 +122,7 @@ class _DeviceWriter(Writer):
 
     def _running(self, name: str, more: list[Any], launches: list[Any]) -> tirx.PrimFunc:
         """A function that takes what `graphopt_run` takes and `more`."""
-        body = tirx.SeqStmt([*self.scalars, *launches])
+        body = sequence([*self.scalars, *launches])
         for key, number in (("device_id", 0), ("device_type", _CUDA)):
             body = tirx.AttrStmt(StringImm("default"), key, number, body)
         params = [self._dims, self._addresses, *more]

@@ -11,7 +11,7 @@ A kernel gives 0, or another number once it has said what is wrong (`tirx.Assert
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -26,6 +26,10 @@ from graphopt.targets.relax.scratch import ON_STACK
 
 DIRECT = "graphopt_direct"
 """`tvm.compile(…, tir_pipeline=DIRECT)`: `ON_STACK`, for modules with kernels of `DirectKernel`."""
+
+DIRECT_LAUNCH = "graphopt_direct_launch"
+"""TVM's default pipeline for modules with kernels of `DirectKernel` for the GPU that is the current
+target."""
 
 _KERNEL = "graphopt.direct"
 _CPU = 1  # DLPack's number
@@ -130,14 +134,23 @@ def _returning(function: tirx.PrimFunc) -> tirx.PrimFunc:
     scope = tirx.AttrStmt(int64(0), "compute_scope", name, function.body)
     for key, number in (("device_id", 0), ("device_type", _CPU)):
         scope = tirx.AttrStmt(StringImm("default"), key, number, scope)
-    body = tirx.SeqStmt([scope, tirx.stmt.Return(tirx.const(0, "int32"))])
-    return tirx.PrimFunc(function.params, body, _INT32, function.attrs)
+    return _then_zero(function, scope)
+
+
+def _then_zero(function: tirx.PrimFunc, body: Any) -> tirx.PrimFunc:
+    """A function that does `body` in the place of its own, and gives 0."""
+    whole = tirx.SeqStmt([body, tirx.stmt.Return(tirx.const(0, "int32"))])
+    return tirx.PrimFunc(function.params, whole, _INT32, function.attrs)
+
+
+def _is_kernel(function: tirx.PrimFunc) -> bool:
+    return _KERNEL in function.attrs
 
 
 @tvm.transform.module_pass(opt_level=0, name="graphopt.returning")
 def _all_returning(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
     functions = {
-        name: _returning(function) if _KERNEL in function.attrs else function
+        name: _returning(function) if _is_kernel(function) else function
         for name, function in module.functions.items()
     }
     return tvm.IRModule(functions, attrs=module.attrs)
@@ -148,4 +161,36 @@ def _pipeline() -> tuple[Any, Any, Any]:
     return tvm.transform.Sequential([lower, _all_returning]), *finalize
 
 
+def _launching_pipeline() -> tuple[Any, Any, Any]:
+    """Lowers kernels by themselves: calls of functions for a GPU would become launches."""
+    lower, *finalize = tirx.get_tir_pipeline("default")
+
+    @tvm.transform.module_pass(opt_level=0, name="graphopt.launching")
+    def whole(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        target = tvm.target.Target.current(allow_none=False)
+        kernels = {
+            name: function.with_attr("target", target)
+            for name, function in module.functions.items()
+            if _is_kernel(function)
+        }
+        split = lower(tvm.IRModule(kernels))
+        host = lower(tvm.IRModule({**module.functions, **_on_host(kernels, "pass")}))
+        return tvm.IRModule({**host.functions, **split.functions, **_on_host(split.functions)})
+
+    return whole, *finalize
+
+
+def _on_host(functions: Mapping[Any, tirx.PrimFunc], doing: str = "") -> dict[Any, tirx.PrimFunc]:
+    """The kernels among some functions as functions of the host, or such as do nothing."""
+    found = {}
+    for name, function in functions.items():
+        if _is_kernel(function):
+            target = function.attrs["target"].host
+            body = tirx.Evaluate(int64(0)) if doing == "pass" else function.body
+            named = function.with_attr("target", target).without_attr("tirx.is_entry_func")
+            found[name] = _then_zero(named, body)
+    return found
+
+
 tirx.register_tir_pipeline(DIRECT, _pipeline)
+tirx.register_tir_pipeline(DIRECT_LAUNCH, _launching_pipeline)

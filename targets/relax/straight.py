@@ -130,8 +130,8 @@ class Writer:
         needed: bytes of workspace.
     """
 
-    def __init__(self, program: Reader) -> None:
-        self.program = program
+    def __init__(self, program: Reader, kernels: Mapping[str, DirectKernel]) -> None:
+        self.program, self.kernels = program, kernels
         self._scalars: dict[Any, tirx.Bind] = {}
         self.offsets, self.needed = self._assign_slots()
 
@@ -141,14 +141,17 @@ class Writer:
 
     def called(self, call: Call, symbol: str = "", more: Sequence[Any] = ()) -> list[Any]:
         """The statements of one kernel call, perhaps of another kernel that takes `more`."""
-        statements: list[Any] = []
-        args = []
+        operands: list[Any] = []
+        shapes: list[Any] = []
         for operand in (*call.operands, *call.results):
-            if isinstance(operand, Tensor):
-                statements.append(self._declared(operand))
-                operand = statements[-1].buffer
-            args.append(operand)
-        return [*statements, tirx.Evaluate(tirx.call_cpacked(symbol or call.symbol, *args, *more))]
+            is_tensor = isinstance(operand, Tensor)
+            operands.append(self.address(operand.root) if is_tensor else operand)
+            shapes.append(operand.type.shape.values if is_tensor else None)
+        for operand in more:
+            is_buffer = isinstance(operand.ty, tirx.BufferType)
+            operands.append(tirx.address_of(operand) if is_buffer else operand)
+            shapes.append(operand.ty.shape if is_buffer else None)
+        return self.kernels[symbol or call.symbol].called(operands, shapes, self.scalar)
 
     def scalar(self, value: Any) -> Any:
         """`value`, computed once. TVM's own search for common subexpressions fails on this code."""
@@ -180,11 +183,6 @@ class Writer:
                     workspace.give_back(root.slot)
         return workspace.layout()
 
-    def _declared(self, tensor: Tensor) -> tirx.DeclBuffer:
-        shape = [self.scalar(dim) for dim in tensor.type.shape.values]
-        buffer = buffer_of(shape, str(tensor.type.dtype), "value")
-        return at(buffer, self.address(tensor.root))
-
 
 class _HostWriter(Writer):
     """The functions that take the place of `main` on a CPU.
@@ -196,8 +194,8 @@ class _HostWriter(Writer):
     def __init__(
         self, program: Reader, sharing: Sharing, kernels: Mapping[str, DirectKernel]
     ) -> None:
-        super().__init__(program)
-        self.sharing, self.kernels = sharing, kernels
+        super().__init__(program, kernels)
+        self.sharing = sharing
         self.inputs = _given("in", program.inputs)
         self.outputs = _given("out", program.outputs)
         self.given = GivenArrays([*self.inputs, *self.outputs])
@@ -216,19 +214,6 @@ class _HostWriter(Writer):
             return self.weights[int64(root.weight)]
         assert root.slot is not None
         return tirx.address_of(self.workspace[self.scalar(self.offsets[root.slot])])
-
-    def called(self, call: Call, symbol: str = "", more: Sequence[Any] = ()) -> list[Any]:
-        operands: list[Any] = []
-        shapes: list[Any] = []
-        for operand in (*call.operands, *call.results):
-            is_tensor = isinstance(operand, Tensor)
-            operands.append(self.address(operand.root) if is_tensor else operand)
-            shapes.append(operand.type.shape.values if is_tensor else None)
-        for operand in more:
-            is_buffer = isinstance(operand.ty, tirx.BufferType)
-            operands.append(tirx.address_of(operand) if is_buffer else operand)
-            shapes.append(operand.ty.shape if is_buffer else None)
-        return self.kernels[symbol or call.symbol].called(operands, shapes, self.scalar)
 
     def functions(self) -> dict[str, tirx.PrimFunc]:
         """`graphopt_run`, `graphopt_plan` and `graphopt_profile`, and perhaps `graphopt_share`."""

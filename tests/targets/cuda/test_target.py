@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gpu_emulator
@@ -74,6 +75,16 @@ def test_report_says_that_the_code_was_not_run(built: Path) -> None:
     assert "no NVIDIA driver" in report["facts"]["obstacle"]
     assert report["verification"]["agrees"]  # the portable model
     assert "__global__" in (built / "model.cu").read_text()
+
+
+def test_kernels_are_launched_with_addresses(built: Path) -> None:
+    """Described arrays, which take LLVM long, are taken by what the runtime calls, and no other."""
+    found = re.findall(rb"__tvm_ffi_(\w+)", (built / "model.so").read_bytes())
+    assert {name.decode() for name in found} - {"_library_bin", "_library_ctx"} == {
+        "graphopt_run",
+        "graphopt_plan",
+        "graphopt_profile",
+    }
 
 
 def test_no_driver(built: Path) -> None:
