@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.kernels.gemm import gemm
@@ -89,7 +88,7 @@ class GemmFamily(KernelFamily[GemmProblem, GemmParams]):
 
 
 class Bf16GemmFamily(GemmFamily):
-    """The same for operands in bfloat16."""
+    """The same for operands in bfloat16, multiplied by vectors: tiles have nothing to choose."""
 
     name: ClassVar[str] = "gemm-bfloat16"
 
@@ -97,7 +96,7 @@ class Bf16GemmFamily(GemmFamily):
         self.words = words
 
     def default(self, problem: GemmProblem) -> GemmParams:
-        return bf16_params(problem.n, problem.lanes, bool(self.words.tiles))
+        return bf16_params(problem.n, problem.lanes)
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
         return bf16_gemm(problem.k, problem.n, params, self.words, far=problem.far)
@@ -107,25 +106,22 @@ class Bf16GemmFamily(GemmFamily):
 
 
 class Int8GemmFamily(GemmFamily):
-    """The same for data that are rounded to 8 bits, and weights in 8 bits."""
+    """The same for data that are rounded to 8 bits, and weights in 8 bits, without tiles."""
 
     name: ClassVar[str] = "gemm-int8"
     rounding: ClassVar[Quantization] = Quantization(1 / 32, 128)
 
-    def __init__(self, amx: Amx | None = None) -> None:
-        self.amx = amx
-
     def default(self, problem: GemmProblem) -> GemmParams:
-        return int8_params(problem.n, self.amx)
+        return int8_params(problem.n)
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
-        return int8_gemm(problem.k, problem.n, self.rounding, params, amx=self.amx)
+        return int8_gemm(problem.k, problem.n, self.rounding, params)
 
     def trials(self, problem: GemmProblem, params: GemmParams) -> list[Trial]:
         rng = np.random.default_rng(0)
         codes = rng.integers(-127, 128, (problem.k, problem.n), np.int8)
         scale = np.full(problem.n, 1e-3, np.float32)
-        packed = [pack_int8(codes, params, self.amx)]
+        packed = [pack_int8(codes, params)]
         packed += [pack_start(codes, self.rounding.zero, params)]
         packed += [pack_bias(scale, problem.n, params), pack_bias(None, problem.n, params)]
         sizes = sorted({min(rows, MOST_ROWS) for rows in problem.rows})

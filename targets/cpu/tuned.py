@@ -15,7 +15,6 @@ from graphopt.targets.cpu.gemm_family import (
     Int8GemmFamily,
 )
 from graphopt.targets.cpu.kernels import dot
-from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bfloat16 import Words
 from graphopt.targets.cpu.lookup_family import (
     LEAST_BYTES,
@@ -45,15 +44,15 @@ def choose_params(graph: Graph, tuner: Tuner) -> None:
 def _tasks(graph: Graph, batches: Sequence[int]) -> Iterator[tuple[Node, tuple[KernelFamily, Any]]]:
     """The nodes whose kernels have parameters, with their families and problems."""
     floats, lookups, bags = GemmFamily(), LookupFamily(), PoolingFamily()
+    bytes_ = Int8GemmFamily()
     narrow: dict[Words, Bf16GemmFamily] = {}
-    bytes_: dict[Amx | None, Int8GemmFamily] = {}
     for node in graph.walk():
         if node.op == f"{DOMAIN}::Dense":
             words = node.attrs.get("words")
+            if node.attrs.get("amx") or (words is not None and words.tiles):
+                continue  # tiles have nothing to choose
             if "data" in node.attrs:
-                amx = node.attrs.get("amx")
-                family = bytes_.setdefault(amx, Int8GemmFamily(amx))
-                yield node, (family, _layer(node, batches))
+                yield node, (bytes_, _layer(node, batches))
             elif words is not None:
                 rounded = narrow.setdefault(words, Bf16GemmFamily(words))
                 yield node, (rounded, _layer(node, batches))

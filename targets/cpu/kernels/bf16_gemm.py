@@ -23,7 +23,7 @@ from graphopt.targets.cpu.kernels.panels import (
     registers,
     storing,
 )
-from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, tile_params, visiting
+from graphopt.targets.cpu.kernels.tile_products import by_tiles, tile_params
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -106,7 +106,9 @@ def bf16_gemm(
 
     else:
         begin, end = configuring(words.tiles, depth)
-        visit = visiting(panels, _tile_block(depth, params, words.tiles, stored))
+        finish = _finishing(params, stored)
+        how = (depth, n), params, _operands, finish, "float32"
+        visit = by_tiles(words.tiles, "tdpbf16ps", *how)
 
     @script.prim_func(private=True, s_tir=True)
     def bf16_gemm(
@@ -180,28 +182,23 @@ def _storing(n, params, epilogue, words):
     return stored
 
 
-def _tile_block(depth, params, amx, stored):
-    """For use in a kernel: a block of `visiting`."""
+def _operands(tensors, row):
+    """Data, where a row is in them, and weights, for `by_tiles`."""
+    data, start, weights, _ = tensors[0]
+    return data, start + row, weights
+
+
+def _finishing(params, stored):
+    """For use in a kernel: a row of sums, as `by_tiles` hands it over."""
     lanes, width = params.lanes, params.width
 
     @inlined
-    def stored_rows(more, vector, count):
-        results, first, panel, begin, end, sums = T.meta_var(more)
-        for r in range(begin, end):
-            for v in T.unroll(count):
-                column = T.meta_var(panel * width + (vector + v) * lanes)
-                stored(results, first + r, column, sums, (r * count + v) * lanes)
+    def finish(tensors, first, panel, sums, at, row):
+        for v in T.unroll(params.vectors):
+            column, place = T.meta_var((panel * width + v * lanes, at + row * width + v * lanes))
+            stored(tensors[1], first + row, column, sums, place)
 
-    multiply = by_tiles(amx, "tdpbf16ps", depth, params.vectors, stored_rows)
-
-    @inlined
-    def block(tensors, first, panel, height, begin, end):
-        data, start, weights, _ = T.meta_var(tensors[0])
-        sums = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
-        more = T.meta_var((tensors[1], first, panel, begin, end, sums))
-        multiply(data, start + first, weights, panel, sums, height, more)
-
-    return block
+    return finish
 
 
 def _vector_block(depth, params, words, stored, ahead):

@@ -7,7 +7,7 @@ from tvm.script import tirx as T
 from graphopt.targets.cpu.kernels.amx import TILE, Amx
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
 from graphopt.targets.cpu.kernels.row_codes import LANES
-from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles
+from graphopt.targets.cpu.kernels.tile_products import by_tiles
 from graphopt.targets.kernels.script import inlined
 
 
@@ -38,10 +38,10 @@ class Int8Blocks:
         return first + row if self.in_place else row
 
     def _finishing(self) -> Emitted:
-        """For use in a kernel: `finish(results, own, first, row, column, acc, out, at, start)`.
+        """For use in a kernel: `finish(results, own, first, row, column, acc, at, start)`.
 
         Stores a vector: acc[at:at + LANES] are the sums of `row` from `column` on, less `start`
-        unless that is None, and `out` is room for as many floats.
+        unless that is None.
         """
 
         def whole(acc, start, own, row, column):
@@ -53,15 +53,16 @@ class Int8Blocks:
             return factor * own[0][row] if self.by_row else factor
 
         @inlined
-        def finish(results, own, first, row, column, acc, out, at, start=None):
+        def finish(results, own, first, row, column, acc, at, start=None):
             factor, bias, given, y = T.meta_var(results)
+            out = T.alloc_buffer((LANES,), "float32", scope="local")
             for lane in T.vectorized(LANES):
-                out[at + lane] = (
+                out[lane] = (
                     T.Cast("float32", whole(acc[at + lane], start, own, row, column + lane))
                     * scaled(factor[column + lane], own, row)
                     + bias[column + lane]
                 )
-            self.store(y, first + row, column, out, at, given)
+            self.store(y, first + row, column, out, 0, given)
 
         return finish
 
@@ -91,7 +92,6 @@ class Int8Blocks:
         def block(tensors, row, panel, height, _):
             words, own, first, w, start, results = T.meta_var(tensors)
             acc = T.alloc_buffer((height * width,), "int32", scope="local")
-            out = T.alloc_buffer((height * width,), "float32", scope="local")
             at = T.meta_var(self._place(first, row))
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
@@ -106,32 +106,23 @@ class Int8Blocks:
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
                     column = T.meta_var(panel * width + v * LANES)
-                    finish(results, own, first, row + r, column, acc, out, r * width + v * LANES)
+                    finish(results, own, first, row + r, column, acc, r * width + v * LANES)
 
         return block
 
-    def of_tiles(self, amx: Amx) -> Emitted:
-        """For use in a kernel: a block of `visiting`."""
-        width, finish = self.params.width, self._finishing()
+    def of_tiles(self, amx: Amx, n: int) -> Emitted:
+        """For use in a kernel: `visit`, as `by_tiles` makes it, for `n` columns."""
+        width, vectors, store = self.params.width, self.params.vectors, self._finishing()
+
+        def operands(tensors, row):
+            return tensors[0], self._place(tensors[2], row), tensors[3]
 
         @inlined
-        def finish_rows(more, vector, count):
-            tensors, row, panel, begin, end, acc, out = T.meta_var(more)
-            own, first, start, results = T.meta_var((*tensors[1:3], *tensors[4:]))
-            for r in range(begin, end):
-                for v in T.unroll(count):
-                    at = T.meta_var((r * count + v) * LANES)
-                    column = T.meta_var(panel * width + (vector + v) * LANES)
-                    finish(results, own, first, row + r, column, acc, out, at, start)
+        def finish(tensors, first, panel, sums, at, row):
+            own, begin, start, results = T.meta_var((*tensors[1:3], *tensors[4:]))
+            for v in T.unroll(vectors):
+                place = T.meta_var(at + row * width + v * LANES)
+                column = T.meta_var(panel * width + v * LANES)
+                store(results, own, begin, first + row, column, sums, place, start)
 
-        multiply = by_tiles(amx, "tdpbusd", self.words, self.params.vectors, finish_rows)
-
-        @inlined
-        def block(tensors, row, panel, height, begin, end):
-            acc = T.alloc_buffer((MOST_SUMS,), "int32", scope="local")
-            out = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
-            at = T.meta_var(self._place(tensors[2], row))
-            more = T.meta_var((tensors, row, panel, begin, end, acc, out))
-            multiply(tensors[0], at, tensors[3], panel, acc, height, more)
-
-        return block
+        return by_tiles(amx, "tdpbusd", (self.words, n), self.params, operands, finish, "int32")

@@ -33,7 +33,7 @@ from graphopt.targets.cpu.kernels.row_codes import (
     quantized,
     ranging,
 )
-from graphopt.targets.cpu.kernels.tile_products import packed_depth, tile_params, visiting
+from graphopt.targets.cpu.kernels.tile_products import packed_depth, tile_params
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -116,7 +116,7 @@ def int8_gemm(
     taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
     quantize, store = _rounding(k, quantization), _storing(n, epilogue, result)
     blocks = Int8Blocks(depth, packed, params, takes_codes, by_row, store)
-    configure, visit, release = _products(panels, blocks, amx, least_rows(k, n))
+    configure, visit, release = _products(n, blocks, amx, least_rows(k, n))
 
     @script.prim_func(private=True, s_tir=True)
     def int8_gemm(
@@ -231,12 +231,12 @@ def least_rows(k: int, n: int) -> int:
 
 
 def _products(
-    panels: int, blocks: Int8Blocks, amx: Amx | None, least: int
+    n: int, blocks: Int8Blocks, amx: Amx | None, least: int
 ) -> tuple[Emitted, Emitted, Emitted]:
     """For use in a kernel of `rows`: `configure(rows)`, then `visit(tensors, rows, count, before)`
-    for `count` of them, `release(rows)` in the end. `before` is as for `visiting`.
+    for `count` of them, `release(rows)` in the end. `before` is as for `by_tiles`.
     """
-    by_vectors = by_blocks(blocks.params, panels, blocks.of_vectors())
+    by_vectors = by_blocks(blocks.params, blocks.params.panels(n), blocks.of_vectors())
     if amx is None:
 
         @inlined
@@ -249,7 +249,7 @@ def _products(
 
         return nothing, visit, nothing
 
-    by_tiles, (begin, end) = visiting(panels, blocks.of_tiles(amx)), configuring(amx, blocks.words)
+    by_tiles, (begin, end) = blocks.of_tiles(amx, n), configuring(amx, blocks.words)
 
     @inlined
     def configure(rows):

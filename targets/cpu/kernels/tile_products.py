@@ -1,12 +1,15 @@
 """Products of rows of words with packed columns, by tiles of AMX.
 
-Where there are 32 rows left, 2 x 2 tiles of sums share two of data and two of weights, as Intel's
-optimization manual has it: each tile that is loaded is multiplied twice. 16 rows are multiplied
-with up to four tiles of weights, as fewer sums than four would wait for each other. The last 16
-overlap those before, so that all rows are added up by the same instructions, in the same order.
+32 rows and columns take 2 x 2 tiles of sums, two of data and two of weights, as Intel's
+optimization manual has it: each tile that is loaded is multiplied twice. The last 16 rows overlap
+those before, so that all rows are added up by the same instructions, in the same order.
+
+What becomes of sums is computed a row at a time beside the products of the next 32 rows: after all
+of them it would take the place of what a core looks ahead, and tiles would wait for it.
 """
 
-from itertools import pairwise
+from collections.abc import Callable
+from typing import Any
 
 from tvm.script import tirx as T
 
@@ -14,12 +17,8 @@ from graphopt.targets.cpu.kernels.amx import DATA, TILE, WEIGHTS, WORD, Amx, til
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, rows_beside
 from graphopt.targets.kernels.script import inlined
 
-_SUMS = 4  # tiles
-MOST_SUMS = _SUMS * TILE * TILE
-_WIDEST = 6
-_PAIR, _ALONE = 64, 52
-"""Cycles of a step that 32 rows take for two columns of tiles, and for one: four products of 16
-cycles each, and two, of which the next wait for the results (Intel's optimization manual)."""
+_TALL = 2 * TILE
+_SUMS = _TALL * 2 * TILE  # of a block
 
 
 def packed_depth(words: int) -> int:
@@ -28,91 +27,116 @@ def packed_depth(words: int) -> int:
 
 
 def tile_params(n: int) -> GemmParams:
-    """Parameters for `n` columns: vectors of a panel are the columns of tiles."""
-
-    def time(vectors: int) -> int:
-        return -(-n // (TILE * vectors)) * (_PAIR * (vectors // 2) + _ALONE * (vectors % 2))
-
-    vectors = min(range(1, _WIDEST + 1), key=lambda v: (time(v), -v))
+    """Parameters for `n` columns: vectors of a panel are the columns of tiles, two or one."""
+    vectors = 1 if n <= TILE else 2
     return GemmParams(TILE, vectors, min(12, rows_beside(vectors, TILE)))
 
 
-def by_tiles(amx: Amx, instruction: str, words: int, vectors: int, then: Emitted) -> Emitted:
-    """For use in a kernel: `multiply(data, first, weights, panel, sums, height, more)`.
+def _multiplying(amx: Amx, instruction: str, words: int, vectors: int, finish: Emitted) -> Emitted:
+    """For use in a kernel: `multiply(operands, panel, sums, at, height, pending, before)`.
 
-    `height` (16 or 32) rows of data[rows, stride] from `first` on, `words` in each, times
-    weights[panel, packed_depth(words), 16 * vectors]. If rows of data are not of whole tiles, the
-    last one overlaps the one before, and what they share multiplies weights of zeros.
+    Sums[height, 16 * vectors], flat from `at` on, are those of `height` (16 or 32) rows of data,
+    `words` in each, times weights[panel, packed_depth(words), 16 * vectors]; `operands` are the
+    data, the first row and the weights. If rows are not of whole tiles, the last tile overlaps the
+    one before, and what they share multiplies weights of zeros.
 
-    As soon as sums[height, 16 * some], flat, are those of `some` vectors of columns, it calls
-    `then(more, vector, some)`, `vector` being the first of them: a CPU begins with the next tiles
-    while it still computes what is not too much. There are MOST_SUMS elements at most.
+    Meanwhile `finish(*before, row)` is called for each row of the block before if it is `pending`.
     """
-    width = TILE * vectors
+    width, steps = TILE * vectors, -(-words // TILE)
     last = max(0, words - TILE)  # where the last tile of a row begins
-
-    def groups(height: int) -> list[range]:
-        """The vectors whose sums are in registers at the same time."""
-        count = -(-vectors * height // (_SUMS * TILE))
-        bounds = [vectors * g // count for g in range(count + 1)]
-        return [range(*ends) for ends in pairwise(bounds)]
+    each = -(-_TALL // steps)  # rows that are finished in a step
+    busy = -(-_TALL // each)
 
     @inlined
-    def step(data, first, weights, panel, height, group, kk):
+    def step(operands, panel, height, kk):
+        data, first, weights = T.meta_var(operands)
         for i in T.unroll(height // TILE):
             at = T.meta_var(T.address_of(data[first + TILE * i, T.min(TILE * kk, last)]))
             stride = T.meta_var(T.int64(WORD * data.shape[1]))
             amx("tileloadd64", tile_number(DATA + i), at, stride)
-        for j in T.unroll(len(group)):
-            at = T.meta_var(T.address_of(weights[panel, TILE * kk, TILE * (group.start + j)]))
-            amx("tileloadd64", tile_number(WEIGHTS + j % 2), at, T.int64(WORD * width))
+        for j in T.unroll(vectors):
+            at = T.meta_var(T.address_of(weights[panel, TILE * kk, TILE * j]))
+            amx("tileloadd64", tile_number(WEIGHTS + j), at, T.int64(WORD * width))
             for i in T.unroll(height // TILE):
-                tiles = T.meta_var((i * len(group) + j, DATA + i, WEIGHTS + j % 2))
+                tiles = T.meta_var((i * vectors + j, DATA + i, WEIGHTS + j))
                 amx(instruction, *map(tile_number, tiles))
 
     @inlined
-    def of_group(data, first, weights, panel, sums, height, more, which):
-        if which < len(groups(height)):
-            group = T.meta_var(groups(height)[which])
-            for tile in T.unroll(height // TILE * len(group)):
-                amx("tilezero", tile_number(tile))
-            for kk in range(-(-words // TILE)):
-                step(data, first, weights, panel, height, group, kk)
-            for i in T.unroll(height // TILE):
-                for j in T.unroll(len(group)):
-                    apart = T.meta_var(TILE * len(group))
-                    at = T.meta_var(T.address_of(sums[TILE * (apart * i + j)]))
-                    amx("tilestored64", tile_number(i * len(group) + j), at, T.int64(WORD * apart))
-            then(more, group.start, len(group))
-
-    @inlined
-    def multiply(data, first, weights, panel, sums, height, more):
-        of_group(data, first, weights, panel, sums, height, more, 0)
-        of_group(data, first, weights, panel, sums, height, more, 1)
-        of_group(data, first, weights, panel, sums, height, more, 2)
+    def multiply(operands, panel, sums, at, height, pending, before):
+        for tile in T.unroll(height // TILE * vectors):
+            amx("tilezero", tile_number(tile))
+        for kk in range(busy):
+            if pending:
+                for r in T.unroll(each):
+                    if kk * each + r < _TALL:
+                        finish(*before, kk * each + r)
+            step(operands, panel, height, kk)
+        for kk in range(steps - busy):
+            step(operands, panel, height, busy + kk)
+        for i in T.unroll(height // TILE):
+            for j in T.unroll(vectors):
+                place = T.meta_var(T.address_of(sums[at + TILE * (width * i + j)]))
+                amx("tilestored64", tile_number(i * vectors + j), place, T.int64(WORD * width))
 
     return multiply
 
 
-def visiting(panels: int, block: Emitted) -> Emitted:
-    """For use in a kernel: `visit(tensors, rows, before)` calls `block` for all rows of all panels.
+def by_tiles(
+    amx: Amx,
+    instruction: str,
+    shape: tuple[int, int],
+    params: GemmParams,
+    operands: Callable[[Any, Any], tuple[Any, Any, Any]],
+    finish: Emitted,
+    dtype: str,
+) -> Emitted:
+    """For use in a kernel: `visit(tensors, rows, before)` computes all panels of `rows` rows.
 
     Args:
-        block: called with the tensors, the first row, the panel, a height (32 or 16), and which of
-            these rows are wanted: from which on, and up to which. Rows that are there are others
-            that it is called for, or `before` the first one. Of fewer than 16 in all it is the
-            first ones that are.
+        shape: words of a row of data, and columns.
+        operands: from the tensors and a row, the data, where that row is in them, the weights.
+        finish: called as `finish(tensors, first, panel, sums, at, row)`, what becomes of the sums
+            of row `first + row` of a panel, sums[at + row * width:][:width].
+        dtype: of the sums.
+
+    Rows that are there are others that the kernel is called for, or `before` the first one. Of
+    fewer than 16 in all it is the first ones that are.
     """
+    words, n = shape
+    panels = params.panels(n)
+    multiply = _multiplying(amx, instruction, words, params.vectors, finish)
 
     @inlined
-    def visit(tensors, rows, before=0):
+    def tall(tensors, rows, panel, i, sums):
+        """32 rows, beside what is left to do of those before, which may be the panel before's."""
+        blocks = T.meta_var(rows // _TALL)
+        at = T.meta_var((panel * blocks + i) % 2 * _SUMS)
+        row = T.meta_var(T.if_then_else(i > 0, i - 1, blocks - 1) * _TALL)
+        panel_before = T.meta_var(T.if_then_else(i > 0, panel, panel - 1))
+        before = T.meta_var((tensors, row, panel_before, sums, _SUMS - at))
+        pending = T.meta_var(panel + i > 0)
+        multiply(operands(tensors, _TALL * i), panel, sums, at, _TALL, pending, before)
+
+    @inlined
+    def short(tensors, rows, panel, i, before, sums):
+        """16 rows or fewer."""
+        begin = T.meta_var(rows - rows % _TALL + TILE * i)
+        first = T.meta_var(T.max(-before, T.min(begin, rows - TILE)))
+        multiply(operands(tensors, first), panel, sums, 2 * _SUMS, TILE, False, None)
+        for r in range(begin - first, T.min(T.int64(TILE), rows - first)):
+            finish(tensors, first, panel, sums, 2 * _SUMS, r)
+
+    @inlined
+    def visit(tensors, rows, before):
+        sums = T.alloc_buffer((3 * _SUMS,), dtype, scope="local")
         for panel in range(panels):
-            for i in range(rows // (2 * TILE)):
-                block(tensors, 2 * TILE * i, panel, 2 * TILE, 0, 2 * TILE)
-            for i in range((rows % (2 * TILE) + TILE - 1) // TILE):
-                begin = T.meta_var(rows - rows % (2 * TILE) + TILE * i)
-                first = T.meta_var(T.max(-before, T.min(begin, rows - TILE)))
-                count = T.meta_var(T.min(T.int64(TILE), rows - first))
-                block(tensors, first, panel, TILE, begin - first, count)
+            for i in range(rows // _TALL):
+                tall(tensors, rows, panel, i, sums)
+            for i in range((rows % _TALL + TILE - 1) // TILE):
+                short(tensors, rows, panel, i, before, sums)
+        for r in range(T.if_then_else(rows >= _TALL, _TALL, 0)):
+            blocks = T.meta_var(rows // _TALL)
+            at = T.meta_var((panels * blocks - 1) % 2 * _SUMS)
+            finish(tensors, rows - rows % _TALL - _TALL, panels - 1, sums, at, r)
 
     return visit

@@ -131,8 +131,8 @@ def test_codes_are_multiplied_where_they_are(
 
 
 @EXECUTES
-@pytest.mark.parametrize("vectors", range(1, 7))
-def test_panels_of_any_width(vectors: int, tiles: Amx, always: Any) -> None:
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_panels_of_either_width(vectors: int, tiles: Amx, always: Any) -> None:
     always(1)
     layer = Layer(200, 200, FIXED, GemmParams(LANES, vectors, 4))
     expected, tiled = layer.compiled(None)(layer.x), layer.compiled(tiles)
@@ -182,10 +182,11 @@ def test_the_instructions() -> None:
     ("rows", "columns", "products", "loads"),
     [
         (32, 64, 8, 8),  # 2 x 2 tiles, twice: each that is loaded is multiplied twice
-        (16, 64, 4, 5),
-        (9, 64, 4, 5),
-        (33, 64, 12, 13),
-        (32, 80, 10, 11),  # an odd column of tiles
+        (16, 64, 4, 6),
+        (9, 64, 4, 6),
+        (33, 64, 12, 14),
+        (96, 80, 36, 36),  # the last panel has a column of tiles that nobody needs
+        (32, 16, 2, 3),
     ],
 )
 def test_how_many_instructions(
@@ -217,10 +218,7 @@ def test_zeros_lie_before_the_last_tile() -> None:
     np.testing.assert_array_equal(pack_int8(weights[:64], params, Amx()), plain[:, :16])
 
 
-@pytest.mark.parametrize(
-    ("columns", "vectors"),
-    [(1, 1), (32, 2), (48, 3), (64, 4), (80, 5), (96, 6), (240, 4), (512, 4)],
-)
+@pytest.mark.parametrize(("columns", "vectors"), [(1, 1), (16, 1), (17, 2), (48, 2), (512, 2)])
 def test_columns_of_a_panel(columns: int, vectors: int) -> None:
-    """Tiles in pairs, as few as columns need; one alone takes nearly as long as two."""
+    """Tiles in pairs: one alone takes nearly as long as two."""
     assert tile_params(columns).vectors == vectors
