@@ -18,7 +18,7 @@ from graphopt.targets.cpu.kernels.attention_shares import NO_AXES, Axes, Head, s
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words
 from graphopt.targets.cpu.kernels.folding import transposing
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
-from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles, tile_params
+from graphopt.targets.cpu.kernels.tile_products import SUMS, multiplying, tile_params
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.parameters import without_parameters
@@ -160,7 +160,7 @@ def _rounding(dim: int, words: Words) -> Emitted:
 
 
 def _turning(padded: int, deep: int, long: GemmParams) -> Emitted:
-    """For use in a kernel: `turn_keys(known, turned)` packs keys as `by_tiles` takes weights."""
+    """For use in a kernel: `turn_keys(known, turned)` packs keys as `multiplying` takes weights."""
     transpose, vectors = transposing(TILE, "int32"), long.vectors
 
     @inlined
@@ -247,15 +247,14 @@ def _attending(
     assert words.tiles is not None
 
     @inlined
-    def scores(more, vector, count):
-        score, sums, panel = T.meta_var(more)
+    def scores(score, sums, panel):
         for r in range(height):
-            for c in T.unroll(count):
-                block = T.meta_var(panel * long.vectors + vector + c)
+            for c in T.unroll(long.vectors):
+                block = T.meta_var(panel * long.vectors + c)
                 if block < head.blocks:
                     for lane in T.vectorized(TILE):
                         score[r * stride + block * TILE + lane] = sums[
-                            (r * count + c) * TILE + lane
+                            r * long.width + c * TILE + lane
                         ] * T.float32(scale)
 
     def share_of(value: Any, part: Any) -> Any:
@@ -271,19 +270,19 @@ def _attending(
             y[b, row, start + lane] = share_of(sums[at + lane], part)
 
     @inlined
-    def mixed(more, vector, count):
-        y, sums, total, b, h, first, panel, begin = T.meta_var(more)
+    def mixed(y, sums, total, b, h, first, panel, begin):
         for r in range(begin, end):
-            for c in T.unroll(count):
-                at = T.meta_var((panel * wide.vectors + vector + c) * TILE)
-                place = T.meta_var((y, b, first + r, h * dim + at, sums, (r * count + c) * TILE))
+            for c in T.unroll(wide.vectors):
+                at = T.meta_var(panel * wide.width + c * TILE)
+                where = T.meta_var(r * wide.width + c * TILE)
+                place = T.meta_var((y, b, first + r, h * dim + at, sums, where))
                 if dim - at >= TILE:
                     store(*place, total[r], TILE)
                 elif dim % TILE > 0 and dim - at > 0:
                     store(*place, total[r], dim % TILE)
 
-    score_keys = by_tiles(words.tiles, "tdpbf16ps", words.depth(dim), long.vectors, scores)
-    mix_values = by_tiles(words.tiles, "tdpbf16ps", depth, wide.vectors, mixed)
+    score_keys = multiplying(words.tiles, "tdpbf16ps", words.depth(dim), long.vectors)
+    mix_values = multiplying(words.tiles, "tdpbf16ps", depth, wide.vectors)
 
     @inlined
     def finish(score, shares, total, row):
@@ -298,16 +297,17 @@ def _attending(
     @inlined
     def attend(tensors, first, begin):
         asked, turned, values, others, y, score, shares, total, b, h = T.meta_var(tensors)
-        sums = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
+        sums = T.alloc_buffer((SUMS,), "float32", scope="local")
         for panel in range(long.panels(s)):
-            score_keys(asked, first, turned, panel, sums, height, (score, sums, panel))
+            score_keys((asked, first, turned), panel, sums, 0, height)
+            scores(score, sums, panel)
         for group in range((begin - first) // _ROWS, (end + _ROWS - 1) // _ROWS):
             at = T.meta_var(group * _ROWS)
             share(score, total, others, b, h, first + at, at, _ROWS)
             for m in T.unroll(_ROWS):
                 finish(score, shares, total, at + m)
         for panel in range(wide.panels(dim)):
-            more = T.meta_var((y, sums, total, b, h, first, panel, begin - first))
-            mix_values(shares, 0, values, panel, sums, height, more)
+            mix_values((shares, 0, values), panel, sums, 0, height)
+            mixed(y, sums, total, b, h, first, panel, begin - first)
 
     return attend

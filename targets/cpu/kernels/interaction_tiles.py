@@ -15,7 +15,7 @@ from tvm.tirx import PrimFunc
 from graphopt.targets.cpu.kernels.amx import TILE, configuring
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words, pair_rows
 from graphopt.targets.cpu.kernels.panels import Emitted
-from graphopt.targets.cpu.kernels.tile_products import MOST_SUMS, by_tiles
+from graphopt.targets.cpu.kernels.tile_products import SUMS, multiplying
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.parameters import without_parameters
@@ -78,7 +78,7 @@ def interaction_tiles(
     begin, end = configuring(words.tiles, depth)
     copied, paired = _copying(dim, step), _pairing(left, right, depth, words, same)
     stored = _storing(dim, maps, step, Activation(activation))
-    multiply = by_tiles(words.tiles, "tdpbf16ps", depth, _VECTORS, stored)
+    multiply = multiplying(words.tiles, "tdpbf16ps", depth, _VECTORS)
 
     @script.prim_func(private=True, s_tir=True)
     def interaction_tiles(
@@ -96,7 +96,7 @@ def interaction_tiles(
             xs = T.alloc_buffer((2 * left if same else left, _ELEMENTS), "float32")
             ys = T.alloc_buffer((right + 1, _ELEMENTS), "float32")
             z = T.alloc_buffer((1, depth, _ELEMENTS), "int32")
-            sums = T.alloc_buffer((MOST_SUMS,), "float32", scope="local")
+            sums = T.alloc_buffer((SUMS,), "float32", scope="local")
             for block in range((samples * dim + _ELEMENTS - 1) // _ELEMENTS):
                 first = T.meta_var(block * _ELEMENTS)
                 count = T.min(T.int64(_ELEMENTS), samples * dim - first)
@@ -107,10 +107,12 @@ def interaction_tiles(
                 more = T.meta_var((b, out, first, count, sums))
                 for i in range(rows // (2 * TILE)):
                     at = T.meta_var(2 * TILE * i)
-                    multiply(w, at, z, 0, sums, 2 * TILE, (*more, at, 2 * TILE))
+                    multiply((w, at, z), 0, sums, 0, 2 * TILE)
+                    stored(more, at, 2 * TILE)
                 if rows % (2 * TILE) > 0:
                     at = T.meta_var(rows - TILE)
-                    multiply(w, at, z, 0, sums, TILE, (*more, at, TILE))
+                    multiply((w, at, z), 0, sums, 0, TILE)
+                    stored(more, at, TILE)
             end(T.int64(TILE))
 
     return without_parameters(interaction_tiles, *["y"] * same)
@@ -172,12 +174,12 @@ def _pairing(left: int, right: int, depth: int, words: Words, same: bool) -> Emi
 
 
 def _storing(dim: int, maps: int, step: int, activated: Activation) -> Emitted:
-    """For use in a kernel: what `by_tiles` does with sums."""
+    """For use in a kernel: `stored(more, row, height)` stores the sums of some rows."""
 
     @inlined
-    def stored(more, _, count):
-        b, out, first, elements, sums, row, height = T.meta_var(more)
-        width = T.meta_var(count * TILE)
+    def stored(more, row, height):
+        b, out, first, elements, sums = T.meta_var(more)
+        width = T.meta_var(_ELEMENTS)
         for r in range(T.min(height, maps - row)):
             for lane in T.vectorized(width):
                 sums[r * width + lane] = activated(sums[r * width + lane] + b[row + r])

@@ -18,7 +18,7 @@ from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams, rows_beside
 from graphopt.targets.kernels.script import inlined
 
 _TALL = 2 * TILE
-_SUMS = _TALL * 2 * TILE  # of a block
+SUMS = _TALL * 2 * TILE  # of a block at most
 
 
 def packed_depth(words: int) -> int:
@@ -32,7 +32,9 @@ def tile_params(n: int) -> GemmParams:
     return GemmParams(TILE, vectors, min(12, rows_beside(vectors, TILE)))
 
 
-def _multiplying(amx: Amx, instruction: str, words: int, vectors: int, finish: Emitted) -> Emitted:
+def multiplying(
+    amx: Amx, instruction: str, words: int, vectors: int, finish: Emitted | None = None
+) -> Emitted:
     """For use in a kernel: `multiply(operands, panel, sums, at, height, pending, before)`.
 
     Sums[height, 16 * vectors], flat from `at` on, are those of `height` (16 or 32) rows of data,
@@ -41,7 +43,12 @@ def _multiplying(amx: Amx, instruction: str, words: int, vectors: int, finish: E
     one before, and what they share multiplies weights of zeros.
 
     Meanwhile `finish(*before, row)` is called for each row of the block before if it is `pending`.
+
+    Raises:
+        ValueError: there are more than two `vectors`.
     """
+    if vectors > 2:
+        raise ValueError(f"a panel for tiles has one or two vectors, not {vectors}")
     width, steps = TILE * vectors, -(-words // TILE)
     last = max(0, words - TILE)  # where the last tile of a row begins
     each = -(-_TALL // steps)  # rows that are finished in a step
@@ -62,7 +69,7 @@ def _multiplying(amx: Amx, instruction: str, words: int, vectors: int, finish: E
                 amx(instruction, *map(tile_number, tiles))
 
     @inlined
-    def multiply(operands, panel, sums, at, height, pending, before):
+    def multiply(operands, panel, sums, at, height, pending=False, before=()):
         for tile in T.unroll(height // TILE * vectors):
             amx("tilezero", tile_number(tile))
         for kk in range(busy):
@@ -104,16 +111,16 @@ def by_tiles(
     """
     words, n = shape
     panels = params.panels(n)
-    multiply = _multiplying(amx, instruction, words, params.vectors, finish)
+    multiply = multiplying(amx, instruction, words, params.vectors, finish)
 
     @inlined
     def tall(tensors, rows, panel, i, sums):
         """32 rows, beside what is left to do of those before, which may be the panel before's."""
         blocks = T.meta_var(rows // _TALL)
-        at = T.meta_var((panel * blocks + i) % 2 * _SUMS)
+        at = T.meta_var((panel * blocks + i) % 2 * SUMS)
         row = T.meta_var(T.if_then_else(i > 0, i - 1, blocks - 1) * _TALL)
         panel_before = T.meta_var(T.if_then_else(i > 0, panel, panel - 1))
-        before = T.meta_var((tensors, row, panel_before, sums, _SUMS - at))
+        before = T.meta_var((tensors, row, panel_before, sums, SUMS - at))
         pending = T.meta_var(panel + i > 0)
         multiply(operands(tensors, _TALL * i), panel, sums, at, _TALL, pending, before)
 
@@ -122,13 +129,13 @@ def by_tiles(
         """16 rows or fewer."""
         begin = T.meta_var(rows - rows % _TALL + TILE * i)
         first = T.meta_var(T.max(-before, T.min(begin, rows - TILE)))
-        multiply(operands(tensors, first), panel, sums, 2 * _SUMS, TILE, False, None)
+        multiply(operands(tensors, first), panel, sums, 2 * SUMS, TILE)
         for r in range(begin - first, T.min(T.int64(TILE), rows - first)):
-            finish(tensors, first, panel, sums, 2 * _SUMS, r)
+            finish(tensors, first, panel, sums, 2 * SUMS, r)
 
     @inlined
     def visit(tensors, rows, before):
-        sums = T.alloc_buffer((3 * _SUMS,), dtype, scope="local")
+        sums = T.alloc_buffer((3 * SUMS,), dtype, scope="local")
         for panel in range(panels):
             for i in range(rows // _TALL):
                 tall(tensors, rows, panel, i, sums)
@@ -136,7 +143,7 @@ def by_tiles(
                 short(tensors, rows, panel, i, before, sums)
         for r in range(T.if_then_else(rows >= _TALL, _TALL, 0)):
             blocks = T.meta_var(rows // _TALL)
-            at = T.meta_var((panels * blocks - 1) % 2 * _SUMS)
+            at = T.meta_var((panels * blocks - 1) % 2 * SUMS)
             finish(tensors, rows - rows % _TALL - _TALL, panels - 1, sums, at, r)
 
     return visit

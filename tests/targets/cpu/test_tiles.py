@@ -13,6 +13,7 @@ from graphopt.analysis.cost import node_cost
 from graphopt.analysis.program import operations, to_json
 from graphopt.ir.graph import Graph, Node
 from graphopt.machine import host_features
+from graphopt.targets.cpu import tuned
 from graphopt.targets.cpu.kernels import amx as module
 from graphopt.targets.cpu.kernels import bfloat16
 from graphopt.targets.cpu.kernels.amx import Amx, amx_for
@@ -225,3 +226,11 @@ def test_which_sequences_are_told(width: int, told: bool) -> None:
     legalize(graph, lanes=16, words=words, every_layer=True)
     (node,) = graph.nodes
     assert ("words" in node.attrs) == told
+
+
+def test_tiles_have_nothing_to_tune() -> None:
+    bytes_, floats = (parse(text) for text in (BYTES, FLOATS))
+    target = CpuTarget.parse("sapphirerapids")
+    for graph, tiled in ((bytes_, target), (floats, target.computing("bf16"))):
+        assert not dict(tuned._tasks(tiled.legalize(graph), (1, 64)))
+    assert len(dict(tuned._tasks(CpuTarget.parse("icelake-server").legalize(bytes_), (1, 64)))) == 3

@@ -51,7 +51,7 @@ class Layer:
     def __init__(self, k: int, n: int, rounding: Rounding, params: GemmParams | None = None):
         rng = np.random.default_rng(k * 1000 + n)
         self.k, self.n, self.rounding = k, n, rounding
-        self.params = params or int8_params(n)
+        self.params = params or tile_params(n)
         self.weights = rng.integers(-128, 128, (k, n)).astype(np.int8)
         self.scale, self.bias = (rng.uniform(1e-4, 1e-3, n).astype(np.float32) for _ in range(2))
         x = rng.normal(scale=4, size=(max(ROWS), k)) * 10.0 ** rng.integers(-2, 3, (max(ROWS), 1))
@@ -163,7 +163,8 @@ def test_sums_neither_saturate_nor_round(tiles: Amx, always: Any) -> None:
 
 
 def code(k: int, n: int, amx: Amx | None) -> list[str]:
-    kernel = int8_gemm(k, n, FIXED, int8_params(n), amx=amx).with_attr("global_symbol", "f")
+    params = tile_params(n) if amx else int8_params(n)
+    kernel = int8_gemm(k, n, FIXED, params, amx=amx).with_attr("global_symbol", "f")
     target = tvm.target.Target({"kind": "llvm", "num-cores": 1, "mcpu": "sapphirerapids"})
     assembly: list[str] = tvm.compile(kernel, target=target).mod.inspect_source("asm").split()
     return assembly
@@ -201,7 +202,7 @@ def test_how_many_instructions(
     assert [now - then for now, then in zip(counted, before)] == [steps * loads, steps * products]
 
 
-@pytest.mark.parametrize(("shape", "rows"), [((1024, 1024), 3), ((128, 128), 5), ((16, 64), 29)])
+@pytest.mark.parametrize(("shape", "rows"), [((1024, 1024), 3), ((128, 128), 5), ((16, 64), 40)])
 def test_few_rows_of_small_layers_are_left_to_vectors(shape: Sequence[int], rows: int) -> None:
     assert least_rows(*shape) == rows
 
