@@ -24,6 +24,16 @@ MODEL = """g (int64[N] ids, float[N,256] x, float[256] user) => (float[N,256] y,
     y = Add(s, user)
     copy = Identity(ids)
 }"""
+RECURRENT = """g (float[N,5,6] x, int32[N] lens) => (float[N,5,16] y, float[N,16] z)
+    <float[1,48,6] w, float[1,48,16] r, float[1,64,6] v, float[1,64,16] s,
+     int64[3] steps = {5, -1, 16}, int64[2] flat = {-1, 16}> {
+    t = Transpose<perm=[1,0,2]>(x)
+    a, ah = GRU<hidden_size=16>(t, w, r, , lens)
+    b, bh, bc = LSTM<hidden_size=16>(t, v, s, , , ah)
+    d = Reshape(b, steps)
+    y = Transpose<perm=[1,0,2]>(d)
+    z = Reshape(bc, flat)
+}"""
 MEAN = """g (float[N,3] x) => (float[N,3] y) <int64[1] a = {0}> {
     m = ReduceMean(x, a)
     y = Sub(x, m)
@@ -54,6 +64,23 @@ def test_the_same_answers(artifact: Artifact, batch: int, threads: int) -> None:
     whole, parts = artifact.run(given), artifact.run(given, threads=threads)
     for name, array in whole.items():
         np.testing.assert_array_equal(parts[name], array)
+
+
+def test_sequences_of_some_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = random_inputs(parse(RECURRENT), {"N": 70})
+    given["lens"] = np.arange(70, dtype=np.int32) % 6
+    whole = graphopt.compile(parse(RECURRENT), output=tmp_path / "m.gopt", verify=False)
+    assert whole.splits
+    expected, parts = whole.run(given), whole.run(given, threads=3)
+    monkeypatch.setattr(runtime, "PIECE_BYTES", 1 << 12)
+    artifact = Artifact.load(tmp_path / "m.gopt")
+    pieces = artifact.run(given)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(parts[name], array)
+        np.testing.assert_array_equal(pieces[name], array)
+    program = artifact._program
+    assert isinstance(program, runtime.StraightProgram)
+    assert max(plan.pieces for plan in program._plans.values()) == 70 // runtime.MIN_ROWS
 
 
 @pytest.mark.parametrize("threads", [1, 2])

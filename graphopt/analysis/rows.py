@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphopt.ir.dims import Sym, symbols
+from graphopt.ir.dims import Sym, product, symbols
 from graphopt.ir.graph import Graph, Node, Value
 
 _ELEMENTWISE = frozenset(
@@ -40,6 +40,7 @@ _BATCH_FIRST = frozenset(
 """Ops whose computed operands and results have a sample per index of the first axis."""
 
 
+_RECURRENT = ("GRU", "LSTM", "RNN")
 _SHAPES = {("ConstantOfShape", 0), ("Expand", 1), ("Reshape", 1)}
 """Operands that say what shape a result has."""
 
@@ -89,7 +90,7 @@ def _axis_of(node: Node, result: Value, axes: dict[Value, int | None], batch: Sy
     for place, value in enumerate(node.inputs):
         if value is not None and (node.op, place) not in _SHAPES and _counts(value, batch):
             raise _Mixed  # the number of samples, as data
-    if node.op == "ConstantOfShape" and batch in result.shape:
+    if _repeats(node, result, axes, batch):
         return _checked(result, result.shape.index(batch), batch)  # all samples are the same
     if not any(value is not None and axes.get(value) is not None for value in node.inputs):
         if any(symbols(dim) & symbols(batch) for dim in result.shape):
@@ -103,7 +104,21 @@ def _axis_of(node: Node, result: Value, axes: dict[Value, int | None], batch: Sy
     if rule is None:
         raise _Mixed
     axis = rule(node, [axes.get(value) if value is not None else None for value in node.inputs])
+    if node.op in _RECURRENT and node.outputs[0] is result:
+        axis *= 2  # after the directions, where samples are not first
     return _checked(result, axis, batch)
+
+
+def _repeats(node: Node, result: Value, axes: dict[Value, int | None], batch: Sym) -> bool:
+    """True if what is not of any sample is repeated for each."""
+    dims = result.tensor.dims
+    if node.op not in ("ConstantOfShape", "Expand") or batch not in dims:
+        return False
+    given = node.inputs[0]
+    if node.op == "ConstantOfShape" or given is None:
+        return True
+    own = (1,) * (len(dims) - _rank(given)) + given.tensor.dims
+    return axes.get(given) is None and own[dims.index(batch)] == 1
 
 
 def _checked(result: Value, axis: int, batch: Sym) -> int:
@@ -186,10 +201,25 @@ def _gather(node: Node, axes: Sequence[int | None]) -> int:
     return axes[0] if axes[0] < over else axes[0] - 1 + _rank(node.inputs[1])
 
 
-def _leading(node: Node, axes: Sequence[int | None]) -> int:
-    """The first axis stays what it is, and so what one index of it holds."""
-    _must(axes[0] == 0)
-    return 0
+def _reshape(node: Node, axes: Sequence[int | None]) -> int:
+    """As much stays before the axis of the samples, and so what one index of it holds."""
+    axis, given, made = axes[0], node.inputs[0], node.outputs[0].tensor.dims
+    _must(axis is not None and given is not None)
+    assert axis is not None and given is not None
+    before, samples = product(given.tensor.dims[:axis]), given.tensor.dims[axis]
+    found = [k for k, dim in enumerate(made) if dim == samples and product(made[:k]) == before]
+    _must(len(found) == 1)
+    return found[0]
+
+
+def _recurrent(node: Node, axes: Sequence[int | None]) -> int:
+    """Samples of sequences, and of states; lengths have no other axis."""
+    of_samples = 0 if node.attrs.get("layout") else 1
+    for place, (value, axis) in enumerate(zip(node.inputs, axes)):
+        whole = place in (1, 2, 3, 7)  # weights, biases, peepholes
+        lengths = place == 4 and node.op in _RECURRENT
+        _must(value is None or axis == (None if whole else 0 if lengths else of_samples))
+    return of_samples
 
 
 def _transpose(node: Node, axes: Sequence[int | None]) -> int:
@@ -255,8 +285,8 @@ _RULES: dict[str, Rule] = {
     "Gemm": _gemm,
     "Concat": _concat,
     "Gather": _gather,
-    "Reshape": _leading,
-    "Flatten": _leading,
+    "Reshape": _reshape,
+    "Flatten": _reshape,
     "Transpose": _transpose,
     "Softmax": _along,
     "LogSoftmax": _along,
@@ -265,6 +295,7 @@ _RULES: dict[str, Rule] = {
     "Slice": _slice,
     "Pad": _pad,
     "TopK": _along,
+    **dict.fromkeys([*_RECURRENT, "graphopt::GRU", "graphopt::AttentionalGRU"], _recurrent),
     **dict.fromkeys(["Conv", "MaxPool", "AveragePool", "LpPool"], _windows),
     **dict.fromkeys(["GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"], _windows),
     **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"], _reduce),

@@ -58,6 +58,37 @@ from graphopt.testing import parse
             (True,),
         ),
         (
+            """g (float[N,5,3] x, int32[N] lens) => (float[N,8] y, float[N,5,4] z)
+            <float[2,1,4] c, float[1,8,3] w, float[1,8,4] r, float[1,12,3] w3, float[1,12,4] r3,
+             int64[1] one = {1}, int64[1] first = {0}, int64[1] two = {2}, int64[1] four = {4},
+             int64[3] back = {5, -1, 4}, int64[2] flat = {-1, 8}, float[1,16,3] w4,
+             float[1,16,4] r4, int64[3] state = {1, -1, 4}> {
+            t = Transpose<perm=[1,0,2]>(x)
+            n = Shape<start=0,end=1>(x)
+            size = Concat<axis=0>(two, n, four)
+            all = Expand(c, size)
+            h0 = Slice(all, first, one, first)
+            zeros = Concat<axis=0>(one, n, four)
+            h1 = ConstantOfShape(zeros)
+            a, ah = GRU<hidden_size=4>(t, w3, r3, , lens, h0)
+            b, bh, bc = LSTM<hidden_size=4>(t, w4, r4, , , h1, h0)
+            d = Reshape(b, back)
+            back_d = Transpose<perm=[1,0,2]>(d)
+            u = Reshape(ah, state)
+            v = Concat<axis=2>(u, bc)
+            y = Reshape(v, flat)
+            z = Relu(back_d)
+            }""",
+            (True, True),
+        ),
+        (
+            """g (float[N,5,3] x) => (float[N,5,1,4] y, float[N,1,4] z)
+            <float[1,4,3] w, float[1,4,4] r> {
+            y, z = RNN<hidden_size=4, layout=1>(x, w, r)
+            }""",
+            (True,),
+        ),
+        (
             "g (float[N,9] x) => (float[N,2] y, int64[N,2] i) <int64[1] k = {2}>"
             " { y, i = TopK(x, k) }",
             (True,),
@@ -117,6 +148,37 @@ def test_sample_by_sample(text: str, inputs: tuple[bool, ...]) -> None:
             y = Add(x, s)
             }""",
             "zeros of the size of the batch",
+        ),
+        (
+            """g (float[N,5,3] x) => (float[N,1,5,4] y) <float[1,4,3] w, float[1,4,4] r> {
+            y = RNN<hidden_size=4>(x, w, r)
+            }""",
+            "samples are steps",
+        ),
+        (
+            """g (float[N,5,3] x) => (float[N,20] y) <float[1,4,3] w, float[1,4,4] r,
+            float[1,1,4] h, int64[2] s = {-1, 20}> {
+            t = Transpose<perm=[1,0,2]>(x)
+            a = RNN<hidden_size=4>(t, w, r, , , h)
+            b = Transpose<perm=[2,0,1,3]>(a)
+            y = Reshape(b, s)
+            }""",
+            "a state that is not of samples",
+        ),
+        (
+            """g (float[N,2,3] x) => (float[N,6] y) <int64[2] s = {-1, 6}> {
+            t = Transpose<perm=[1,0,2]>(x)
+            y = Reshape(t, s)
+            }""",
+            "halves of two samples side by side",
+        ),
+        (
+            """g (float[N,3] x) => (float[N,3] y) <float[4,3] c> {
+            n = Shape(x)
+            e = Expand(c, n)
+            y = Add(x, e)
+            }""",
+            "what is expanded has as many rows as the batch",
         ),
         ("g (float[N,3] x) => (float[N,3] y) <int64 a = {0}> { y = CumSum(x, a) }", "unknown op"),
         ("g (float[N,3] x, float[M,3] z) => (float[N,3] y) { y = Relu(x) }", "two sizes"),
