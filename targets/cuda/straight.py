@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import tirx
-from tvm.ir import StringImm
 
-from graphopt.targets.relax.direct import DirectKernel
+from graphopt.targets.relax.direct import CUDA, DirectKernel, on_device
 from graphopt.targets.relax.primfunc import int64, sequence
 from graphopt.targets.relax.reader import Reader, Root, read
 from graphopt.targets.relax.straight import (
@@ -40,8 +39,6 @@ from graphopt.targets.relax.straight import (
     function_of,
     require,
 )
-
-_CUDA = 2  # DLPack's number
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,7 @@ class _DeviceWriter(Writer):
 
     def _running(self, name: str, more: list[Any], launches: list[Any]) -> tirx.PrimFunc:
         """A function that takes what `graphopt_run` takes and `more`."""
-        body = sequence([*self.scalars, *launches])
-        for key, number in (("device_id", 0), ("device_type", _CUDA)):
-            body = tirx.AttrStmt(StringImm("default"), key, number, body)
+        body = on_device(sequence([*self.scalars, *launches]), CUDA)
         params = [self._dims, self._addresses, *more]
         return function_of(name, params, [*self._sizes(), body])
 

@@ -32,7 +32,7 @@ DIRECT_LAUNCH = "graphopt_direct_launch"
 target."""
 
 _KERNEL = "graphopt.direct"
-_CPU = 1  # DLPack's number
+_CPU, CUDA = 1, 2  # DLPack's numbers
 _INT32 = PrimType("int32")
 
 
@@ -132,9 +132,14 @@ def _returning(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """
     name = StringImm(f"{function.attrs[_KERNEL]}_compute_")
     scope = tirx.AttrStmt(int64(0), "compute_scope", name, function.body)
-    for key, number in (("device_id", 0), ("device_type", _CPU)):
-        scope = tirx.AttrStmt(StringImm("default"), key, number, scope)
-    return _then_zero(function, scope)
+    return _then_zero(function, on_device(scope, _CPU))
+
+
+def on_device(body: Any, device: int) -> Any:
+    """A statement that says where what it allocates is: the first device of a kind."""
+    for key, number in (("device_id", 0), ("device_type", device)):
+        body = tirx.AttrStmt(StringImm("default"), key, number, body)
+    return body
 
 
 def _then_zero(function: tirx.PrimFunc, body: Any) -> tirx.PrimFunc:
@@ -186,7 +191,8 @@ def _on_host(functions: Mapping[Any, tirx.PrimFunc], doing: str = "") -> dict[An
     for name, function in functions.items():
         if _is_kernel(function):
             target = function.attrs["target"].host
-            body = tirx.Evaluate(int64(0)) if doing == "pass" else function.body
+            launches = on_device(function.body, CUDA)  # and what several launches share
+            body = tirx.Evaluate(int64(0)) if doing == "pass" else launches
             named = function.with_attr("target", target).without_attr("tirx.is_entry_func")
             found[name] = _then_zero(named, body)
     return found
