@@ -4,8 +4,9 @@
 
 Models are those of `production.py`. Ours has everything in 8 bits that the passes propose to have
 so, inputs of layers in fixed ranges or in those of rows ("by row"), the latter also in ONNX Runtime
-("ORT by row"): no budget chooses here. ONNX Runtime's are made by its own tool in three ways, of
-which the fastest counts: dynamic, static, and static for layers alone; ranges come from the same
+("ORT by row"): no budget chooses here. ONNX Runtime's are made by its own tool in several ways, of
+which the fastest counts: dynamic, static, and static for layers alone, the latter with signed data
+and unsigned data, as `QuantizeLinear` beside floats and as ops of 8 bits; ranges come from the same
 rows as ours. All are called with the same inputs in turns, on one thread; ONNX Runtime's are bound.
 A ratio is a median over ours: over 1 we are faster. The error is the mean distance of the scores
 from the float32 model's.
@@ -16,13 +17,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import production
 import typer
-from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 from quantizers import Batches
 from rich.console import Console
 from rich.table import Table
@@ -80,26 +82,27 @@ def dynamic(source: Path, target: Path, judge: Judge) -> None:
     )
 
 
-def static(source: Path, target: Path, judge: Judge, ops: Sequence[str] | None = None) -> None:
+def static(source: Path, target: Path, judge: Judge, **options: Any) -> None:
     quantize_static(
         source,
         target,
         Batches(judge),
         per_channel=True,
         weight_type=QuantType.QInt8,
-        op_types_to_quantize=ops,
         use_external_data_format=True,
+        **options,
     )
 
 
-def static_layers(source: Path, target: Path, judge: Judge) -> None:
-    static(source, target, judge, ["MatMul", "Gemm"])
-
-
+LAYERS = {"op_types_to_quantize": ["MatMul", "Gemm"]}
+UNSIGNED = {"activation_type": QuantType.QUInt8}
+OPERATORS = {"quant_format": QuantFormat.QOperator}
 PEERS: dict[str, Callable[[Path, Path, Judge], None]] = {
     "ORT dynamic": dynamic,
     "ORT static": static,
-    "ORT static, layers": static_layers,
+    "ORT layers": partial(static, **LAYERS),
+    "ORT layers, u8": partial(static, **LAYERS, **UNSIGNED),
+    "ORT layers, u8 ops": partial(static, **LAYERS, **UNSIGNED, **OPERATORS),
 }
 
 
@@ -151,6 +154,18 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     found = {name: times[0] / ours for name, times in row["us"].items() if name != "graphopt"}
     quantized = [found[name] for name in PEERS if name in found]
     return found | ({"ORT best": min(quantized)} if quantized else {})
+
+
+def markdown(text: dict[str, Any]) -> str:
+    """What was measured, a line for each model and batch size."""
+    names = ["ORT float32", "ORT best", *PEERS, "graphopt float32", "by row"]
+    lines = [["model", "batch", *names], ["---", *["---:"] * (1 + len(names))]]
+    for result in text["results"]:
+        for row in result["rows"]:
+            found = ratios(row)
+            cells = (f"{found[name]:.2f}" if name in found else "" for name in names)
+            lines.append([f"`{result['model']}`", str(row["batch"]), *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def show(results: Sequence[dict[str, Any]]) -> None:

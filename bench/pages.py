@@ -18,6 +18,7 @@ import accuracy
 import compare
 import gpu_build
 import gpu_report
+import int8
 import low_rank
 import onnx
 import portable
@@ -34,9 +35,10 @@ RESULTS = ROOT / "bench" / "results"
 
 COMPARED = {
     "AVX2 (Zen 3)": "compare",
-    "AVX-512 (Emerald Rapids)": "compare_avx512",
     "AVX-512 (Zen 5)": "compare_zen5",
     "AVX-512 (Zen 5), in bfloat16": "compare_bf16",
+    "AMX (Granite Rapids)": "compare_amx",
+    "AMX (Granite Rapids), in bfloat16": "compare_amx_bf16",
 }
 """Machines, and the file of what `compare.py` found there."""
 
@@ -138,6 +140,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "compilers": lambda: compare.compilers_markdown(_read("compare_compilers")),
         "portable": lambda: portable.markdown(_read("portable")),
         "accuracy": lambda: accuracy.markdown(_read("accuracy")["results"]),
+        "int8": lambda: int8.markdown(_read("int8")),
         "low_rank": lambda: low_rank.markdown(_read("low_rank")),
         "gpu_build": lambda: gpu_build.table(_read("gpu_build")),
         "gpu": lambda: gpu_report.markdown(RESULTS / "gpu.json"),

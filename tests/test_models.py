@@ -11,6 +11,7 @@ import pytest
 from conftest import shared_models
 
 import graphopt
+from graphopt.targets.base import find
 from graphopt.targets.portable import OnnxModel
 
 FOLDER = shared_models()
@@ -39,3 +40,14 @@ def test_model(name: str, models: Path, tmp_path: Path) -> None:
                 np.testing.assert_allclose(found[output], array, RTOL, ATOL, err_msg=inputs.name)
     report = json.loads((tmp_path / "model.gopt" / "report.json").read_text())
     assert report["verification"]["agrees"] is True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_bfloat16(name: str, models: Path, tmp_path: Path) -> None:
+    """Compiled for this CPU, and verified, if it multiplies bfloat16; else for one with AMX."""
+    here = "cpu" if find("cpu").multiplies_bfloat16 else "cpu:sapphirerapids"
+    model = models / name / "model.onnx"
+    artifact = graphopt.compile(model, here, output=tmp_path / "model.gopt", precision="bf16")
+    assert artifact.manifest["precision"] == "bf16"
+    report = json.loads((tmp_path / "model.gopt" / "report.json").read_text())
+    assert here != "cpu" or report["verification"]["agrees"] is True

@@ -12,7 +12,8 @@ from graphopt.ir.graph import Graph, Node
 from graphopt.machine import host_features
 from graphopt.rewrite import NoMatch
 from graphopt.targets.cpu import DOMAIN, rounded_dense
-from graphopt.targets.cpu.kernels.bfloat16 import words_for
+from graphopt.targets.cpu.kernels.amx import Amx
+from graphopt.targets.cpu.kernels.bfloat16 import Words, words_for
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.testing import parse, random_inputs
 
@@ -59,6 +60,23 @@ def test_words_pass_from_layer_to_layer() -> None:
 )  # fmt: skip
 def test_layers_give_floats(text: str, why: str) -> None:
     assert given(text)[:2] == ["int32", "float32"], why
+
+
+def test_attention_takes_floats() -> None:
+    """It multiplies by tiles, and rounds by itself."""
+    graph: Graph = parse("""g (float[N,20,64] x) => (float[N,20,64] y) <
+        float[64,64] q, float[64,64] k, float[64,64] v> {
+        a = MatMul(x, q)
+        b = MatMul(x, k)
+        c = MatMul(x, v)
+        y = graphopt.Attention<heads=1, dim=64, scale=0.125>(a, b, c)
+    }""")
+    words = Words(16, "llvm.x86.avx512bf16.dpbf16ps.512", Amx())
+    legalize(graph, lanes=16, words=words, every_layer=True)
+    *dense, attention = graph.nodes
+    assert all(node.attrs.get("words") == words for node in graph.nodes)
+    assert [node.output.dtype for node in dense] == ["float32"] * len(dense)
+    assert [value.dtype for value in attention.inputs if value] == ["float32"] * 3
 
 
 @pytest.mark.skipif("avx512_bf16" not in host_features(), reason="this CPU lacks AVX512-BF16")
