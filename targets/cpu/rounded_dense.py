@@ -45,8 +45,9 @@ def floats_to_words(rw: Rewriter, node: Node) -> Value | NoMatch:
     if words is None or "result" in node.attrs or value.is_graph_output:
         return NoMatch("it does not multiply bfloat16")
     for user, slot in value.uses:
-        layer = isinstance(user, Node) and user.op == node.op
-        if not layer or user.attrs.get("words") != words or slot != 0:
-            return NoMatch("what reads it is not only layers that round it to bfloat16")
+        if not isinstance(user, Node) or user.op != node.op:
+            return NoMatch("what reads it is not only layers")
+        if user.attrs.get("words") != words or slot != 0:
+            return NoMatch("not all layers that read it round it to bfloat16")
     attrs = {**node.attrs, "result": words}
     return rw.insert("Dense", node.inputs, attrs, domain=DOMAIN).output
