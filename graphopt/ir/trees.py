@@ -64,7 +64,7 @@ def forest_of(node: Node) -> Forest:
         raise UnsupportedOpError(node.op, reason, node.where)
     try:
         forest = _Builder(node, attrs).forest()
-    except (IndexError, KeyError, TypeError, ValueError, OverflowError):
+    except (IndexError, KeyError, TypeError, ValueError, OverflowError, MemoryError):
         raise failure(node, "its attributes are not those of trees") from None
     if kind == "AVERAGE":
         forest.weights[:] /= np.float32(len(forest.roots))
@@ -180,7 +180,7 @@ class _Builder:
         if (columns < 0).any() or any(self.modes[place] != _LEAF for place in places):
             raise ValueError("a target below 0, or at a branch")
         np.add.at(weights, (places, columns), np.asarray(attrs["target_weights"], np.float32))
-        base = np.asarray(attrs.get("base_values") or [0.0] * targets, np.float32)
+        base = np.asarray(attrs.get("base_values") or np.zeros(targets), np.float32)
         if base.shape != (targets,):
             raise ValueError("base values of other targets")
         return weights, base

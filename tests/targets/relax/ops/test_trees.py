@@ -109,6 +109,7 @@ def test_trees(count: int, targets: int, modes: list[str], missing: bool) -> Non
         ({"target_ids": [1, 0]}, InvalidModelError, "those of trees"),
         ({"target_nodeids": [0, 2]}, InvalidModelError, "those of trees"),
         ({"base_values": [0.5, 0.5]}, InvalidModelError, "those of trees"),
+        ({"targets": 1 << 40}, InvalidModelError, "those of trees"),
         ({"nodes_modes": ["BRANCH_MEMBER", "LEAF", "LEAF"]}, UnsupportedOpError, "BRANCH_MEMBER"),
     ],
 )
@@ -125,9 +126,9 @@ def test_refused(change: Attrs, error: type[Exception], says: str) -> None:
         "target_nodeids": [1, 2],
         "target_ids": [0, 0],
         "target_weights": [1.0, 2.0],
-    }
+    } | change
     with pytest.raises(error, match=says):
-        Compiled(onnx_io.from_proto(model(1, attrs | change)))
+        Compiled(onnx_io.from_proto(model(attrs.pop("targets", 1), attrs)))
 
 
 def test_features_whose_number_is_not_known() -> None:
