@@ -179,23 +179,34 @@ def _launching_pipeline() -> tuple[Any, Any, Any]:
             if _is_kernel(function)
         }
         split = lower(tvm.IRModule(kernels))
-        host = lower(tvm.IRModule({**module.functions, **_on_host(kernels, "pass")}))
-        return tvm.IRModule({**host.functions, **split.functions, **_on_host(split.functions)})
+        host = lower(tvm.IRModule({**module.functions, **_on_host(kernels, _nothing)}))
+        return tvm.IRModule(
+            {**host.functions, **split.functions, **_on_host(split.functions, _launches)}
+        )
 
     return whole, *finalize
 
 
-def _on_host(functions: Mapping[Any, tirx.PrimFunc], doing: str = "") -> dict[Any, tirx.PrimFunc]:
-    """The kernels among some functions as functions of the host, or such as do nothing."""
+def _on_host(
+    functions: Mapping[Any, tirx.PrimFunc], doing: Callable[[tirx.PrimFunc], Any]
+) -> dict[Any, tirx.PrimFunc]:
+    """The kernels among some functions as functions of the host that do what `doing` says."""
     found = {}
     for name, function in functions.items():
         if _is_kernel(function):
             target = function.attrs["target"].host
-            launches = on_device(function.body, CUDA)  # and what several launches share
-            body = tirx.Evaluate(int64(0)) if doing == "pass" else launches
             named = function.with_attr("target", target).without_attr("tirx.is_entry_func")
-            found[name] = _then_zero(named, body)
+            found[name] = _then_zero(named, doing(function))
     return found
+
+
+def _nothing(function: tirx.PrimFunc) -> Any:
+    return tirx.Evaluate(int64(0))
+
+
+def _launches(function: tirx.PrimFunc) -> Any:
+    """What the kernel does, and the memory that several launches share on the device."""
+    return on_device(function.body, CUDA)
 
 
 tirx.register_tir_pipeline(DIRECT, _pipeline)

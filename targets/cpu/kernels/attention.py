@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.attention_shares import NO_AXES, Axes, Head, sharing
+from graphopt.targets.cpu.kernels.attention_shares import Axes, Head, sharing, sizes_of
 from graphopt.targets.cpu.kernels.folding import transposing
 from graphopt.targets.cpu.kernels.panels import Emitted
 from graphopt.targets.cpu.kernels.tiles import Tiles
@@ -56,10 +56,7 @@ def attention(
     s = tirx.Var("keys", "int64") if keys is None else keys
     head = Head(dim, s, lanes, guarded, None if activation is None else Activation(activation))
     optional = {"added": bias, "factors": factor}
-    sizes = {
-        name: [size if kept else 1 for kept, size in zip(axes or NO_AXES, (samples, heads, t, s))]
-        for name, axes in optional.items()
-    }
+    sizes = {name: sizes_of(axes, (samples, heads, t, s)) for name, axes in optional.items()}
     turn_keys, blocks = _turning(head, columns[1]), head.blocks
     attend = _attending(head, scale, columns, bias, factor)
 

@@ -42,6 +42,11 @@ class Head:
         return (self.blocks if self.room is None else self.room) * self.lanes
 
 
+def sizes_of(axes: Axes | None, whole: tuple[Any, ...]) -> list[Any]:
+    """The sizes of a tensor of some axes, where these have the sizes `whole`."""
+    return [size if kept else 1 for kept, size in zip(axes or NO_AXES, whole)]
+
+
 def _at(tensor: Any, axes: Axes | None, place: tuple[Any, ...]) -> Any:
     """The element of a tensor of some axes."""
     return tensor[tuple(index if kept else 0 for index, kept in zip(place, axes or NO_AXES))]

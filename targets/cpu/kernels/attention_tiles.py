@@ -14,7 +14,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.ir.dims import Dim
 from graphopt.targets.cpu.kernels.amx import TILE, configuring
-from graphopt.targets.cpu.kernels.attention_shares import NO_AXES, Axes, Head, sharing
+from graphopt.targets.cpu.kernels.attention_shares import Axes, Head, sharing, sizes_of
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, Words
 from graphopt.targets.cpu.kernels.folding import transposing
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
@@ -64,10 +64,7 @@ def attention_tiles(
     chosen = None if activation is None else Activation(activation)
     head = Head(dim, s, TILE, guarded, chosen, room)
     optional = {"added": bias, "factors": factor}
-    sizes = {
-        name: [size if kept else 1 for kept, size in zip(axes or NO_AXES, (samples, heads, t, s))]
-        for name, axes in optional.items()
-    }
+    sizes = {name: sizes_of(axes, (samples, heads, t, s)) for name, axes in optional.items()}
     assert words.tiles is not None
     begin, end = configuring(words.tiles, deep)
     padded = -(-s // TILE) * TILE
@@ -257,30 +254,7 @@ def _attending(
                             r * long.width + c * TILE + lane
                         ] * T.float32(scale)
 
-    def share_of(value: Any, part: Any) -> Any:
-        if head.activation is not None:
-            return value
-        if not head.guarded:
-            return value * part
-        return T.Select(part > T.float32(0), value * part, T.float32(0))
-
-    @inlined
-    def store(y, b, row, start, sums, at, part, lanes):
-        for lane in T.vectorized(lanes):
-            y[b, row, start + lane] = share_of(sums[at + lane], part)
-
-    @inlined
-    def mixed(y, sums, total, b, h, first, panel, begin):
-        for r in range(begin, end):
-            for c in T.unroll(wide.vectors):
-                at = T.meta_var(panel * wide.width + c * TILE)
-                where = T.meta_var(r * wide.width + c * TILE)
-                place = T.meta_var((y, b, first + r, h * dim + at, sums, where))
-                if dim - at >= TILE:
-                    store(*place, total[r], TILE)
-                elif dim % TILE > 0 and dim - at > 0:
-                    store(*place, total[r], dim % TILE)
-
+    mixed = _storing(head, wide, end)
     score_keys = multiplying(words.tiles, "tdpbf16ps", words.depth(dim), long.vectors)
     mix_values = multiplying(words.tiles, "tdpbf16ps", depth, wide.vectors)
 
@@ -311,3 +285,37 @@ def _attending(
             mixed(y, sums, total, b, h, first, panel, begin - first)
 
     return attend
+
+
+def _storing(head: Head, wide: GemmParams, end: int) -> Emitted:
+    """For use in a kernel: `mixed(y, sums, total, b, h, first, panel, begin)` stores a panel of y.
+
+    Rows `begin` to `end` of the sums are those of query first + begin of the head, and so on.
+    """
+    dim = head.dim
+
+    def share_of(value: Any, part: Any) -> Any:
+        if head.activation is not None:
+            return value
+        if not head.guarded:
+            return value * part
+        return T.Select(part > T.float32(0), value * part, T.float32(0))
+
+    @inlined
+    def store(y, b, row, start, sums, at, part, lanes):
+        for lane in T.vectorized(lanes):
+            y[b, row, start + lane] = share_of(sums[at + lane], part)
+
+    @inlined
+    def mixed(y, sums, total, b, h, first, panel, begin):
+        for r in range(begin, end):
+            for c in T.unroll(wide.vectors):
+                at = T.meta_var(panel * wide.width + c * TILE)
+                where = T.meta_var(r * wide.width + c * TILE)
+                place = T.meta_var((y, b, first + r, h * dim + at, sums, where))
+                if dim - at >= TILE:
+                    store(*place, total[r], TILE)
+                elif dim % TILE > 0 and dim - at > 0:
+                    store(*place, total[r], dim % TILE)
+
+    return mixed

@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.folding import reducing
-from graphopt.targets.cpu.kernels.panels import MAX_PARTS, Columns, whole_matrix
+from graphopt.targets.cpu.kernels.panels import MAX_PARTS, Columns, Emitted, whole_matrix
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue
 from graphopt.targets.kernels.parameters import without_parameters
@@ -43,9 +43,45 @@ def dot(
     """
     data = parts or whole_matrix(k)
     wide = [part.source for part in data] + [1] * MAX_PARTS
-    before = [sum(part.width for part in data[:at]) for at in range(len(data))]
     align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
     group = lanes  # rows whose results go through the activation together
+    rows = _rows(data, n, lanes, group, epilogue)
+
+    @script.prim_func(private=True, s_tir=True)
+    def dot(
+        x: T.handle, x1: T.handle, x2: T.handle, x3: T.handle,
+        weights: T.handle, bias: T.handle,
+        c: T.handle, p: T.handle, q: T.handle, y: T.handle
+    ):  # fmt: skip
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
+        m, fewer, least = T.int64(), T.int64(), T.int64()
+        left = T.match_buffer(x, (m, wide[0]), "float32", align=align)
+        left1 = T.match_buffer(x1, (m, wide[1]), "float32", align=align)
+        left2 = T.match_buffer(x2, (m, wide[2]), "float32", align=align)
+        left3 = T.match_buffer(x3, (m, wide[3]), "float32", align=align)
+        right = T.match_buffer(weights, (n, k), "float32", align=align)
+        start = T.match_buffer(bias, (n,), "float32", align=align)
+        columns = T.match_buffer(c, (constants, n), "float32", align=align)
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
+        out = T.match_buffer(y, (m, n), "float32", align=align)
+        given = T.meta_var((columns, first, second))
+        matrices = T.meta_var((left, left1, left2, left3))
+        for i in range(m // group):
+            rows(matrices, right, start, given, out, i * group, group)
+        rows(matrices, right, start, given, out, m - m % group, m % group)
+
+    unused = ("left1", "left2", "left3")[len(data) - 1 :]
+    return without_parameters(dot, *unused, *epilogue.unused)
+
+
+def _rows(data: tuple[Columns, ...], n: int, lanes: int, group: int, epilogue: Epilogue) -> Emitted:
+    """For use in a kernel: `rows(x, w, b, given, y, first, count)` computes rows of y.
+
+    From `first` on, `count` of them, at most `group`; `x` are the matrices that have `data`, and
+    `given` what the epilogue takes.
+    """
+    before = [sum(part.width for part in data[:at]) for at in range(len(data))]
     add_up = reducing(lanes)
 
     @inlined
@@ -98,29 +134,4 @@ def dot(
             for r in range(count):
                 y[first + r, j] = epilogue.finish(tile[j * group + r], given, first + r, j)
 
-    @script.prim_func(private=True, s_tir=True)
-    def dot(
-        x: T.handle, x1: T.handle, x2: T.handle, x3: T.handle,
-        weights: T.handle, bias: T.handle,
-        c: T.handle, p: T.handle, q: T.handle, y: T.handle
-    ):  # fmt: skip
-        T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        m, fewer, least = T.int64(), T.int64(), T.int64()
-        left = T.match_buffer(x, (m, wide[0]), "float32", align=align)
-        left1 = T.match_buffer(x1, (m, wide[1]), "float32", align=align)
-        left2 = T.match_buffer(x2, (m, wide[2]), "float32", align=align)
-        left3 = T.match_buffer(x3, (m, wide[3]), "float32", align=align)
-        right = T.match_buffer(weights, (n, k), "float32", align=align)
-        start = T.match_buffer(bias, (n,), "float32", align=align)
-        columns = T.match_buffer(c, (constants, n), "float32", align=align)
-        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
-        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
-        out = T.match_buffer(y, (m, n), "float32", align=align)
-        given = T.meta_var((columns, first, second))
-        matrices = T.meta_var((left, left1, left2, left3))
-        for i in range(m // group):
-            rows(matrices, right, start, given, out, i * group, group)
-        rows(matrices, right, start, given, out, m - m % group, m % group)
-
-    unused = ("left1", "left2", "left3")[len(data) - 1 :]
-    return without_parameters(dot, *unused, *epilogue.unused)
+    return rows

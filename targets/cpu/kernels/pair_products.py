@@ -10,7 +10,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.panels import GemmParams
+from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
@@ -65,30 +65,9 @@ def weighted_pair_products(
     for each pair, group by group, its place in `out` and its right feature. Positions are int32 and
     not checked. Sums run over the elements of a feature in order, whatever `n` is.
     """
-    align, lanes = element_bytes("float32"), params.lanes
-    vectors, width, panels = params.vectors, params.width, params.panels(dim)
+    align, lanes, panels = element_bytes("float32"), params.lanes, params.panels(dim)
     whole, tail = dim // lanes, dim % lanes
-
-    @inlined
-    def block(x, w, z, first, row, feature, matrix, panel, height):
-        """z[row + r, panel] = the product of one panel with the feature of sample first + row."""
-        acc = T.alloc_buffer((height * width,), "float32", scope="local")
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                acc[T.ramp(r * width + v * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
-        for k in range(dim):
-            for r in T.unroll(height):
-                for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = (
-                        acc[T.ramp(r * width + v * lanes, 1, lanes)]
-                        + T.Broadcast(x[first + row + r, feature, k], lanes)
-                        * w[matrix, panel, k, T.ramp(v * lanes, 1, lanes)]
-                    )
-        for r in T.unroll(height):
-            for v in T.unroll(vectors):
-                z[row + r, T.ramp(panel * width + v * lanes, 1, lanes)] = acc[
-                    T.ramp(r * width + v * lanes, 1, lanes)
-                ]
+    block = _multiplying(dim, params)
 
     @inlined
     def product(x, z, out, n, row, p, b, first, columns):
@@ -109,14 +88,14 @@ def weighted_pair_products(
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         samples = T.int64()
         x = T.match_buffer(features_, (samples, features, dim), "float32", align=align)
-        w = T.match_buffer(weights_, (matrices, panels, dim, width), "float32", align=align)
+        w = T.match_buffer(weights_, (matrices, panels, dim, params.width), "float32", align=align)
         left = T.match_buffer(left_, (groups,), "int32", align=align)
         matrix = T.match_buffer(matrix_, (groups,), "int32", align=align)
         starts = T.match_buffer(starts_, (groups + 1,), "int32", align=align)
         order = T.match_buffer(order_, (pairs,), "int32", align=align)
         right = T.match_buffer(right_, (pairs,), "int32", align=align)
         out = T.match_buffer(out_, (samples, pairs, dim), "float32", align=align)
-        z = T.alloc_buffer((_SAMPLES, panels * width), "float32")
+        z = T.alloc_buffer((_SAMPLES, panels * params.width), "float32")
         for part in range((samples + _SAMPLES - 1) // _SAMPLES):
             first = part * _SAMPLES
             count = T.min(samples - first, _SAMPLES)
@@ -138,3 +117,34 @@ def weighted_pair_products(
                             product(x, z, out, n, row, order[at], right[at], dim - tail, tail)
 
     return weighted_pair_products
+
+
+def _multiplying(dim: int, params: GemmParams) -> Emitted:
+    """For use in a kernel: `block(x, w, z, first, row, feature, matrix, panel, height)`.
+
+    z[row + r, panel] becomes the product of one panel with the feature of sample first + row + r,
+    for r below `height`.
+    """
+    vectors, width, lanes = params.vectors, params.width, params.lanes
+
+    @inlined
+    def block(x, w, z, first, row, feature, matrix, panel, height):
+        acc = T.alloc_buffer((height * width,), "float32", scope="local")
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                acc[T.ramp(r * width + v * lanes, 1, lanes)] = T.Broadcast(T.float32(0), lanes)
+        for k in range(dim):
+            for r in T.unroll(height):
+                for v in T.unroll(vectors):
+                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = (
+                        acc[T.ramp(r * width + v * lanes, 1, lanes)]
+                        + T.Broadcast(x[first + row + r, feature, k], lanes)
+                        * w[matrix, panel, k, T.ramp(v * lanes, 1, lanes)]
+                    )
+        for r in T.unroll(height):
+            for v in T.unroll(vectors):
+                z[row + r, T.ramp(panel * width + v * lanes, 1, lanes)] = acc[
+                    T.ramp(r * width + v * lanes, 1, lanes)
+                ]
+
+    return block
