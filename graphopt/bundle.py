@@ -20,8 +20,8 @@ from graphopt.runtime import runtime_folder
 
 ARTIFACT = "model.gopt"
 MODULES = (
-    *("__init__.py", "artifact.py", "auto_engine.py", "errors.py", "loading.py", "machine.py"),
-    *("gpu_runtime", "runtime.py", "signature.py", "small_pages.py", "splitting.py"),
+    *("__init__.py", "artifact.py", "auto_engine.py", "bridge.py", "errors.py", "loading.py"),
+    *("gpu_runtime", "machine.py", "runtime.py", "signature.py", "small_pages.py", "splitting.py"),
 )
 """What of this package a serving process imports."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "include", "src", "share", "testing", "cython")

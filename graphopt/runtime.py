@@ -15,8 +15,7 @@ import math
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graphopt import bridge
 from graphopt.errors import ArtifactError, IdError, InputError
 from graphopt.signature import TensorSpec, aligned_empty
 
@@ -49,9 +49,7 @@ def ffi() -> Any:
     Raises:
         ArtifactError: the runtime is not installed.
     """
-    with _absent("torch"):
-        import tvm_ffi
-
+    tvm_ffi = bridge.load()
     if "tvm" in sys.modules:
         return tvm_ffi
     folder = runtime_folder()
@@ -62,27 +60,6 @@ def ffi() -> Any:
     if extra.exists():
         ctypes.CDLL(str(extra), ctypes.RTLD_GLOBAL)
     return tvm_ffi
-
-
-@contextmanager
-def _absent(package: str) -> Iterator[None]:
-    """Lets nothing that this thread imports find `package`, if it has not been imported yet.
-
-    tvm_ffi imports PyTorch wherever it is installed: seconds and 150 MB, of no use to us.
-    """
-    thread = threading.get_ident()
-
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, *_: Any) -> None:
-            if name == package and threading.get_ident() == thread:
-                raise ModuleNotFoundError(name)
-
-    sys.meta_path.insert(0, Finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(Finder)
 
 
 def runtime_folder() -> Path:

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "machine": set(),
     "roofline": {"ir", "latency", "machine", "targets"},
     "targets": {
+        "bridge",
         "ir",
         "ops",
         "analysis",
@@ -39,7 +40,8 @@ MAY_IMPORT = {
     },
     "latency": set(),
     "peers": set(),
-    "runtime": {"signature"},
+    "bridge": set(),
+    "runtime": {"bridge", "signature"},
     "gpu_runtime": {"runtime", "signature"},
     "splitting": {"runtime"},
     "small_pages": set(),
@@ -112,6 +114,24 @@ def test_help_is_light() -> None:
 def test_serving_needs_no_compiler() -> None:
     heavy = {"tvm", "onnxruntime", "onnx", "onnx_graphsurgeon", "scipy", "typer"}
     assert not imported_by("from graphopt import load") & heavy
+
+
+def test_compiling_needs_no_pytorch(tmp_path: Path) -> None:
+    """TVM imports PyTorch wherever it is installed, which takes longer than TVM itself."""
+    (tmp_path / "torch.py").touch()
+    path = f"sys.path.insert(0, {str(tmp_path)!r})"
+    found = imported_by(f"{path}; import graphopt.targets.cpu.target")
+    assert "tvm" in found
+    assert "torch" not in found
+
+
+def test_packages_that_use_tvm_load_it_first() -> None:
+    """Not the tuner's, whose options are read without TVM; targets alone use the rest of it."""
+    users = (m for m, path in modules() if any(i.split(".")[0] == "tvm" for i in imports_of(path)))
+    packages = {module.split(".")[2] for module in users} - {"compiler", "tuning"}
+    assert packages >= {"cpu", "cuda", "kernels", "relax"}
+    for package in packages:
+        assert "compiler.load()" in (ROOT / "targets" / package / "__init__.py").read_text()
 
 
 def test_no_second_copy_of_passes() -> None:
