@@ -7,6 +7,7 @@ Figures come from `bench/results` as it is; passes, options and ops from the cod
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -81,6 +82,37 @@ def passes() -> str:
     return "\n".join(rows)
 
 
+def shared() -> str:
+    """The modules that passes share, and which passes each of them serves."""
+    folder = ROOT / "passes"
+    trees = {path.stem: ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))}
+    reads = {name: {*_siblings(tree)} for name, tree in trees.items()}
+    rows = ["| module | holds | for |", "|---|---|---|"]
+    for name in (name for name in trees if re.match("_[a-z]", name)):
+        summary = (ast.get_docstring(trees[name]) or "").split("\n\n")[0].replace("\n", " ")
+        users = _readers(name, reads)
+        named = ", ".join(f"`{user.replace('_', '-')}`" for user in users)
+        rows.append(f"| `{name}.py` | {summary} | {named if len(users) < 4 else len(users)} |")
+    return "\n".join(rows)
+
+
+def _siblings(tree: ast.AST) -> Iterator[str]:
+    """The modules of the passes' folder that one of them imports from."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("graphopt.passes."):
+            yield (node.module or "").split(".")[2]
+
+
+def _readers(name: str, reads: dict[str, set[str]]) -> list[str]:
+    """The passes that import a module, themselves or by way of others that they share."""
+    found, todo = set[str](), [name]
+    while todo:
+        users = {user for user in reads if todo[-1] in reads[user]} - found
+        found |= users
+        todo[-1:] = [user for user in users if user.startswith("_")]
+    return sorted(user for user in found if not user.startswith("_"))
+
+
 def options() -> str:
     """Every command, with its arguments and options."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -146,7 +178,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "gpu": lambda: gpu_report.markdown(RESULTS / "gpu.json"),
     },
     "graphopt/cli/README.md": {"options": options},
-    "passes/README.md": {"passes": passes},
+    "passes/README.md": {"passes": passes, "shared": shared},
     "targets/README.md": {"missing_ops": missing_ops},
 }
 """What is generated on each page, by the name in its markers."""
