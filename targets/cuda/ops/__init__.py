@@ -15,4 +15,5 @@ def register() -> None:
         recurrent,
         rows,
         scatter,
+        trees,
     )
