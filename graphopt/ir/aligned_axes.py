@@ -42,3 +42,18 @@ def columns(node: Node) -> list[list[Dim]]:
     skip = 2 if node.op_type == "MatMul" else 0
     depth = max((len(s) for s in shapes), default=0)
     return [[s[-k] for s in shapes if len(s) >= k] for k in range(1 + skip, depth + 1)]
+
+
+def added_up(node: Node) -> tuple[Dim, Dim] | None:
+    """The two sizes of what this standard op multiplies and adds up, None if it does not."""
+    shapes = [value.shape if value is not None else None for value in node.inputs[:2]]
+    if node.domain or len(shapes) < 2 or not all(shapes):
+        return None
+    a, b = (tuple(shape or ()) for shape in shapes)
+    if node.op_type == "MatMul":
+        return a[-1], b[max(0, len(b) - 2)]
+    if node.op_type == "Gemm":
+        return a[0 if node.attr("transA", 0) else 1], b[1 if node.attr("transB", 0) else 0]
+    if node.op_type in ("GRU", "LSTM", "RNN"):
+        return a[2], b[2]
+    return None

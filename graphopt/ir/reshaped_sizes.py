@@ -36,7 +36,7 @@ def solved(graph: Graph, given: set[str], equal: dict[str, Dim]) -> dict[str, Di
             a, b = dims.exact_div(before, size), dims.exact_div(after, size)
             if a is not None and b is not None:
                 before, after = a, b
-        found.update(_number(before - after, given))
+        found.update(number(before - after, given))
     return found
 
 
@@ -50,7 +50,7 @@ def _equations(graph: Graph) -> Iterator[tuple[Dim, Dim]]:
             yield before, after
 
 
-def _number(difference: Dim, given: set[str]) -> dict[str, Dim]:
+def number(difference: Dim, given: set[str]) -> dict[str, Dim]:
     """The size that makes `difference` zero, if it depends on one of `given` only, linearly."""
     names = dims.symbols(difference)
     if len(names) != 1 or not names <= given or not isinstance(difference, Sym):

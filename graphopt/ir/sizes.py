@@ -38,6 +38,7 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
                 known[drop.name] = _Shifted(keep.name, keep.plus - drop.plus)
         found = {name: _find(size, known) for name, size in known.items()}
         changes = {name: Sym.named(size.name) + size.plus for name, size in found.items()}
+        changes = changes or _multiplied(graph, rank)
         changes = changes or _reshaped(graph, rank) or _believed(graph, claims)
         if not changes:
             return replaced
@@ -69,6 +70,16 @@ def _about_others(claims: Mapping[str, Dim], changes: Mapping[str, Dim]) -> dict
         if dims.symbols(now) == {str(now)} and now != size:
             found[str(now)] = size
     return found
+
+
+def _multiplied(graph: Graph, rank: dict[str, int]) -> dict[str, Dim]:
+    """Sizes that are one number, since the weights of a layer have so many rows."""
+    pairs = (pair for node in graph.walk() if (pair := aligned_axes.added_up(node)))
+    for a, b in pairs:
+        found = reshaped_sizes.number(a - b, set(rank))
+        if found:
+            return found
+    return {}
 
 
 def _reshaped(graph: Graph, rank: dict[str, int]) -> dict[str, Dim]:
@@ -112,7 +123,8 @@ def _required_equal(node: Node, rank: dict[str, int]) -> Iterator[tuple[_Shifted
         yield from ((sizes[0], other) for other in sizes[1:])
         return
     strict = node.op_type == "Concat"
-    for column in aligned_axes.columns(node):
+    summed = aligned_axes.added_up(node)
+    for column in [*aligned_axes.columns(node), *([list(summed)] if summed else [])]:
         for dims_ in _of_same_factor(column):
             sizes = [size for dim in dims_ if (size := _shifted(dim)) and size.name in rank]
             # What broadcasts may be 1 in one operand; a sum that happens to be 1 is more likely.

@@ -10,10 +10,10 @@ from tvm import relax
 from tvm.tirx import PrimFunc
 
 from graphopt.analysis.cost import Cost, cost_rule, streaming
-from graphopt.ir.dims import product
+from graphopt.ir.dims import Dim, product, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import Type, dtype_to_numpy
+from graphopt.ir.types import TensorType, Type, dtype_to_numpy
 from graphopt.rewrite import NoMatch, Rewriter, RewriteStats, Rule, const, op, rewrite, rule, var
 from graphopt.rewrite.pattern import Pattern
 from graphopt.targets.cpu import (
@@ -225,11 +225,27 @@ def _emit(rw: Rewriter, x: Value, w: Value, bias: Value | None, **attrs: Any) ->
     return rw.insert("Dense", inputs, attrs, domain=DOMAIN).output
 
 
+_WIDTH = "how wide its rows are depends on the sizes of the inputs"
+
+
+def _as_wide(rw: Rewriter, x: Value, width: Dim) -> bool:
+    """Whether rows are so wide, or matrices of which nothing else is known: a kernel sees to it."""
+    found = x.tensor.dims[-1]
+    given = {name for value in rw.graph.inputs for dim in _sizes(value) for name in symbols(dim)}
+    return found == width or (x.rank == 2 and not symbols(found) <= given)
+
+
+def _sizes(value: Value) -> tuple[Dim, ...]:
+    return value.type.shape or () if isinstance(value.type, TensorType) else ()
+
+
 @rule(op.MatMul(x, w))
 def matmul_to_dense(rw: Rewriter, x: Value, w: Value) -> Value | NoMatch:
     """MatMul(x, w) -> Dense(x, w)"""
     if (x.dtype, w.rank) != ("float32", 2) or (x.rank or 0) < 2:
         return NoMatch("not a float32 tensor times a constant matrix")
+    if not _as_wide(rw, x, w.tensor.dims[0]):
+        return NoMatch(_WIDTH)
     return _emit(rw, x, w, None)
 
 
@@ -243,6 +259,8 @@ def gemm_to_dense(rw: Rewriter, node: Node, x: Value, w: Value) -> Value | NoMat
     assert weights is not None
     if node.attr("transB"):
         weights = weights.T
+    if not _as_wide(rw, x, len(weights)):
+        return NoMatch(_WIDTH)
     if node.attr("alpha") != 1.0:
         weights = weights * np.float32(node.attr("alpha"))
     if bias is not None:

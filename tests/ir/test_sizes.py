@@ -98,3 +98,30 @@ HEADS = """(float[N,T,4] x) => (float[] y)
 )
 def test_a_reshape_to_one_length_gives_the_length(op: str, found: str) -> None:
     assert types(HEADS.replace("OP", op).replace("ROWS", "3")) == [found]
+
+
+@pytest.mark.parametrize(
+    ("op", "found"),
+    [
+        ("y = MatMul(x, w)", "f32[N, 4]"),
+        ("t = Relu(x) y = Gemm(t, w)", "f32[N, 4]"),
+        ("t = Transpose<perm=[1, 0]>(x) y = Gemm<transA=1>(t, w)", "f32[N, 4]"),
+        ("v = Transpose<perm=[1, 0]>(w) y = Gemm<transB=1>(x, v)", "f32[N, 4]"),
+        ("t = Concat<axis=1>(x, x) z = Concat<axis=0>(w, w) y = MatMul(t, z)", "f32[N, 4]"),
+        ("t = Unsqueeze(x, zero) y, z = GRU<hidden_size=2>(t, g, r)", "f32[N, 4]"),
+        ("y = MatMul(w, x)", "f32[8, M]"),
+        ("y = Add(x, b)", "f32[N, M]"),  # it may be 1
+        ("t = Concat<axis=1>(x, x, b2) y = MatMul(t, w)", "f32[N, M]"),  # no number does
+    ],
+)
+def test_layers_say_how_wide_rows_are(op: str, found: str) -> None:
+    weights = "float[4,8] w, float[1,6,4] g, float[1,6,2] r, float[4] b, float[N,3] b2"
+    text = f"(float[N,M] x, {weights}) => (float[] y) <int64[1] zero = {{0}}> {{ {op} }}"
+    assert types(text)[0] == found
+
+
+def test_matrices_that_are_multiplied_share_a_size() -> None:
+    assert types("(float[N,M] a, float[K,L] b) => (float[] y) { y = MatMul(a, b) }") == [
+        "f32[N, M]",
+        "f32[M, L]",
+    ]

@@ -7,6 +7,7 @@ import pytest
 
 import graphopt
 from graphopt.analysis.cost import factor, node_cost
+from graphopt.errors import InputError
 from graphopt.ir.graph import Graph, Node
 from graphopt.machine import host_features
 from graphopt.targets.cpu import DOMAIN
@@ -262,3 +263,24 @@ def test_bfloat16_is_close_and_not_equal() -> None:
     error = np.abs(found["y"] - expected["y"]).max() / np.abs(expected["y"]).max()
     assert 1e-6 < error < 0.02  # operands have 8 significant bits
     np.testing.assert_array_equal(found["z"], expected["z"])
+
+
+@pytest.mark.parametrize("op", ["y = MatMul(x, w)", "y = Gemm(x, w, c)"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "(float[N,A] a, float[N,B] b) => (float[N,4] y) {} {{ x = Concat<axis=1>(a, b) {} }}",
+        "(float[N,A,B] a, float[N,1] b) => (float[N,4] y) {} {{ x = Flatten(a) {} }}",
+    ],
+    ids=["joined", "flattened"],
+)
+def test_rows_whose_width_the_inputs_decide(rows: str, op: str) -> None:
+    graph = parse(rows.format("<float[8,4] w, float[4] c>", op))
+    compiled, ones = Compiled(graph), np.ones((3, 1), np.float32)
+    a = np.linspace(-1, 1, 24, dtype=np.float32)
+    a = a.reshape(3, 2, 4) if graph.inputs[0].rank == 3 else a[:21].reshape(3, 7)
+    feeds = {"a": a, "b": ones}
+    expected = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(compiled(feeds)["y"], expected, 1e-5, 1e-6)
+    with pytest.raises(InputError, match="and 8 must be equal"):
+        compiled({"a": a[:, 1:], "b": ones})
