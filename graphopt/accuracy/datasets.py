@@ -30,12 +30,22 @@ class Dataset:
 
     Attributes:
         whole: batches cannot be taken apart, because their inputs differ in length.
+
+    Raises:
+        InputError: there is not one label and group for each row.
     """
 
     batches: tuple[Feeds, ...]
     labels: np.ndarray | None = None
     groups: np.ndarray | None = None
     whole: bool = False
+
+    def __post_init__(self) -> None:
+        for name, array in (("labels", self.labels), ("groups", self.groups)):
+            shape = np.shape(array)
+            many = name == "groups" and len(shape) > 1  # of labels a metric may want several a row
+            if array is not None and (many or shape[:1] != (self.rows,)):
+                raise InputError(f"{name} of shape {shape} for {self.rows} rows; give one a row")
 
     @property
     def sizes(self) -> list[int]:
@@ -55,6 +65,8 @@ class Dataset:
         Raises:
             InputError: there is too little to take apart.
         """
+        if not self.rows:
+            raise InputError("the data hold no rows")
         if self.whole:
             return self._every_other(0), self._every_other(1)
         joined = {name: np.concatenate([b[name] for b in self.batches]) for name in self.batches[0]}
@@ -96,10 +108,20 @@ def hashes(keys: Sequence[np.ndarray]) -> np.ndarray:
 def in_batches(
     feeds: Feeds, labels: np.ndarray | None = None, groups: np.ndarray | None = None
 ) -> Dataset:
-    """A dataset of arrays that have one row a sample."""
-    rows = len(next(iter(feeds.values()))) if feeds else 0
-    starts = range(0, rows, BATCH)
-    batches = tuple({n: a[k : k + BATCH] for n, a in feeds.items()} for k in starts)
+    """A dataset of arrays that have one row a sample.
+
+    Raises:
+        InputError: they differ in length.
+    """
+    arrays = {name: np.asarray(array) for name, array in feeds.items()}
+    if not all(array.ndim for array in arrays.values()):
+        raise InputError("an input is one number; give an array with a row a sample")
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"inputs differ in length: {lengths}; store it in chunks")
+    starts = range(0, max(lengths.values(), default=0), BATCH)
+    batches = tuple({n: a[k : k + BATCH] for n, a in arrays.items()} for k in starts)
+    labels, groups = (None if a is None else np.asarray(a) for a in (labels, groups))
     return Dataset(batches, labels, groups)
 
 
@@ -126,22 +148,24 @@ def read(
     else:
         found = _table(path, signature, columns or {}, (labels, groups))
     truth, owner = (_beside(path, name, found.get(name)) for name in (labels, groups))
-    if "chunks" in found:
-        count = range(int(found["chunks"]))
-        batches = tuple(_inputs(path, found, signature, f"{k}/") for k in count)
-        data = Dataset(batches, truth, owner, whole=True)
-    else:
-        feeds = _inputs(path, found, signature, "")
-        lengths = {name: len(array) for name, array in feeds.items()}
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"{path}: inputs differ in length: {lengths}; store it in chunks")
-        data = in_batches(feeds, truth, owner)
+    try:
+        if "chunks" in found:
+            count = _count(found["chunks"])
+            batches = tuple(_inputs(found, signature, f"{k}/") for k in range(count))
+            data = Dataset(batches, truth, owner, whole=True)
+        else:
+            data = in_batches(_inputs(found, signature, ""), truth, owner)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if not data.rows:
         raise InputError(f"{path}: holds no rows")
-    for name, array in ((labels, truth), (groups, owner)):
-        if array is not None and len(array) != data.rows:
-            raise InputError(f"{path}: {len(array)} entries of {name!r} for {data.rows} rows")
     return data
+
+
+def _count(chunks: np.ndarray) -> int:
+    if chunks.size != 1 or chunks.dtype.kind not in "iu" or chunks.item() < 0:
+        raise InputError("'chunks' says how many there are: one whole number")
+    return int(chunks.item())
 
 
 def _beside(path: Path, name: str, array: np.ndarray | None) -> np.ndarray | None:
@@ -150,11 +174,11 @@ def _beside(path: Path, name: str, array: np.ndarray | None) -> np.ndarray | Non
     return array
 
 
-def _inputs(path: Path, found: Feeds, signature: Signature, prefix: str) -> dict[str, np.ndarray]:
+def _inputs(found: Feeds, signature: Signature, prefix: str) -> dict[str, np.ndarray]:
     missing = [spec.name for spec in signature.inputs if prefix + spec.name not in found]
     if missing:
         raise InputError(
-            f"{path}: nothing for input{'s' if len(missing) > 1 else ''} "
+            f"nothing for input{'s' if len(missing) > 1 else ''} "
             f"{', '.join(map(repr, missing))}; it has {', '.join(map(repr, found))}"
         )
     return {spec.name: found[prefix + spec.name] for spec in signature.inputs}

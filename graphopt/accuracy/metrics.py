@@ -161,7 +161,7 @@ def _normalized_entropy(a: Answers) -> float:
 def _mse(a: Answers) -> float:
     from sklearn.metrics import mean_squared_error
 
-    return float(mean_squared_error(a.labels, a.scores))
+    return float(mean_squared_error(_labels(a), a.scores))
 
 
 def ndcg(cut: int, exclude: tuple[int, ...] = ()) -> Metric:
@@ -177,10 +177,14 @@ def ndcg(cut: int, exclude: tuple[int, ...] = ()) -> Metric:
             return _alike(np.where(rank < cut, 1 / np.log2(rank + 2), 0))
         from sklearn.metrics import ndcg_score
 
+        labels = _labels(a)
+        if labels.min() < 0:
+            raise InputError("the labels say how relevant a row is: 0 or more for this metric")
+
         def of(rows: np.ndarray) -> float:
-            if len(rows) < 2 or not a.labels[rows].any():  # type: ignore[index]
+            if len(rows) < 2 or not labels[rows].any():
                 return np.nan
-            return float(ndcg_score([a.labels[rows]], [a.scores[rows]], k=cut))  # type: ignore
+            return float(ndcg_score([labels[rows]], [a.scores[rows]], k=cut))
 
         return _alike([of(rows) for rows in _lists(a)])
 
@@ -193,12 +197,13 @@ def hit(cut: int, exclude: tuple[int, ...] = ()) -> Metric:
     def lists(a: Answers) -> Lists:
         if a.scores.ndim == 2:
             return _alike(_ranks_of_labels(a, exclude) < cut)
+        labels = _labels(a)
 
         def of(rows: np.ndarray) -> float:
-            if not a.labels[rows].any():  # type: ignore[index]
+            if not labels[rows].any():
                 return np.nan
             top = rows[np.argsort(-a.scores[rows], kind="stable")[:cut]]
-            return float(a.labels[top].any())  # type: ignore[index]
+            return float(labels[top].any())
 
         return _alike([of(rows) for rows in _lists(a)])
 
@@ -335,17 +340,25 @@ def _alike(values: Any) -> Lists:
     return np.asarray(values, np.float64), np.ones(len(values))
 
 
-def _binary(a: Answers) -> np.ndarray:
+def _labels(a: Answers) -> np.ndarray:
     assert a.labels is not None
-    if not np.isin(a.labels, (0, 1)).all():
-        raise InputError("the labels must be 0 or 1 for this metric")
+    if a.labels.ndim != 1:
+        raise InputError(f"the labels have shape {a.labels.shape}; this metric wants one a row")
+    if a.labels.dtype.kind not in "biuf" or not np.isfinite(a.labels).all():
+        raise InputError("the labels must be finite numbers for this metric")
     return a.labels
+
+
+def _binary(a: Answers) -> np.ndarray:
+    labels = _labels(a)
+    if not np.isin(labels, (0, 1)).all():
+        raise InputError("the labels must be 0 or 1 for this metric")
+    return labels
 
 
 def _ranks_of_labels(a: Answers, exclude: tuple[int, ...]) -> np.ndarray:
     """How many items each row scores higher than the one that it should find."""
-    assert a.labels is not None
-    wanted = a.labels.astype(np.int64)
+    wanted = _labels(a).astype(np.int64)
     rows, items = a.scores.shape
     if not ((wanted >= 0) & (wanted < items)).all():
         raise InputError(f"a row scores {items} items, but labels go up to {wanted.max()}")

@@ -130,7 +130,11 @@ def test_equal_rows_cannot_be_split() -> None:
     ("changed", "says"),
     [
         ({"ids": None}, "nothing for input 'ids'; it has"),
-        ({"label": np.zeros(5)}, "5 entries of 'label' for 20 rows"),
+        ({"label": np.zeros(5)}, r"labels of shape \(5,\) for 20 rows"),
+        ({"label": np.zeros(())}, r"labels of shape \(\) for 20 rows"),
+        ({"group": np.zeros((20, 1))}, r"groups of shape \(20, 1\)"),
+        ({"chunks": np.array([1, 2])}, "one whole number"),
+        ({"chunks": np.array(1.5)}, "one whole number"),
         ({"label": np.full(20, np.nan)}, "'label' holds NaN"),
         ({"ids": np.zeros(7, np.int64)}, "inputs differ in length"),
         ({"ids": np.zeros(0, np.int64), "x": np.zeros((0, 2)), "label": None}, "no rows"),
@@ -142,6 +146,35 @@ def test_bad_arrays(tmp_path: Path, changed: dict[str, np.ndarray | None], says:
         arrays.pop("group")
     with pytest.raises(InputError, match=says):
         datasets.read(saved(tmp_path, **arrays), SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "groups", "says"),
+    [
+        ({"ids": 5, "x": 7}, 5, None, "inputs differ in length.*5.*7"),
+        ({"x": 5}, 4, None, r"labels of shape \(4,\) for 5 rows"),
+        ({"x": 5}, 6, None, r"labels of shape \(6,\) for 5 rows"),
+        ({"x": 5}, None, 4, r"groups of shape \(4,\) for 5 rows"),
+        ({"x": ()}, None, None, "one number"),
+    ],
+)
+def test_arrays_of_unequal_length(
+    inputs: dict[str, int], labels: int | None, groups: int | None, says: str
+) -> None:
+    beside = [None if size is None else np.zeros(size) for size in (labels, groups)]
+    with pytest.raises(InputError, match=says):
+        in_batches({name: np.zeros(size) for name, size in inputs.items()}, *beside)
+
+
+def test_lists_are_arrays() -> None:
+    halves = in_batches({"x": [[1.0], [2.0], [3.0], [4.0]]}, [1, 0, 1, 0]).split()  # type: ignore
+    assert sum(half.rows for half in halves) == 4
+
+
+@pytest.mark.parametrize("data", [in_batches({}), in_batches({"x": np.zeros((0, 2))}), Dataset(())])
+def test_nothing_to_split(data: Dataset) -> None:
+    with pytest.raises(InputError, match="no rows"):
+        data.split()
 
 
 @pytest.mark.parametrize(
