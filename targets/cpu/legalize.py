@@ -22,6 +22,7 @@ from graphopt.targets.cpu import (
     code_tables,
     codes,
     cosine,
+    double_dense,
     gates,
     integer_products,
     interaction_loops,  # noqa: F401  (importing registers its lowering)
@@ -83,6 +84,7 @@ _VECTORIZED = (
     "Softmax",
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
+    f"{DOMAIN}::DoubleDense",
     f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::Limit",
     f"{DOMAIN}::LookupInteraction",
@@ -352,6 +354,7 @@ _RULES: tuple[Rule, ...] = (
     *cosine.RULES,
     *pointwise.RULES,
     *mixtures.RULES,
+    *double_dense.RULES,
     *row_products.RULES,
     *matrix_products.RULES,
     *lookup_concat.CONCATENATED,

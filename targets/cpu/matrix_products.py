@@ -12,6 +12,7 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.matrix_products import matrix_products
+from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 LEAST = 4
@@ -22,7 +23,8 @@ x, y = var("x"), var("y")
 
 @type_rule("MatrixProducts", domain=DOMAIN)
 def _matrix_products_type(node: Node) -> list[Type | None]:
-    return [tensor_type("float32", node.attrs["dims"])]
+    assert node.inputs[0] is not None
+    return [tensor_type(node.inputs[0].tensor.dtype, node.attrs["dims"])]
 
 
 @cost_rule("MatrixProducts", domain=DOMAIN)
@@ -34,8 +36,8 @@ def _matrix_products_cost(node: Node) -> Cost:
 @rule(op.MatMul(x, y))
 def matmul_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | NoMatch:
     """MatMul(x[…, n, k], y[…, k, m]) -> MatrixProducts(x, y)"""
-    if (x.dtype, y.dtype) != ("float32", "float32") or (y.const is not None and y.rank == 2):
-        return NoMatch("not float32, or a dense layer")
+    if x.dtype not in ("float32", "float64") or (y.const is not None and y.rank == 2):
+        return NoMatch("not floats that there is a kernel for, or a dense layer")
     if x.rank is None or y.rank is None or min(x.rank, y.rank) < 2:
         return NoMatch("an operand is a vector, or of unknown rank")
     columns = y.tensor.dims[-1]
@@ -63,12 +65,14 @@ def _lower_matrix_products(lower: Lowering, node: Node) -> Any:
     batch, rows, one = product(of_y), n, product(of_x) == 1
     if batch == 1:  # all rows are multiplied with one matrix
         rows, one = product([*of_x, n]), True
-    kernel = matrix_products(*map(_known, (rows, m, k)), node.attrs["lanes"], shared=one)
+    dtype = node.output.tensor.dtype
+    lanes = node.attrs["lanes"] * element_bytes("float32") // element_bytes(dtype)
+    kernel = matrix_products(*map(_known, (rows, m, k)), lanes, one, dtype)
     operands = [
         lower.reshape(lower.expr(x), [lower.dim(d) for d in (1 if one else batch, rows, k)]),
         lower.reshape(lower.expr(y), [lower.dim(d) for d in (batch, k, m)]),
     ]
-    results = [([lower.dim(d) for d in (batch, rows, m)], "float32")]
+    results = [([lower.dim(d) for d in (batch, rows, m)], dtype)]
     (result,) = lower.kernel(kernel, operands, results)
     return lower.reshape(result, lower.shape(node.output))
 

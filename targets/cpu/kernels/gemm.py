@@ -1,4 +1,4 @@
-"""Packed float32 GEMM with its bias, its activation and elementwise operands at the store.
+"""Packed GEMM in floats, with its bias, its activation and elementwise operands at the store.
 
 The weights of a model are known when it is compiled, so they are packed once into column panels
 `[ceil(N / width)][K][width]` that the kernel reads from front to back.  A block of rows keeps its
@@ -45,13 +45,14 @@ def gemm(
     stored: str = "float32",
     parts: tuple[Columns, ...] = (),
     far: bool = False,
+    dtype: str = "float32",
 ) -> PrimFunc:
     """Kernel (x[M, k], weights[panels, k, width], bias[panels * width], columns, *operands)
     -> y[M, n].
 
     y = x @ weights + bias after the epilogue, whose constants per column are packed like the bias;
-    all is float32 and M symbolic.  Sums run over k in order, in fused multiply-adds where the
-    target has them, whatever M is.  NaN stays NaN.
+    all is float32, or `dtype`, and M symbolic.  Sums run over k in order, in fused multiply-adds
+    where the target has them, whatever M is.  NaN stays NaN.
 
     With `parts`, x is made of these columns of as many matrices, which come first; at most
     MAX_PARTS.
@@ -59,16 +60,20 @@ def gemm(
     Weights are `stored` as float32, bfloat16 or int8. For int8, scale[panels * width] comes after
     the bias: y = (x @ weights) * scale + bias after the epilogue.
 
+    float64 is `stored` as that, has half as many lanes, and the plain epilogue.
+
     Weights that are `far` come from memory each time (`panel_ahead`).
     """
-    panels, width, align = params.panels(n), params.width, element_bytes("float32")
+    panels, width, align = params.panels(n), params.width, element_bytes(dtype)
     constants = max(1, epilogue.activation.columns)
     store, data = storing(n, params.lanes, epilogue), parts or whole_matrix(k)
     wide = [part.source for part in data] + [1] * MAX_PARTS
     size, bits = element_bytes(stored), "uint16" if stored == "bfloat16" else stored
     ahead = asking(k, params, size, far) if asks(k, panels, params, size) else None
-    visit = by_blocks(params, panels, _block(data, params, stored, store, ahead), ahead is None)
-    at_a_time = _rows_at_a_time(k, panels * width, params)
+    visit = by_blocks(
+        params, panels, _block(data, params, stored, store, ahead, dtype), ahead is None
+    )
+    at_a_time = _rows_at_a_time(k, panels * width, params, align)
 
     @script.prim_func(private=True, s_tir=True)
     def gemm(
@@ -86,17 +91,17 @@ def gemm(
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
-        left = T.match_buffer(x, (m, wide[0]), "float32", align=align)
-        left1 = T.match_buffer(x1, (m, wide[1]), "float32", align=align)
-        left2 = T.match_buffer(x2, (m, wide[2]), "float32", align=align)
-        left3 = T.match_buffer(x3, (m, wide[3]), "float32", align=align)
+        left = T.match_buffer(x, (m, wide[0]), dtype, align=align)
+        left1 = T.match_buffer(x1, (m, wide[1]), dtype, align=align)
+        left2 = T.match_buffer(x2, (m, wide[2]), dtype, align=align)
+        left3 = T.match_buffer(x3, (m, wide[3]), dtype, align=align)
         right = T.match_buffer(weights, (panels, k, width), bits, align=size)
-        start = T.match_buffer(bias, (panels * width,), "float32", align=align)
-        factor = T.match_buffer(scale, (panels * width,), "float32", align=align)
-        columns = T.match_buffer(c, (constants, panels * width), "float32", align=align)
-        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), "float32", align=align)
-        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), "float32", align=align)
-        out = T.match_buffer(y, (m, n), "float32", align=align)
+        start = T.match_buffer(bias, (panels * width,), dtype, align=align)
+        factor = T.match_buffer(scale, (panels * width,), dtype, align=align)
+        columns = T.match_buffer(c, (constants, panels * width), dtype, align=align)
+        first = T.match_buffer(p, (epilogue.rows(0, m, fewer), n), dtype, align=align)
+        second = T.match_buffer(q, (epilogue.rows(1, m, least), n), dtype, align=align)
+        out = T.match_buffer(y, (m, n), dtype, align=align)
         others = T.meta_var((right, start, factor, out, (columns, first, second)))
         if at_a_time == 0:
             visit(((left, left1, left2, left3), *others, 0, m), m)
@@ -112,15 +117,15 @@ def gemm(
     return without_parameters(gemm, *unused, *epilogue.unused)
 
 
-def _rows_at_a_time(k: int, columns: int, params: GemmParams) -> int:
+def _rows_at_a_time(k: int, columns: int, params: GemmParams, element: int) -> int:
     """How many rows go through all panels before the next ones do; 0 for all of them.
 
     Rows that stay in the second-level cache are read from memory once, not for each panel. Weights
     are then read for each of these groups, so they have to stay there too.
     """
-    if 4 * k * columns >= _CACHED or columns == params.width:
+    if element * k * columns >= _CACHED or columns == params.width:
         return 0
-    return max(1, _CACHED // (4 * k) // params.rows) * params.rows
+    return max(1, _CACHED // (element * k) // params.rows) * params.rows
 
 
 def _block(
@@ -129,6 +134,7 @@ def _block(
     stored: str,
     store: Emitted,
     ahead: tuple[Emitted, Emitted] | None,
+    dtype: str,
 ) -> Emitted:
     """For use in a kernel: `block(tensors, first, panel, height, side)` computes rows of panels."""
     lanes, vectors = params.lanes, params.vectors
@@ -145,7 +151,7 @@ def _block(
     def block(tensors, first, panel, height, side):
         x, w, b, s, y, given, begin, rows = T.meta_var(tensors)
         across = T.meta_var(side * vectors)
-        acc = T.alloc_buffer((height * across * lanes,), "float32")
+        acc = T.alloc_buffer((height * across * lanes,), dtype)
         if ahead is not None:
             lines = T.alloc_buffer((2,), "int64")
             share(lines, first, height, rows)

@@ -6,6 +6,7 @@ block of rows of the first keeps its sums in registers while it runs along K.
 
 from functools import cache
 
+from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -39,29 +40,34 @@ def _tiles(m: int, height: int, lanes: int) -> Tiles:
 
 @cache
 def matrix_products(
-    n: int | None, m: int, k: int | None, lanes: int, shared: bool = False
+    n: int | None,
+    m: int,
+    k: int | None,
+    lanes: int,
+    shared: bool = False,
+    dtype: str = "float32",
 ) -> PrimFunc:
     """Kernel (x[b, n, k], y[b, k, m]) -> out[b, n, m]: out[b] = x[b] times y[b].
 
-    float32; `b` is symbolic, and so are n and k if None. Sums run over k in order, in fused
-    multiply-adds where the target has them, whatever `b` and `n` are.
+    All is `dtype`, float32 or float64; `b` is symbolic, and so are n and k if None. Sums run over
+    k in order, in fused multiply-adds where the target has them, whatever `b` and `n` are.
 
     Args:
-        lanes: float32 elements in a vector register.
+        lanes: elements in a vector register.
         shared: x is [1, n, k], the same for all.
     """
-    align, rows = element_bytes("float32"), extent("rows", n)
-    depth, height = extent("depth", k), _height(n)
+    align, rows = element_bytes(dtype), extent("rows", n)
+    depth, height, zero = extent("depth", k), _height(n), tirx.const(0, dtype)
 
     @inlined
     def block(x, y, out, b, first, count):
         tiles = T.meta_var(_tiles(m, count, lanes))
-        acc = T.alloc_buffer((count, tiles.vectors, tiles.lanes), "float32", scope="local")
+        acc = T.alloc_buffer((count, tiles.vectors, tiles.lanes), dtype, scope="local")
         for tile in range(tiles.count):
             for r in T.unroll(count):
                 for v in T.unroll(tiles.vectors):
                     for lane in T.vectorized(tiles.lanes):
-                        acc[r, v, lane] = T.float32(0)
+                        acc[r, v, lane] = zero
             for kk in range(depth):
                 for r in T.unroll(count):
                     for v in T.unroll(tiles.vectors):
@@ -80,9 +86,9 @@ def matrix_products(
     def matrix_products(left: T.handle, right: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         batch = T.int64()
-        x = T.match_buffer(left, (1 if shared else batch, rows, depth), "float32", align=align)
-        y = T.match_buffer(right, (batch, depth, m), "float32", align=align)
-        out = T.match_buffer(out_, (batch, rows, m), "float32", align=align)
+        x = T.match_buffer(left, (1 if shared else batch, rows, depth), dtype, align=align)
+        y = T.match_buffer(right, (batch, depth, m), dtype, align=align)
+        out = T.match_buffer(out_, (batch, rows, m), dtype, align=align)
         for b in range(batch):
             if n is None:
                 for i in range(rows // height):

@@ -32,7 +32,7 @@ class GemmParams:
     """How the kernel uses registers.
 
     Attributes:
-        lanes: float32 elements in one vector register.
+        lanes: elements (float32, or float64) in one vector register.
         vectors: vector registers across the columns of a panel.
         rows: rows of the left operand computed together, at most `MAX_ROWS`.
     """
@@ -121,22 +121,24 @@ def narrow(vectors: int, lanes: int) -> bool:
 
 
 def pack_weights(weights: np.ndarray, params: GemmParams) -> np.ndarray:
-    """float32, bfloat16 or int8 [K, N] as [panels, K, width]; columns beyond N are zero.
+    """float32, float64, bfloat16 or int8 [K, N] as [panels, K, width]; columns beyond N are zero.
 
     bfloat16 as its bits, uint16: NumPy has none that DLPack could hand over.
     """
     k, n = weights.shape
     panels = params.panels(n)
-    dtype = weights.dtype if weights.dtype.name in ("int8", "bfloat16") else np.float32
+    dtype = weights.dtype if weights.dtype.name in ("int8", "bfloat16", "float64") else np.float32
     padded = np.zeros((k, panels * params.width), dtype)
     padded[:, :n] = weights
     packed = np.ascontiguousarray(padded.reshape(k, panels, -1).transpose(1, 0, 2))
     return packed.view(np.uint16) if packed.dtype.name == "bfloat16" else packed
 
 
-def pack_bias(bias: np.ndarray | None, n: int, params: GemmParams) -> np.ndarray:
-    """float32[N] (None for zeros) as float32[panels * width]."""
-    padded = np.zeros(params.panels(n) * params.width, np.float32)
+def pack_bias(
+    bias: np.ndarray | None, n: int, params: GemmParams, dtype: str = "float32"
+) -> np.ndarray:
+    """A row of N numbers (None for zeros) as `dtype`[panels * width]."""
+    padded = np.zeros(params.panels(n) * params.width, dtype)
     if bias is not None:
         padded[:n] = bias
     return padded
@@ -236,7 +238,7 @@ def adding_up(
         if stored == "bfloat16":
             word = T.Cast(f"uint32x{lanes}", vector) << T.Broadcast(T.uint32(16), lanes)
             return T.reinterpret(f"float32x{lanes}", word)
-        return vector if stored == "float32" else T.Cast(f"float32x{lanes}", vector)
+        return vector if stored in ("float32", "float64") else T.Cast(f"float32x{lanes}", vector)
 
     @inlined
     def step(x, w, acc, first, panel, height, across, at, kk):
