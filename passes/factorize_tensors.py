@@ -81,7 +81,7 @@ class FactorizeTensors(LossyPass):
             return False
         if not all(isinstance(size, int) for v in _features(node) for size in v.tensor.dims[1:]):
             return False
-        reason = _refusal(node, weight)
+        reason = _refusal(weight)
         if not reason and self._most(node) < _LEAST_RANK:
             reason = "factors would not be smaller, or would take as many products"
         if reason:
@@ -128,7 +128,7 @@ def _sizes(layer: Node) -> tuple[int, int, int]:
     return left, right, maps
 
 
-def _refusal(node: Node, weight: np.ndarray) -> str:
+def _refusal(weight: np.ndarray) -> str:
     if not np.isfinite(weight).all():
         return "the weight is not all numbers"
     if not weight.any():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,3 +140,17 @@ def test_no_second_copy_of_passes() -> None:
     found = imported_by("from graphopt.pipeline import registry; registry.passes()")
     assert "passes" not in found
     assert "targets" not in found
+
+
+def test_no_private_function_is_left_unused() -> None:
+    """Those that a decorator hands over to someone apart."""
+    texts = {path: path.read_text() for _, path in modules()}
+    words = Counter(word for text in texts.values() for word in re.findall(r"\w+", text))
+    left = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, text in texts.items()
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list
+        if node.name[0] == "_" != node.name[1] and words[node.name] < 2
+    ]
+    assert left == []

@@ -250,10 +250,8 @@ _NAMED = {
     "logloss": Metric("logloss", _logloss, False),
     "ne": Metric("ne", _normalized_entropy, False),
     "mse": Metric("mse", _mse, False),
-    "max-error": Metric("max-error", lambda a: output_errors(a).max(), False, ("original",), False),
-    "mean-error": Metric(
-        "mean-error", lambda a: output_errors(a).mean(), False, ("original",), False
-    ),
+    "max-error": _output_error("max-error", np.max),
+    "mean-error": _output_error("mean-error", np.mean),
     "kendall": Metric.over_lists("kendall", _kendall, ("original",)),
 }
 _CUT = {"ndcg": ndcg, "hit": hit, "top": top_overlap}

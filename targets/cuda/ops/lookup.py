@@ -44,7 +44,7 @@ def _gather_elements(lower: CudaLowering, node: Node) -> relax.Expr:
     axis = node.attr("axis") % len(data.tensor.dims)
     lower.demand_ids(node, ids, data.tensor.dims[axis])
     size = lower.dim(data.tensor.dims[axis])
-    fits = [(fitting(lower, node, ids, data, axis), "its indices are larger than its data")]
+    fits = [(fitting(lower, ids, data, axis), "its indices are larger than its data")]
 
     def take(x: te.Tensor, i: te.Tensor) -> te.Tensor:
         def element(*o: Any) -> Any:

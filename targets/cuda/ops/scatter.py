@@ -27,7 +27,7 @@ def _scatter_elements(lower: CudaLowering, node: Node) -> relax.Expr:
     data, ids, updates = (tensor_input(node, k) for k in range(3))
     sizes = data.tensor.dims
     axis = node.attr("axis") % len(sizes)
-    fits = tirx.all(fitting(lower, node, ids, data, axis), fitting(lower, node, ids, updates, -1))
+    fits = tirx.all(fitting(lower, ids, data, axis), fitting(lower, ids, updates, -1))
     lower.demand(lambda k: fits, [], 1, f"{describe(node)}: its indices are larger than its data")
     lower.demand_ids(node, ids, sizes[axis])
     change, oob = reduction_of(lower, node), lower.oob

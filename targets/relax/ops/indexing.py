@@ -113,7 +113,7 @@ def _gather_elements(lower: Lowering, node: Node) -> relax.Expr:
     data, ids = tensor_input(node, 0), tensor_input(node, 1)
     axis = node.attr("axis") % len(data.tensor.dims)
     shape = lower.shape(ids)
-    fits = fitting(lower, node, ids, data, axis)
+    fits = fitting(lower, ids, data, axis)
 
     def body(source: Any, indices: Any, out: Any) -> None:
         require(fits, f"{describe(node)}: its indices are larger than its data")
@@ -132,7 +132,7 @@ def as_index(loop_variables: Any) -> tuple[Any, ...]:
     return (loop_variables,) if isinstance(loop_variables, tirx.Var) else tuple(loop_variables)
 
 
-def fitting(lower: Lowering, node: Node, ids: Value, data: Value, axis: int) -> Any:
+def fitting(lower: Lowering, ids: Value, data: Value, axis: int) -> Any:
     """Whether indices stay within the data on every axis but the one that they index."""
     pairs = [
         (int64(lower.dim(small)), int64(lower.dim(large)))

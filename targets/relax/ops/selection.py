@@ -37,15 +37,6 @@ Sort = Callable[[Lowering, relax.Expr, Sequence[Any], str, bool], relax.Expr]
 positions of the elements along the middle axis, sorted, int64 [outer, inner, n]."""
 
 
-def _sorted(
-    lower: Lowering, cube: relax.Expr, sizes: Sequence[Any], dtype: str, descending: bool
-) -> relax.Expr:
-    outer, length, inner = sizes
-    kernel = selection.argsort(_fixed(outer), _fixed(length), _fixed(inner), dtype, descending)
-    outs = [([outer, inner, length], "int64"), ([length], "int64")]
-    return lower.kernel(kernel, [cube], outs)[0]
-
-
 @lowers("TopK")
 def _topk(lower: Lowering, node: Node) -> list[relax.Expr]:
     cube, (outer, length, inner), taken = topk_operands(lower, node)
