@@ -50,14 +50,18 @@ def _loop(node: Node) -> list[Type | None]:
 
 def loop_trip_count(node: Node) -> Dim | None:
     """The number of iterations of a Loop whose condition stays true; None if not known."""
+    trips = content_input(node, 0)
+    return trips[0] if trips is not None and never_stops(node) else None
+
+
+def never_stops(node: Node) -> bool:
+    """True if the condition of a Loop is true from the start and stays so."""
     body: Graph = node.attrs["body"]
-    trips, start, goes_on = content_input(node, 0), content_input(node, 1), body.outputs[0]
+    start, goes_on = content_input(node, 1), body.outputs[0]
     while goes_on.producer is not None and goes_on.producer.op == "Identity":
         (goes_on,) = goes_on.producer.inputs  # type: ignore[assignment]
     always = goes_on is body.inputs[1] or known_ints(goes_on.content) == [1]
-    if trips is None or not always or (node.input(1) is not None and start != [True]):
-        return None
-    return trips[0]
+    return always and (node.input(1) is None or start == [True])
 
 
 def _stacked(value: Value, count: Dim | None) -> Type | None:

@@ -218,7 +218,8 @@ class CpuTarget(Target):
             stage("lower")
         lowered = lowering.lower(working, oob)
         stage("build")
-        built = build.build(lowered.module, used.llvm, self.machine, library, lowered.emitted)
+        code = lowered.module, used.llvm, self.machine, library
+        built = build.build(*code, lowered.emitted, lowered.functions)
         facts = {
             "target": f"cpu:{self.label}",
             "machine": self.machine,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -20,9 +21,9 @@ from graphopt.targets.relax.attribution import Emitted, attribute
 from graphopt.targets.relax.direct import DIRECT
 from graphopt.targets.relax.linking import linker_options
 from graphopt.targets.relax.schedule import schedule
-from graphopt.targets.relax.scratch import ON_STACK
 from graphopt.targets.relax.straight import straighten, unaligned
 
+Functions = Mapping[Any, tirx.PrimFunc]
 ROOM = 64 << 20  # bytes; a large model takes 10 MB
 
 
@@ -51,12 +52,18 @@ class Built:
 
 
 def build(
-    module: tvm.IRModule, target: tvm.target.Target, machine: str, library: Path, emitted: Emitted
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    machine: str,
+    library: Path,
+    emitted: Emitted,
+    functions: Functions,
 ) -> Built:
     """Compile `module` for `target`, of architecture `machine`, into the shared library `library`.
 
     Args:
         emitted: which node each variable of `main` comes from.
+        functions: what kernels of `module` call.
 
     Raises:
         UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
@@ -66,17 +73,19 @@ def build(
         fused = schedule(merged)
         straight = straighten(fused)
         if straight is None:
-            pipeline = to_virtual_machine(target)
+            pipeline = to_virtual_machine(target, functions)
             executable = tvm.compile(
-                _unaligned(fused), target=target, relax_pipeline=pipeline, tir_pipeline=ON_STACK
+                _unaligned(fused), target=target, relax_pipeline=pipeline, tir_pipeline=DIRECT
             )
         else:
-            executable = tvm.compile(straight.module, target=target, tir_pipeline=DIRECT)
+            whole = _with(straight.module, functions)
+            executable = tvm.compile(whole, target=target, tir_pipeline=DIRECT)
     export(executable, machine, library)
+    counts = (kernels(fused) + len(functions), calls(fused))
     if straight is None:
-        return Built(kernels(fused), calls(fused), None)
+        return Built(*counts, None)
     program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
-    counts, shared = (kernels(fused), calls(fused)), straight.shared
+    shared = straight.shared
     return Built(*counts, straight.sizes, straight.embedded, program, shared, straight.shaping)
 
 
@@ -88,6 +97,10 @@ def compiling() -> Iterator[None]:
     except (InternalError, s_tir.ScheduleError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UnsupportedOpError("Graph", f"TVM cannot generate code for it: {reason}") from error
+
+
+def _with(module: tvm.IRModule, functions: Functions) -> tvm.IRModule:
+    return tvm.IRModule({**module.functions, **functions}, attrs=module.attrs)
 
 
 def _unaligned(module: tvm.IRModule) -> tvm.IRModule:
@@ -147,8 +160,14 @@ def fuse(module: tvm.IRModule, emitted: Emitted) -> tuple[tvm.IRModule, dict[str
         return tvm.transform.Sequential(merge)(grouped), nodes
 
 
-def to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:
-    """The pass that turns a fused and scheduled module into code for Relax's virtual machine."""
+def to_virtual_machine(
+    target: tvm.target.Target, functions: Functions | None = None
+) -> tvm.transform.Pass:
+    """The pass that turns a fused and scheduled module into code for Relax's virtual machine.
+
+    Args:
+        functions: what its kernels call, which nobody else may.
+    """
     passes = [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
@@ -166,7 +185,7 @@ def to_virtual_machine(target: tvm.target.Target) -> tvm.transform.Pass:
     @tvm.transform.module_pass(opt_level=0)
     def lower(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         with target:
-            return tvm.transform.Sequential(passes)(module)
+            return _with(tvm.transform.Sequential(passes)(module), functions or {})
 
     return lower
 

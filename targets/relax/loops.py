@@ -37,12 +37,12 @@ def loops(
         body(*buffers)
     kernel = builder.get()
     inputs, results = kernel.params[: len(args)], kernel.params[len(args) :]
-    free = _free_sizes(kernel, shapes)
+    free = free_sizes(kernel, shapes)
     kernel = tirx.PrimFunc([*inputs, *free, *results], kernel.body, kernel.ret_type, kernel.attrs)
     return list(lower.kernel(s_tir.renew_defs(kernel), [*args, *free], outs))
 
 
-def _free_sizes(kernel: tirx.PrimFunc, shapes: Sequence[Sequence[Any]]) -> list[tirx.Var]:
+def free_sizes(kernel: tirx.PrimFunc, shapes: Sequence[Sequence[Any]]) -> list[tirx.Var]:
     """The sizes that a kernel uses and that no dim of a buffer is equal to."""
     bound = {dim for shape in shapes for dim in shape if isinstance(dim, tirx.Var)}
     used = list(tirx.analysis.undefined_vars(kernel.body, list(kernel.params)))

@@ -47,11 +47,13 @@ class Lowered:
             a tuple of the outputs; bfloat16 tensors are passed as uint16.
         constants: the constants, in parameter order.
         emitted: for each variable of `main` that a kernel computes, the node that it comes from.
+        functions: what kernels call.
     """
 
     module: Any
     constants: tuple[Value, ...]
     emitted: Mapping[str, Node]
+    functions: Mapping[Any, tirx.PrimFunc]
 
 
 def lower(graph: Graph, oob: Oob = "error", lowering: Lowering | None = None) -> Lowered:
@@ -65,17 +67,8 @@ def lower(graph: Graph, oob: Oob = "error", lowering: Lowering | None = None) ->
     """
     lowering = lowering or Lowering(oob)
     inputs = [lowering.parameter(value) for value in graph.inputs]
-    with _discarding(lowering.bb), lowering.bb.function("main", inputs, pure=False):
-        outputs = lowering.body(graph)
-        lowering.bb.emit_func_output(relax.Tuple(lowering.results(outputs)))
-    module = lowering.bb.get()
-    body = module["main"]
-    constants = lowering.constants
-    params = [*inputs, *constants.values()]
-    module["main"] = relax.Function(params, body.body, body.ret_ty, body.is_pure).with_attr(
-        {"global_symbol": "main", "num_input": len(inputs)}
-    )
-    return Lowered(module, tuple(constants), lowering.emitted)
+    module = lowering.module(inputs, graph, graph.outputs)
+    return Lowered(module, tuple(lowering.constants), lowering.emitted, lowering.functions)
 
 
 @contextmanager
@@ -97,6 +90,7 @@ class Lowering(Emitter):
         target: the kind of target, which chooses among converters.
         oob: what an id outside its table does.
         constants: the parameters that stand for constants so far, in order of first use.
+        functions: what kernels call, as `DirectKernel` makes it; `bodies` has more of this.
     """
 
     target: ClassVar[str] = "cpu"
@@ -106,6 +100,7 @@ class Lowering(Emitter):
         super().__init__()
         self.oob = oob
         self.constants: dict[Value, relax.Var] = {}
+        self.functions: dict[Any, tirx.PrimFunc] = {}
         self._exprs: dict[Value, relax.Expr] = {}
         self._raw: dict[Value, relax.Var] = {}
         self._fresh = itertools.count()
@@ -160,7 +155,7 @@ class Lowering(Emitter):
         if value in self._raw:
             return self._raw[value]
         if value.dtype == "bfloat16" and value.const is not None and value not in self._exprs:
-            return self.reinterpreted(self._stored(value), "uint16")
+            return self.reinterpreted(self.stored(value), "uint16")
         return self.reinterpreted(self.expr(value), outside(value.dtype))
 
     def dim(self, dim: Dim) -> Any:
@@ -238,6 +233,25 @@ class Lowering(Emitter):
             self._lower(node)
         return [self.expr(value) for value in graph.outputs]
 
+    def module(self, inputs: list[relax.Var], graph: Graph, outputs: Sequence[Value]) -> Any:
+        """An IRModule whose `main` takes `inputs`, then the constants, and gives `outputs`."""
+        with _discarding(self.bb), self.bb.function("main", inputs, pure=False):
+            self.body(graph)
+            results = self.results([self.expr(value) for value in outputs])
+            self.bb.emit_func_output(relax.Tuple(results))
+        module = self.bb.get()
+        body, params = module["main"], [*inputs, *self.constants.values()]
+        module["main"] = relax.Function(params, body.body, body.ret_ty, body.is_pure).with_attr(
+            {"global_symbol": "main", "num_input": len(inputs)}
+        )
+        return module
+
+    def within(self) -> Lowering:
+        """A new state for a subgraph, where the sizes are known that are known here."""
+        inner = type(self)(self.oob)
+        inner.sizes, inner.functions = dict(self.sizes), self.functions
+        return inner
+
     @contextmanager
     def scope(self, values: dict[Value, relax.Expr], *, function: bool = False) -> Iterator[None]:
         """What is lowered within is not visible after it; `values` are visible only within.
@@ -277,9 +291,9 @@ class Lowering(Emitter):
         self._exprs.update(zip(node.outputs, outputs))
 
     def _constant(self, value: Value) -> relax.Expr:
-        return self.reinterpreted(self._stored(value), value.dtype)
+        return self.reinterpreted(self.stored(value), value.dtype)
 
-    def _stored(self, value: Value) -> relax.Expr:
+    def stored(self, value: Value) -> relax.Expr:
         """A constant as it is handed over: bfloat16 as uint16, unless it is part of the code."""
         array = value.const
         assert array is not None

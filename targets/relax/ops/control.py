@@ -1,4 +1,7 @@
-"""If as a branch at run time; Loop and Scan with a known number of steps, written out."""
+"""If as a branch at run time; Loop and Scan with a known number of steps, written out.
+
+`repetition` has loops for CPUs, which run.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,15 @@ from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.targets.relax.lowering import Lowering, lowers
 
+_RANKS = "its branches give tensors of different rank; reshape them to one"
 MAX_STEPS = 20_000
 """Ops that a loop may come to when it is written out: about what compiles within a minute."""
 _FAN_IN = 16  # operands of one concatenation: its code has a branch for each
 
 
 @lowers("If")
-def _if(lower: Lowering, node: Node) -> list[relax.Expr]:
+def branch(lower: Lowering, node: Node) -> list[relax.Expr]:
+    """One of two expressions, whose sizes may differ."""
     condition, outputs = node.inputs[0], node.outputs
     assert condition is not None
     for value in outputs:
@@ -83,7 +88,7 @@ def _scan(lower: Lowering, node: Node) -> list[relax.Expr]:
     scanned = int(node.attr("num_scan_inputs"))
     states = len(node.inputs) - scanned
     sequences = [value for value in node.inputs[states:] if value is not None]
-    axes = _axes(node, "scan_input_axes", [value.rank or 0 for value in sequences])
+    axes = axes_of(node, "scan_input_axes", [value.rank or 0 for value in sequences])
     backwards = node.attr("scan_input_directions") or [0] * scanned
     steps = _known(lower, sequences[0].tensor.dims[axes[0]], body)
     carried = [_given(lower, value) for value in node.inputs[:states]]
@@ -99,7 +104,7 @@ def _scan(lower: Lowering, node: Node) -> list[relax.Expr]:
         carried = results[:states]
         for parts, result in zip(collected, results[states:]):
             parts.append(result)
-    out_axes = _axes(node, "scan_output_axes", [value.rank or 0 for value in outs])
+    out_axes = axes_of(node, "scan_output_axes", [value.rank or 0 for value in outs])
     reversals = node.attr("scan_output_directions") or [0] * len(outs)
     return [
         *carried,
@@ -110,7 +115,8 @@ def _scan(lower: Lowering, node: Node) -> list[relax.Expr]:
     ]
 
 
-def _axes(node: Node, name: str, ranks: Sequence[int]) -> list[int]:
+def axes_of(node: Node, name: str, ranks: Sequence[int]) -> list[int]:
+    """An attribute of a Scan that holds an axis for each of some values, none negative."""
     axes = node.attr(name) or [0] * len(ranks)
     return [axis % rank for axis, rank in zip(axes, ranks)]
 

@@ -1,11 +1,10 @@
-"""If, Loop and Scan against ONNX Runtime."""
+"""If, Loop and Scan with a known number of steps; `test_repetition` has the others."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from graphopt.errors import UnsupportedOpError
 from graphopt.testing import Compiled, parse, run_onnxruntime
 
 
@@ -94,17 +93,3 @@ def test_loop_of_no_steps() -> None:
         }""".replace("bool go = {1}>", "bool go = {1}, int64[1] zero = {0}>"),
         {"x": ramp(3, 2)},
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (("go = {1}", "go = {0}"), "known only at run time"),
-        (("trip = {20}", "trip = {200000}"), "too many"),
-        (("d = Identity(c)", "d = Not(c)"), "known only at run time"),
-    ],
-)
-def test_loops_that_are_refused(change: tuple[str, str], reason: str) -> None:
-    with pytest.raises(UnsupportedOpError, match=reason) as caught:
-        Compiled(parse(LOOP.replace(*change)))
-    assert caught.value.op == "Loop"
