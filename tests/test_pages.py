@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,3 +152,10 @@ def test_every_page_is_one_step_from_the_readme() -> None:
 def test_the_readme_is_short() -> None:
     """So that what is added finds its place on another page."""
     assert len(README.read_text().splitlines()) <= 300
+
+
+def test_no_decision_is_told_twice() -> None:
+    """No title, and no long line of text: changes that meet in one place are all kept."""
+    lines = [re.sub(r"^## [\d-]+ ", "## ", line) for line in RATIONALE.read_text().splitlines()]
+    told = Counter(line for line in lines if line.startswith("## ") or len(line) > 60)
+    assert [line for line, times in told.items() if times > 1] == []
