@@ -20,7 +20,7 @@ from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
 
-INSTRUCTIONS = ("dpbf16ps", "tdpbf16ps", "bfdot", "vpdpbusd", "tdpbusd")
+INSTRUCTIONS = ("dpbf16ps", "tdpbf16ps", "bfdot", "vpdpbusd", "vpmaddwd", "tdpbusd")
 """Those that have a factor of their own, as LLVM calls them."""
 
 

@@ -112,7 +112,7 @@ class Int8GemmFamily(GemmFamily):
     rounding: ClassVar[Quantization] = Quantization(1 / 32, 128)
 
     def default(self, problem: GemmProblem) -> GemmParams:
-        return int8_params(problem.n)
+        return int8_params(problem.n, lanes=problem.lanes)
 
     def kernel(self, problem: GemmProblem, params: GemmParams) -> Any:
         return int8_gemm(problem.k, problem.n, self.rounding, params)

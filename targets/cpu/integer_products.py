@@ -152,7 +152,7 @@ def _lower(lower: Lowering, node: Node) -> Any:
     assert data is not None and codes is not None and scale is not None
     k, n = codes.shape
     amx = node.attrs.get("amx")
-    params = int8_params(n, amx)
+    params = int8_params(n, amx, node.attrs["lanes"])
     width = params.panels(n) * params.width
     sums = lower.constant(pack_start(codes, -1, params))
 

@@ -46,6 +46,7 @@ from graphopt.targets.cpu import (
 from graphopt.targets.cpu.kernels import attention_tiles, bf16_gemm, dot
 from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bfloat16 import Words
+from graphopt.targets.cpu.kernels.byte_products import VNNI_LANES
 from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.cpu.kernels.panel_ahead import FAR_BYTES
 from graphopt.targets.cpu.kernels.panels import (
@@ -85,6 +86,7 @@ _VECTORIZED = (
     f"{DOMAIN}::Cosine",
     f"{DOMAIN}::Dense",
     f"{DOMAIN}::DoubleDense",
+    f"{DOMAIN}::IntegerProduct",
     f"{DOMAIN}::LayerNorm",
     f"{DOMAIN}::Limit",
     f"{DOMAIN}::LookupInteraction",
@@ -101,6 +103,7 @@ _VECTORIZED = (
     "graphopt::GRU",
     "graphopt::PairProducts",
 )
+_INTERACTION = f"{DOMAIN}::{lookup_interaction.OP_TYPE}"
 _RECURRENT = ("GRU", "LSTM", "RNN", "graphopt::GRU", "graphopt::AttentionalGRU")
 # A dense layer before its weights are packed: (x, weights[K, N], bias[N]?, *others), an activation
 # with its constants per column in `columns`, and `steps`, which say how the others change the
@@ -113,7 +116,7 @@ layer = Pattern("Dense", (x, w, ...), domain=DOMAIN, name="y")
 def legalize(
     graph: Graph,
     lanes: int,
-    vnni: bool = False,
+    in_bytes: bool = False,
     words: Words | None = None,
     every_layer: bool = False,
     amx: Amx | None = None,
@@ -123,7 +126,8 @@ def legalize(
 
     Args:
         lanes: float32 elements in a vector register of the target.
-        vnni: it multiplies bytes (AVX512-VNNI). Quantized layers are computed in float32 elsewhere.
+        in_bytes: it multiplies bytes, as `byte_products` has it. Quantized layers are computed in
+            float32 elsewhere.
         words: how it multiplies bfloat16; None if it does not.
         every_layer: layers multiply bfloat16 wherever it is faster, not only where the graph rounds
             their operands to it. Without `words`, their weights are bfloat16, and widened to be
@@ -133,7 +137,7 @@ def legalize(
     """
     rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
     rewrite(graph, (codes_in_bytes, *codes.AS_FLOATS, code_tables.gather_to_table), RewriteStats())
-    if vnni:
+    if in_bytes:
         rewrite(graph, (*codes.UNSIGNED, code_tables.table_of_unsigned), RewriteStats())
         layers = (quantized_dense.codes_to_dense, quantized_dense.quantized_to_dense)
         for quantized in (layers, *integer_products.STEPS):
@@ -149,7 +153,7 @@ def legalize(
     for node in graph.walk():
         if node.op in _VECTORIZED:
             node.attrs["lanes"] = lanes
-        if vnni and node.op == f"{DOMAIN}::{lookup_interaction.OP_TYPE}":
+        if in_bytes and lanes == VNNI_LANES and node.op == _INTERACTION:
             lookup_interaction.keep_codes(node)
         if node.op == f"{DOMAIN}::{code_tables.OP_TYPE}":
             node.attrs["permutes"] = permutes

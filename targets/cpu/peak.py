@@ -19,6 +19,7 @@ from graphopt.latency import Call
 from graphopt.targets.cpu.kernels import amx as tiles
 from graphopt.targets.cpu.kernels.amx import TILE, amx_for, configuring, tile_number
 from graphopt.targets.cpu.kernels.bfloat16 import PAIR, words_for
+from graphopt.targets.cpu.kernels.byte_products import byte_products
 from graphopt.targets.cpu.kernels.row_codes import GROUP
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.kernels import script
@@ -43,7 +44,8 @@ def products() -> dict[str, tuple[Call, int]]:
     if words is not None:
         kernels[words.name] = _vectors(lanes, "float32", words.dot, words.llvm), PAIR
     if host.multiplies_bytes:
-        kernels["vpdpbusd"] = _vectors(lanes, "int32", _multiply_bytes), GROUP
+        by = byte_products(lanes)
+        kernels[by.name] = _vectors(lanes, "int32", by.dot), by.group
     sums = lanes * _SUMS * STEPS
     calls = {name: (_call(each, host), 2 * n * sums) for name, (each, n) in kernels.items()}
     for instruction, operands, each in (("tdpbf16ps", "bf16", PAIR), ("tdpbusd", "int8", GROUP)):
@@ -60,11 +62,6 @@ def _call(kernel: PrimFunc, target: CpuTarget) -> Call:
 
 def _multiply_add(lanes: int, total: Any, a: Any, b: Any) -> Any:
     return total * T.reinterpret(f"float32x{lanes}", a) + T.reinterpret(f"float32x{lanes}", b)
-
-
-def _multiply_bytes(total: Any, a: Any, b: Any) -> Any:
-    pair = T.reinterpret("int8x64", a), T.reinterpret("int8x64", b)
-    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *pair)
 
 
 def _vectors(lanes: int, dtype: str, dot: Dot, llvm: str = "") -> PrimFunc:

@@ -144,7 +144,7 @@ def int8_kernel(
     k, n = codes.shape
     data, bias, rounding = node.inputs[0], node.const(2), node.attrs["data"]
     amx = node.attrs.get("amx")
-    params = node.attrs.get("params") or int8_params(n, amx)
+    params = node.attrs.get("params") or int8_params(n, amx, node.attrs["lanes"])
     assert data is not None
     scale, zero = node.attrs["scale"], 1  # each row multiplies what belongs to it
     if isinstance(rounding, Quantization):

@@ -3,6 +3,7 @@
 from graphopt.analysis.cost import done_by
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
+from graphopt.targets.cpu.kernels.byte_products import byte_products
 
 
 def operations(layer: Node, k: int) -> Dim:
@@ -11,5 +12,6 @@ def operations(layer: Node, k: int) -> Dim:
     if words is not None:
         return done_by(words.name, 2 * k)
     if "data" in layer.attrs or layer.op_type == "IntegerProduct":
-        return done_by("vpdpbusd" if layer.attrs.get("amx") is None else "tdpbusd", 2 * k)
+        by = byte_products(layer.attrs["lanes"]).name if "amx" not in layer.attrs else "tdpbusd"
+        return done_by(by, 2 * k)
     return 2 * k

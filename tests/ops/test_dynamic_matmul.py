@@ -11,7 +11,6 @@ from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
-from graphopt.machine import host_features
 from graphopt.ops.dynamic_matmul import DOMAIN, OP_TYPE, rounded
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.testing import Compiled, parse, run_onnxruntime
@@ -38,16 +37,15 @@ def product(
     return graph
 
 
-@pytest.fixture(params=["portable", "compiled", "compiled without VNNI"])
+@pytest.fixture(params=["portable", "compiled", "compiled without bytes"])
 def runner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Makes one of the ways to run a graph."""
     if request.param == "portable":
         return lambda graph: lambda feeds: run_onnxruntime(graph, feeds)
-    if request.param.endswith("VNNI"):
-        features = tuple(f for f in host_features() if not f.startswith("avx512"))
-        monkeypatch.setattr(CpuTarget, "features", property(lambda self: features))
+    if request.param.endswith("without bytes"):
+        monkeypatch.setattr(CpuTarget, "multiplies_bytes", property(lambda self: False))
     elif not CpuTarget.parse("").multiplies_bytes:
-        pytest.skip("this CPU lacks AVX512-VNNI")
+        pytest.skip("this CPU multiplies no bytes")
     return Compiled
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from tvm.script import tirx as T
 
 from graphopt.targets.cpu.kernels.amx import TILE, Amx
+from graphopt.targets.cpu.kernels.byte_products import byte_products
 from graphopt.targets.cpu.kernels.panels import Emitted, GemmParams
-from graphopt.targets.cpu.kernels.row_codes import LANES
 from graphopt.targets.cpu.kernels.tile_products import by_tiles
 from graphopt.targets.kernels.script import inlined
 
@@ -40,7 +40,7 @@ class Int8Blocks:
     def _finishing(self) -> Emitted:
         """For use in a kernel: `finish(results, own, first, row, column, acc, at, start)`.
 
-        Stores a vector: acc[at:at + LANES] are the sums of `row` from `column` on, less `start`
+        Stores a vector: acc[at:at + lanes] are the sums of `row` from `column` on, less `start`
         unless that is None.
         """
 
@@ -52,11 +52,13 @@ class Int8Blocks:
         def scaled(factor, own, row):
             return factor * own[0][row] if self.by_row else factor
 
+        lanes = self.params.lanes
+
         @inlined
         def finish(results, own, first, row, column, acc, at, start=None):
             factor, bias, given, y = T.meta_var(results)
-            out = T.alloc_buffer((LANES,), "float32", scope="local")
-            for lane in T.vectorized(LANES):
+            out = T.alloc_buffer((lanes,), "float32", scope="local")
+            for lane in T.vectorized(lanes):
                 out[lane] = (
                     T.Cast("float32", whole(acc[at + lane], start, own, row, column + lane))
                     * scaled(factor[column + lane], own, row)
@@ -68,24 +70,21 @@ class Int8Blocks:
 
     def of_vectors(self) -> Emitted:
         """For use in a kernel: `block(tensors, row, panel, height, _)` computes rows of a panel."""
-        width, vectors, finish = self.params.width, self.params.vectors, self._finishing()
+        width, vectors, lanes = self.params.width, self.params.vectors, self.params.lanes
+        finish, by = self._finishing(), byte_products(lanes)
         beyond = self.words % TILE if self.packed > self.words else 0
 
-        def dot(total, data, weights):
-            pair = T.reinterpret("int8x64", data), T.reinterpret("int8x64", weights)
-            return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", total, *pair)
-
         def begin(start, own, row):
-            return start * T.Broadcast(own[1][row], LANES) if self.by_row else start
+            return start * T.Broadcast(own[1][row], lanes) if self.by_row else start
 
         @inlined
         def step(words, w, acc, at, panel, height, kk, packed):
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = dot(
-                        acc[T.ramp(r * width + v * LANES, 1, LANES)],
-                        T.Broadcast(words[at + r, kk], LANES),
-                        w[panel, packed, T.ramp(v * LANES, 1, LANES)],
+                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = by.dot(
+                        acc[T.ramp(r * width + v * lanes, 1, lanes)],
+                        T.Broadcast(words[at + r, kk], lanes),
+                        by.read(w[panel, packed, T.ramp(v * lanes, 1, lanes)]),
                     )
 
         @inlined
@@ -95,8 +94,8 @@ class Int8Blocks:
             at = T.meta_var(self._place(first, row))
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
-                    acc[T.ramp(r * width + v * LANES, 1, LANES)] = begin(
-                        start[T.ramp(panel * width + v * LANES, 1, LANES)], own, row + r
+                    acc[T.ramp(r * width + v * lanes, 1, lanes)] = begin(
+                        start[T.ramp(panel * width + v * lanes, 1, lanes)], own, row + r
                     )
             for kk in range(self.words - beyond):
                 step(words, w, acc, at, panel, height, kk, kk)
@@ -105,8 +104,8 @@ class Int8Blocks:
                 step(words, w, acc, at, panel, height, place, self.packed - beyond + kk)
             for r in T.unroll(height):
                 for v in T.unroll(vectors):
-                    column = T.meta_var(panel * width + v * LANES)
-                    finish(results, own, first, row + r, column, acc, r * width + v * LANES)
+                    column = T.meta_var(panel * width + v * lanes)
+                    finish(results, own, first, row + r, column, acc, r * width + v * lanes)
 
         return block
 
@@ -121,8 +120,8 @@ class Int8Blocks:
         def finish(tensors, first, panel, sums, at, row):
             own, begin, start, results = T.meta_var((*tensors[1:3], *tensors[4:]))
             for v in T.unroll(vectors):
-                place = T.meta_var(at + row * width + v * LANES)
-                column = T.meta_var(panel * width + v * LANES)
+                place = T.meta_var(at + row * width + v * TILE)
+                column = T.meta_var(panel * width + v * TILE)
                 store(results, own, begin, first + row, column, sums, place, start)
 
         return by_tiles(amx, "tdpbusd", (self.words, n), self.params, operands, finish, "int32")

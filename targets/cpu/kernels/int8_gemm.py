@@ -1,10 +1,11 @@
 """GEMM in 8 bits: float32 or 8 bits in and out, int32 sums that are exact.
 
 `vpdpbusd` (AVX512-VNNI) adds four products of an unsigned and a signed byte to each int32 without
-saturating, so the unsigned operand is the data and the signed one the weights. The data's zero
-point is taken out through the value that sums start from: sum((q - zero) * w) = sum(q * w) - zero *
-sum(w). With AMX `tdpbusd` adds up the same for 16 rows and columns; integers have one sum only, so
-which of the two computes a row changes nothing, and one packing of the weights serves both.
+saturating, so the unsigned operand is the data and the signed one the weights; with AVX2 pairs are
+multiplied in 16 bits (`byte_products`). The data's zero point is taken out through the value that
+sums start from: sum((q - zero) * w) = sum(q * w) - zero * sum(w). With AMX `tdpbusd` adds up the
+same for 16 rows and columns; integers have one sum only, so which of the two computes a row changes
+nothing, and one packing of the weights serves both.
 
 Scale and zero point of the data are constants, or each row has its own, found as it is rounded.
 """
@@ -17,16 +18,17 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.amx import TILE, Amx, configuring
+from graphopt.targets.cpu.kernels.byte_products import VNNI_LANES, byte_products, widen
 from graphopt.targets.cpu.kernels.int8_blocks import Int8Blocks
 from graphopt.targets.cpu.kernels.panels import (
     Emitted,
     GemmParams,
     by_blocks,
     default_params,
+    vectors_across,
 )
 from graphopt.targets.cpu.kernels.row_codes import (
     GROUP,
-    LANES,
     Quantization,
     RowQuantization,
     coding,
@@ -47,15 +49,23 @@ _CONFIGURING = 300
 Rounding = Quantization | RowQuantization
 
 
-def int8_params(n: int, amx: Amx | None = None) -> GemmParams:
-    """Parameters for `n` columns."""
-    return default_params(n, LANES) if amx is None else tile_params(n)
+def int8_params(n: int, amx: Amx | None = None, lanes: int = VNNI_LANES) -> GemmParams:
+    """Parameters for `n` columns, by vectors of `lanes` sums."""
+    if amx is not None:
+        return tile_params(n)
+    if not byte_products(lanes).widens:
+        return default_params(n, lanes)
+    # A product needs a register before it is added, so there are fewer sums than of floats; with
+    # them 4, 5 and 6 rows are as fast.
+    vectors = vectors_across(n, lanes)
+    return GemmParams(lanes, vectors, 8 if vectors == 1 else 4)
 
 
 def pack_int8(weights: np.ndarray, params: GemmParams, amx: Amx | None = None) -> np.ndarray:
     """int8[K, N] as int32[panels, depth, width], each of 4 bytes along K; zero beyond.
 
     `depth` is ceil(K / 4), or of whole tiles with `amx`: then zeros come before the last tile's.
+    Where pairs are multiplied (`byte_products`), it is twice that, and int16.
     """
     k, n = weights.shape
     panels, words = params.panels(n), -(-k // GROUP)
@@ -64,8 +74,9 @@ def pack_int8(weights: np.ndarray, params: GemmParams, amx: Amx | None = None) -
     if amx is not None:
         whole = words - words % TILE if words > TILE else words
         padded = np.insert(padded, [whole] * (packed_depth(words) - words), 0, axis=0)
-    split = padded.reshape(len(padded), GROUP, panels, params.width).transpose(2, 0, 3, 1)
-    return np.ascontiguousarray(split).view(np.int32).reshape(panels, -1, params.width)
+    by = byte_products(params.lanes)
+    split = padded.reshape(-1, by.group, panels, params.width).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(split).view(by.stored).reshape(panels, -1, params.width)
 
 
 def pack_start(weights: np.ndarray, zero: int, params: GemmParams) -> np.ndarray:
@@ -92,7 +103,8 @@ def int8_gemm(
 
     y = scale * (start + q @ weights) + bias, where q is x, quantized, after the epilogue as for
     `gemm`; x, scale, bias and y are float32, M is symbolic; weights and start are packed. A NaN in
-    x becomes some q. For targets with AVX512-VNNI, and AMX if `amx` is given, also to `pack_int8`.
+    x becomes some q. For targets that `byte_products` knows, by the lanes of `params`, and with AMX
+    if `amx` is given, also to `pack_int8`.
 
     With `RowQuantization` y = scale * step * (zero * start + q @ weights) + bias, where step and
     zero belong to the row, and start is that for a zero point of 1.
@@ -114,8 +126,12 @@ def int8_gemm(
     packed = depth if amx is None else packed_depth(depth)
     align, constants = element_bytes("float32"), max(1, epilogue.activation.columns)
     taken, given = "uint8" if takes_codes else "float32", "uint8" if result else "float32"
-    quantize, store = _rounding(k, quantization), _storing(n, epilogue, result)
-    blocks = Int8Blocks(depth, packed, params, takes_codes, by_row, store)
+    by, whole = byte_products(params.lanes), packed * GROUP
+    size = element_bytes(by.stored)
+    depth, packed = depth * GROUP // by.group, packed * GROUP // by.group
+    quantize, store = _rounding(k, quantization, by.lanes), _storing(n, by.lanes, epilogue, result)
+    some, in_place = _ROWS * by.group // GROUP, takes_codes and not by.widens
+    blocks = Int8Blocks(depth, packed, params, in_place, by_row, store)
     configure, visit, release = _products(n, blocks, amx, least_rows(k, n))
 
     @script.prim_func(private=True, s_tir=True)
@@ -126,7 +142,7 @@ def int8_gemm(
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         m, fewer, least = T.int64(), T.int64(), T.int64()
         left = T.match_buffer(x, (m, k), taken, align=element_bytes(taken))
-        right = T.match_buffer(w, (panels, packed, width), "int32", align=align)
+        right = T.match_buffer(w, (panels, packed, width), by.stored, align=size)
         begin = T.match_buffer(z, (panels * width,), "int32", align=align)
         factor = T.match_buffer(s, (panels * width,), "float32", align=align)
         bias = T.match_buffer(b, (panels * width,), "float32", align=align)
@@ -136,18 +152,21 @@ def int8_gemm(
         out = T.match_buffer(y, (m, n), given, align=element_bytes(given))
         results = T.meta_var((factor, bias, (columns, first, second), out))
         configure(m)
-        for batch in range((m + _ROWS - 1) // _ROWS):
-            count = T.min(T.int64(_ROWS), m - batch * _ROWS)
-            start_row = T.meta_var(batch * _ROWS)
-            if takes_codes:
+        for batch in range((m + some - 1) // some):
+            count = T.min(T.int64(some), m - batch * some)
+            start_row = T.meta_var(batch * some)
+            if in_place:
                 words = T.decl_buffer((m, depth), "int32", data=left.data, align=1)
                 visit((words, None, start_row, right, begin, results), m, count, start_row)
             else:
-                codes = T.alloc_buffer((_ROWS, packed * GROUP), "uint8")
-                words = T.decl_buffer((_ROWS, packed), "int32", data=codes.data, align=align)
-                steps = T.alloc_buffer((_ROWS if by_row else 1,), "float32")
-                zeros = T.alloc_buffer((_ROWS if by_row else 1,), "int32")
-                quantize(left, codes, start_row, count, steps, zeros)
+                codes = T.alloc_buffer((some, whole), "uint16" if by.widens else "uint8")
+                words = T.decl_buffer((some, packed), "int32", data=codes.data, align=align)
+                steps = T.alloc_buffer((some if by_row else 1,), "float32")
+                zeros = T.alloc_buffer((some if by_row else 1,), "int32")
+                if takes_codes:
+                    widen(left, start_row, count, codes)
+                else:
+                    quantize(left, codes, start_row, count, steps, zeros)
                 own = T.meta_var((steps, zeros))
                 visit((words, own, start_row, right, begin, results), m, count, 0)
         release(m)
@@ -155,13 +174,13 @@ def int8_gemm(
     return without_parameters(int8_gemm, *epilogue.unused)
 
 
-def _rounding(k: int, rounding: Rounding) -> Emitted:
+def _rounding(k: int, rounding: Rounding, lanes: int) -> Emitted:
     """For use in a kernel: `quantize(x, q, first, count, steps, zeros)` rounds rows of x.
 
     Where each row has its own range, that is kept in `steps` and `zeros`.
     """
     levels = rounding.levels if isinstance(rounding, RowQuantization) else 1
-    code, find = coding(k), ranging(k, levels)
+    code, find = coding(k), ranging(k, levels, lanes)
 
     @inlined
     def quantize(x, q, first, count, steps, zeros):
@@ -180,7 +199,7 @@ def _rounding(k: int, rounding: Rounding) -> Emitted:
     return quantize
 
 
-def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted:
+def _storing(n: int, lanes: int, epilogue: Epilogue, result: Quantization | None) -> Emitted:
     """For use in a kernel: `store(y, row, column, values, at, given)` writes one vector.
 
     As that of `panels`, for values that may become codes.
@@ -188,26 +207,26 @@ def _storing(n: int, epilogue: Epilogue, result: Quantization | None) -> Emitted
 
     @inlined
     def store(y, row, column, values, at, given):
-        if column + LANES <= n:
-            for lane in T.vectorized(LANES):
+        if column + lanes <= n:
+            for lane in T.vectorized(lanes):
                 values[at + lane] = epilogue(values[at + lane], given, row, column + lane)
             if result is not None:
-                y[row, T.ramp(column, 1, LANES)] = quantized(
-                    values[T.ramp(at, 1, LANES)], result, LANES
+                y[row, T.ramp(column, 1, lanes)] = quantized(
+                    values[T.ramp(at, 1, lanes)], result, lanes
                 )
             else:
-                for lane in T.vectorized(LANES):
+                for lane in T.vectorized(lanes):
                     y[row, column + lane] = values[at + lane]
         else:
             if epilogue.before > 0:
-                for lane in range(LANES):
+                for lane in range(lanes):
                     if column + lane < n:
                         values[at + lane] = epilogue.begin(
                             values[at + lane], given, row, column + lane
                         )
-            for lane in T.vectorized(LANES):
+            for lane in T.vectorized(lanes):
                 values[at + lane] = epilogue.activate(values[at + lane], given, column + lane)
-            for lane in range(LANES):
+            for lane in range(lanes):
                 if column + lane < n:
                     values[at + lane] = epilogue.finish(
                         values[at + lane], given, row, column + lane
@@ -236,7 +255,8 @@ def _products(
     """For use in a kernel of `rows`: `configure(rows)`, then `visit(tensors, rows, count, before)`
     for `count` of them, `release(rows)` in the end. `before` is as for `by_tiles`.
     """
-    by_vectors = by_blocks(blocks.params, blocks.params.panels(n), blocks.of_vectors())
+    # A sum waits one cycle for the one before, so that a panel has enough of them for one row.
+    by_vectors = by_blocks(blocks.params, blocks.params.panels(n), blocks.of_vectors(), spans=False)
     if amx is None:
 
         @inlined

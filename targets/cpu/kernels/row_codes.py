@@ -42,8 +42,8 @@ def quantized(x: Any, to: Quantization, count: int) -> Any:
     return coded(x, T.float32(1 / np.float32(to.scale)), T.float32(to.zero), count)
 
 
-def coded(x: Any, inverse: Any, zero: Any, count: int) -> Any:
-    """`count` elements as uint8, on x86.
+def coded(x: Any, inverse: Any, zero: Any, count: int, dtype: str = "uint8") -> Any:
+    """`count` elements as numbers of 8 bits, on x86.
 
     There one instruction rounds and converts, and gives the least integer for all that is less.
     """
@@ -53,7 +53,7 @@ def coded(x: Any, inverse: Any, zero: Any, count: int) -> Any:
         for value in (inverse, T.Cast("int32", zero), T.float32(HIGHEST) - zero, T.int32(0))
     )
     rounded = T.call_llvm_pure_intrin(f"int32{lanes}", "llvm.lrint", T.min(x * inverse, most))
-    return T.Cast(f"uint8{lanes}", T.max(rounded + zero, none))
+    return T.Cast(f"{dtype}{lanes}", T.max(rounded + zero, none))
 
 
 def coding(k: int) -> Emitted:
@@ -65,7 +65,9 @@ def coding(k: int) -> Emitted:
 
     @inlined
     def vector(x, q, row, r, at, inverse, zero):
-        q[r, T.ramp(at, 1, LANES)] = coded(x[row, T.ramp(at, 1, LANES)], inverse, zero, LANES)
+        q[r, T.ramp(at, 1, LANES)] = coded(
+            x[row, T.ramp(at, 1, LANES)], inverse, zero, LANES, q.dtype
+        )
 
     @inlined
     def code(x, q, row, r, inverse, zero):
@@ -74,20 +76,22 @@ def coding(k: int) -> Emitted:
         if k > LANES and k % LANES > 0:  # the last vector overlaps the one before
             vector(x, q, row, r, k - LANES, inverse, zero)
         for c in range(k if k < LANES else 0):
-            q[r, c] = coded(x[row, c], inverse, zero, 1)
+            q[r, c] = coded(x[row, c], inverse, zero, 1, q.dtype)
         for c in range(depth * GROUP - k):
-            q[r, k + c] = T.uint8(0)
+            q[r, k + c] = T.Cast(q.dtype, 0)
 
     return code
 
 
-def ranging(k: int, levels: int) -> Emitted:
+def ranging(k: int, levels: int, lanes: int = LANES) -> Emitted:
     """For use in a kernel: `find(x, row, found)` sets found[3] to the range of x[row], k elements.
 
     The distance of two codes, of which the range has `levels`; its reciprocal; the zero point. The
-    distance is NaN for a row that is not finite, which makes all of its products NaN.
+    distance is NaN for a row that is not finite, which makes all of its products NaN. Vectors of
+    the target have `lanes`.
     """
-    sets = max(1, min(4, k // LANES))  # of vectors, as one alone would wait for its last result
+    # Of vectors, as one alone would wait for its last result; two of 8 lanes are 16.
+    sets = max(1, min(4 if lanes == LANES else 1, k // LANES))
 
     @inlined
     def widen(high, low, bits, x, row, at, place):

@@ -107,7 +107,7 @@ def test_products_of_what_is_looked_up(name: str) -> None:
 )
 def test_what_is_multiplied_as_bytes(dim: int, vnni: bool, kept: list[bool]) -> None:
     graph = graph_of((dim, CODES + dots(triangle(7))))
-    legalize(graph, lanes=16, vnni=vnni)
+    legalize(graph, lanes=16, in_bytes=vnni)
     (node,) = [node for node in graph.nodes if node.op_type == "LookupInteraction"]
     assert [part.kept for part in node.attrs["parts"]] == kept
 
@@ -155,7 +155,7 @@ def test_a_layer_of_8_bits_reads_codes(beside: int) -> None:
     """Of 4, 5 and 23 columns: some fill up the last group of 4."""
     source = parse(CODED.format(beside=beside, width=beside + 3))
     graph = source.clone()
-    legalize(graph, lanes=16, vnni=True)
+    legalize(graph, lanes=16, in_bytes=True)
     products, layer = [node for node in graph.nodes if node.op != "Reshape"]
     width = -(-(beside + 3) // 4) * 4
     assert (products.output.dtype, products.output.tensor.dims[1]) == ("uint8", width)
@@ -174,5 +174,5 @@ def test_a_layer_of_8_bits_reads_codes(beside: int) -> None:
 def test_codes_are_for_one_reader() -> None:
     text = CODED.format(beside=1, width=4).replace("(float[N,5] y)", "(float[N,5] y, float[N,4] o)")
     graph = parse(text.replace("y = MatMul(r, v)", "y = MatMul(r, v) o = Neg(p)"))
-    legalize(graph, lanes=16, vnni=True)
+    legalize(graph, lanes=16, in_bytes=True)
     assert all(node.output.dtype != "uint8" for node in graph.nodes)

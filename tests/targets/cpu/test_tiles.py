@@ -97,7 +97,7 @@ def test_a_row_of_bfloat16_has_the_same_bits_in_any_batch(
 
 def legalized(text: str, how: Amx | None) -> Graph:
     graph: Graph = parse(text)
-    legalize(graph, lanes=16, vnni=True, amx=how)
+    legalize(graph, lanes=16, in_bytes=True, amx=how)
     return graph
 
 

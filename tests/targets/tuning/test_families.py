@@ -14,7 +14,7 @@ from graphopt.ir.graph import Graph
 from graphopt.targets.cpu import lookup_family, tuned
 from graphopt.targets.cpu.gemm_family import GemmProblem, Int8GemmFamily
 from graphopt.targets.cpu.kernels.embedding_bag import PoolingParams
-from graphopt.targets.cpu.kernels.int8_gemm import LANES, int8_params
+from graphopt.targets.cpu.kernels.int8_gemm import VNNI_LANES, int8_params
 from graphopt.targets.cpu.kernels.rows import LookupParams
 from graphopt.targets.cpu.lookup_family import (
     LookupFamily,
@@ -101,15 +101,16 @@ def test_candidates_compute_what_the_default_does(
         np.testing.assert_array_equal(found, results[0])
 
 
-def test_candidates_of_8_bits_fit_the_registers() -> None:
-    """The code itself takes AVX512-VNNI."""
-    family, problem = Int8GemmFamily(), GemmProblem(70, 200, LANES, (1, 64))
+@pytest.mark.parametrize(("lanes", "registers"), [(VNNI_LANES, 32), (8, 16)])
+def test_candidates_of_8_bits_fit_the_registers(lanes: int, registers: int) -> None:
+    """The code itself takes AVX512-VNNI or AVX2."""
+    family, problem = Int8GemmFamily(), GemmProblem(70, 200, lanes, (1, 64))
     candidates = list(family.candidates(problem))
-    assert family.default(problem) == int8_params(200)
+    assert family.default(problem) == int8_params(200, lanes=lanes)
     assert len(candidates) > 3
     for params in candidates:
-        assert params.lanes == LANES
-        assert params.rows * params.vectors + params.vectors < 32
+        assert params.lanes == lanes
+        assert params.rows * params.vectors + params.vectors < registers
     trials = family.trials(problem, candidates[0])
     assert [trial.output for trial in trials] == [((1, 200), "float32"), ((64, 200), "float32")]
     assert family.kernel(problem, candidates[0]) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from tvm.tirx import PrimFunc
 
 from graphopt.machine import host_features
 from graphopt.ops.dynamic_matmul import rounded
@@ -20,15 +22,39 @@ from graphopt.targets.cpu.kernels.int8_gemm import (
     pack_int8,
     pack_start,
 )
-from graphopt.targets.cpu.kernels.panels import pack_bias
+from graphopt.targets.cpu.kernels.panels import GemmParams, pack_bias
 from graphopt.targets.cpu.kernels.row_codes import Quantization, RowQuantization
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
-EXECUTES = pytest.mark.skipif(
-    "avx512_vnni" not in host_features(), reason="this CPU lacks AVX512-VNNI"
-)
-TARGET = {"kind": "llvm", "num-cores": 1, "mcpu": "icelake-server"}
+EXECUTES = pytest.mark.usefixtures("executes")
+LANES = 16
+TARGETS = {16: ("icelake-server", "avx512_vnni"), 8: ("haswell", "avx2")}
+
+
+@pytest.fixture(autouse=True, params=TARGETS)
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many sums a vector has."""
+    monkeypatch.setattr(sys.modules[__name__], "LANES", request.param)
+    found: int = request.param
+    return found
+
+
+@pytest.fixture
+def executes(lanes: int) -> None:
+    feature = TARGETS[lanes][1]
+    if feature not in host_features():
+        pytest.skip(f"this CPU lacks {feature}")
+
+
+def params_of(n: int) -> GemmParams:
+    return int8_params(n, lanes=LANES)
+
+
+def assembly(kernel: PrimFunc) -> str:
+    target = {"kind": "llvm", "num-cores": 1, "mcpu": TARGETS[LANES][0]}
+    kernel = kernel.with_attr("global_symbol", "f")
+    return str(tvm.compile(kernel, target=tvm.target.Target(target)).mod.inspect_source("asm"))
 
 
 def compiled(
@@ -38,9 +64,10 @@ def compiled(
     epilogue: Epilogue = PLAIN,
     **options: Any,
 ) -> object:
-    kernel = int8_gemm(k, n, rounding, int8_params(n), epilogue, **options)
+    kernel = int8_gemm(k, n, rounding, params_of(n), epilogue, **options)
     kernel = kernel.with_attr("global_symbol", "f")
-    return tvm.compile(kernel, target=tvm.target.Target(TARGET))["f"]
+    target = {"kind": "llvm", "num-cores": 1, "mcpu": TARGETS[LANES][0]}
+    return tvm.compile(kernel, target=tvm.target.Target(target))["f"]
 
 
 def call(
@@ -54,7 +81,7 @@ def call(
     dtype: type = np.float32,
 ) -> np.ndarray:
     m, n = len(x), w.shape[1]
-    params = int8_params(n)
+    params = params_of(n)
     room = np.full(m * n + 64, 7, dtype)
     y = room[: m * n].reshape(m, n)
     packed = [pack_int8(w, params), pack_start(w, rounding.zero, params)]
@@ -72,7 +99,9 @@ def expected(
 
 
 def test_the_code_is_made_on_any_machine() -> None:
-    compiled(7, 5, Quantization(0.1, 3))
+    code = assembly(int8_gemm(7, 5, Quantization(0.1, 3), params_of(5)))
+    assert ("vpdpbusd" in code, "vpmaddwd" in code) == (LANES == 16, LANES == 8)
+    assert "vpmaddubsw" not in code  # saturates
 
 
 @EXECUTES
@@ -209,11 +238,11 @@ def test_an_epilogue_after_rows_of_a_range_each() -> None:
 
 def test_codes_have_one_range() -> None:
     with pytest.raises(ValueError, match="with one scale"):
-        int8_gemm(8, 5, RowQuantization(), int8_params(5), takes_codes=True)
+        int8_gemm(8, 5, RowQuantization(), params_of(5), takes_codes=True)
 
 
 def test_codes_come_in_whole_groups() -> None:
     with pytest.raises(ValueError, match="groups of 4"):
-        int8_gemm(6, 5, Quantization(0.1, 3), int8_params(5), takes_codes=True)
+        int8_gemm(6, 5, Quantization(0.1, 3), params_of(5), takes_codes=True)
     with pytest.raises(ValueError, match="rows of 5 codes"):
-        int8_gemm(8, 5, Quantization(0.1, 3), int8_params(5), result=Quantization(0.1, 3))
+        int8_gemm(8, 5, Quantization(0.1, 3), params_of(5), result=Quantization(0.1, 3))
