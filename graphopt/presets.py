@@ -55,6 +55,7 @@ from graphopt.passes.raise_layer_normalization import RaiseLayerNormalization
 from graphopt.passes.raise_lookups import RaiseLookups
 from graphopt.passes.raise_lstm import RaiseLstm
 from graphopt.passes.raise_pooling import RaisePooling
+from graphopt.passes.raise_segment_sums import RaiseSegmentSums
 from graphopt.passes.reassociate import Reassociate
 from graphopt.passes.remove_broadcasts import RemoveBroadcasts
 from graphopt.passes.resolve_masks import ResolveMasks
@@ -119,7 +120,14 @@ _FOLD_WEIGHTS = (
     Reassociate(),
     FuseGemm(),
 )
-_LOOK_UP = (RaiseBuckets(), RaiseLookups(), RaisePooling(), FuseLookups(), MergeEmbeddingBags())
+_LOOK_UP = (
+    RaiseBuckets(),
+    RaiseSegmentSums(),
+    RaiseLookups(),
+    RaisePooling(),
+    FuseLookups(),
+    MergeEmbeddingBags(),
+)
 _INTERACT = (
     DecomposeDft(),
     DecomposeEinsum(),
