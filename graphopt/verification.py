@@ -77,7 +77,12 @@ def _computed(graph: Graph) -> Iterator[Value]:
 
 @contextmanager
 def original_model(graph: Graph, file: Path | None) -> Iterator[OnnxModel]:
-    """The source in ONNX Runtime, op by op where it is quantized; a graph if there is no file."""
+    """The source in ONNX Runtime, op by op where it is quantized.
+
+    The graph, as it was read, if there is no file, or none that any engine runs.
+    """
+    if graph.metadata.get("of_no_engine"):
+        file = None
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         source = file or Path(folder) / "source.onnx"
         if file is None:

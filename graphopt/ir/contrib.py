@@ -1,8 +1,9 @@
-"""Ops that ONNX Runtime's optimizer and quantizer write, in the terms of standard ONNX.
+"""Ops that ONNX lacks and that tools write all the same, in the terms of standard ONNX.
 
 A model saved after its optimizations, or quantized in operator format, has ops of the domain
 `com.microsoft`. Each adapter inserts what its op computes, as ONNX Runtime documents it; passes and
-targets then see one form. `Gelu` is by `Erf`, quantized ops are those on floats in between.
+targets then see one form. `Gelu` is by `Erf`, quantized ops are those on floats in between. tf2onnx
+writes some ops of TensorFlow as if they were of ONNX, which no engine runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from graphopt.ir import contrib_attention
 from graphopt.ir.contrib_steps import Adapter, Steps
 from graphopt.ir.graph import Graph, Value
-from graphopt.ir.types import dtype_to_onnx
+from graphopt.ir.types import dtype_to_numpy, dtype_to_onnx
 from graphopt.ir.upgrade import OpCall
 
 DOMAIN = "com.microsoft"
@@ -62,6 +63,33 @@ def _gelu(do: Steps, x: Value) -> Value:
     one, half = do.number(1.0, x), do.number(0.5, x)
     bell = do("Erf", do("Mul", x, do.number(0.5**0.5, x)))
     return do("Mul", do("Mul", x, do("Add", bell, one)), half)
+
+
+def _negated(do: Steps, x: Value) -> Value:
+    """-x, without a Neg where one in a product can go."""
+    node = x.producer
+    if node is not None and node.op == "Mul":
+        for factor, other in (node.inputs, node.inputs[::-1]):
+            if factor is not None and factor.producer is not None and factor.producer.op == "Neg":
+                return do("Mul", factor.producer.inputs[0], other)
+    return do("Neg", x)
+
+
+def _erfc(do: Steps, attrs: dict[str, Any]) -> Value:
+    bell = do("Erf", _negated(do, do.value(0)))
+    return do("Add", bell, do.number(1.0, bell))
+
+
+def _bucketize(do: Steps, attrs: dict[str, Any]) -> Value:
+    """How many boundaries are not above each number, int32; all of them for NaN."""
+    x, boundaries = do.value(0), attrs.get("boundaries", [])
+    if x.dtype not in ("float32", "float64"):
+        x = do("Cast", x, to=dtype_to_onnx("float32"))
+    limits = do.graph.constant(np.array(boundaries, dtype_to_numpy(x.dtype)))
+    last = do.graph.constant(np.array([-1]))
+    reached = do("Not", do("Less", do("Unsqueeze", x, last), limits))
+    count = do("ReduceSum", do("Cast", reached, to=dtype_to_onnx("float32")), last, keepdims=0)
+    return do("Cast", count, to=dtype_to_onnx("int32"))
 
 
 def _fast_gelu(do: Steps, attrs: dict[str, Any]) -> Value:
@@ -166,6 +194,8 @@ def _qgemm(do: Steps, attrs: dict[str, Any]) -> Value:
 
 _ADAPTERS: dict[str, Adapter] = {
     **contrib_attention.ADAPTERS,
+    "Bucketize": _bucketize,
+    "Erfc": _erfc,
     "BiasGelu": lambda do, attrs: _gelu(do, do("Add", do.value(0), do.value(1))),
     "DequantizeLinear": lambda do, attrs: do("DequantizeLinear", *do.call.inputs, **attrs),
     "DynamicQuantizeMatMul": _dynamic_matmul,
@@ -190,15 +220,18 @@ _ADAPTERS: dict[str, Adapter] = {
     "TransposeMatMul": _fused_matmul,
     "Trilu": lambda do, attrs: do("Trilu", *do.call.inputs, **attrs),
 }
-# Ops that ONNX Runtime writes as if they were of ONNX.
-_IN_ONNX = frozenset(["SimplifiedLayerNormalization"])
+OF_NO_ENGINE = frozenset(["Bucketize", "Erfc"])
+"""Ops of TensorFlow that tf2onnx writes as if they were of ONNX."""
+
+# Ops that are written as if they were of ONNX.
+_IN_ONNX = OF_NO_ENGINE | {"SimplifiedLayerNormalization"}
 
 
 def is_known(call: OpCall) -> bool:
-    """True for an op of ONNX Runtime's own domain that `standard` can write."""
+    """True for an op that ONNX lacks and `standard` can write."""
     if call.op_type in _IN_ONNX:
         return not call.domain
-    return call.domain == DOMAIN and call.op_type in _ADAPTERS
+    return call.domain == DOMAIN and call.op_type in _ADAPTERS and call.op_type not in OF_NO_ENGINE
 
 
 def standard(graph: Graph, call: OpCall) -> Sequence[Value]:

@@ -98,6 +98,8 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
     # What we wrote says of two sizes that they are equal only where they are.
     importer = _Importer(TensorReader(folder), opsets[""], model.producer_name == "graphopt")
     importer.fill(graph, source, {})
+    if importer.of_no_engine:
+        graph.metadata["of_no_engine"] = ", ".join(sorted(importer.of_no_engine))
     unify_sizes(graph)
     return graph
 
@@ -107,6 +109,7 @@ class _Importer:
 
     def __init__(self, tensors: TensorReader, opset: int, trust_sizes: bool) -> None:
         self.tensors, self.opset, self.trust_sizes = tensors, opset, trust_sizes
+        self.of_no_engine: set[str] = set()
         self.constants: dict[int, Value] = {}
         self.sizes: dict[str, str] = {}
 
@@ -179,6 +182,8 @@ class _Importer:
         try:
             call.attrs = self._attributes(node, call, graph, scope)
             if known:
+                if call.op_type in contrib.OF_NO_ENGINE:
+                    self.of_no_engine.add(call.op_type)
                 return contrib.standard(graph, call)
             if found is not None:
                 check_call(call, found, version)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
 from onnx_models import run
 
+from graphopt.api import compile, optimize
 from graphopt.errors import InvalidModelError, UnsupportedOpError
 from graphopt.ir import onnx_io
+from graphopt.targets.cpu.legalize import legalize
 from graphopt.testing import run_onnxruntime
 
 Arrays = dict[str, np.ndarray]
@@ -127,3 +132,73 @@ def test_a_call_that_does_not_fit() -> None:
     ):
         with pytest.raises(InvalidModelError):
             onnx_io.from_proto(model(body))
+
+
+FOREIGN = """ir_version: 8, opset_import: ["": 17]>
+    g (float[N,8] x) => (float[N,8] y) {{ {} }}"""
+
+
+def read(body: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model("<" + FOREIGN.format(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Erfc(x)",
+        "n = Neg(x) s = Mul(n, x) y = Erfc(s)",
+        "n = Neg(x) s = Mul(x, n) y = Erfc(s)",
+        "n = Neg(x) s = Mul(n, n) y = Erfc(s)",
+    ],
+)
+def test_erfc_as_tf2onnx_writes_it(body: str) -> None:
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    given = {"y = Erfc(x)": x, "n = Neg(x) s = Mul(n, n) y = Erfc(s)": x * x}.get(body, -x * x)
+    got = run_onnxruntime(onnx_io.from_proto(read(body)), {"x": x})["y"]
+    expected = np.vectorize(math.erfc)(given.astype(np.float64))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_gelu_by_erfc_is_the_activation_of_a_layer() -> None:
+    body = """z = MatMul(x, w) h = Mul(half, z) n = Neg(z) s = Mul(n, root) e = Erfc(s)
+        y = Mul(h, e)"""
+    proto = read(body)
+    for name, array in {
+        "w": np.eye(8, dtype=np.float32),
+        "half": np.float32(0.5),
+        "root": np.float32(0.5**0.5),
+    }.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    graph = optimize(onnx_io.from_proto(proto))
+    legalize(graph, lanes=8)
+    assert [node.op_type for node in graph.nodes] == ["Dense"]
+
+
+def test_a_source_that_no_engine_runs_is_verified_as_it_was_read(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    onnx.save(read("y = Erfc(x)"), file)
+    result = compile(file, "onnxruntime", output=tmp_path / "out.onnx")
+    x = np.zeros((2, 8), np.float32)
+    np.testing.assert_allclose(result.run({"x": x})["y"], np.ones((2, 8)))
+
+
+@pytest.mark.parametrize("dtype", ["float", "double", "int32"])
+def test_bucketize_as_tf2onnx_writes_it(dtype: str) -> None:
+    body = "b = Bucketize<boundaries=[-1.0, 0.0, 1.5]>(x) y = Cast<to=1>(b)"
+    proto = onnx.parser.parse_model(
+        ("<" + FOREIGN.format(body)).replace("float[N,8] x", f"{dtype}[N,8] x")
+    )
+    x = np.array([[-2, -1, -0.5, 0, 1, 1.5, 2, np.nan]])
+    if dtype == "int32":
+        x = np.array([[-2, -1, -1, 0, 1, 2, 3, 4]])
+    x = x.astype({"float": np.float32, "double": np.float64, "int32": np.int32}[dtype])
+    got = run_onnxruntime(onnx_io.from_proto(proto), {"x": x})["y"]
+    expected = np.searchsorted([-1, 0, 1.5], x, side="right")
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_another_op_that_onnx_lacks_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match=r"StringToHashBucketFast.*no such op"):
+        onnx_io.from_proto(read("y = StringToHashBucketFast(x)"))
+    with pytest.raises(UnsupportedOpError):
+        onnx_io.from_proto(model("y = com.microsoft.Erfc(x)"))
