@@ -6,10 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 
 from graphopt.errors import OutputError
+
+_ATTEMPTS = 100  # to replace a folder that other processes replace all the time
 
 _unfinished: set[Path] = set()
 
@@ -57,12 +60,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OutputError: it cannot be written.
     """
     with temporary_folder(path.parent) as temporary:
-        new, old = temporary / "new", temporary / "old"
+        new = temporary / "new"
         new.mkdir()
         yield new
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
+        for attempt in range(_ATTEMPTS):
+            with suppress(FileNotFoundError):
+                os.replace(path, temporary / f"old{attempt}")
+            try:
+                return os.replace(new, path)
+            except OSError as error:  # another process was quicker to put its own there
+                if error.errno not in (ENOTEMPTY, EEXIST) or attempt == _ATTEMPTS - 1:
+                    raise
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def test_folders_are_replaced_whole_or_not_at_all(
         (temporary / "c").touch()
         raise error
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["x", "x/b"]
+
+
+def test_folders_that_are_replaced_at_the_same_time(tmp_path: Path) -> None:
+    def replace(k: int) -> None:
+        for _ in range(200):
+            with atomic.replacing_folder(tmp_path / "x") as temporary:
+                (temporary / str(k)).touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(replace, range(4)):
+            pass
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    assert len(list((tmp_path / "x").iterdir())) == 1
 
 
 def test_devices_are_not_replaced() -> None:
