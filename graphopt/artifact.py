@@ -15,7 +15,9 @@ import json
 import mmap
 import platform
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -78,11 +80,11 @@ class Artifact:
         """
         path = Path(path)
         manifest = read_manifest(path)
-        reason = obstacle(manifest)
-        if reason:
-            raise ArtifactError(f"{path}: {reason}")
         try:
-            _check_files(path, manifest["files"])
+            reason = obstacle(manifest)
+            if reason:
+                raise ArtifactError(f"{path}: {reason}")
+            _check_files(path, manifest["files"], manifest.get("crc32", {}))
             weights = _map_weights(path, manifest["weights"], large_pages)
             return cls(path, manifest, _program(path, manifest, weights, gpu_memory_share))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -102,8 +104,15 @@ class Artifact:
 
     @property
     def report(self) -> dict[str, Any]:
-        """What happened on the way here (`report.json`)."""
-        found: dict[str, Any] = json.loads((self.path / REPORT).read_text())
+        """What happened on the way here (`report.json`).
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        try:
+            found: dict[str, Any] = json.loads((self.path / REPORT).read_text())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{self.path / REPORT}: cannot be read ({error})") from None
         return found
 
     def run(self, feeds: Mapping[str, Any], threads: int = 1) -> dict[str, np.ndarray]:
@@ -226,8 +235,8 @@ class Artifact:
         return self.manifest["batch_inputs"] is not None and self.manifest["sizes"] is not None
 
     def _split(self, threads: int) -> Program:
-        if threads < 1:
-            raise InputError(f"threads must be at least 1, not {threads}")
+        if not isinstance(threads, Integral) or threads < 1:
+            raise InputError(f"threads must be a whole number of at least 1, not {threads!r}")
         if not isinstance(self._program, StraightProgram):
             return self._program
         from graphopt.splitting import Splitting
@@ -298,14 +307,19 @@ def _program(
     return load_program(path / LIBRARY, weights, *plan, *known)
 
 
-def _check_files(path: Path, sizes: dict[str, int]) -> None:
-    """A library cut short may load, and kill the process when it runs."""
+def _check_files(path: Path, sizes: dict[str, int], sums: dict[str, int]) -> None:
+    """A library cut short, or with a bit turned, may load and kill the process when it runs."""
     for name, size in sizes.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
         if found != size:
             what = "missing" if found is None else f"has {found} bytes instead of {size}"
             raise ArtifactError(f"{file}: {what}; compile the model again")
+    for name, wanted in sums.items():
+        if zlib.crc32((path / name).read_bytes()) != wanted:
+            raise ArtifactError(
+                f"{path / name}: damaged; copy it again, or compile the model again"
+            )
 
 
 def _map_weights(path: Path, entries: list[dict[str, Any]], large_pages: bool) -> list[np.ndarray]:
@@ -338,7 +352,9 @@ def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
     from importlib.metadata import version  # 50 ms that serving does without
 
     sizes = {name: (folder / name).stat().st_size for name in (LIBRARY, WEIGHTS)}
-    content = {"format": FORMAT, "graphopt": version("graphopt"), "files": sizes, **entries}
+    sums = {LIBRARY: zlib.crc32((folder / LIBRARY).read_bytes())}  # weights would take too long
+    about = {"format": FORMAT, "graphopt": version("graphopt"), "files": sizes, "crc32": sums}
+    content = {**about, **entries}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -48,7 +48,10 @@ class AutoEngine:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """As `Artifact.run`."""
-        batch = len(feeds[self._leading]) if self._leading in feeds else 1
+        try:
+            batch = len(feeds[self._leading])
+        except (KeyError, TypeError):  # there is none, or what was given is for `run` to refuse
+            batch = 1
         if self.engine_for(batch) == ONNXRUNTIME:
             return self._portable.run(feeds)
         return self._artifact.run(feeds)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from graphopt.artifact import GPU_MEMORY_SHARE, Artifact
 from graphopt.auto_engine import AutoEngine
-from graphopt.errors import SpecError
+from graphopt.errors import ArtifactError, SpecError
 
 if TYPE_CHECKING:
     from graphopt.ir.graph import Graph
@@ -59,7 +59,11 @@ def load(
     """
     if engine not in ("compiled", "auto"):
         raise SpecError(f"engine is compiled or auto, not {engine!r}")
-    if Path(path).is_dir():
+    try:
+        is_artifact = Path(path).is_dir()
+    except OSError as error:  # it may not be looked at, or its name is too long
+        raise ArtifactError(f"{str(path)[:80]}: cannot be read ({error.strerror})") from None
+    if is_artifact:
         if not 0 <= gpu_memory_share <= 1:
             raise SpecError(f"gpu_memory_share is between 0 and 1, not {gpu_memory_share}")
         artifact = Artifact.load(path, gpu_memory_share, large_pages)

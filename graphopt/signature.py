@@ -65,6 +65,8 @@ class Signature:
         Raises:
             InputError: a name is missing or unknown.
         """
+        if not isinstance(feeds, Mapping):
+            raise InputError(f"give a dict of an array per input name, not {type(feeds).__name__}")
         if len(feeds) != len(self.inputs) or any(spec.name not in feeds for spec in self.inputs):
             self._complain_of_names(feeds)
         return [feeds[spec.name] for spec in self.inputs]
@@ -102,14 +104,18 @@ def on_host(spec: TensorSpec, given: Any) -> np.ndarray:
     if isinstance(given, np.ndarray):
         return given
     if not hasattr(given, "__dlpack_device__"):
-        return np.asarray(given)
-    if given.__dlpack_device__()[0] not in HOST_DEVICES:
+        try:
+            return np.asarray(given)
+        except ValueError:
+            reason = f"input {spec.name!r}: its rows differ in length"
+            raise InputError(f"{reason}; the model takes {spec}") from None
+    try:
+        if given.__dlpack_device__()[0] in HOST_DEVICES:
+            return np.from_dlpack(given)
         raise InputError(
             f"input {spec.name!r} is on a GPU, the model runs on the CPU; copy it there first"
         )
-    try:
-        return np.from_dlpack(given)
-    except (BufferError, RuntimeError, TypeError) as error:
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"input {spec.name!r} cannot be read through DLPack: {reason}") from None
 

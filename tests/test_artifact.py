@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,14 @@ import pytest
 
 import graphopt
 from graphopt.artifact import Artifact
-from graphopt.errors import ArtifactError, IdError, InputError, OutputError, SpecError
+from graphopt.errors import (
+    ArtifactError,
+    GraphoptError,
+    IdError,
+    InputError,
+    OutputError,
+    SpecError,
+)
 from graphopt.inspection import batch_sizes
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import dtype_to_numpy
@@ -191,6 +199,39 @@ def test_unaligned_and_strided_inputs() -> None:
     assert np.array_equal(compiled.run({"x": aligned})["y"], -wide)
 
 
+@pytest.mark.parametrize(
+    ("feeds", "says"),
+    [
+        ([[1.0]], "a dict of an array per input name, not list"),
+        (np.zeros((2, 2)), "a dict of an array per input name, not ndarray"),
+        (None, "a dict of an array per input name, not NoneType"),
+        ({"x": [[1.0], [1.0, 2.0]]}, "'x': its rows differ in length"),
+        ({"x": None}, "'x' is object"),
+        ({"x": 1.0}, "'x' is float64"),
+    ],
+)
+def test_what_is_no_array(feeds: Any, says: str) -> None:
+    compiled = graphopt.compile(parse("g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"))
+    for engine in (compiled, graphopt.compile(compiled.path / "model.onnx", "onnxruntime")):
+        with pytest.raises(InputError, match=says):
+            engine.run(feeds)
+
+
+def test_a_tensor_without_data() -> None:
+    torch = pytest.importorskip("torch")
+    compiled = graphopt.compile(
+        parse("g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"), "onnxruntime"
+    )
+    with pytest.raises(InputError, match="'x' cannot be read through DLPack"):
+        compiled.run({"x": torch.empty(3, 2, device="meta")})
+
+
+@pytest.mark.parametrize("threads", [0, -1, None, "2", 1.5])
+def test_numbers_of_threads_that_are_none(artifact: Artifact, threads: Any) -> None:
+    with pytest.raises(InputError, match="threads must be a whole number of at least 1"):
+        artifact.run({}, threads=threads)
+
+
 def test_arrays_of_other_frameworks() -> None:
     artifact = graphopt.compile(parse("(float[N,3] x) => (float[N,3] y) { y = Neg(x) }"))
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -250,6 +291,37 @@ def test_missing_cpu_feature(damaged: Path) -> None:
     (damaged / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"lacks .teleport.*x86-64-v3"):
         graphopt.load(damaged)
+
+
+@pytest.mark.parametrize("features", [1, [[]], ["avx2", True]])
+def test_features_that_are_no_list_of_names(damaged: Path, features: object) -> None:
+    manifest = json.loads((damaged / "manifest.json").read_text())
+    (damaged / "manifest.json").write_text(json.dumps({**manifest, "cpu_features": features}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
+        graphopt.load(damaged)
+
+
+def test_a_bit_turned_in_the_library(damaged: Path) -> None:
+    data = bytearray((damaged / "model.so").read_bytes())
+    data[len(data) // 2] ^= 4
+    (damaged / "model.so").unlink()
+    (damaged / "model.so").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"model\.so: damaged"):
+        graphopt.load(damaged)
+
+
+def test_a_report_that_is_missing(damaged: Path) -> None:
+    (damaged / "report.json").unlink()
+    loaded = graphopt.load(damaged)
+    assert isinstance(loaded, Artifact)
+    with pytest.raises(ArtifactError, match=r"report\.json: cannot be read"):
+        _ = loaded.report
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(GraphoptError, match="cannot be read"):
+        graphopt.load(path)
 
 
 def test_not_an_artifact(tmp_path: Path) -> None:

@@ -129,3 +129,10 @@ def test_only_artifacts_have_engines(tmp_path: Path, artifact: Artifact) -> None
         graphopt.load(tmp_path / "dense.onnx", engine="auto")
     with pytest.raises(SpecError, match="compiled or auto, not 'fast'"):
         graphopt.load(artifact.path, engine="fast")  # type: ignore[call-overload]
+
+
+def test_one_number_for_an_input_is_refused(artifact: Artifact, medians: Medians) -> None:
+    medians += [(10, 20)]
+    record_engines(artifact, (1,))
+    with pytest.raises(InputError, match=r"'x' has shape \(\)"):
+        graphopt.load(artifact.path, engine="auto").run({"x": np.float32(1)})

@@ -69,6 +69,8 @@ def load(path: str | Path) -> Graph:
         raise InvalidModelError(f"{path}: no such file") from None
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise InvalidModelError(f"{str(path)!r}: cannot be read ({error})") from None
     except DecodeError:
         raise InvalidModelError(
             f"{path}: not an ONNX model, or cut short; export or copy it again"

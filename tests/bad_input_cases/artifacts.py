@@ -69,7 +69,7 @@ CASES = [
     gone("no library", "model.so", "missing"),
     cut("the library cut short", "model.so", "bytes instead of"),
     cut("an empty library", "model.so", "bytes instead of", keep=0),
-    damaged("a library of the right size", _zero_library, "not a usable compiled library"),
+    damaged("a library of the right size", _zero_library, "model.so: damaged"),
     gone("no weights", "weights.bin", "missing"),
     cut("the weights cut short", "weights.bin", "bytes instead of"),
     gone("inspect: no portable model", "model.onnx", "model.onnx", verb="inspect"),
