@@ -44,6 +44,7 @@ def optimize(
     trials: options.Trials = None,
     rpc: options.Rpc = None,
     tune_batches: options.TuneBatches = "1,64,512",
+    meta_schedule: options.MetaSchedule = False,
     tuning_cache: options.TuningCache = None,
     tuning_cache_read_only: options.CacheReadOnly = False,
     error_on_cache_miss: options.ErrorOnMiss = False,
@@ -74,7 +75,7 @@ def optimize(
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns, trace)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
     tuning = None
-    if (tune, trials, rpc, tuning_cache) != (None,) * 4 or error_on_cache_miss:
+    if (tune, trials, rpc, tuning_cache) != (None,) * 4 or error_on_cache_miss or meta_schedule:
         tuning = Tuning(
             cache=tuning_cache,
             seconds=tune,
@@ -82,6 +83,7 @@ def optimize(
             batches=options.batch_sizes(tune_batches, "--tune-batches"),
             read_only=tuning_cache_read_only,
             error_on_miss=error_on_cache_miss,
+            meta_schedule=meta_schedule,
             remote=None if rpc is None else Remote.parse(rpc),
         )
     destination = _destination(model, target, output)

@@ -126,6 +126,9 @@ Rpc = Annotated[
     str | None, Option(metavar="HOST:PORT", help="Tune on the GPU of a TVM RPC server there.")
 ]
 TuneBatches = Annotated[str, Option(metavar="N,N,…", help="The batch sizes to tune for.")]
+MetaSchedule = Annotated[
+    bool, Option("--meta-schedule", help="Search schedules for kernels without a template too.")
+]
 TuningCache = Annotated[
     Path | None, Option(metavar="FILE", help="Keep measurements there, and use those it has.")
 ]

@@ -59,6 +59,8 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
     found.append(("verified", _verified(report.verification)))
     if "tuning" in facts:
         found.append(("tuned", _tuned(facts["tuning"])))
+    if "search" in facts:
+        found.append(("searched", _searched(facts["search"])))
     if "engines" in facts:
         chosen = (f"{row['batch']}: {row['fastest']}" for row in facts["engines"])
         found.append(("faster", f"at batch {', '.join(chosen)}"))
@@ -71,6 +73,14 @@ def _tuned(tuning: dict[str, Any]) -> str:
     known, problems, measured = (tuning[name] for name in ("known", "problems", "measured"))
     gain = f"; {tuning['speedup']:.2f} times as fast as by default" if known else ""
     return f"{known} of {problems} kernels known, {measured} measurements{gain}"
+
+
+def _searched(search: dict[str, Any]) -> str:
+    kernels, left, gains = search["kernels"], len(search["left"]), search["gains"]
+    text = f"{kernels} of {kernels + left} kernels without a template, "
+    text += f"{search['measured']} measurements; "
+    text += f"{len(gains)} gains, {search['speedup']:.2f} times as fast" if gains else "no gain"
+    return text + ("; some failed (--explain)" if search["failed"] else "")
 
 
 def _verified(outcome: dict[str, Any] | None) -> str:
@@ -116,6 +126,11 @@ def print_refusals(report: Report) -> None:
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for rule, where, reason in report.refusals():
         places[rule, reason].append(" + ".join(where))
+    search = report.facts.get("search", {})
+    for kernel, reason in search.get("left", {}).items():
+        places["meta-schedule", reason].append(kernel)
+    for problem, reason in search.get("failed", {}).items():
+        places["meta-schedule", f"a schedule is of no use: {reason}"].append(problem)
     err = console.stderr()
     if not places:
         err.print("explain: no rule refused anything")

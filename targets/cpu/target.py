@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tvm
 from tvm.target import codegen
@@ -18,6 +19,9 @@ from graphopt.machine import cpu_name, host_features, tiles_allowed
 from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.tuning.options import Tuning
 from graphopt.targets.tuning.tuner import Summary, Tuner
+
+if TYPE_CHECKING:
+    from graphopt.targets.relax import build
 
 # LLVM's names of the instruction sets that our code may use, and Linux's names of the same.
 _FEATURES = {
@@ -212,15 +216,21 @@ class CpuTarget(Target):
         stage("lower")
         working = self.legalize(graph)
         used = self._using(working)
-        tuned = {}
+        tuned: dict[str, dict[str, Any]] = {}
+        revise = None
         if tuning is not None:
             stage("tune")
-            tuned["tuning"] = asdict(used._tune(working, tuning))
+            began = time.monotonic()
+            summary = used._tune(working, tuning.of_templates)
+            tuned["tuning"] = asdict(summary)
+            if tuning.meta_schedule:
+                left = tuning.less(time.monotonic() - began, summary.measured)
+                revise = used._searching(left, stage, tuned)
             stage("lower")
         lowered = lowering.lower(working, oob)
         stage("build")
         code = lowered.module, used.llvm, self.machine, library
-        built = build.build(*code, lowered.emitted, lowered.functions)
+        built = build.build(*code, lowered.emitted, lowered.functions, revise)
         facts = {
             "target": f"cpu:{self.label}",
             "machine": self.machine,
@@ -240,12 +250,31 @@ class CpuTarget(Target):
     def _tune(self, graph: Graph, tuning: Tuning) -> Summary:
         from graphopt.targets.cpu.tuned import choose_params
 
-        machine = f"{cpu_name()}; {self.label}: {','.join(self.features)}"
         if tuning.measures and not self.runs_here:
             raise SpecError(f"code for {self.mcpu} does not run here, so it cannot be tuned here")
-        tuner = Tuner(tuning, self.llvm, machine)
+        tuner = Tuner(tuning, self.llvm, self._tuned_for)
         choose_params(graph, tuner)
         return tuner.summary
+
+    def _searching(
+        self, tuning: Tuning, stage: Callable[[str], Any], facts: dict[str, dict[str, Any]]
+    ) -> build.Revise:
+        """What searches schedules for kernels without a template, and notes it in `facts`."""
+        from graphopt.targets.cpu.searched import search
+
+        def revise(merged: tvm.IRModule, scheduled: tvm.IRModule) -> tvm.IRModule:
+            stage("search")
+            module, found = search(merged, scheduled, tuning, self.llvm, self._tuned_for)
+            facts["search"] = asdict(found)
+            stage("build")
+            return module
+
+        return revise
+
+    @property
+    def _tuned_for(self) -> str:
+        """The CPU and its instruction sets, as tuning caches call them."""
+        return f"{cpu_name()}; {self.label}: {','.join(self.features)}"
 
 
 def _llvm(machine: str, mcpu: str = "", differences: Sequence[str] = ()) -> tvm.target.Target:

@@ -100,6 +100,8 @@ class CudaTarget(Target):
         from graphopt.targets.cuda.lowering import CudaLowering
         from graphopt.targets.relax import lowering
 
+        if tuning is not None and tuning.meta_schedule:
+            raise SpecError("--meta-schedule searches schedules for CPUs only; compile without it")
         nvcc.find()
         stage("lower")
         working = self.legalize(graph)

@@ -24,6 +24,9 @@ from graphopt.targets.relax.schedule import schedule
 from graphopt.targets.relax.straight import straighten, unaligned
 
 Functions = Mapping[Any, tirx.PrimFunc]
+Revise = Callable[[tvm.IRModule, tvm.IRModule], tvm.IRModule]
+"""(kernels before, and after they were scheduled) -> those to compile"""
+
 ROOM = 64 << 20  # bytes; a large model takes 10 MB
 
 
@@ -58,12 +61,14 @@ def build(
     library: Path,
     emitted: Emitted,
     functions: Functions,
+    revise: Revise | None = None,
 ) -> Built:
     """Compile `module` for `target`, of architecture `machine`, into the shared library `library`.
 
     Args:
         emitted: which node each variable of `main` comes from.
         functions: what kernels of `module` call.
+        revise: gives other kernels in the place of those that are scheduled.
 
     Raises:
         UnsupportedOpError: TVM itself cannot compile what the graph was lowered to.
@@ -71,6 +76,8 @@ def build(
     with compiling():
         merged, nodes = fuse(module, emitted)
         fused = schedule(merged)
+        if revise is not None:
+            fused = revise(merged, fused)
         straight = straighten(fused)
         if straight is None:
             pipeline = to_virtual_machine(target, functions)

@@ -6,7 +6,7 @@ import ast
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -64,6 +64,11 @@ class KernelFamily(ABC, Generic[Problem, Params]):
     def trials(self, problem: Problem, params: Params) -> list[Trial]:
         """What to call the kernel with, for each size that the problem is tuned at."""
 
+    def described(self, problem: Problem) -> str:
+        """The problem in messages."""
+        fields = asdict(problem)  # type: ignore[call-overload]
+        return " ".join(f"{name}={value}" for name, value in fields.items())
+
     def tolerance(self, problem: Problem) -> float:
         """How much results may differ, as a share of the largest element.
 
@@ -77,6 +82,12 @@ class KernelFamily(ABC, Generic[Problem, Params]):
         for source in _sources(type(self).__module__, self.compiler):
             code.update(source.encode())
         return code.hexdigest()[:16]
+
+
+def in_short(error: Exception) -> str:
+    """What went wrong, in one line; of TVM's errors the last one says so."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 @cache

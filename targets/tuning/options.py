@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphopt.errors import SpecError
@@ -24,6 +24,8 @@ class Tuning:
         read_only: never write to the cache.
         error_on_miss: a kernel of which the cache knows nothing is an error.
         remote: a machine with a GPU that measures, if this one is not to.
+        meta_schedule: search schedules for kernels that have no template, at each of `batches`. Of
+            the limits half is then for those that have one, and what is left for the search.
         progress: called with the number of measurements done, of all, and the present problem.
 
     Raises:
@@ -37,6 +39,7 @@ class Tuning:
     read_only: bool = False
     error_on_miss: bool = False
     remote: Remote | None = None
+    meta_schedule: bool = False
     progress: Callable[[int, int, str], None] = lambda done, total, problem: None
 
     def __post_init__(self) -> None:
@@ -47,7 +50,26 @@ class Tuning:
         if self.remote is not None and not self.measures:
             raise SpecError("--rpc is where kernels are measured; say how long (--tune, --trials)")
 
+        if self.meta_schedule and not self.measures and self.cache is None:
+            raise SpecError(
+                "--meta-schedule is a part of tuning: say how long (--tune, --trials), "
+                "or where results are (--tuning-cache)"
+            )
+
     @property
     def measures(self) -> bool:
         """True if something may be measured."""
         return self.seconds is not None or self.trials is not None
+
+    @property
+    def of_templates(self) -> Tuning:
+        """The part for kernels that have a template."""
+        if not self.meta_schedule:
+            return self
+        seconds = None if self.seconds is None else self.seconds / 2
+        return replace(self, seconds=seconds, trials=self.trials and -(-self.trials // 2))
+
+    def less(self, seconds: float, trials: int) -> Tuning:
+        """What is left after so many seconds and measurements."""
+        left = None if self.seconds is None else max(0.0, self.seconds - seconds)
+        return replace(self, seconds=left, trials=self.trials and self.trials - trials)

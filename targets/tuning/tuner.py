@@ -72,7 +72,7 @@ class Tuner:
         if tuning.remote is not None and measure is None:
             raise SpecError("--rpc measures on GPUs; kernels for a CPU are tuned on this machine's")
         self.tuning, self._target, self._machine = tuning, target, machine
-        self._measure = measure or _on_cpu
+        self._measure = measure or on_cpu
         self._database = Database(tuning.cache, tuning.read_only)
         self.summary = Summary()
 
@@ -87,15 +87,14 @@ class Tuner:
             TuningMissError: nothing is known of a problem, and that is to be an error.
         """
         distinct = list(dict.fromkeys(tasks))
-        pending = [(*task, c) for task in distinct for c in self._unknown(*task)]
         if self.tuning.measures:
-            self._measure_all(_in_turns(pending))
+            self._measure_all(distinct)
         self.summary.problems += len(distinct)
         costs = [self._database.costs(self._key(*task)) for task in distinct]
         for (family, problem), known in zip(distinct, costs):
             if not known and self.tuning.error_on_miss:
                 raise TuningMissError(
-                    f"{self.tuning.cache}: nothing about {family.name} {_described(problem)} "
+                    f"{self.tuning.cache}: nothing about {family.name} {family.described(problem)} "
                     f"on {self._machine.split(';')[0]}; "
                     "tune the model first, without --error-on-cache-miss"
                 )
@@ -112,6 +111,11 @@ class Tuner:
             return family.default(problem)
         return family.parse(json.loads(best))
 
+    def gain(self, family: KernelFamily, problem: Any) -> float:
+        """The time of the default over that of `params`."""
+        known = self._database.costs(self._key(family, problem))
+        return 1 / _gainful(min(known.values(), default=1.0))
+
     def _key(self, family: KernelFamily, problem: Any) -> Key:
         text = as_text(asdict(problem))
         return Key(family.name, family.version(), text, self._machine, tvm.__version__)
@@ -121,13 +125,18 @@ class Tuner:
         everything = [family.default(problem), *family.candidates(problem)]
         return [c for c in dict.fromkeys(everything) if as_text(asdict(c)) not in known]
 
-    def _measure_all(self, pending: Sequence[_Pending]) -> None:
+    def _measure_all(self, tasks: Sequence[tuple[KernelFamily, Any]]) -> None:
         tuning = self.tuning
         until = time.monotonic() + tuning.seconds if tuning.seconds is not None else float("inf")
+        pending: list[_Pending] = []
+        for task in tasks:
+            if time.monotonic() < until:  # listing candidates may take time too
+                pending += [(*task, candidate) for candidate in self._unknown(*task)]
+        pending = _in_turns(pending)
         for done, (family, problem, params) in enumerate(pending[: tuning.trials]):
             if time.monotonic() >= until:
                 break
-            tuning.progress(done, len(pending), f"{family.name} {_described(problem)}")
+            tuning.progress(done, len(pending), f"{family.name} {family.described(problem)}")
             cost = self._cost(family, problem, params)
             self._database.add(self._key(family, problem), asdict(params), cost)
             self.summary.measured += 1
@@ -152,12 +161,14 @@ def require_close(
     family: KernelFamily, problem: Any, params: Any, found: np.ndarray, expected: np.ndarray
 ) -> None:
     """A candidate computes what the default does."""
-    error = float(np.abs(found - expected).max(initial=0.0))
+    if np.array_equal(found, expected, equal_nan=True):
+        return
+    error = float(np.abs(np.subtract(found, expected, dtype=np.float64)).max(initial=0.0))
     limit = family.tolerance(problem) * float(np.abs(expected).max(initial=1.0))
     assert error <= limit, (problem, params)
 
 
-def _on_cpu(
+def on_cpu(
     family: KernelFamily, problem: Any, default: Any, params: Any, target: tvm.target.Target
 ) -> list[float]:
     ratios = []
@@ -184,7 +195,3 @@ def _in_turns(pending: Sequence[_Pending]) -> list[_Pending]:
     groups = [list(group) for _, group in itertools.groupby(pending, key=lambda task: task[:2])]
     rounds = itertools.zip_longest(*groups)
     return [task for turn in rounds for task in turn if task is not None]
-
-
-def _described(problem: Any) -> str:
-    return " ".join(f"{name}={value}" for name, value in asdict(problem).items())

@@ -119,7 +119,7 @@ def test_candidates_of_8_bits_fit_the_registers(lanes: int, registers: int) -> N
 def test_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit is one for all of them."""
     order: list[str] = []
-    monkeypatch.setattr(tuner_module, "_on_cpu", lambda *_: [0.5])
+    monkeypatch.setattr(tuner_module, "on_cpu", lambda *_: [0.5])
     progress = lambda done, total, problem: order.append(problem.split()[0])  # noqa: E731
     found = Tuner(Tuning(trials=6, progress=progress), HOST.llvm, "this")
     graph = HOST.legalize(parse(TABLES))
