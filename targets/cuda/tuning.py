@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -135,15 +136,29 @@ def _ratios(
     params: Any,
     target: tvm.target.Target,
 ) -> list[float]:
-    """The time of `params` over that of the default, by events of the GPU, in turns."""
-    base, candidate = (_Measured(gpu, family, problem, p, target) for p in (default, params))
+    """The time of `params` over that of the default, by events of the GPU, in turns.
+
+    What spills registers is not run, and takes for ever: a layer of another size, or the next
+    compiler, may spill more, so that no such lead is worth to be kept.
+    """
+    candidate = _Measured(gpu, family, problem, params, target)
+    if candidate.spills:
+        return [inf]
+    base = _Measured(gpu, family, problem, default, target)
+    for each in (base, candidate):
+        each.prepare()
     require_close(family, problem, params, candidate.result, base.result)
     turns = [(base.seconds(), candidate.seconds()) for _ in range(_TURNS)]
     return [median(b for _, b in turns) / median(a for a, _ in turns)]
 
 
 class _Measured:
-    """A kernel on the GPU with its operands, and what it gives."""
+    """A kernel on the GPU with its operands, and what it gives.
+
+    Attributes:
+        spills: bytes of registers that it keeps in memory, for want of more.
+        result: once it is prepared.
+    """
 
     def __init__(
         self,
@@ -155,15 +170,23 @@ class _Measured:
     ) -> None:
         kernel = family.kernel(problem, params).with_attr("global_symbol", "main")
 
+        self.spills = 0
+
         def compile_source(source: str) -> bytes:
-            return nvcc.fatbin(with_device_code(source), [gpu.architecture])[0]
+            binary, taken = nvcc.fatbin(with_device_code(source), [gpu.architecture])
+            spilled = [k["spill_bytes"] for kernels in taken.values() for k in kernels.values()]
+            self.spills = max(spilled, default=0)
+            return binary
 
         with compiled_by(compile_source), target:
             executable = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
         self._module = gpu.loaded(executable, compile_source, target.host)
         self._device = gpu.device
-        (trial,) = family.trials(problem, params)
-        arrays = [*trial.inputs, np.zeros(*trial.output)]
+        (self._trial,) = family.trials(problem, params)
+
+    def prepare(self) -> None:
+        """Send the operands, launch it once, and see how often it is launched in a turn."""
+        arrays = [*self._trial.inputs, np.zeros(*self._trial.output)]
         self._arguments = [tvm.runtime.tensor(array, self._device) for array in arrays]
         self._module["main"](*self._arguments)
         self.result = self._arguments[-1].numpy()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import get_args
 
@@ -16,9 +18,13 @@ import tvm
 import graphopt
 from graphopt.errors import SpecError, TuningMissError
 from graphopt.pipeline.report import Report
+from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda import tuning as gpu_tuning
 from graphopt.targets.cuda.gemm_defaults import shared_limit
 from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of
+from graphopt.targets.cuda.kernels import elementary
 from graphopt.targets.cuda.kernels.gemm import FewRows, Math, RowDots, Tile
+from graphopt.targets.cuda.target import CudaTarget
 from graphopt.targets.tuning import remote
 from graphopt.targets.tuning.database import Database, Key, as_text
 from graphopt.targets.tuning.options import Tuning
@@ -53,6 +59,30 @@ def test_measured_on_the_gpu_that_is_there(model: Path, emulation: Path, tmp_pat
     known = Database(cache, read_only=True).costs(key(40))
     assert len(known) == 2 and known[as_text(asdict(FAMILY.default(_problem(40))))] == 1.0
     assert {type(FAMILY.parse(json.loads(text))) for text in known} <= {Tile, FewRows}
+
+
+class Elsewhere:
+    """A GPU far away, on which nothing may be run."""
+
+    device = None
+
+    def load(self, library: Path) -> None:
+        assert library.exists()
+
+
+def test_what_spills_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"registers": 255, "shared_bytes": 0, "spill_bytes": 8}
+    resources = {"sm_90": {"main_kernel": taken}}
+    monkeypatch.setattr(nvcc, "fatbin", lambda source, architectures: (b"code", resources))
+    elementary.register()
+    measure = partial(gpu_tuning._ratios, gpu_tuning._Gpu("sm_90", Elsewhere()))  # type: ignore[arg-type]
+    target = CudaTarget(("sm_90",))._tvm()
+    tuning = Tuning(tmp_path / "t.db", trials=3, batches=(40,))
+    tuner = Tuner(tuning, target, "cuda sm_90", measure)
+    tuner.tune(FAMILY, [_problem(40)])
+    assert tuner.params(FAMILY, _problem(40)) == FAMILY.default(_problem(40))
+    assert sorted(Database(tuning.cache).costs(key(40)).values()) == [1.0, inf, inf]
+    assert tuner.summary.speedup == 1.0
 
 
 def _problem(rows: int) -> GpuGemmProblem:
