@@ -13,7 +13,6 @@ from typing import Any, ClassVar, cast
 
 import tvm_ffi
 from tvm import relax, tirx
-from tvm.ir import Range, StringImm
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
@@ -131,16 +130,10 @@ class CudaLowering(Lowering):
         args: Sequence[relax.Expr],
         out: Sequence[tuple[Sequence[Any], str]],
     ) -> Sequence[relax.Expr]:
-        """Emit a call of a TIR kernel; one that is bound to no threads runs on a single one."""
-        if _is_bound(function):
-            return super().kernel(function, args, out)
-        serial, messages = _on_one_thread(function)
-        if not messages:
-            return super().kernel(serial, args, out)
-        *results, flag = super().kernel(serial, args, [*out, ([1], "int32")])
-        for number, message in enumerate(messages, 1):
-            self.demand(_differs_from(number), [flag], 1, message)
-        return results
+        """Emit a call of a TIR kernel, which is bound to threads."""
+        if not _is_bound(function):
+            raise self.unsupported("its kernel is one for CPUs")
+        return super().kernel(function, args, out)
 
     def results(self, exprs: Sequence[relax.Expr]) -> list[relax.Expr]:
         """The tensors as `main` returns them, then one that says which demands were broken."""
@@ -172,10 +165,6 @@ def _condition(demand: _Demand, buffers: list[Any]) -> Holds:
     return lambda k: demand.holds(k, *map(read, buffers))
 
 
-def _differs_from(number: int) -> Callable[..., Any]:
-    return lambda k, flag: flag(k) != number
-
-
 def _is_bound(function: tirx.PrimFunc) -> bool:
     bound: list[Any] = []
 
@@ -185,32 +174,3 @@ def _is_bound(function: tirx.PrimFunc) -> bool:
 
     tvm_ffi.structural_walk(function.body, (tirx.For, visit))
     return bool(bound)
-
-
-def _on_one_thread(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[str]]:
-    """The kernel on one thread, and its messages.
-
-    With messages it has one more output, int32[1]: 0, or the number of the one to give, from 1.
-    """
-    messages: list[str] = []
-    flag = tirx.decl_buffer([int64(1)], "int32", "flag")
-
-    def report(stmt: tirx.AssertStmt) -> tirx.Stmt:
-        text = "".join(part.value for part in stmt.message_parts if isinstance(part, StringImm))
-        messages.append(text)
-        mark = tirx.BufferStore(flag, tirx.const(len(messages), "int32"), [int64(0)])
-        leave = tirx.Evaluate(tirx.call_intrin("void", "tirx.thread_return"))
-        return tirx.IfThenElse(tirx.Not(stmt.condition), tirx.SeqStmt([mark, leave]), None)
-
-    body = tvm_ffi.structural_map(function.body, (tirx.AssertStmt, report))
-    params = list(function.params)
-    if messages:
-        clear = tirx.BufferStore(flag, tirx.const(0, "int32"), [int64(0)])
-        body = tirx.SeqStmt([clear, body])
-        params.append(flag)
-    for tag in ("threadIdx.x", "blockIdx.x"):
-        variable = tirx.Var(tag.replace(".", "_"), "int64")
-        axis = tirx.IterVar(Range(int64(0), int64(1)), variable, tirx.IterVar.ThreadIndex, tag)
-        kind = tirx.ForKind.THREAD_BINDING
-        body = tirx.For(variable, int64(0), int64(1), kind, body, axis)
-    return tirx.PrimFunc(params, body, function.ret_type, function.attrs), messages

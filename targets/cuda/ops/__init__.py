@@ -6,6 +6,7 @@ def register() -> None:
     from graphopt.targets.cuda.ops import (  # noqa: F401
         dense,
         embedding,
+        images,
         interaction,
         lines,
         lookup,

@@ -1,4 +1,8 @@
-"""ScatterElements and ScatterND: the updates of one place in order, those of others at once."""
+"""Ops that write to positions found in data.
+
+The updates of one place happen in order, those of others at once. A TensorScatter writes at most
+once to a place, so that each element finds what is written to it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops, row_major
 from graphopt.targets.relax.lowering import compute, int64
 from graphopt.targets.relax.operands import describe, same_sizes, tensor_input
-from graphopt.targets.relax.ops.indexing import fitting, tuple_size
-from graphopt.targets.relax.ops.scatter import reduction_of
+from graphopt.targets.relax.ops.indexing import fitting, out_of_range, tuple_size
+from graphopt.targets.relax.ops.scatter import CacheWrite, reduction_of
 
 _SHORT = 128  # elements of a line that one thread writes
 
@@ -167,3 +171,37 @@ def _reduced(lower: CudaLowering, node: Node, given: _Tuples) -> relax.Expr:
     arguments = [given.data, given.tuples, given.updates, order]
     data = tensor_input(node, 0)
     return loops(lower, apply, arguments, [([given.rows, given.inner], data.dtype)])[0]
+
+
+@lowers("TensorScatter")
+def _tensor_scatter(lower: CudaLowering, node: Node) -> relax.Expr:
+    write, oob = CacheWrite(lower, node), lower.oob
+    steps, length = write.steps, write.length
+    if oob != "zero":
+        given = write.arguments[2:]
+
+        def holds(k: Any, *starts: te.Tensor) -> Any:
+            start = starts[0](k).astype("int64") if starts else int64(0)
+            return write.is_start(start) if oob == "error" else steps <= length
+
+        message = out_of_range(node, tensor_input(node, 0).tensor.dims[node.attr("axis")])
+        lower.demand(holds, given, write.shape[0] if given else 1, message)
+
+    def place(source: te.Tensor, changes: te.Tensor, *starts: te.Tensor) -> te.Tensor:
+        def element(b: Any, m: Any, at: Any, j: Any) -> Any:
+            start = starts[0](b).astype("int64") if starts else int64(0)
+            step = at - write.first(start)
+            if write.circular:
+                step = tirx.Select(step < 0, step + length, step)
+            written = [step >= 0, step < steps]
+            if oob == "zero":
+                written.append(write.is_start(start))
+            return tirx.if_then_else(
+                tirx.all(*written), changes(b, m, step, j), source(b, m, at, j)
+            )
+
+        return compute(write.shape, element, "tensor_scatter")
+
+    checks = [(write.fits, write.complaint)]
+    result = lower.te(place, *write.arguments, checks=checks)
+    return lower.reshape(result, lower.shape(node.output))

@@ -99,31 +99,48 @@ def _column_major(place: Any, sizes: Sequence[Any]) -> Any:
     return row_major(index, sizes[::-1])
 
 
+class Unpooling:
+    """Where a MaxUnpool puts elements.
+
+    Attributes:
+        shape: that of its output.
+        complaint: what the program says of an index that lies outside of it.
+    """
+
+    def __init__(self, lower: Lowering, node: Node) -> None:
+        source, given = lower.shape(tensor_input(node, 0)), node.input(2)
+        windows = windows_of(lower, node)
+        spans = zip(source[2:], windows.strides, windows.kernel, windows.before, windows.after)
+        inner = [(count - 1) * stride + k - b - a for count, stride, k, b, a in spans]
+        self._pooled = [int64(size) for size in (*source[:2], *inner)]
+        wanted = self._pooled if given is None else map(int64, elements(lower, given))
+        self.shape = [int64(size) for size in bind_shape(lower, node.output, list(wanted))]
+        self.complaint = f"{describe(node)}: an index lies outside of its output"
+
+    def target(self, place: Any) -> tuple[list[Any], Any]:
+        """Where an element goes whose index is `place`, and whether there is such a position."""
+        index: list[Any] = []
+        for size in reversed(self._pooled):
+            index.insert(0, tirx.floormod(place, size))
+            place = tirx.floordiv(place, size)
+        fits = [at < size for at, size in zip(index, self.shape)]
+        return index, tirx.all(tirx.EQ(place, int64(0)), *fits)
+
+
 @lowers("MaxUnpool")
 def _max_unpool(lower: Lowering, node: Node) -> relax.Expr:
-    data, places, given = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
-    windows, dtype = windows_of(lower, node), lower.checked_dtype(data.dtype)
-    source = lower.shape(data)
-    spans = zip(source[2:], windows.strides, windows.kernel, windows.before, windows.after)
-    inner = [(count - 1) * stride + k - b - a for count, stride, k, b, a in spans]
-    pooled = [int64(size) for size in (*source[:2], *inner)]
-    wanted = pooled if given is None else [int64(size) for size in elements(lower, given)]
-    shape = [int64(size) for size in bind_shape(lower, node.output, wanted)]
-    text = f"{describe(node)}: an index lies outside of its output"
+    data, places = tensor_input(node, 0), tensor_input(node, 1)
+    to, dtype, source = Unpooling(lower, node), lower.checked_dtype(data.dtype), lower.shape(data)
 
     def body(values: Any, indices: Any, target: Any) -> None:
-        with T.grid(*shape) as i:
+        with T.grid(*to.shape) as i:
             store(target, i, const(0, dtype))
         with T.grid(*(int64(size) for size in source)) as i:
-            place, index = indices[tuple(i)], []
-            for size in reversed(pooled):
-                index.append(tirx.floormod(place, size))
-                place = tirx.floordiv(place, size)
-            fits = [at < size for at, size in zip(reversed(index), shape)]
-            require(tirx.all(tirx.EQ(place, int64(0)), *fits), text)
-            store(target, index[::-1], values[tuple(i)])
+            index, fits = to.target(indices[tuple(i)])
+            require(fits, to.complaint)
+            store(target, index, values[tuple(i)])
 
-    (result,) = loops(lower, body, [lower.expr(data), lower.expr(places)], [(shape, dtype)])
+    (result,) = loops(lower, body, [lower.expr(data), lower.expr(places)], [(to.shape, dtype)])
     return result
 
 

@@ -17,6 +17,8 @@ from graphopt.targets.relax.operands import bind_shape, describe, tensor_input
 from graphopt.targets.relax.scalar import const
 
 Scalar = Any
+Checked = Callable[[Lowering, Node, Value, Any], relax.Expr]
+"""The image of each region, of those that an image number may be, given how many there are."""
 
 # ------------------------------------------------------------------ GridSample
 
@@ -125,6 +127,11 @@ def _pixel(
 
 @lowers("RoiAlign")
 def _roi_align(lower: Lowering, node: Node) -> relax.Expr:
+    return roi_align(lower, node, _checked_images)
+
+
+def roi_align(lower: Lowering, node: Node, checked_images: Checked) -> relax.Expr:
+    """RoiAlign with a kernel that sees to it that each region is of an image that there is."""
     data, regions, images = (tensor_input(node, k) for k in range(3))
     dtype, source = lower.checked_dtype(data.dtype), lower.shape(data)
     samples, work = node.attr("sampling_ratio"), scalar.working_dtype(dtype)
@@ -155,7 +162,7 @@ def _roi_align(lower: Lowering, node: Node) -> relax.Expr:
 
         return compute(shape, element, name="regions")
 
-    checked = _checked_images(lower, node, images, source[0])
+    checked = checked_images(lower, node, images, source[0])
     result = lower.te(emit, lower.expr(data), lower.expr(regions), checked)
 
     def finish(t: te.Tensor) -> te.Tensor:
@@ -192,8 +199,7 @@ def _bilinear(
 
 def _checked_images(lower: Lowering, node: Node, images: Value, batch: Any) -> relax.Expr:
     """The image of each region, checked at run time to exist."""
-    count = lower.shape(images)[0]
-    text = f"{describe(node)}: a region is of an image that does not exist"
+    count, text = lower.shape(images)[0], no_such_image(node)
 
     def body(source: Any, target: Any) -> None:
         with T.serial(int64(count)) as i:
@@ -203,3 +209,8 @@ def _checked_images(lower: Lowering, node: Node, images: Value, batch: Any) -> r
 
     (checked,) = loops(lower, body, [lower.expr(images)], [([count], "int64")])
     return checked
+
+
+def no_such_image(node: Node) -> str:
+    """What the program says of a region of an image that there is not."""
+    return f"{describe(node)}: a region is of an image that does not exist"

@@ -119,37 +119,69 @@ def _scatter_nd(lower: Lowering, node: Node) -> relax.Expr:
     return lower.reshape(result, lower.shape(node.output))
 
 
+class CacheWrite:
+    """What a TensorScatter writes where: steps of [batch, middle, steps, inner] from a start on.
+
+    Attributes:
+        shape: that of the cache, [batch, middle, length, inner].
+        starts: where each sample's steps begin; None for at 0.
+        fits: whether the operands agree on their sizes.
+        complaint: what the program says where they do not.
+    """
+
+    def __init__(self, lower: Lowering, node: Node) -> None:
+        cache, update, self.starts = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
+        sizes, given = cache.tensor.dims, update.tensor.dims
+        axis = node.attr("axis") % len(sizes)
+        self.circular = node.attr("mode") == "circular"
+        self.shape, changed = (_around(lower, value, axis) for value in (cache, update))
+        self.length, self.steps = int64(self.shape[2]), int64(changed[2])
+        others = [[*all_[:axis], *all_[axis + 1 :]] for all_ in (sizes, given)]
+        lengths = sizes[:1] if self.starts is None else self.starts.tensor.dims
+        self.fits = tirx.all(same_sizes(lower, *others), same_sizes(lower, sizes[:1], lengths))
+        self.complaint = f"{describe(node)}: its operands disagree on their sizes"
+        self.dtype = lower.checked_dtype(cache.dtype)
+        self.arguments = [
+            lower.reshape(lower.expr(cache), self.shape),
+            lower.reshape(lower.expr(update), changed),
+        ]
+        if self.starts is not None:
+            self.arguments.append(lower.expr(self.starts))
+
+    def is_start(self, start: Any) -> Any:
+        """Whether steps may begin there."""
+        last = self.length - int64(1) if self.circular else self.length - self.steps
+        return tirx.all(start >= int64(0), self.steps <= self.length, start <= last)
+
+    def first(self, start: Any) -> Any:
+        """The position nearest to `start` where they may."""
+        last = self.length - int64(1) if self.circular else self.length - self.steps
+        return tirx.max(tirx.min(start, last), int64(0))
+
+
 @lowers("TensorScatter")
 def _tensor_scatter(lower: Lowering, node: Node) -> relax.Expr:
-    cache, update, starts = tensor_input(node, 0), tensor_input(node, 1), node.input(2)
-    sizes, given = cache.tensor.dims, update.tensor.dims
-    axis, circular = node.attr("axis") % len(sizes), node.attr("mode") == "circular"
-    shape = batch, middle, _, inner = _around(lower, cache, axis)
-    length, steps = int64(lower.dim(sizes[axis])), int64(lower.dim(given[axis]))
-    fits = tirx.all(
-        same_sizes(lower, [*sizes[:axis], *sizes[axis + 1 :]], [*given[:axis], *given[axis + 1 :]]),
-        same_sizes(lower, sizes[:1], starts.tensor.dims if starts is not None else sizes[:1]),
-    )
+    write, oob = CacheWrite(lower, node), lower.oob
+    batch, middle, _, inner = write.shape
+    length, steps = write.length, write.steps
+    message = out_of_range(node, tensor_input(node, 0).tensor.dims[node.attr("axis")])
 
     def body(source: Any, changes: Any, *rest: Any) -> None:
-        *indices, out = rest
-        require(fits, f"{describe(node)}: its operands disagree on their sizes")
+        *starts, out = rest
+        require(write.fits, write.complaint)
         _copy(source, out)
         with T.serial(int64(batch)) as b:
-            start = T.bind(indices[0][b].astype("int64")) if indices else int64(0)
-            valid = _is_start(lower, node, start, length, steps, circular)
+            start = T.bind(starts[0][b].astype("int64")) if starts else int64(0)
+            valid = write.is_start(start)
+            if oob != "zero":
+                require(valid if oob == "error" else steps <= length, message)
             with T.grid(int64(middle), steps, int64(inner)) as (m, s, j):
-                at = _written(start, s, length, steps, circular)
-                _store_if(valid, out, [b, m, at, j], changes[b, m, s, j])
+                at = write.first(start) + s
+                if write.circular:
+                    at = tirx.Select(at < length, at, at - length)
+                _store_if(valid if oob == "zero" else None, out, [b, m, at, j], changes[b, m, s, j])
 
-    args = [
-        lower.reshape(lower.expr(cache), shape),
-        lower.reshape(lower.expr(update), _around(lower, update, axis)),
-    ]
-    if starts is not None:
-        args.append(lower.expr(starts))
-    dtype = lower.checked_dtype(cache.dtype)
-    (result,) = loops(lower, body, args, [(shape, dtype)])
+    (result,) = loops(lower, body, write.arguments, [(write.shape, write.dtype)])
     return lower.reshape(result, lower.shape(node.output))
 
 
@@ -158,23 +190,3 @@ def _around(lower: Lowering, value: Value, axis: int) -> list[Any]:
     sizes = value.tensor.dims
     parts = sizes[:1], sizes[1:axis], sizes[axis : axis + 1], sizes[axis + 1 :]
     return [lower.dim(dims.product(part)) for part in parts]
-
-
-def _is_start(
-    lower: Lowering, node: Node, start: Any, length: Any, steps: Any, circular: bool
-) -> Any:
-    """Check where a write begins; returns when it may happen, None for always."""
-    fits = tirx.all(start >= int64(0), steps <= length)
-    fits = tirx.all(fits, start < length if circular else start <= length - steps)
-    if lower.oob == "zero":
-        return fits
-    message = out_of_range(node, node.inputs[0].tensor.dims[node.attr("axis")])  # type: ignore[union-attr]
-    require(fits if lower.oob == "error" else steps <= length, message)
-    return None
-
-
-def _written(start: Any, step: Any, length: Any, steps: Any, circular: bool) -> Any:
-    """The position that a step of the update is written to."""
-    last = length - int64(1) if circular else length - steps
-    at = tirx.max(tirx.min(start, last), int64(0)) + step
-    return tirx.Select(at < length, at, at - length) if circular else at
