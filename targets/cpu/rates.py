@@ -12,6 +12,8 @@ def operations(layer: Node, k: int) -> Dim:
     if words is not None:
         return done_by(words.name, 2 * k)
     if "data" in layer.attrs or layer.op_type == "IntegerProduct":
-        by = byte_products(layer.attrs["lanes"]).name if "amx" not in layer.attrs else "tdpbusd"
-        return done_by(by, 2 * k)
+        if "amx" in layer.attrs:
+            return done_by("tdpbusd", 2 * k)
+        if "lanes" in layer.attrs:  # those of a GPU have none
+            return done_by(byte_products(layer.attrs["lanes"]).name, 2 * k)
     return 2 * k

@@ -12,9 +12,14 @@ import pytest
 from conftest import EXAMPLE
 
 import graphopt
+from graphopt.analysis.cost import node_cost
 from graphopt.errors import ArtifactError, OutputError, SpecError
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ops.dynamic_matmul import DOMAIN, OP_TYPE
 from graphopt.targets import base
 from graphopt.targets.cuda import nvcc
+from graphopt.targets.cuda.legalize import dense_layers
 from graphopt.targets.cuda.target import CudaTarget
 
 FEEDS = {
@@ -28,6 +33,19 @@ def test_architectures_are_sorted_and_named_once() -> None:
     assert base.find("cuda:sm_90,sm_80,sm_90") == CudaTarget(("sm_80", "sm_90"))
     assert base.find("cuda:sm_90a") == CudaTarget(("sm_90a",))
     assert base.find("cuda") == CudaTarget(("sm_80", "sm_90"))
+
+
+def test_layers_in_8_bits_have_a_cost() -> None:
+    """Which is not counted by an instruction of some CPU."""
+    graph = Graph(opsets={"": 18, DOMAIN: 1})
+    x = graph.add_input("x", TensorType("float32", (5, 24)))
+    constants = graph.constant(np.ones((24, 36), np.int8)), graph.constant(np.ones(36, np.float32))
+    made = graph.insert(OP_TYPE, [x, *constants], {"levels": 255}, domain=DOMAIN)
+    graph.set_outputs(made.outputs, ["y"])
+    (layer,) = dense_layers(CudaTarget(("sm_80",)).legalize(graph))
+    assert layer.attrs["math"] == "Codes"
+    flops = node_cost(layer).flops
+    assert isinstance(flops, int) and flops >= 2 * 5 * 24 * 36
 
 
 def test_precisions_need_tensor_cores() -> None:
