@@ -62,10 +62,9 @@ def optimize(
     shown on stderr; the graph, where it was asked for, goes to stdout. With --data and --max-drop
     the model is also compressed, as far as the metric allows; --sweep compares several budgets.
     """
-    from graphopt import Tuning, api, arrays
-    from graphopt.cli import budgets, summary, sweeps
+    from graphopt import api, arrays
+    from graphopt.cli import budgets, summary, sweeps, tunings
     from graphopt.pipeline.report import Report
-    from graphopt.targets.tuning.remote import Remote
 
     pipeline = options.pipeline(level, passes)
     if sweep is not None:
@@ -74,18 +73,16 @@ def optimize(
         raise SpecError("--plot draws a sweep; give --sweep and the budgets")
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns, trace)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
-    tuning = None
-    if (tune, trials, rpc, tuning_cache) != (None,) * 4 or error_on_cache_miss or meta_schedule:
-        tuning = Tuning(
-            cache=tuning_cache,
-            seconds=tune,
-            trials=trials,
-            batches=options.batch_sizes(tune_batches, "--tune-batches"),
-            read_only=tuning_cache_read_only,
-            error_on_miss=error_on_cache_miss,
-            meta_schedule=meta_schedule,
-            remote=None if rpc is None else Remote.parse(rpc),
-        )
+    tuning = tunings.read(
+        tune,
+        trials,
+        rpc,
+        tune_batches,
+        tuning_cache,
+        tuning_cache_read_only,
+        error_on_cache_miss,
+        meta_schedule,
+    )
     destination = _destination(model, target, output)
     if report_file is not None:
         _need_folder(report_file.parent)
