@@ -71,6 +71,7 @@ from graphopt.passes.simplify_slices import SimplifySlices
 from graphopt.passes.sink_divisions import SinkDivisions
 from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.sink_gathers import SinkGathers
+from graphopt.passes.stack_sequences import StackSequences
 from graphopt.passes.unflatten_gemms import UnflattenGemms
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.passes.unroll_convolutions import UnrollConvolutions
@@ -96,7 +97,7 @@ _CLEAN_UP = (
     ShareInitializers(),
     Cse(),
 )
-_UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences())
+_UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences(), StackSequences())
 _SEQUENCES = (
     CancelSorts(),
     MaskRows(),
