@@ -115,15 +115,8 @@ def body_input_type(call: OpCall, index: int, declared: Type) -> Type:
 
 def widen_carried(node: Node, body: Graph) -> None:
     """Forget what a loop-carried value's type says of the first iteration only."""
-    if node.op_type not in ("Loop", "Scan"):
-        return
-    if node.op_type == "Loop":
-        carried = zip(body.inputs[2:], body.outputs[1:])
-    else:
-        states = len(node.inputs) - int(node.attr("num_scan_inputs"))
-        carried = zip(body.inputs[:states], body.outputs[:states])
     changed = False
-    for value, after in carried:
+    for value, _, after in _carried(node, body):
         joined = join(value.type, after.type)
         if joined is None or joined == value.type:
             continue
@@ -135,3 +128,38 @@ def widen_carried(node: Node, body: Graph) -> None:
             body._propagate(value.users)
     if changed:
         infer_node(node)
+
+
+def narrow_carried(node: Node) -> None:
+    """Let carried values keep the shape of the first iteration, where a body gives that again.
+
+    Sizes that were taken for different ones when the body was built may have become equal.
+    """
+    body = node.attrs.get("body")
+    wide: dict[Value, tuple[Type, Value]] = {}
+    for value, first, after in _carried(node, body) if isinstance(body, Graph) else []:
+        ranks = [v.rank if isinstance(v.type, TensorType) else None for v in (value, first)]
+        if None not in ranks and ranks[0] == ranks[1] and value.type != first.type:
+            wide[value] = value.type, after
+            value.type = first.type
+    assumed = list(wide)
+    while assumed:
+        body._propagate(user for value in assumed for user in value.users)
+        assumed = [value for value in wide if wide[value][1].type != value.type]
+        for value in assumed:
+            value.type = wide.pop(value)[0]
+    if wide:
+        assert node.graph is not None
+        node.graph._propagate([node, *(user for v in node.outputs for user in v.users)])
+
+
+def _carried(node: Node, body: Graph) -> list[tuple[Value, Value, Value]]:
+    """A body's input, what it is at first, and what comes after, of what a loop carries."""
+    if node.op_type == "Loop":
+        found = zip(body.inputs[2:], node.inputs[2:], body.outputs[1:])
+    elif node.op_type == "Scan":
+        states = len(node.inputs) - int(node.attr("num_scan_inputs"))
+        found = zip(body.inputs[:states], node.inputs[:states], body.outputs[:states])
+    else:
+        return []
+    return [(value, first, after) for value, first, after in found if first is not None]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from graphopt.errors import InvalidModelError
 from graphopt.ir import aligned_axes, declared_sizes, dims, reshaped_sizes
+from graphopt.ir.control import narrow_carried
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.infer import MISFITS
@@ -44,6 +45,8 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
             return replaced
         replaced = {k: dims.substitute(dim, changes.get) for k, dim in replaced.items()} | changes
         _replace(graph, changes)
+        for node in graph.walk():
+            narrow_carried(node)
         claims = _about_others(claims, changes)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from graphopt.ir.graph import Graph
 from graphopt.ir.onnx_io import from_proto
+from graphopt.testing import parse
 
 HEADER = '<ir_version: 9, opset_import: ["": 18]>'
 
@@ -125,3 +126,20 @@ def test_matrices_that_are_multiplied_share_a_size() -> None:
         "f32[N, M]",
         "f32[M, L]",
     ]
+
+
+LOOP = """(float[N,T,2] x, float[M,2] m) => (float[N,2] y, float[N,4] z)
+<int64 n = {3}, bool yes = {1}, int64[1] axis = {1}> {
+    h = ReduceSum<keepdims=0>(x, axis)
+    z = EQUAL
+    y = Loop(n, yes, h) <body = b (int64 i, bool c, float[N,2] u) => (bool d, float[N,2] v)
+        { d = Identity(c) v = Mul(u, m) }>
+}"""
+
+
+def test_what_a_loop_carries_keeps_its_shape_once_sizes_are_equal() -> None:
+    for equal, same in (("Concat<axis=1>(m, h)", True), ("Concat<axis=1>(h, h)", False)):
+        graph = parse(LOOP.replace("EQUAL", equal))
+        (loop,) = (node for node in graph.walk() if node.op == "Loop")
+        for value in (loop.attrs["body"].inputs[2], loop.output):
+            assert (str(value.type) == "f32[N, 2]") is same
