@@ -265,7 +265,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{path}: not a graphopt artifact (no {MANIFEST})") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); compile it again") from None

@@ -14,6 +14,7 @@ the same ones in every text that gives it the same name and shape.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import zlib
@@ -117,6 +118,8 @@ def random_inputs(
             reason = f"input {value.name!r}: {value.type} has no shape to draw from"
             raise InputError(f"{reason}; give arrays with --inputs")
         shape = tuple(size_of(dim) for dim in value.type.shape)
+        if math.prod(shape) >= 2**56:  # more than NumPy, or any memory, has room for
+            raise MemoryError
         array = _random_array(rng, value.type.dtype, shape)
         arrays[value.name] = _with_ids(rng, array, ranges.get(value.name, []), size_of, value)
     return arrays

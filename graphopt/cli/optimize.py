@@ -11,7 +11,7 @@ from typer import Context
 
 from graphopt import console
 from graphopt.cli import options
-from graphopt.errors import OutputError, SpecError
+from graphopt.errors import InvalidModelError, OutputError, SpecError
 
 if TYPE_CHECKING:
     from graphopt.pipeline.instruments import Instrument
@@ -155,6 +155,8 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     from graphopt.targets import base
 
     portable = base.find(target).portable
+    if not model.name:
+        raise InvalidModelError(f"{model}: is a directory; give the .onnx file inside it")
     path = output or model.with_suffix(".opt.onnx" if portable else ".gopt")
     if portable and path.suffix != ".onnx":
         raise SpecError(f"target {target} writes an .onnx file, so {path} should end in .onnx")

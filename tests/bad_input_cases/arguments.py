@@ -94,6 +94,13 @@ OUTPUTS = [
          "no such folder"),
 ]  # fmt: skip
 
+AMISS = [
+    Case("no name for a model", lambda kit: ["optimize", ""], "is a directory"),
+    Case("profile: a model", lambda kit: ["profile", kit.model()], "not a graphopt artifact"),
+    Case("run: more samples than numbers",
+         lambda kit: ["run", kit.model(), "--random", "--batch", 10**20], "out of memory"),
+]  # fmt: skip
+
 DIFFERENT = [
     Case("check: other weights",
          lambda kit: ["check", kit.model(), _other(kit, CLICKS.replace("Sigmoid", "Tanh"))],
@@ -114,4 +121,4 @@ def _other(kit: Kit, text: str) -> object:
     return other
 
 
-CASES = [*WORDS, *OPTIONS, *OUTPUTS, *DIFFERENT]
+CASES = [*WORDS, *OPTIONS, *OUTPUTS, *AMISS, *DIFFERENT]
