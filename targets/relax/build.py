@@ -18,6 +18,7 @@ from tvm.error import InternalError
 from graphopt.errors import OutputError, UnsupportedOpError
 from graphopt.ir.graph import Node
 from graphopt.targets.relax.attribution import Emitted, attribute
+from graphopt.targets.relax.branches import has_branches, with_sizes_apart
 from graphopt.targets.relax.direct import DIRECT
 from graphopt.targets.relax.linking import linker_options
 from graphopt.targets.relax.schedule import schedule
@@ -161,7 +162,7 @@ def fuse(module: tvm.IRModule, emitted: Emitted) -> tuple[tvm.IRModule, dict[str
     ]
     merge = [relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(["main"])]
     with tvm.transform.PassContext(opt_level=3):
-        clean = tvm.transform.Sequential(prepare)(module)
+        clean = with_sizes_apart(tvm.transform.Sequential(prepare)(module))
         grouped = relax.transform.FuseOps()(clean)
         nodes = attribute(clean, grouped, emitted)
         return tvm.transform.Sequential(merge)(grouped), nodes
@@ -175,12 +176,13 @@ def to_virtual_machine(
     Args:
         functions: what its kernels call, which nobody else may.
     """
+    plan = relax.transform.StaticPlanBlockMemory()
     passes = [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
-        relax.transform.StaticPlanBlockMemory(),
+        plan,
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),
@@ -191,8 +193,10 @@ def to_virtual_machine(
 
     @tvm.transform.module_pass(opt_level=0)
     def lower(module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        # Memory that one branch allocates is planned for the other one too, where it is not there.
+        planned = [p for p in passes if p is not plan or not has_branches(module)]
         with target:
-            return _with(tvm.transform.Sequential(passes)(module), functions or {})
+            return _with(tvm.transform.Sequential(planned)(module), functions or {})
 
     return lower
 
