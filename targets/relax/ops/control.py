@@ -123,7 +123,10 @@ def axes_of(node: Node, name: str, ranks: Sequence[int]) -> list[int]:
 
 def _known(lower: Lowering, steps: Dim | None, body: Graph) -> int:
     if not isinstance(steps, int):
-        raise lower.unsupported("how many steps it takes is known only at run time")
+        raise lower.unsupported(
+            "how many steps it takes is known only at run time; export it with a fixed length, "
+            "or compile it for a CPU"
+        )
     if steps * sum(1 for _ in body.walk()) > MAX_STEPS:
         raise lower.unsupported(f"{steps} steps are too many to be written out")
     return steps

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphopt.errors import UnsupportedOpError
+from graphopt.targets.cuda.lowering import CudaLowering
+from graphopt.targets.relax.lowering import lower
 from graphopt.testing import Compiled, parse, run_onnxruntime
 
 
@@ -93,3 +96,16 @@ def test_loop_of_no_steps() -> None:
         }""".replace("bool go = {1}>", "bool go = {1}, int64[1] zero = {0}>"),
         {"x": ramp(3, 2)},
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("go = {1}", "go = {0}"), "fixed length, or compile it for a CPU"),
+        (("trip = {20}", "trip = {200000}"), "too many"),
+    ],
+)
+def test_loops_that_gpus_refuse(change: tuple[str, str], reason: str) -> None:
+    with pytest.raises(UnsupportedOpError, match=reason) as caught:
+        lower(parse(LOOP.replace(*change)), lowering=CudaLowering())
+    assert caught.value.op == "Loop"
