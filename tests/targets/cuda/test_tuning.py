@@ -17,6 +17,11 @@ import tvm
 
 import graphopt
 from graphopt.errors import SpecError, TuningMissError
+from graphopt.ir import onnx_io
+from graphopt.ir.dims import Sym
+from graphopt.ir.graph import Graph
+from graphopt.ir.types import TensorType
+from graphopt.ops.dynamic_matmul import DOMAIN, OP_TYPE
 from graphopt.pipeline.report import Report
 from graphopt.targets.cuda import nvcc
 from graphopt.targets.cuda import tuning as gpu_tuning
@@ -46,8 +51,8 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def key(rows: int) -> Key:
-    problem = as_text(asdict(GpuGemmProblem(K, N, "Fp32", rows)))
+def key(rows: int, math: Math = "Fp32") -> Key:
+    problem = as_text(asdict(GpuGemmProblem(K, N, math, rows)))
     return Key(FAMILY.name, FAMILY.version(), problem, "cuda sm_90", tvm.__version__)
 
 
@@ -59,6 +64,24 @@ def test_measured_on_the_gpu_that_is_there(model: Path, emulation: Path, tmp_pat
     known = Database(cache, read_only=True).costs(key(40))
     assert len(known) == 2 and known[as_text(asdict(FAMILY.default(_problem(40))))] == 1.0
     assert {type(FAMILY.parse(json.loads(text))) for text in known} <= {Tile, FewRows}
+
+
+def test_layers_whose_rows_have_a_range_each(emulation: Path, tmp_path: Path) -> None:
+    """On rows that are coded already; in 7 bits, whose sums ONNX Runtime has right on any CPU."""
+    rng = np.random.default_rng(1)
+    graph = Graph(opsets={"": 18, DOMAIN: 1})
+    x = graph.add_input("x", TensorType("float32", (Sym.named("m"), K)))
+    codes = graph.constant(rng.integers(-127, 128, (K, N)).astype(np.int8))
+    scales = graph.constant(rng.uniform(0.001, 0.01, N).astype(np.float32))
+    y = graph.insert(OP_TYPE, [x, codes, scales], {"levels": 127}, domain=DOMAIN).output
+    graph.set_outputs([y], ["y"])
+    onnx.save(onnx_io.to_proto(graph), tmp_path / "model.onnx")
+    cache = tmp_path / "t.db"
+    facts = gpu_emulator.tune(tmp_path / "model.onnx", cache, emulation, trials=6, batches=(1, 40))
+    assert facts["tuning"]["measured"] == 6 and facts["tuning"]["known"] == 2
+    known = [Database(cache, read_only=True).costs(key(rows, "Codes")) for rows in (1, 40)]
+    kinds = {type(FAMILY.parse(json.loads(text))) for costs in known for text in costs}
+    assert [len(costs) for costs in known] == [3, 3] and kinds == {Tile, FewRows}
 
 
 class Elsewhere:
