@@ -75,7 +75,7 @@ def _scatter_elements(lower: Lowering, node: Node) -> relax.Expr:
     data, ids, updates = (tensor_input(node, k) for k in range(3))
     axis = node.attr("axis") % len(data.tensor.dims)
     shape, reduce = lower.shape(ids), reduction_of(lower, node)
-    fits = tirx.all(fitting(lower, node, ids, data, axis), fitting(lower, node, ids, updates, -1))
+    fits = tirx.all(fitting(lower, ids, data, axis), fitting(lower, ids, updates, -1))
 
     def body(source: Any, indices: Any, changes: Any, out: Any) -> None:
         require(fits, f"{describe(node)}: its indices are larger than its data or updates")
