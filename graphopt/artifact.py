@@ -41,6 +41,8 @@ MANIFEST, LIBRARY, WEIGHTS, PORTABLE, REPORT = (
     "model.onnx",
     "report.json",
 )
+CHECKSUM = "checksum"
+"""The manifest's entry that vouches for the others; artifacts made before it was there lack it."""
 
 
 class Artifact:
@@ -276,6 +278,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: has format {manifest['format']}, this version reads {FORMAT}; "
             "compile it again"
         )
+    wanted = manifest.pop(CHECKSUM, None)
+    if wanted not in (None, _checksum(manifest)):
+        raise ArtifactError(
+            f"{path / MANIFEST}: damaged; copy it again, or compile the model again"
+        )
     return manifest
 
 
@@ -354,8 +361,19 @@ def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
     sizes = {name: (folder / name).stat().st_size for name in (LIBRARY, WEIGHTS)}
     sums = {LIBRARY: zlib.crc32((folder / LIBRARY).read_bytes())}  # weights would take too long
     about = {"format": FORMAT, "graphopt": version("graphopt"), "files": sizes, "crc32": sums}
-    content = {**about, **entries}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / MANIFEST).write_text(manifest_text({**about, **entries}))
+
+
+def manifest_text(entries: dict[str, Any]) -> str:
+    """`manifest.json` with these entries: text that `read_manifest` takes, as long as it stays so.
+
+    One wrong number in it, as where a weight lies, would give wrong results without a word.
+    """
+    return json.dumps({**entries, CHECKSUM: _checksum(entries)}, indent=2) + "\n"
+
+
+def _checksum(entries: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(entries).encode())
 
 
 def signature_to_json(signature: Signature) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from graphopt.artifact import MANIFEST, PORTABLE, Artifact
+from graphopt.artifact import MANIFEST, PORTABLE, Artifact, manifest_text
 from graphopt.auto_engine import COMPILED, ONNXRUNTIME, leading_input
 from graphopt.errors import InputError
 from graphopt.feeds import random_feeds
@@ -52,5 +51,5 @@ def record_engines(artifact: Artifact, batches: Sequence[int], seconds: float = 
     if not rows:
         raise InputError(f"the model takes none of the batch sizes {', '.join(map(str, batches))}")
     with replacing(artifact.path / MANIFEST) as temporary:
-        temporary.write_text(json.dumps({**artifact.manifest, "engines": rows}, indent=2) + "\n")
+        temporary.write_text(manifest_text({**artifact.manifest, "engines": rows}))
     return Artifact.load(artifact.path)

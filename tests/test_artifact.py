@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 import graphopt
-from graphopt.artifact import Artifact
+from graphopt.artifact import Artifact, manifest_text, read_manifest
 from graphopt.errors import (
     ArtifactError,
     GraphoptError,
@@ -286,19 +286,36 @@ def test_missing_file(damaged: Path, file: str) -> None:
 
 
 def test_missing_cpu_feature(damaged: Path) -> None:
-    manifest = json.loads((damaged / "manifest.json").read_text())
+    manifest = read_manifest(damaged)
     manifest["cpu_features"].append("teleport")
-    (damaged / "manifest.json").write_text(json.dumps(manifest))
+    (damaged / "manifest.json").write_text(manifest_text(manifest))
     with pytest.raises(ArtifactError, match=r"lacks .teleport.*x86-64-v3"):
         graphopt.load(damaged)
 
 
 @pytest.mark.parametrize("features", [1, [[]], ["avx2", True]])
 def test_features_that_are_no_list_of_names(damaged: Path, features: object) -> None:
-    manifest = json.loads((damaged / "manifest.json").read_text())
-    (damaged / "manifest.json").write_text(json.dumps({**manifest, "cpu_features": features}))
+    text = manifest_text({**read_manifest(damaged), "cpu_features": features})
+    (damaged / "manifest.json").write_text(text)
     with pytest.raises(ArtifactError, match=r"manifest\.json: damaged"):
         graphopt.load(damaged)
+
+
+def test_one_number_changed_in_the_manifest(damaged: Path) -> None:
+    file = damaged / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["weights"][-1]["offset"] -= 4
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: damaged; copy it again, or compile"):
+        graphopt.load(damaged)
+    manifest["weights"][-1]["offset"] += 4
+    file.write_text(json.dumps(manifest))  # only the form is another
+    graphopt.load(damaged)
+
+
+def test_a_manifest_without_a_checksum(damaged: Path) -> None:
+    (damaged / "manifest.json").write_text(json.dumps(read_manifest(damaged)))
+    graphopt.load(damaged)
 
 
 def test_a_bit_turned_in_the_library(damaged: Path) -> None:

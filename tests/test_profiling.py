@@ -12,6 +12,7 @@ from command import graphopt as command
 
 import graphopt
 from graphopt import profiling, roofline
+from graphopt.artifact import manifest_text, read_manifest
 from graphopt.errors import ArtifactError, InputError
 from graphopt.profiling import Profile, profile
 from graphopt.roofline import Roofline
@@ -174,8 +175,8 @@ def test_stacked_tables_are_told_apart(tmp_path: Path) -> None:
 def test_what_cannot_run_here_is_described(with_tables: Path, tmp_path: Path) -> None:
     path = tmp_path / "foreign.gopt"
     shutil.copytree(with_tables, path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "machine": "riscv64"}))
+    text = manifest_text({**read_manifest(path), "machine": "riscv64"})
+    (path / "manifest.json").write_text(text)
     here, found = profile(with_tables, 5, seconds=0, peaks=PEAKS), profile(path, 5)
     assert found.total is None
     assert "riscv64" in found.device

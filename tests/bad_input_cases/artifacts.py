@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bad_input_cases.case import Case, Kit
-
-MANIFEST = "manifest.json"
+from graphopt.artifact import MANIFEST, manifest_text, read_manifest
 
 
 def damaged(name: str, damage: Callable[[Path], object], says: str, verb: str = "run") -> Case:
@@ -27,9 +25,9 @@ def manifest(name: str, says: str, **changed: Any) -> Case:
     """Change entries of the manifest, or remove them (None)."""
 
     def damage(artifact: Path) -> None:
-        path = artifact / MANIFEST
-        entries = {**json.loads(path.read_text()), **changed}
-        path.write_text(json.dumps({k: v for k, v in entries.items() if v is not None}))
+        entries = {**read_manifest(artifact), **changed}
+        kept = {k: v for k, v in entries.items() if v is not None}
+        (artifact / MANIFEST).write_text(manifest_text(kept))
 
     return damaged(name, damage, says)
 
@@ -46,6 +44,11 @@ def gone(name: str, file: str, says: str, verb: str = "run") -> Case:
     return damaged(name, lambda artifact: (artifact / file).unlink(), says, verb)
 
 
+def _another_digit(artifact: Path) -> None:
+    path = artifact / MANIFEST
+    path.write_text(path.read_text().replace('"offset": 0', '"offset": 4', 1))
+
+
 def _zero_library(artifact: Path) -> None:
     path = artifact / "model.so"
     path.write_bytes(bytes(path.stat().st_size))
@@ -56,6 +59,7 @@ CASES = [
     gone("no manifest", MANIFEST, "not a graphopt artifact"),
     damaged("a garbled manifest", lambda a: (a / MANIFEST).write_text("{..."), "damaged"),
     damaged("a manifest of bytes", lambda a: (a / MANIFEST).write_bytes(b"\xff\xfe"), "damaged"),
+    damaged("a digit changed in the manifest", _another_digit, "manifest.json: damaged"),
     damaged("a manifest that is a list", lambda a: (a / MANIFEST).write_text("[1]"), "manifest"),
     manifest("another format", "format 99", format=99),
     manifest("another machine", "compiled for vax", machine="vax"),
