@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from graphopt import gpu_runtime
-from graphopt.errors import ArtifactError, InputError
+from graphopt.errors import ArtifactError, GraphoptError, InputError
 from graphopt.machine import host_features, tiles_allowed
 from graphopt.runtime import Program, StraightProgram, load_program, passed
 from graphopt.signature import Signature, TensorSpec
@@ -143,7 +143,7 @@ class Artifact:
             raise
         except Exception:
             # Compiled code refused the arrays: find out why, or bring them into the form it takes.
-            results = program(passed(self.signature.bind(feeds)))
+            results = _run_bound(program, self.signature.bind(feeds))
         return {
             name: array if array.dtype is dtype else array.view(dtype)
             for (name, dtype), array in zip(self._results, results)
@@ -248,8 +248,24 @@ class Artifact:
             return self._program
         return Splitting(self._program, batched, threads)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be pickled or copied; load it from its path again")
+
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"
+
+
+def _run_bound(program: Program, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Run on arrays that fit the signature: if this fails, it is what the model makes of them."""
+    try:
+        return program(passed(arrays))
+    except (GraphoptError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "bad_alloc" in reason:
+            raise MemoryError("the model asks for more memory than there is") from None
+        raise InputError(f"the model fails on these inputs: {reason}") from None
 
 
 def _reader(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import onnx
@@ -108,6 +108,9 @@ class OnnxModel:
         named = {spec.name: array for spec, array in zip(self.signature.inputs, arrays)}
         results = self._run(named)
         return {spec.name: array for spec, array in zip(self.signature.outputs, results)}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.path}: cannot be pickled or copied when loaded; load it again")
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +218,34 @@ def test_what_is_no_array(feeds: Any, says: str) -> None:
     for engine in (compiled, graphopt.compile(compiled.path / "model.onnx", "onnxruntime")):
         with pytest.raises(InputError, match=says):
             engine.run(feeds)
+
+
+def test_what_fails_within_the_program_is_said(
+    artifact: Artifact, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, raised, says in (
+        (ValueError("no view of it\nat 0x0"), InputError, "fails on these inputs: no view of it$"),
+        (AttributeError(), InputError, "fails on these inputs: AttributeError"),
+        (SystemError("std::bad_alloc"), MemoryError, "more memory than there is"),
+    ):
+        monkeypatch.setitem(artifact._on_threads, 1, _failing(error))
+        with pytest.raises(raised, match=says):
+            artifact.run(feeds(example, 2))
+
+
+def _failing(error: Exception) -> Callable[[object], list[np.ndarray]]:
+    def program(inputs: object) -> list[np.ndarray]:
+        raise error
+
+    return program
+
+
+@pytest.mark.parametrize("act", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_what_is_loaded_is_not_pickled(artifact: Artifact, act: Callable[[object], Any]) -> None:
+    with pytest.raises(TypeError, match=r"ctr\.gopt.* cannot be pickled or copied; load it"):
+        act(artifact)
+    with pytest.raises(TypeError, match=r"model\.onnx: cannot be pickled"):
+        act(OnnxModel(artifact.path / "model.onnx"))
 
 
 def test_a_tensor_without_data() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,10 @@ class Budget:
     trace: str | Path | Dataset | None = None
 
     def __post_init__(self) -> None:
-        if not self.max_drop >= 0:
+        for name, data in (("data", self.data), ("trace", self.trace or "")):
+            if not isinstance(data, (str, Path, Dataset)):
+                raise SpecError(f"{name} are a file or a Dataset, not {type(data).__name__}")
+        if not (isinstance(self.max_drop, Real) and self.max_drop >= 0):
             raise SpecError(f"a drop of {self.max_drop} cannot be allowed; give 0 or more")
         metrics.find(self.metric)
 

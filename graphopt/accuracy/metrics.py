@@ -270,6 +270,8 @@ def find(metric: str | Metric | Callable[..., float]) -> Metric:
         return metric
     if callable(metric):
         return _of_function(metric)
+    if not isinstance(metric, str):
+        raise SpecError(f"a metric is a name, a Metric or a function, not {metric!r}")
     cut = re.fullmatch(r"(\w+)@([1-9]\d*)", metric)
     if cut and cut[1] in _CUT:
         return _CUT[cut[1]](int(cut[2]))

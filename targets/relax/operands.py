@@ -64,6 +64,10 @@ def bind_shape(
     """
     dims = value.tensor.dims
     open_axes = {str(dim): k for k, dim in enumerate(dims) if not lower.knows(dim)}
+    if open_axes:
+        assert value.producer is not None
+        text = f"{describe(value.producer)}: more elements than any memory holds"
+        checks = [*checks, (_countable(shape), text)]
     if open_axes or checks:
         names = list(open_axes) or [lower.fresh_size("checked")]
         sizes = [int64(shape[k]) for k in open_axes.values()] or [int64(0)]
@@ -73,6 +77,14 @@ def bind_shape(
 
         lower.bind_sizes(names, lower.te(emit, name="sizes", checks=checks))
     return lower.shape(value)
+
+
+def _countable(shape: Sequence[Any]) -> Any:
+    """Whether so many elements have places that 64 bits can count; floats do not wrap around."""
+    count = tirx.const(1.0, "float64")
+    for size in shape:
+        count = count * int64(size).astype("float64")
+    return count < tirx.const(float(1 << 48), "float64")
 
 
 def chosen(options: Sequence[Any], index: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -281,6 +282,22 @@ def test_a_budget_wants_a_pass_that_spends_it() -> None:
 def test_drops_that_make_no_sense(drop: float) -> None:
     with pytest.raises(SpecError, match="cannot be allowed"):
         Budget("data.npz", drop)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"data": {"x": [1.0]}}, "data are a file or a Dataset, not dict"),
+        ({"data": None}, "data are a file or a Dataset, not NoneType"),
+        ({"trace": [1]}, "trace are a file or a Dataset, not list"),
+        ({"max_drop": None}, "a drop of None cannot be allowed"),
+        ({"max_drop": "1%"}, "a drop of 1% cannot be allowed"),
+        ({"metric": None}, "a metric is a name, a Metric or a function, not None"),
+    ],
+)
+def test_budgets_of_other_types(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        Budget(**{"data": "data.npz", "max_drop": 0.1, **given})
 
 
 def test_lossy_passes_do_nothing_without_a_budget() -> None:

@@ -12,6 +12,7 @@ from graphopt.ir.graph import Node, Value
 from graphopt.targets.cpu.kernels import selection
 from graphopt.targets.cpu.kernels.topk import topk as best
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
+from graphopt.targets.relax.operands import bind_shape, describe, elements, tensor_input
 
 
 def _fixed(size: Any) -> int | None:
@@ -56,9 +57,11 @@ def topk_operands(lower: Lowering, node: Node) -> tuple[relax.Expr, list[Any], A
     sizes = [
         lower.dim(product(part)) for part in (dims[:axis], dims[axis : axis + 1], dims[axis + 1 :])
     ]
-    for size in (value.tensor.dims[axis] for value in node.outputs):
-        if not lower.knows(size):
-            lower.bind_size(str(size), lower.expr(node.inputs[1]))  # type: ignore[arg-type]
+    count, shape = elements(lower, tensor_input(node, 1))[0], lower.shape(data)
+    check = (int64(count) >= int64(0), f"{describe(node)}: k is negative")
+    for value in node.outputs:
+        if not all(map(lower.knows, value.tensor.dims)):
+            bind_shape(lower, value, [*shape[:axis], count, *shape[axis + 1 :]], [check])
     taken = lower.dim(node.output.tensor.dims[axis])
     return lower.reshape(lower.expr(data), sizes), sizes, taken
 
@@ -106,9 +109,15 @@ def _nonzero(lower: Lowering, node: Node) -> relax.Expr:
 
 
 def nonzero(lower: Lowering, node: Node, positions: Positions) -> relax.Expr:
-    """The output of a NonZero, whose flat positions `positions` finds."""
-    data = node.inputs[0]
-    assert data is not None
+    """The output of a NonZero, whose flat positions `positions` finds.
+
+    Raises:
+        UnsupportedOpError: of one number, whose position has 0 coordinates in the standard and 1 in
+            ONNX Runtime.
+    """
+    data = tensor_input(node, 0)
+    if not data.tensor.dims:
+        raise lower.unsupported("it is asked of one number; reshape that to [1] first")
     found, count = positions(lower, data, 1, node.output)
     shape = lower.shape(data)
     strides = [

@@ -35,6 +35,19 @@ def test_constant_of_a_shape_known_at_run_time() -> None:
         Compiled(parse(text))({"s": ints(2, -1)})
 
 
+@pytest.mark.parametrize("sizes", [(1 << 60, 1), (1 << 32, 1 << 32), (1 << 62, 4)])
+def test_a_shape_whose_bytes_cannot_be_counted(sizes: tuple[int, int]) -> None:
+    text = "g (int64[2] s) => (float[a, b] y) { y = ConstantOfShape(s) }"
+    with pytest.raises(InputError, match="ConstantOfShape 'y': more elements than any memory"):
+        Compiled(parse(text))({"s": ints(*sizes)})
+
+
+def test_a_range_whose_bytes_cannot_be_counted() -> None:
+    text = "g (int64 a, int64 n, int64 b) => (int64[c] y) { y = Range(a, n, b) }"
+    with pytest.raises(InputError, match="Range 'y': more elements than any memory"):
+        Compiled(parse(text))({"a": np.array(0), "n": np.array(1 << 62), "b": np.array(1)})
+
+
 def test_shape_and_size() -> None:
     agree(
         """g (float[N,3,M] x) => (int64[a] s, int64[a] t, int64 n)

@@ -59,6 +59,16 @@ def test_topk_of_more_than_there_is() -> None:
     )
     with pytest.raises(InputError, match="k is larger than the axis"):
         Compiled(graph)({"x": with_ties(2, 6), "k": np.array([7])})
+    with pytest.raises(InputError, match="TopK 'v': k is negative"):
+        Compiled(graph)({"x": with_ties(2, 6), "k": np.array([-1])})
+
+
+def test_nonzero_of_one_number() -> None:
+    graph = parse(
+        "g (float[N] x) => (int64[a,b] y) { s = ReduceSum<keepdims=0>(x) y = NonZero(s) }"
+    )
+    with pytest.raises(UnsupportedOpError, match=r"NonZero .*one number; reshape that to \[1\]"):
+        Compiled(graph)
 
 
 def test_topk_puts_nan_first() -> None:
