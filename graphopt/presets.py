@@ -11,6 +11,7 @@ from graphopt.passes.bypass_concats import BypassConcats
 from graphopt.passes.cancel_sorts import CancelSorts
 from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.canonicalize import Canonicalize
+from graphopt.passes.count_steps import CountSteps
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
 from graphopt.passes.decompose_dft import DecomposeDft
@@ -97,7 +98,7 @@ _CLEAN_UP = (
     ShareInitializers(),
     Cse(),
 )
-_UNROLL = (UnrollLoops(), UnrollScans(), ResolveSequences(), StackSequences())
+_UNROLL = (CountSteps(), UnrollLoops(), UnrollScans(), ResolveSequences(), StackSequences())
 _SEQUENCES = (
     CancelSorts(),
     MaskRows(),
