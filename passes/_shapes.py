@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphopt.ir.content import known_ints
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 
@@ -23,7 +24,7 @@ def reshape_target(data: TensorType, result: TensorType) -> list[int] | None:
     if data.shape is None or result.shape is None:
         return None
     if 0 in data.shape or 0 in result.shape:
-        return None  # a zero in the operand means "copy", and -1 cannot be told from no elements
+        return _target_of_none(data.shape, result.shape)
     symbolic = [axis for axis, dim in enumerate(result.shape) if not isinstance(dim, int)]
     target = [dim if isinstance(dim, int) else 0 for dim in result.shape]
     if len(symbolic) == 1:
@@ -35,6 +36,14 @@ def reshape_target(data: TensorType, result: TensorType) -> list[int] | None:
     for axis in changed:
         target[axis] = -1
     return target
+
+
+def _target_of_none(data: tuple[Dim, ...], result: tuple[Dim, ...]) -> list[int] | None:
+    """`reshape_target` of no elements, where -1 would have no size: all but numbers is copied."""
+    target = [dim if isinstance(dim, int) else 0 for dim in result]
+    copied = [axis for axis, size in enumerate(target) if size == 0]
+    same = all(axis < len(data) and data[axis] == result[axis] for axis in copied)
+    return target if same else None
 
 
 def ints_of(value: Value | None) -> list[int] | None:

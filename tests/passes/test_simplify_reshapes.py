@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+import graphopt
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.types import TensorType
 from graphopt.passes._shapes import reshape_target
 from graphopt.passes.simplify_reshapes import SimplifyReshapes
-from graphopt.testing import assert_rewrites, assert_unchanged
+from graphopt.testing import assert_rewrites, assert_unchanged, parse
 
 N, M = Sym.named("N"), Sym.named("M")
 
@@ -26,6 +28,10 @@ N, M = Sym.named("N"), Sym.named("M")
         ((N, M, 4), (4, N, M), None),
         ((1,), (), []),
         ((N, 0), (0, N), None),
+        ((N, 0), (N, 0, 1), [0, 0, 1]),
+        ((N, 0, 5), (N, 0), [0, 0]),
+        ((N, 0, 5), (N, 5, 0), None),
+        ((N, 0), (0,), None),
     ],
 )
 def test_constant_targets(
@@ -215,3 +221,15 @@ def test_a_squeeze_that_a_reader_gives_its_rank(reader: str) -> None:
 @pytest.mark.parametrize("reader", ["y = Neg(s)", "y = Identity(s)", "y = MatMul(s, w)"])
 def test_a_squeeze_that_may_drop_the_batch_too(reader: str) -> None:
     assert_unchanged(SimplifyReshapes(), SQUEEZED.format(f"s = Squeeze(x) {reader}"), "may be 1")
+
+
+def test_a_tensor_of_no_width_is_reshaped_as_onnxruntime_takes_it() -> None:
+    """It takes N for -1 in a computed shape, next to which it does not allow 0."""
+    graph = parse(
+        """(float[N,4] x) => (float[A,B,C] y) <int64[1] zero = {0}, int64[1] one = {1}> {
+            none = Slice(x, zero, zero, one)  copy = Relu(none)
+            shape = Shape(copy)  more = Concat<axis=0>(shape, one)  y = Reshape(copy, more)
+        }"""
+    )
+    portable = graphopt.compile(graph, "onnxruntime", passes="O1", verify=False)
+    assert portable.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 0, 1)
