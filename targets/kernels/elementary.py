@@ -27,6 +27,7 @@ _ROUND_BITS = 0x4B400000
 _ROUND_TO_EXPONENT = _ROUND + 127.0  # and 127 more: as the exponent of a float32 is written
 _EXP_LEAST = -87.33654  # e**x is a normal number from here on
 _EXP_ZERO = -88.02969  # -127 * ln 2
+_EXP_INFINITE = 88.6  # between 127.5 * ln 2 and 128.5 * ln 2
 # exp(r) = 1 + r + r**2 * P(r) for |r| <= ln(2) / 2, as in Cephes expf
 _EXP = (
     1.9875691500e-4,
@@ -74,7 +75,7 @@ def exp_of_negative(x: Any) -> Any:
 
 
 def sigmoid(x: Any) -> Any:
-    """1 / (1 + e**-x) of a float32 expression; 2.5 ulp, below -88.7 it is 0."""
+    """1 / (1 + e**-x) of a float32 expression; 2.5 ulp, below -88.4 it is 0."""
     return tirx.call_intrin("float32", "graphopt.sigmoid", x)
 
 
@@ -167,12 +168,17 @@ def _(name: Name, x: tirx.Var) -> Any:
     x = name(tirx.Select(x < _EXP_ZERO, _constant(_EXP_ZERO, x), x))
     shifted = name(x * _LOG2_E + _ROUND_TO_EXPONENT)
     r = _remainder(name, x, name(shifted - _ROUND_TO_EXPONENT))
-    return _polynomial((*_EXP, 1.0, 1.0), r) * _bits(_bits(shifted, "int32") << 23, "float32")
+    return _polynomial((*_EXP, 1.0, 1.0), r) * _as_exponent(shifted)
 
 
 @_expands("graphopt.sigmoid")
 def _(name: Name, x: tirx.Var) -> Any:
-    return 1.0 / (name(_call("graphopt.exp", -x)) + 1.0)
+    """1 / (1 + 2**k * e**r), 2**k as in `exp_of_negative`: here it may be infinite too, k = 128."""
+    limited = name(_limit(-x, _EXP_ZERO, _EXP_INFINITE))
+    shifted = name(limited * _LOG2_E + _ROUND_TO_EXPONENT)
+    r = _remainder(name, limited, name(shifted - _ROUND_TO_EXPONENT))
+    value = 1.0 / (_polynomial((*_EXP, 1.0, 1.0), r) * _as_exponent(shifted) + 1.0)
+    return tirx.Select(tirx.isnan(x), x, value)
 
 
 @_expands("graphopt.tanh")
@@ -259,6 +265,11 @@ def _polynomial(coefficients: tuple[float, ...], x: Any) -> Any:
     for coefficient in coefficients[2:]:
         total = total * x + coefficient
     return total
+
+
+def _as_exponent(shifted: Any) -> Any:
+    """2**k as float32 of k + _ROUND_TO_EXPONENT: 0 for k = -127, infinite for 128."""
+    return _bits(_bits(shifted, "int32") << 23, "float32")
 
 
 def _power_of_2(k: Any) -> Any:

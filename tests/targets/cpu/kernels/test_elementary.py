@@ -110,6 +110,16 @@ def test_infinities_and_nan(kernels, name):
     np.testing.assert_array_equal(y, [low, high, np.nan, low, high])
 
 
+def test_sigmoid_where_its_power_is_infinite_or_zero(kernels):
+    x = np.concatenate([np.linspace(-89.5, -86, 5001), np.linspace(86, 89.5, 5001)])
+    y = apply(kernels["sigmoid"], x.astype(np.float32)).astype(np.float64)
+    exact = 1 / (1 + np.exp(-x.astype(np.float32).astype(np.float64)))
+    normal = exact >= 2.0**-126
+    np.testing.assert_allclose(y[normal], exact[normal], rtol=3e-7)
+    assert ((y[~normal] >= 0) & (y[~normal] < 2.0**-125.9)).all()
+    assert (y[x < -88.6] == 0).all() and (y[x > 0] == 1).all()
+
+
 def test_exp_is_zero_where_it_would_be_subnormal(kernels):
     """Down to the last normal number; masked scores are far below."""
     least = np.float32(-87.33654)
