@@ -9,13 +9,13 @@ import numpy as np
 from graphopt.ir.dims import is_nonnegative
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import dtype_to_onnx
+from graphopt.passes._counters import WHOLE, first_count, keeps_count, whole_number
 from graphopt.passes._shapes import ints_of
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite.rewriter import Rewriter, erase_dead
 
 RULE = "condition_to_count"
 _NO_LIMIT = 2**31 - 1  # what exporters give as a trip count where there is none
-_WHOLE = ("int32", "int64")  # where nobody counts so far that it overflows
 _LESS = {"Less": (0, 0), "LessOrEqual": (0, 1), "Greater": (1, 0), "GreaterOrEqual": (1, 1)}
 
 
@@ -133,18 +133,18 @@ def _counted(loop: Node, condition: Value) -> _Count | None:
     if compared is None or condition.producer.graph is not loop.attrs["body"]:  # type: ignore[union-attr]
         return None
     small, large, equal = compared
-    first, limit = _first(loop, small), _constant(loop, large)
+    first, limit = first_count(loop, small), _constant(loop, large)
     return None if first is None or limit is None else _Count(limit, 1 - first + equal)
 
 
 def _starting(condition: Value) -> _Count | None:
     """`limit + more` is positive just where `condition` holds."""
     compared = _compared(condition)
-    number = None if compared is None else _number(compared[0])
+    number = None if compared is None else whole_number(compared[0])
     if compared is None or number is None:
         return None
     limit = _exact(compared[1])
-    return _Count(limit, compared[2] - number) if limit.dtype in _WHOLE else None
+    return _Count(limit, compared[2] - number) if limit.dtype in WHOLE else None
 
 
 def _compared(condition: Value) -> tuple[Value, Value, int] | None:
@@ -158,37 +158,6 @@ def _compared(condition: Value) -> tuple[Value, Value, int] | None:
     return small, large, equal
 
 
-def _first(loop: Node, value: Value) -> int | None:
-    """What a number is in the first step, if it is one more in each step that follows."""
-    body: Graph = loop.attrs["body"]
-    base, more = _sum(body, value)
-    if base is body.inputs[0]:
-        return more
-    if base not in body.inputs[2:] or base.dtype not in _WHOLE:
-        return None
-    place = body.inputs.index(base)
-    start = _number(loop.inputs[place])
-    grows = _sum(body, body.outputs[place - 1]) == (base, 1)
-    return start + more if start is not None and grows else None
-
-
-def _sum(body: Graph, value: Value) -> tuple[Value, int]:
-    """The number and the constant that `value` is the sum of, computed in the body."""
-    more = 0
-    while (node := value.producer) is not None and node.graph is body:
-        a, b = node.input(0), node.input(1)
-        if node.op == "Add" and _number(a) is not None:
-            a, b = b, a
-        known = _number(b)
-        if node.op in ("Add", "Sub") and known is not None:
-            more += known if node.op == "Add" else -known
-        elif not _keeps(node):
-            break
-        assert a is not None
-        value = a
-    return value, more
-
-
 def _constant(loop: Node, value: Value) -> Value | None:
     """What `value`, which a body reads, is around the loop, if that is an integer there."""
     body: Graph = loop.attrs["body"]
@@ -199,37 +168,18 @@ def _constant(loop: Node, value: Value) -> Value | None:
         if given is None or body.outputs[place - 1] is not value:
             return None
         value = _exact(given)
-    number = _number(value)
+    number = whole_number(value)
     if value.const is not None and number is not None:
         return body.constant(np.array(number))
     inside = value.producer is not None and value.producer.graph is body
-    return None if inside or value.dtype not in _WHOLE else value
+    return None if inside or value.dtype not in WHOLE else value
 
 
 def _exact(value: Value) -> Value:
     """What was cast to `value`, by casts that lose nothing."""
-    while (node := value.producer) is not None and _keeps(node) and value.dtype != "int32":
+    while (node := value.producer) is not None and keeps_count(node) and value.dtype != "int32":
         (value,) = node.inputs  # type: ignore[assignment]
     return value
-
-
-def _keeps(node: Node) -> bool:
-    """True for an Identity or a Cast of a whole number to another form of it."""
-    kinds = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
-    if node.op == "Cast":
-        return kinds[0] in _WHOLE and kinds[1] in (*_WHOLE, "float32", "float64")
-    return node.op == "Identity"
-
-
-def _number(value: Value | None) -> int | None:
-    """A whole number that is known, whatever its dtype."""
-    if value is None:
-        return None
-    if value.const is not None and value.const.size == 1 and value.dtype.startswith("float"):
-        number = float(value.const.item())
-        return int(number) if number.is_integer() else None
-    known = ints_of(value)
-    return known[0] if known is not None and len(known) == 1 else None
 
 
 def _same(a: Value, b: Value) -> bool:

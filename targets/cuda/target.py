@@ -46,6 +46,7 @@ class CudaTarget(Target):
 
     name: ClassVar[str] = "cuda"
     portable: ClassVar[bool] = False
+    own_passes: ClassVar[str] = "raise-loops,fixpoint(cancel-transposes,simplify-reshapes,cse,dce)"
 
     @classmethod
     def parse(cls, argument: str) -> CudaTarget:

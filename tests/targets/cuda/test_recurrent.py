@@ -110,3 +110,46 @@ def test_last_state(linear: int, initial: bool, run_model: Runner) -> None:
 def test_more_units_than_a_block_has_threads(run_model: Runner) -> None:
     with pytest.raises(UnsupportedOpError, match="more than 1024 hidden units"):
         run_model(model("LSTM", 1025, direction="forward"))
+
+
+LOOP = """agraph (float[n, t, 8] x) => (float[t, n, 8] all, float[n, 8] last) {
+    start = ReduceSum <keepdims = 0> (x, second)
+    size = Shape <start = 1, end = 2> (x)
+    steps = Squeeze (size)
+    last, all = Loop (steps, , start) <body = step (int64 i, bool go, float[n, 8] h)
+        => (bool on, float[n, 8] new, float[n, 8] state) {
+        on = Identity (go)
+        xi = Gather <axis = 1> (x, i)
+        a = MatMul (xi, w)
+        c = MatMul (h, r)
+        az, ar, an = Split <axis = 1, num_outputs = 3> (a)
+        cz, cr, cn = Split <axis = 1, num_outputs = 3> (c)
+        pz = Add (az, cz) z = Sigmoid (pz)
+        pr = Add (ar, cr) reset = Sigmoid (pr)
+        q = Mul (reset, cn) pn = Add (an, q) candidate = Tanh (pn)
+        rest = Sub (one, z) fresh = Mul (rest, candidate) kept = Mul (z, h)
+        new = Add (fresh, kept)
+        state = Identity (new)
+    }>
+}"""
+
+
+def test_loops_of_any_length(run_text: Runner) -> None:
+    rng = np.random.default_rng(4)
+    constants = {name: rng.standard_normal((8, 24)).astype(np.float32) for name in "wr"}
+    constants |= {"one": np.array(1, np.float32), "second": np.array([1])}
+    feeds = [
+        {"x": rng.standard_normal((n, t, 8)).astype(np.float32)}
+        for n, t in ((3, 4), (1, 1), (2, 0))
+    ]
+    found = run_text(LOOP, *feeds, constants=constants, passes="O2")
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]>\n{LOOP}')
+    for name, array in constants.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for feed, results in zip(feeds[:2], found):
+        for name, expected in zip(("all", "last"), session.run(None, feed)):
+            # float32 sums of 8 products, four steps
+            np.testing.assert_allclose(results[name], expected, rtol=1e-4, atol=1e-5)
+    assert found[2]["all"].shape == (0, 2, 8)
+    np.testing.assert_array_equal(found[2]["last"], np.zeros((2, 8)))
