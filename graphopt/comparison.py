@@ -138,11 +138,14 @@ def compare(
 ) -> Comparison:
     """Run both models on each of `feeds` and compare all outputs.
 
+    Where a size of `b` is free and 1, `a` may lack its axis: PyTorch's `squeeze` is exported so.
+
     Raises:
         VerificationError: the models do not have the same outputs.
         InputError: a model does not accept the inputs.
     """
     found: dict[str, OutputComparison] = {}
+    free = _free_axes(b)
     for sample, feed in enumerate(feeds):
         left, right = a.run(feed), b.run(feed)
         if left.keys() != right.keys():
@@ -150,9 +153,29 @@ def compare(
                 f"the models have different outputs: {sorted(left)} and {sorted(right)}"
             )
         for name in left:
+            if name in free:
+                left[name] = _of_equal_rank(left[name], right[name], free[name])
             one = compare_arrays(name, left[name], right[name], rtol, atol, sample)
             found[name] = _merged(found[name], one) if name in found else one
     return Comparison(tuple(found.values()), rtol, atol, len(feeds))
+
+
+def _free_axes(model: Runnable) -> dict[str, list[int]]:
+    """The axes of each output whose sizes are free, where the model says so."""
+    signature = getattr(model, "signature", None)
+    return {
+        spec.name: [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
+        for spec in (() if signature is None else signature.outputs)
+        if spec.shape is not None
+    }
+
+
+def _of_equal_rank(a: np.ndarray, b: np.ndarray, free: Sequence[int]) -> np.ndarray:
+    """`a` in the shape of `b` if all it lacks are axes of `free` where `b` has size 1."""
+    a = np.asarray(a)
+    units = sum(axis < b.ndim and b.shape[axis] == 1 for axis in free)
+    same = [size for size in a.shape if size != 1] == [size for size in b.shape if size != 1]
+    return a.reshape(b.shape) if same and 0 < b.ndim - a.ndim <= units else a
 
 
 def compare_arrays(

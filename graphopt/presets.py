@@ -63,6 +63,7 @@ from graphopt.passes.resolve_masks import ResolveMasks
 from graphopt.passes.resolve_sequences import ResolveSequences
 from graphopt.passes.resolve_shapes import ResolveShapes
 from graphopt.passes.round_layers import RoundLayers
+from graphopt.passes.settle_ranks import SettleRanks
 from graphopt.passes.share_initializers import ShareInitializers
 from graphopt.passes.simplify_casts import SimplifyCasts
 from graphopt.passes.simplify_concats import SimplifyConcats
@@ -85,6 +86,7 @@ _CLEAN_UP = (
     ResolveShapes(),
     ResolveMasks(),
     InlineSubgraphs(),
+    SettleRanks(),
     FoldConstants(),
     Canonicalize(),
     SimplifyCasts(),

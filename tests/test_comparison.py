@@ -12,6 +12,7 @@ import pytest
 
 from graphopt.comparison import Comparison, compare, compare_arrays, rank_agreement
 from graphopt.errors import VerificationError
+from graphopt.signature import Signature, TensorSpec
 
 
 class Fixed:
@@ -117,6 +118,35 @@ def test_shapes_and_dtypes_must_match() -> None:
     assert not found.agrees
     assert "shape (3, 1) against (3,)" in str(found)
     assert "dtype float32 against float64" in str(one(np.float32(1), np.float64(1)))
+
+
+class Signed(Fixed):
+    """It also says which sizes are free."""
+
+    def __init__(self, answer: object, *shape: int | str) -> None:
+        super().__init__({"y": answer})
+        self.signature = Signature((), (TensorSpec("y", "float32", shape),))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shape", "agrees"),
+    [
+        ((), (1,), ("N",), True),
+        ((4,), (1, 4), ("N", 4), True),
+        ((), (1, 1), ("N", "T"), True),
+        ((4,), (4, 1), (4, "T"), True),
+        ((), (1, 1), ("N", 1), False),  # it lacks an axis of known size too
+        ((4,), (1, 4), (1, 4), False),
+        ((1, 4), (4,), ("N",), False),
+        ((2, 3), (1, 6), ("N", 6), False),
+        ((1, 4), (4, 1), ("N", 1), False),
+    ],
+)
+def test_axes_of_free_size_1_may_be_missing(
+    a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int | str, ...], agrees: bool
+) -> None:
+    found = compare(Fixed({"y": np.ones(a)}), Signed(np.ones(b), *shape), [{}])
+    assert found.agrees is agrees
 
 
 def test_empty_outputs_agree() -> None:

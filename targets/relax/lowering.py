@@ -27,6 +27,11 @@ from graphopt.targets.relax.emitter import Emitter, outside
 from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, int64
 from graphopt.targets.relax.sizes import UnboundSizeError, chosen_by_place, evaluated, is_name
 
+_OPEN_RANKS = {
+    "Squeeze": "; where a model squeezes, write reshape or squeeze(1)",
+    "If": "; its branches give tensors of different rank: reshape them to one",
+}
+
 __all__ = ["OPAQUE", "Check", "Lowered", "Lowering", "compute", "int64", "lower", "lowers"]
 
 Oob = Literal["error", "clamp", "zero"]
@@ -283,7 +288,9 @@ class Lowering(Emitter):
                 )
             for value in (*node.inputs, *node.outputs):
                 if value is not None and isinstance(value.type, TensorType) and value.rank is None:
-                    raise self.unsupported(f"the rank of {value.name!r} is known only at run time")
+                    hint = _OPEN_RANKS.get(node.op, "")
+                    why = f"the rank of {value.name!r} is known only at run time{hint}"
+                    raise self.unsupported(why)
             result = converter(self, node)
         finally:
             self.node = outer

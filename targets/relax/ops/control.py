@@ -34,6 +34,9 @@ def branch(lower: Lowering, node: Node) -> list[relax.Expr]:
     known = known_ints(condition.content) if condition.content is not None else None
     if known is not None:
         return lower.body(node.attrs["then_branch" if known[0] else "else_branch"])
+    for name in ("then_branch", "else_branch"):
+        if any(a.rank != b.rank for a, b in zip(node.attrs[name].outputs, outputs)):
+            raise lower.unsupported(_RANKS)
     branches = [_branch(lower, node.attrs[name]) for name in ("then_branch", "else_branch")]
     flag = lower.reshape(lower.expr(condition), [])
     result = lower.bb.emit(relax.If(flag, *branches))

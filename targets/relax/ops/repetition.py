@@ -43,7 +43,8 @@ def _if(lower: Lowering, node: Node) -> Sequence[relax.Expr]:
         isinstance(value.type, TensorType)
         and value.type.shape is not None
         and all(lower.knows(dim) for dim in value.type.shape)
-        for value in node.outputs
+        and value.shape == a.shape == b.shape
+        for value, a, b in zip(node.outputs, *(body.outputs for body in node.subgraphs))
     )
     condition = node.inputs[0]
     if known and condition is not None and condition.content is None:
