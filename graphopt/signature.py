@@ -143,9 +143,10 @@ def _check_size(
         return
     known = sizes.setdefault(declared, (size, spec.name))
     if size != known[0]:
+        advice = "; 1 is not broadcast: repeat the array, or declare the size as 1 in the model"
         raise InputError(
             f"input {spec.name!r} has {size} on axis {axis} where input {known[1]!r} has {known[0]}"
-            f"; both are {declared!r} and must agree"
+            f"; both are {declared!r} and must agree{advice if 1 in (size, known[0]) else ''}"
         )
 
 

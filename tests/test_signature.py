@@ -76,7 +76,11 @@ def test_arrays_that_cannot_be_read_are_refused() -> None:
         ({"dense": np.ones((4, 2), np.float32)}, "'dense' has 2 on axis 1, expected 3"),
         (
             {"dense": np.ones((5, 3), np.float32)},
-            "'dense' has 5 on axis 0 where input 'user' has 4",
+            "'dense' has 5 on axis 0 where input 'user' has 4; both are 'batch' and must agree$",
+        ),
+        (
+            {"dense": np.ones((1, 3), np.float32)},
+            "must agree; 1 is not broadcast: repeat the array, or declare the size as 1",
         ),
         ({"extra": np.ones(1)}, "unknown input 'extra'"),
     ],

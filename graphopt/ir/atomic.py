@@ -56,6 +56,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: a temporary one that takes the place of `path` at the end.
 
+    The system renames one folder at a time, so for an instant there is none. Where processes load
+    it meanwhile, let `path` be a new name each time, and a symbolic link to it what they load.
+
     Raises:
         OutputError: it cannot be written.
     """
