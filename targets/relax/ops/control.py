@@ -36,7 +36,8 @@ def branch(lower: Lowering, node: Node) -> list[relax.Expr]:
         return lower.body(node.attrs["then_branch" if known[0] else "else_branch"])
     for name in ("then_branch", "else_branch"):
         if any(a.rank != b.rank for a, b in zip(node.attrs[name].outputs, outputs)):
-            raise lower.unsupported(_RANKS)
+            reason = "its branches give tensors of different rank; reshape them to one"
+            raise lower.unsupported(reason)
     branches = [_branch(lower, node.attrs[name]) for name in ("then_branch", "else_branch")]
     flag = lower.reshape(lower.expr(condition), [])
     result = lower.bb.emit(relax.If(flag, *branches))
