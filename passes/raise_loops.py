@@ -1,24 +1,27 @@
-"""Loops over a sequence whose body is the step of a GRU, as one op."""
+"""Loops over a sequence whose body is the step of a GRU or LSTM, as one op."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from graphopt.ir.control import loop_trip_count
-from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.graph import Attr, Graph, Node, Value
 from graphopt.ops import gru
 from graphopt.passes._counters import first_count
-from graphopt.passes._gru_step import Step, gru_step
+from graphopt.passes._gru_step import gru_step
 from graphopt.passes._inline import replace
+from graphopt.passes._lstm_step import lstm_step
 from graphopt.passes._step_reader import is_zero
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite.rewriter import Rewriter
 
-RULE = "loop_to_gru"
+RULE = "loop_to_op"
 
 
 class RaiseLoops(Pass):
-    """Replaces a Loop whose body is the step of a GRU by a `GRU`.
+    """Replaces a Loop whose body is the step of a GRU or LSTM by that op.
 
     Needs as many steps as the sequence has positions, which a step takes one after the other, and
     no results but states. GPUs take loops of any length so; CPUs are as fast without. Fidelity:
@@ -79,45 +82,71 @@ class RaiseLoops(Pass):
         return changed
 
 
+@dataclass(frozen=True)
+class _Cell:
+    """What a step computes: `states` of `olds` and `x`, in the order of the op's operands."""
+
+    op: str
+    x: Value
+    olds: tuple[Value, ...]
+    states: tuple[Value, ...]
+    arrays: tuple[np.ndarray, ...]
+    attrs: dict[str, Attr]
+
+
+def _cell(old: Value, new: Value) -> _Cell | None:
+    """The cell whose state was `old` and is `new`."""
+    step = gru_step(new)
+    if step is not None and step.h is old and step.mask is None and step.gate is None:
+        attrs: dict[str, Attr] = {"hidden_size": step.r.shape[1]}
+        attrs["linear_before_reset"] = int(step.linear_before_reset)
+        return _Cell("GRU", step.x, (old,), (new,), (step.w, step.r, step.bias), attrs)
+    memory = lstm_step(new)
+    others = [] if memory is None else [value for value in memory.read if value is not old]
+    if memory is None or len(others) != 1 or len(memory.read) != 2:
+        return None
+    (x,), r = others, memory.weights(old)
+    bias = np.concatenate([memory.bias, np.zeros_like(memory.bias)])
+    arrays, states = (memory.weights(x), r, bias), (new, memory.c)
+    return _Cell("LSTM", x, (old, memory.old_c), states, arrays, {"hidden_size": r.shape[1]})
+
+
 def _raise(loop: Node) -> str | None:
     """Put an op in the place of the loop; returns why not, having changed nothing."""
     body: Graph = loop.attrs["body"]
     count = len(loop.inputs) - 2
-    found = None
-    results: list[Value | None] = []
-    for value, given, after, out in zip(
-        body.inputs[2:], loop.inputs[2:], body.outputs[1:], loop.outputs
-    ):
-        results.append(given if after is value else None)
-        step = gru_step(after) if after is not value else None
-        if step is not None and step.h is value and step.mask is None and step.gate is None:
-            if found is not None:
-                return "it holds several GRUs"
-            if given is None or given.type != after.type:
-                return "its first state has another shape than those that follow"
-            found = step, given
-        elif after is not value and out.uses:
-            return "it computes more than the states of one GRU"
-    if found is None:
-        return "no value that it carries is the state of a GRU"
-    step, start = found
-    if any(value is not step.new for value in body.outputs[1 + count :]):
+    after = dict(zip(body.inputs[2:], body.outputs[1:]))
+    cells = [_cell(old, new) for old, new in after.items() if new is not old]
+    found = [cell for cell in cells if cell is not None]
+    if len(found) != 1:
+        return "its body is not the step of one GRU or LSTM"
+    (cell,) = found
+    if [after.get(old) for old in cell.olds] != list(cell.states):
+        return "its body is not the step of one GRU or LSTM"
+    starts = [loop.inputs[body.inputs.index(old)] for old in cell.olds]
+    if any(start is None or start.type != cell.states[0].type for start in starts):
+        return "its first state has another shape than those that follow"
+    for (old, new), out in zip(after.items(), loop.outputs):
+        if new is not old and new not in cell.states and out.uses:
+            return f"it computes more than the states of one {cell.op}"
+    if any(value is not cell.states[0] for value in body.outputs[1 + count :]):
         return "what it stacks is not its states"
-    sequence = _sequence(loop, step.x)
+    sequence = _sequence(loop, cell.x)
     if sequence is None:
         return "its steps do not take all positions of one sequence in order"
     rw = Rewriter(loop, [loop, *body.nodes])
-    every, last = _emit(rw, loop, step, start, *sequence)
-    for place, after in enumerate(body.outputs[1:]):
-        if after is step.new:
-            results[place : place + 1] = [last if place < count else every]
-    replace(loop, results)
+    every, *last = _emit(rw, loop, cell, starts, *sequence)
+    finals: dict[Value, Value | None] = dict(zip(cell.states, last))
+    finals |= {old: given for old, given in zip(body.inputs[2:], loop.inputs[2:])}
+    results = [finals.get(new) for new in body.outputs[1 : 1 + count]]
+    replace(loop, results + [every] * (len(loop.outputs) - count))
     return None
 
 
 def _sequence(loop: Node, x: Value) -> tuple[Value, int] | None:
     """The sequence whose positions steps take, and the axis along which they do."""
-    body, node = loop.attrs["body"], x.producer
+    body: Graph = loop.attrs["body"]
+    node = x.producer
     if node is None or node.op != "Gather" or node.graph is not body:
         return None
     source, place = node.inputs
@@ -137,20 +166,20 @@ def _sequence(loop: Node, x: Value) -> tuple[Value, int] | None:
 
 
 def _emit(
-    rw: Rewriter, loop: Node, step: Step, start: Value, source: Value, axis: int
-) -> tuple[Value | None, Value]:
-    """The states after all steps, [t, b, h], if those are read, and the last one."""
+    rw: Rewriter, loop: Node, cell: _Cell, starts: list[Value | None], source: Value, axis: int
+) -> list[Value | None]:
+    """The states after all steps, [t, b, h], if those are read, and what the last step gives."""
     x = source if axis == 0 else rw.op.Transpose(source, perm=[1, 0, 2])
-    arrays = (step.w, step.r, step.bias)
     inputs: list[Value | None] = [x]
-    inputs += [rw.const(array[np.newaxis].astype(np.float32)) for array in arrays]
+    inputs += [rw.const(array[np.newaxis].astype(np.float32)) for array in cell.arrays]
     stacked = any(out.uses for out in loop.outputs[len(loop.inputs) - 2 :])
-    if not is_zero(start):
-        inputs += [None] if stacked else []  # all sequences have all steps
-        inputs.append(rw.op.Unsqueeze(start, rw.ints(0)))
-    attrs = {"hidden_size": step.r.shape[1], "linear_before_reset": int(step.linear_before_reset)}
-    if not stacked:
-        last = rw.insert(gru.OP_TYPE, inputs, attrs, domain=gru.DOMAIN).output
-        return None, rw.op.Squeeze(last, rw.ints(0))
-    every, last = rw.insert("GRU", inputs, attrs, outputs=2).outputs
-    return rw.op.Squeeze(every, rw.ints(1)), rw.op.Squeeze(last, rw.ints(0))
+    alone = cell.op == gru.OP_TYPE and not stacked
+    given = [None if v is None or is_zero(v) else rw.op.Unsqueeze(v, rw.ints(0)) for v in starts]
+    if any(given):
+        inputs += given if alone else [None, *given]  # all sequences have all steps
+    if alone:
+        last = rw.insert(gru.OP_TYPE, inputs, cell.attrs, domain=gru.DOMAIN).output
+        return [None, rw.op.Squeeze(last, rw.ints(0))]
+    every, *states = rw.insert(cell.op, inputs, cell.attrs, outputs=1 + len(starts)).outputs
+    rows = rw.op.Squeeze(every, rw.ints(1)) if stacked else None
+    return [rows, *(rw.op.Squeeze(state, rw.ints(0)) for state in states)]

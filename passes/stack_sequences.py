@@ -105,7 +105,8 @@ def _stack(loop: Node, found: _Appended) -> None:
     """Replace the loop by one that carries no sequence, and what reads that."""
     place, graph = found.place, loop.graph
     assert graph is not None
-    body, values = Graph(loop.attrs["body"].name, parent=graph), {}
+    body = Graph(loop.attrs["body"].name, parent=graph)
+    values: dict[Value, Value] = {}
     copy_into(loop.attrs["body"], body, values)
     outputs, names = list(body.outputs), list(body.output_names)
     more = outputs.pop(1 + place)
@@ -145,5 +146,5 @@ def _read(rw: Rewriter, user: Node, rows: Value, tensor: TensorType) -> Value:
         rows = rw.op.Transpose(rows, perm=order)
     if not joins:
         return rows
-    rest = [int(dim) for dim in tensor.dims[axis + 1 :]]  # type: ignore[call-overload]
+    rest = [int(dim) for dim in tensor.dims[axis + 1 :]]  # type: ignore[arg-type]
     return rw.op.Reshape(rows, rw.ints(*[0] * axis, -1, *rest))

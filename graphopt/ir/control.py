@@ -136,8 +136,10 @@ def narrow_carried(node: Node) -> None:
     Sizes that were taken for different ones when the body was built may have become equal.
     """
     body = node.attrs.get("body")
+    if not isinstance(body, Graph):
+        return
     wide: dict[Value, tuple[Type, Value]] = {}
-    for value, first, after in _carried(node, body) if isinstance(body, Graph) else []:
+    for value, first, after in _carried(node, body):
         ranks = [v.rank if isinstance(v.type, TensorType) else None for v in (value, first)]
         if None not in ranks and ranks[0] == ranks[1] and value.type != first.type:
             wide[value] = value.type, after
