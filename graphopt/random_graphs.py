@@ -173,6 +173,42 @@ def _storm(b: _Builder, x: Value) -> Value:
 
 
 @_step
+def _computed_ids(b: _Builder, x: Value) -> Value:
+    shifted = b.op(b.choose("Add", "Sub", "Mul"), b.ids, b.scalar(b.choose(0, 1, 3, -3)))
+    ids = b.op("Div", b.op("Mod", shifted, b.scalar(ROWS)), b.scalar(b.choose(1, 2)))
+    return b.op("Flatten", b.op("Gather", b.floats(ROWS, 2), ids))
+
+
+@_step
+def _pooling(b: _Builder, x: Value) -> Value:
+    """The sum or the mean of the rows of ids, but for those of the padding."""
+    kept = b.op("Cast", b.op("Not", b.op("Equal", b.ids, b.scalar(0))), to=1)
+    found = b.op(
+        "Mul", b.op("Gather", b.floats(ROWS, 3), b.ids), b.op("Unsqueeze", kept, b.ints(2))
+    )
+    total = b.op("ReduceSum", found, b.ints(1), keepdims=0)
+    if b.draw(st.booleans()):
+        return total
+    count = b.op("ReduceSum", kept, b.ints(1), keepdims=1)
+    return b.op("Div", total, b.op("Max", count, b.number(1.0)))
+
+
+@_step
+def _attention(b: _Builder, x: Value) -> Value:
+    rows = b.op("Gather", b.floats(ROWS, 4), b.ids)
+    scores = b.op("MatMul", rows, b.op("Transpose", rows, perm=[0, 2, 1]))
+    hidden = b.op("Unsqueeze", b.op("Equal", b.ids, b.scalar(0)), b.ints(1))
+    scores = b.op("Where", hidden, b.number(-1e9), scores)
+    return b.op("Flatten", b.op("MatMul", b.op("Softmax", scores, axis=-1), rows))
+
+
+@_step
+def _no_width(b: _Builder, x: Value) -> Value:
+    none = b.op("Relu", b.op("Slice", x, b.ints(0), b.ints(0), b.ints(1)))
+    return b.op("Concat", none, x, axis=1)
+
+
+@_step
 def _bags(b: _Builder, x: Value) -> Value:
     """A bag of one id a sample, of several fields."""
     count = b.op("Squeeze", b.batch_of(x), b.ints(0))
