@@ -32,6 +32,15 @@ def host_features() -> set[str]:
     return set()
 
 
+def sums_bytes_exactly() -> bool:
+    """Whether ONNX Runtime's sums of products of unsigned and signed bytes are exact here.
+
+    On x86 CPUs without VNNI two products are added up in 16 bits, which saturates.
+    """
+    vnni = {"avx512_vnni", "avx_vnni"}
+    return platform.machine() != "x86_64" or not vnni.isdisjoint(host_features())
+
+
 @lru_cache(maxsize=1)
 def tiles_allowed() -> bool:
     """Whether this process may use AMX's tile registers, which Linux wants to be asked for."""

@@ -34,6 +34,8 @@ from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.printer import to_text
 from graphopt.ir.types import TensorType, dtype_to_numpy
 from graphopt.ir.verifier import verify
+from graphopt.machine import sums_bytes_exactly
+from graphopt.ops.dynamic_matmul import EXACT_LEVELS, LEVELS
 from graphopt.pipeline.base import Fidelity, Pass, PassContext, Proposal
 
 if TYPE_CHECKING:
@@ -322,7 +324,7 @@ class Lavish:
     """A budget that allows every site the proposal that saves most, measured on random inputs."""
 
     multiplies_bfloat16 = True
-    row_levels = 255
+    row_levels = LEVELS if sums_bytes_exactly() else EXACT_LEVELS
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0

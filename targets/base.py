@@ -14,6 +14,8 @@ import numpy as np
 
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
+from graphopt.machine import sums_bytes_exactly
+from graphopt.ops.dynamic_matmul import EXACT_LEVELS, LEVELS
 from graphopt.targets.tuning.options import Tuning
 
 Oob = Literal["error", "clamp", "zero"]
@@ -71,6 +73,11 @@ class Target(ABC):
     def row_levels(self) -> int:
         """Steps in the range of a row, where layers multiply rows with a range each; else 0."""
         return 0
+
+    @property
+    def verified_levels(self) -> int:
+        """The most steps whose products this machine's ONNX Runtime, which verifies, has right."""
+        return LEVELS if sums_bytes_exactly() else EXACT_LEVELS
 
     @property
     def multiplies_bfloat16(self) -> bool:

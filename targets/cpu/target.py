@@ -145,9 +145,11 @@ class CpuTarget(Target):
 
     @property
     def row_levels(self) -> int:
-        from graphopt.ops.dynamic_matmul import LEVELS
+        from graphopt.ops.dynamic_matmul import EXACT_LEVELS
 
-        return LEVELS if self.multiplies_bytes else 0
+        if not self.multiplies_bytes:
+            return 0
+        return self.verified_levels if "avx512_vnni" in self.features else EXACT_LEVELS
 
     @property
     def multiplies_bfloat16(self) -> bool:

@@ -15,7 +15,6 @@ from graphopt.analysis.program import describe
 from graphopt.errors import ArtifactError, SpecError
 from graphopt.gpu_runtime.connection import connect
 from graphopt.ir.graph import Graph
-from graphopt.ops.dynamic_matmul import LEVELS
 from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.cuda.kernels.gemm import Math
 from graphopt.targets.tuning.options import Tuning
@@ -68,7 +67,7 @@ class CudaTarget(Target):
 
     @property
     def row_levels(self) -> int:
-        return LEVELS if _number(self.architectures[0]) >= _TENSOR_CORES else 0
+        return self.verified_levels if _number(self.architectures[0]) >= _TENSOR_CORES else 0
 
     @property
     def math(self) -> Math:

@@ -141,7 +141,7 @@ def test_rows_with_a_range_each() -> None:
     copy = graph.clone(copies)
     (proposal,) = BY_ROW.propose(graph, PassContext(budget=Seen(rows)))
     assert (proposal.what, proposal.saves, proposal.for_speed) == ("int8 by row", 70 * 64, True)
-    assert 0.001 < proposal.expected_error < 0.01
+    assert 0.001 < proposal.expected_error < 0.02  # twice as much with 127 levels
     proposal.apply(copy, copies)
     assert [node.op for node in copy.nodes] == ["graphopt::DynamicMatMul", "Add", "Relu"]
     found = run_onnxruntime(copy, {"x": rows})["y"]

@@ -92,3 +92,14 @@ def test_bfloat16_where_there_is_an_instruction_for_it() -> None:
         find("cpu:x86-64-v3").computing("bf16")
     with pytest.raises(SpecError, match="onnxruntime has no kernels for --precision bf16"):
         find("onnxruntime").computing("bf16")
+
+
+@pytest.mark.parametrize(("exact", "levels"), [(True, 255), (False, 127)])
+def test_rows_have_levels_that_onnxruntime_verifies(
+    monkeypatch: pytest.MonkeyPatch, exact: bool, levels: int
+) -> None:
+    """Here, and on the CPU that a portable model is likely to run on."""
+    monkeypatch.setattr("graphopt.targets.base.sums_bytes_exactly", lambda: exact)
+    assert CpuTarget.parse("icelake-server").row_levels == levels
+    assert CpuTarget.parse("haswell").row_levels == 127
+    assert CpuTarget.parse("skylake-avx512").row_levels == 0
