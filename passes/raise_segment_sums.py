@@ -35,13 +35,16 @@ def padded_to_scatter(rw: Rewriter, node: Node, rows: Value, places: Value) -> V
         return NoMatch("there is no row for what is padded")
     data, filler = joined.inputs
     assert data is not None and filler is not None
-    if not _is_neutral(filler, kind, start) or any(not isinstance(d, int) for d in rows.shape[1:]):
+    sizes = rows.shape or (None,)
+    if not _is_neutral(filler, kind, start) or any(not isinstance(d, int) for d in sizes[1:]):
         return NoMatch("what is padded counts, or rows are of unknown size")
-    if data.shape[:1] != segments.shape:  # fails if there are fewer rows than there are places
+    if (
+        not data.shape or data.shape[:1] != segments.shape
+    ):  # fails if there are fewer rows than there are places
         data = rw.op.Slice(data, rw.ints(0), rw.op.Shape(segments), rw.ints(0))
     # Zeros that counts may begin with too: then both are known to have as many rows.
     zeros = rw.op.ConstantOfShape(number, value=np.zeros(1, np.int64))
-    zeros = rw.op.Reshape(zeros, rw.ints(-1, *[1] * (len(rows.shape) - 1)))
+    zeros = rw.op.Reshape(zeros, rw.ints(-1, *[1] * (len(sizes) - 1)))
     begun = rw.op.Add(rw.op.Cast(zeros, to=dtype_to_onnx(data.dtype)), filler)
     column = rw.op.Reshape(segments, rw.ints(-1, 1))
     found_sum = rw.op.ScatterND(begun, column, data, reduction=kind)
@@ -74,7 +77,7 @@ def counts_to_scatter(
 
 def _is_neutral(filler: Value, kind: str, start: float) -> bool:
     """True for one row that changes no result of a reduction."""
-    if filler.const is None or filler.shape[:1] != (1,) or not filler.const.size:
+    if filler.const is None or filler.const.shape[:1] != (1,) or not filler.const.size:
         return False
     if filler.dtype in ("float32", "float64") and kind in ("max", "min"):
         # The outermost finite number is what frameworks begin extremes with.
@@ -146,7 +149,7 @@ def _vector_of(column: Value | None) -> Value | None:
     if node is None or node.op not in ("Reshape", "Unsqueeze") or column is None:
         return None
     vector = node.inputs[0]
-    single = column.rank == 2 and column.shape[1] == 1
+    single = column.shape is not None and column.rank == 2 and column.shape[1] == 1
     return vector if single and vector is not None and vector.rank == 1 else None
 
 

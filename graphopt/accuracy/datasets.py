@@ -42,7 +42,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for name, array in (("labels", self.labels), ("groups", self.groups)):
-            shape = np.shape(array)
+            shape = () if array is None else np.shape(array)
             many = name == "groups" and len(shape) > 1  # of labels a metric may want several a row
             if array is not None and (many or shape[:1] != (self.rows,)):
                 raise InputError(f"{name} of shape {shape} for {self.rows} rows; give one a row")
