@@ -18,7 +18,6 @@ from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.targets.relax.lowering import Lowering, lowers
 
-_RANKS = "its branches give tensors of different rank; reshape them to one"
 MAX_STEPS = 20_000
 """Ops that a loop may come to when it is written out: about what compiles within a minute."""
 _FAN_IN = 16  # operands of one concatenation: its code has a branch for each
