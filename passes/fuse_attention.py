@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graphopt.ir.dims import exact_div
+import numpy as np
+
+from graphopt.ir.dims import Dim, exact_div
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
@@ -71,6 +73,55 @@ def pointwise_to_attention(
     found = scores_of(activated.scores, activated.readers)
     what = Attention(1, 1, 1.0, activation=activated.activation)
     return _fused(rw, found, values, node, what, activated.factor(rw))
+
+
+@rule(op.Attention(var("q"), var("k"), values, ...))
+def standard_to_products(
+    rw: Rewriter, q: Value, k: Value, values: Value, node: Node
+) -> Value | NoMatch:
+    """Attention (of ONNX) -> MatMul(Softmax(MatMul(q, Transpose(k)) * scale + mask), v)"""
+    if any(value is not None for value in node.inputs[4:]) or len(node.outputs) > 1:
+        return NoMatch("it keeps keys and values of earlier calls, or tells its scores")
+    if {q.rank, k.rank, values.rank} != {4} or values.dtype != "float32":
+        return NoMatch("its operands are not float32 of rank 4")
+    width = q.tensor.dims[3]
+    if q.tensor.dims[1] != k.tensor.dims[1] or not isinstance(width, int):
+        return NoMatch("its queries share heads of keys, or their width is not known")
+    if node.attr("softcap") or node.attr("softmax_precision", 1) != 1:
+        return NoMatch("it bends its scores, or is rounded in between")
+    mask = _standard_mask(node, q.tensor.dims[2], k.tensor.dims[2])
+    if isinstance(mask, str):
+        return NoMatch(mask)
+    scale = np.float32(node.attr("scale") or width**-0.5)
+    scores = rw.op.Mul(rw.op.MatMul(q, rw.op.Transpose(k, perm=[0, 1, 3, 2])), rw.const(scale))
+    if mask is not None:
+        scores = rw.op.Add(scores, rw.const(mask))
+    return rw.op.MatMul(rw.op.Softmax(scores, axis=-1), values)
+
+
+def _standard_mask(node: Node, rows: Dim, columns: Dim) -> np.ndarray | str | None:
+    """What ONNX's Attention adds to its scores; in each row it leaves some key to be seen.
+
+    Versions of ONNX differ in what no key gives.
+    """
+    mask, added = node.input(3), None
+    if mask is not None:
+        if mask.const is None:
+            return "whether its mask hides all keys from a query is known only at run time"
+        hides = mask.const.dtype == np.bool_
+        added = np.where(mask.const, 0, -np.inf) if hides else mask.const
+        if added.shape[-1] != columns:
+            return "its mask is not as long as its keys"
+    if node.attr("is_causal"):
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            return "how many keys come before a query is known only at run time"
+        later = np.where(np.tri(rows, columns, dtype=bool), 0, -np.inf)
+        added = later if added is None else added + later
+    if added is None:
+        return None
+    if not np.isfinite(added).any(-1).all():
+        return "its mask hides all keys from a query"
+    return added.astype(np.float32)
 
 
 def _fused(
@@ -209,7 +260,8 @@ class FuseAttention(RewritePass):
     of them columns of rows: they are then read where they are, and the reshapes and transposes
     around them are not needed. Queries, keys and values may be columns of one product. One bias may
     be added to the scores, and a mask may replace them by a number of -1e9 or less; shares of a
-    softmax that are NaN then may be replaced by 0. Fidelity: reassociates.
+    softmax that are NaN then may be replaced by 0. ONNX's own `Attention` too
+    may be replaced if its mask is constant. Fidelity: reassociates.
 
     Before:
         (float[N,5,8] x, float[N,5,8] z, float[N,1,1,5] mask) => (float[N,5,8] y)
@@ -242,6 +294,7 @@ class FuseAttention(RewritePass):
     name = "fuse-attention"
     fidelity = Fidelity.REASSOCIATES
     rules = (
+        standard_to_products,
         products_to_attention,
         guarded_to_attention,
         pointwise_to_attention,

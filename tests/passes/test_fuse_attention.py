@@ -8,6 +8,7 @@ import pytest
 from graphopt.ir.graph import Node
 from graphopt.ops.attention_body import POINTWISE
 from graphopt.passes.fuse_attention import FuseAttention
+from graphopt.pipeline.base import PassContext
 from graphopt.testing import (
     assert_keeps_outputs,
     assert_unchanged,
@@ -225,3 +226,50 @@ def test_others_stay(body: str, reason: str | None) -> None:
     if "z = " in body:
         source = source.replace("=> (float[] y)", "=> (float[] y, float[] z)")
     assert_unchanged(FuseAttention(), source, reason)
+
+
+STANDARD = """(float[N,5,8] a, float[N,5,8] b, float[N,5,8] c, float[N,1,5,5] open,
+     float[N,1,5,4] one) => (float[] y)
+    <int64[4] heads = {-1, 5, 2, 4}, float[5,5] bias,
+     bool[5,5] seen = {1,0,0,0,0, 1,1,0,0,0, 0,1,1,0,0, 0,1,1,1,0, 0,0,1,1,1},
+     bool[5,5] none = {1,1,1,1,1, 0,0,0,0,0, 1,1,1,1,1, 1,1,1,1,1, 1,1,1,1,1},
+     bool[5,4] short = {1,1,1,1, 1,1,1,1, 1,1,1,1, 1,1,1,1, 1,1,1,1}> {
+    a1 = Reshape(a, heads) q = Transpose<perm=[0, 2, 1, 3]>(a1)
+    b1 = Reshape(b, heads) k = Transpose<perm=[0, 2, 1, 3]>(b1)
+    c1 = Reshape(c, heads) v = Transpose<perm=[0, 2, 1, 3]>(c1)
+    y = BODY
+}"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "Attention(q, k, v)",
+        "Attention<scale=0.3>(q, k, v)",
+        "Attention(q, k, v, seen)",
+        "Attention(q, k, v, bias)",
+        "Attention<is_causal=1>(q, k, v)",
+    ],
+)
+def test_the_op_of_onnx(body: str) -> None:
+    graph = parse(STANDARD.replace("BODY", body), opset=23)
+    ctx = assert_keeps_outputs(FuseAttention(), graph)
+    assert ctx.stats.hits["standard_to_products"] == ctx.stats.hits["products_to_attention"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("Attention(q, k, v, open)", "only at run time"),
+        ("Attention(q, k, v, none)", "hides all keys"),
+        ("Attention(q, k, v, short)", "not as long"),
+        ("Attention(q, one, one)", "share heads"),
+        ("Attention<softcap=2.0>(q, k, v)", "bends"),
+        ("Attention(q, k, v, , k, v)", "earlier calls"),
+    ],
+)
+def test_the_op_of_onnx_as_it_is(body: str, reason: str) -> None:
+    graph = parse(STANDARD.replace("BODY", body), opset=23)
+    ctx = PassContext()
+    assert not FuseAttention().run(graph, ctx)
+    assert any(reason in why for _, _, why in ctx.stats.refusals), ctx.stats.refusals

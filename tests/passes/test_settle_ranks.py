@@ -135,15 +135,16 @@ def test_what_to_write_instead(tmp_path: Path) -> None:
         graphopt.compile(file, "cpu", verify=False)
 
 
-def test_a_rank_that_stays_open_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asks", ["flag", "one"])
+def test_a_rank_that_stays_open_is_refused(asks: str, tmp_path: Path) -> None:
     """Also where the file declares one: it is not that of every size."""
-    graph = """(float[N,4] x, bool flag) => (float[4] y) <int64[1] v0 = {0}> {
-        e = Relu(x)
-        y = If(flag) <
+    graph = """(float[N,4] x, bool flag) => (float[4] y) <int64[1] v0 = {0}, int64 i = {1}> {
+        e = Relu(x) n = Shape<start=0, end=1>(x) k = Squeeze(n, v0) one = Equal(k, i)
+        y = If(ASKS) <
             then_branch = t () => (float[4] p) { p = ReduceSum<keepdims=0>(e, v0) },
             else_branch = o () => (float[N,4] q) { q = Neg(e) }
         >
     }"""
-    onnx_io.save(parse(graph), file := tmp_path / "model.onnx")
+    onnx_io.save(parse(graph.replace("ASKS", asks)), file := tmp_path / "model.onnx")
     with pytest.raises(UnsupportedOpError, match="different rank"):
         graphopt.compile(file, "cpu", verify=False)
