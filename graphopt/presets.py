@@ -74,6 +74,7 @@ from graphopt.passes.sink_divisions import SinkDivisions
 from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.sink_gathers import SinkGathers
 from graphopt.passes.stack_sequences import StackSequences
+from graphopt.passes.turn_layers import TurnLayers
 from graphopt.passes.unflatten_gemms import UnflattenGemms
 from graphopt.passes.unify_sizes import UnifySizes
 from graphopt.passes.unroll_convolutions import UnrollConvolutions
@@ -122,6 +123,7 @@ _FOLD_WEIGHTS = (
     MergeFactors(),
     HoistRepeatedColumns(),
     Reassociate(),
+    TurnLayers(),
     FuseGemm(),
 )
 _LOOK_UP = (

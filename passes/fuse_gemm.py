@@ -22,7 +22,8 @@ def bias_into_product(
         return NoMatch("it is not a product of two matrices of floats")
     if not is_per_column(b) or node.output.type != product.type:
         return NoMatch("what it adds is not one number per column")
-    return rw.insert("Gemm", [x, w, b], dict(before.attrs)).output
+    attrs = {name: attr for name, attr in before.attrs.items() if name != "beta"}  # of no bias
+    return rw.insert("Gemm", [x, w, b], attrs).output
 
 
 class FuseGemm(RewritePass):

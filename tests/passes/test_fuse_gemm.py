@@ -22,6 +22,7 @@ TEXT = """(float[N,4] x, float[N,3,4] z, float[4,8] v, float[N,8] t) => (float[]
             "h = Gemm<transB=1, alpha=0.5>(x, turned) y = Add(h, b)",
             "y = Gemm<transB=1, alpha=0.5>(x, turned, b)",
         ),
+        ("h = Gemm<beta=0.0>(x, w) y = Add(h, b)", "y = Gemm(x, w, b)"),
     ],
 )
 def test_biases_go_into_products(body: str, after: str) -> None:
