@@ -39,13 +39,13 @@ def _dissolve(value: Value) -> None:
     made_of = _made_of(value)
     if made_of is None or value.is_graph_output:
         return
-    found: dict[Node, list[Part]] = {}
-    for user, _ in value.uses:
-        parts = _parts(user, value, made_of) if isinstance(user, Node) else None
-        if not isinstance(user, Node) or parts is None:
-            return
-        found[user] = parts
-    for layer, parts in found.items():
+    users = dict.fromkeys(user for user, _ in value.uses)
+    layers = [u for u in users if isinstance(u, Node) and _parts(u, value, made_of) is not None]
+    if len(layers) < len(users):
+        return
+    for layer in layers:
+        parts = _parts(layer, value, made_of)  # again: what one reads may be what another gave
+        assert parts is not None
         _read(layer, parts)
     if value.producer is not None and value.producer.graph is not None:
         erase_dead(value.producer.graph, [value.producer])

@@ -12,7 +12,7 @@ from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
 HEAD = """(float[N,9] x, float[N,{inner}7] a, float[N,{inner}1] b, float[N,{inner}20] c)
     => (float[] y{more}) <float[28,33] w, float[28,2] h, float[3,33] s, float[8,33] t,
-     float[31,33] u, float[20,33] v, int64[1] two = {{2}}, int64[1] five = {{5}},
+     float[31,33] u, float[20,33] v, float[41,5] q, int64[1] two = {{2}}, int64[1] five = {{5}},
      int64[1] one = {{1}}> {{ {body} }}"""
 JOINED = "j = Concat<axis=-1>(a, b, c) "
 COLUMNS = "k = Slice(x, two, five, one) "
@@ -26,6 +26,9 @@ READ = {
     "parts of parts": (
         "i = Concat<axis=1>(a, b) z = MatMul(i, t) j = Concat<axis=1>(i, c) m = MatMul(j, w)"
         " y = Add(m, z)", "", [[7, 1], [7, 1, 20]]),
+    "one layer by another": (
+        "i = Concat<axis=1>(a, b) m = MatMul(i, t) n = Relu(m) j = Concat<axis=1>(i, n)"
+        " y = MatMul(j, q)", "", [[7, 1], [7, 1, 33]]),
     "columns among them": (COLUMNS + "j = Concat<axis=1>(k, a, b, c) y = MatMul(j, u)", "",
                            [[3, 7, 1, 20]]),
 }  # fmt: skip
