@@ -156,6 +156,6 @@ def test_the_readme_is_short() -> None:
 
 def test_no_decision_is_told_twice() -> None:
     """No title, and no long line of text: changes that meet in one place are all kept."""
-    lines = [re.sub(r"^## [\d-]+ ", "## ", line) for line in RATIONALE.read_text().splitlines()]
-    told = Counter(line for line in lines if line.startswith("## ") or len(line) > 60)
+    lines = [re.sub(r"^### [\d-]+ ", "### ", line) for line in RATIONALE.read_text().splitlines()]
+    told = Counter(line for line in lines if line.startswith("### ") or len(line) > 60)
     assert [line for line, times in told.items() if times > 1] == []
