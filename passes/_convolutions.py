@@ -14,6 +14,8 @@ from graphopt.ir.windows import Windows
 from graphopt.passes._shapes import reshape_target
 from graphopt.rewrite import NoMatch, Rewriter
 
+_END = 2**63 - 1  # of an axis, for Slice
+
 
 @dataclass(frozen=True)
 class _Axes:
@@ -75,7 +77,8 @@ def convolution_as_product(rw: Rewriter, node: Node, join: bool) -> Value | NoMa
         return NoMatch("its windows slide along several axes, or skip positions")
     k = axes.along - 2
     pads, count = (windows.before[k], windows.after[k]), windows.counts[k]
-    if not all(isinstance(size, int) for size in (*pads, windows.sizes[k], count)):
+    known = isinstance(windows.sizes[k], int) and isinstance(count, int)
+    if not all(isinstance(size, int) for size in pads) or not (known or join):
         return NoMatch("the axis that it slides along has no known size")
     alone = windows.kernel[k] == 1 and set(pads) == {0}
     if not (join or alone or (count == 1 and windows.dilations[k] == 1)):
@@ -112,7 +115,7 @@ def _windows_joined(
     """The rows of each window side by side: [..., windows, kernel * width]."""
     kernel, dilation, count = windows.kernel[k], windows.dilations[k], windows.counts[k]
     before, after, axis = windows.before[k], windows.after[k], (rows.rank or 0) - 2
-    assert isinstance(count, int) and isinstance(before, int) and isinstance(after, int)
+    assert isinstance(before, int) and isinstance(after, int)
     if kernel == 1 and before == after == 0:
         return rows
     if before != 0 or after != 0:
@@ -121,6 +124,13 @@ def _windows_joined(
         rows = rw.op.Pad(rows, pads)
     if count == 1 and dilation == 1:
         return _reshaped(rw, rows, (*rows.tensor.dims[:-2], 1, kernel * width))
+    if not isinstance(count, int):
+        ends = [-dilation * k or _END for k in reversed(range(kernel))]
+        parts = [
+            rw.op.Slice(rows, rw.ints(dilation * k), rw.ints(end), rw.ints(axis))
+            for k, end in enumerate(ends)
+        ]
+        return rw.op.Concat(*parts, axis=axis + 1)
     places = np.add.outer(np.arange(count), np.arange(kernel) * dilation)
     taken = rw.op.Gather(rows, rw.const(places.astype(np.int64)), axis=axis)
     return _reshaped(rw, taken, (*taken.tensor.dims[:-3], count, kernel * width))

@@ -20,7 +20,7 @@ class JoinWindows(RewritePass):
     """Computes a convolution along one axis as a product of the positions of each window.
 
     For targets that have no better kernel for it, as joining copies each position into every window
-    that it is in. Needs what `unroll-convolutions` needs. Fidelity: reassociates.
+    that it is in. Needs what `unroll-convolutions` needs, but for the size. Fidelity: reassociates.
 
     Before:
         (float[N,4,9] x) => (float[N,8,8] y) <float[8,4,2] w> {

@@ -28,6 +28,9 @@ def conv(shape: str, weight: str, attrs: str) -> str:
         ("N,3,6,5", "8,3,2,1", "<pads=[1, 0, 0, 0]>"),  # along fields, FGCNN
         ("N,3,6,5", "8,3,1,2", ""),
         ("N,3,2,5,4", "8,3,2,1,3", ""),
+        ("N,4,K", "8,4,3", ""),
+        ("N,4,K", "8,4,3", "<pads=[3, 1], dilations=[2]>"),
+        ("N,4,1,K", "8,4,1,3", "<pads=[0, 2, 0, 0]>"),
     ],
 )
 def test_they_become_products(shape: str, weight: str, attrs: str) -> None:
@@ -43,7 +46,7 @@ def test_they_become_products(shape: str, weight: str, attrs: str) -> None:
         ("N,4,9", "8,1,3", "<group=4>", "groups"),
         ("N,4,9", "8,4,3", "<strides=[2]>", "skip positions"),
         ("N,4,9,9", "8,4,3,3", "", "several axes"),
-        ("N,4,K", "8,4,3", "", "no known size"),
+        ("N,4,K", "8,4,3", "<strides=[2]>", "skip positions"),
     ],
 )
 def test_others_stay(shape: str, weight: str, attrs: str, reason: str) -> None:
