@@ -147,7 +147,7 @@ def test_samples_that_meet_are_not_split(tmp_path: Path) -> None:
 
 
 def test_threads_must_be_positive(artifact: Artifact) -> None:
-    with pytest.raises(InputError, match="threads must be at least 1, not 0"):
+    with pytest.raises(InputError, match="threads must be a whole number of at least 1, not 0"):
         artifact.run(feeds(1), threads=0)
 
 

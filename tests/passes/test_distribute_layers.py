@@ -7,7 +7,8 @@ import pytest
 from graphopt.passes.distribute_layers import DistributeLayers
 from graphopt.testing import assert_rewrites, assert_unchanged
 
-TEXT = """(float[N,1,4] q, float[N,5,4] h, float[N,5,2] z, float[N,4] f, float[N,5,M] m, float[4] v)
+TEXT = """(float[N,1,4] q, float[N,5,4] h, float[N,5,2] z, float[N,4] f, float[N,5,M] m,
+     float[N,5,P] r, float[4] v)
     => (float[] y)
     <float[16,8] w, float[12,8] w3, float[8,8] w2, float[4,8] w1, float[4,8] other, float[2,8] wz,
      float[6,8] wm,
@@ -64,7 +65,7 @@ def test_parts_that_repeat_over_different_axes() -> None:
         ("c = Concat<axis=2>(h, z) y = MatMul(c, wm)", "nothing is computed twice"),
         ("c = Concat<axis=1>(f, f) y = MatMul(c, w2)", "rows of several axes"),
         ("c = Concat<axis=1>(h, h) y = MatMul(c, w1)", "rows of several axes"),
-        ("c = Concat<axis=2>(h, m) y = MatMul(c, wm)", "widths of its parts"),
+        ("c = Concat<axis=2>(r, m) y = MatMul(c, wm)", "widths of its parts"),
         ("p = Mul(h, q) c = Concat<axis=2>(h, p) y = MatMul(c, w2)", "nothing is computed twice"),
         (
             "e = Expand(q, five) c = Concat<axis=2>(e, z) y = MatMul(c, wm) z1 = Relu(c)",
