@@ -125,10 +125,11 @@ def _windows_joined(
     if count == 1 and dilation == 1:
         return _reshaped(rw, rows, (*rows.tensor.dims[:-2], 1, kernel * width))
     if not isinstance(count, int):
-        ends = [-dilation * k or _END for k in reversed(range(kernel))]
+        starts = [dilation * place for place in range(kernel)]
+        ends = [-start or _END for start in reversed(starts)]
         parts = [
-            rw.op.Slice(rows, rw.ints(dilation * k), rw.ints(end), rw.ints(axis))
-            for k, end in enumerate(ends)
+            rw.op.Slice(rows, rw.ints(start), rw.ints(end), rw.ints(axis))
+            for start, end in zip(starts, ends)
         ]
         return rw.op.Concat(*parts, axis=axis + 1)
     places = np.add.outer(np.arange(count), np.arange(kernel) * dilation)

@@ -141,13 +141,21 @@ def test_rows_with_a_range_each() -> None:
     copy = graph.clone(copies)
     (proposal,) = BY_ROW.propose(graph, PassContext(budget=Seen(rows)))
     assert (proposal.what, proposal.saves, proposal.for_speed) == ("int8 by row", 70 * 64, True)
-    assert 0.001 < proposal.expected_error < 0.02  # twice as much with 127 levels
     proposal.apply(copy, copies)
     assert [node.op for node in copy.nodes] == ["graphopt::DynamicMatMul", "Add", "Relu"]
     found = run_onnxruntime(copy, {"x": rows})["y"]
     # Half a step of 256, in each of 64 elements, and weights all of one sign.
     size = np.abs(rows).max(axis=1, keepdims=True) * 64 * np.abs(wanted).max() / np.abs(rows).max()
     assert (np.abs(found - wanted) <= size / 256).all()
+
+
+@pytest.mark.parametrize("levels", [255, 127])
+def test_the_expected_error_is_in_proportion_to_steps(levels: int) -> None:
+    rows = np.random.default_rng(1).normal(size=(50, 64)).astype(np.float32)
+    budget = Seen(rows)
+    budget.row_levels = levels
+    (proposal,) = BY_ROW.propose(parse(WIDE), PassContext(budget=budget))
+    assert 0.001 < proposal.expected_error * levels / 255 < 0.01
 
 
 def test_the_range_of_rows_comes_after_fixed_ones() -> None:
