@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +34,21 @@ def console(stream: TextIO) -> Console:
     """A console on `stream` that prints text as it is."""
     width = None if stream.isatty() else PIPE_WIDTH
     return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Table(Table):
+    """A table whose lines end where their text does, not where the last column does."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        filled = super().__rich_console__(console, options)
+        for line in Segment.split_lines(part for part in filled if isinstance(part, Segment)):
+            while line and not line[-1].text.rstrip(" "):
+                line.pop()
+            if line:
+                text, style, _ = line.pop()
+                line.append(Segment(text.rstrip(" "), style))
+            yield from line
+            yield Segment.line()
 
 
 def stdout() -> Console:
@@ -73,7 +89,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = ""
     On narrow terminals columns of long text are broken into lines.
     """
     cells = [[cell if isinstance(cell, Text) else str(cell) for cell in row] for row in rows]
-    made = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
+    made = _Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     made.title_style = "bold"
     for k, column in enumerate(columns):
         name = column.removeprefix(">")

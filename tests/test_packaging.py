@@ -18,6 +18,10 @@ def packages_on_disk() -> set[str]:
     return found
 
 
+def _folder(package: str) -> str:
+    return package.removeprefix("graphopt.").replace(".", "/")
+
+
 def test_every_package_is_listed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(settings["packages"]) == packages_on_disk()
@@ -27,6 +31,20 @@ def test_every_package_has_an_init() -> None:
     for folder in HOMES:
         for module in (ROOT / folder).rglob("*.py"):
             assert (module.parent / "__init__.py").exists(), module
+
+
+def test_every_file_beside_the_code_is_listed() -> None:
+    """Headers of kernels, and the mark that tells type checkers that there are types."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed = {
+        path
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / _folder(package)).glob(pattern)
+    }
+    kinds = (".cuh", ".typed")
+    files = {p for home in HOMES for p in (ROOT / home).rglob("*") if p.suffix in kinds}
+    assert listed == files | {ROOT / "graphopt" / "py.typed"}
 
 
 def test_pins_that_were_paid_for() -> None:
