@@ -26,8 +26,8 @@ def bench(
 ) -> None:
     """Measure latency next to other engines.
 
-    All run in one process, on one thread and on the same inputs, and take turns. A model file is
-    compiled first.
+    The engines take turns on the same inputs, in one process with one thread each. A model file
+    is compiled first.
     """
     batches = options.batch_sizes(batch)
     from graphopt import benchmark
@@ -55,7 +55,7 @@ def bench(
 def _print(found: Benchmark) -> None:
     out = console.stdout()
     columns = (">batch", "engine", ">median", ">p95", ">p99", ">ratio", ">difference")
-    title = f"{found.model}: µs a call, one thread, {found.machine['cpu']}"
+    title = f"{found.model}: µs per call, one thread, {found.machine['cpu']}"
     out.print(console.table(columns, _lines(found), title))
     out.print("\nratio: median over graphopt's; difference: largest from graphopt's outputs")
 

@@ -51,7 +51,7 @@ def _print(found: Comparison) -> None:
     out.print(console.table(columns, (_row(output) for output in found.outputs)))
     verdict = "agree" if found.agrees else "differ"
     sets = f"{found.samples} set{'s' if found.samples != 1 else ''} of inputs"
-    out.print(f"\nThey {verdict} on {sets} (rtol {found.rtol:g}, atol {found.atol:g}).")
+    out.print(f"\nThe answers {verdict} on {sets} (rtol {found.rtol:g}, atol {found.atol:g}).")
 
 
 def _row(output: OutputComparison) -> tuple[object, ...]:

@@ -21,7 +21,7 @@ def explain(
     passes: options.Passes = None,
     as_json: options.Json = False,
 ) -> None:
-    """Tell what becomes of each node of a model.
+    """Show what becomes of each node of a model.
 
     Fused into what, folded, removed or left, by which pass, and why rules left what they left.
     Nothing is written.

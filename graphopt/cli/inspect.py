@@ -109,7 +109,7 @@ def _print_ops(found: Inspection) -> None:
     ]
     costed = {use.op for use in found.ops}
     rows += [(op, n, "", "", "") for op, n in found.nodes.items() if op not in costed]
-    title = f"\nNodes: {sum(found.nodes.values())}, those of subgraphs included"
+    title = f"\nNodes: {sum(found.nodes.values())} (including those in subgraphs)"
     console.stdout().print(table(("op", ">nodes", ">operations", ">bytes", ""), rows, title))
 
 

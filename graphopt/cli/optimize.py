@@ -58,9 +58,9 @@ def optimize(
 ) -> None:
     """Optimize and compile a model, and verify it.
 
-    The answers are compared with the source model's before anything is kept. What went on is
-    shown on stderr; the graph, where it was asked for, goes to stdout. With --data and --max-drop
-    the model is also compressed, as far as the metric allows; --sweep compares several budgets.
+    The answers are compared with those of the source model before anything is kept. Progress and
+    results are shown on stderr; a graph that was asked for goes to stdout. With --data and
+    --max-drop the model is also compressed, as far as the metric allows; --sweep compares budgets.
     """
     from graphopt import api, arrays
     from graphopt.cli import budgets, summary, sweeps, tunings

@@ -41,12 +41,15 @@ Model = Annotated[Path, Argument(metavar="MODEL", help="The .onnx file.")]
 Runnable = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", help="An .onnx file or a .gopt.")]
 Compiled = Annotated[Path, Argument(metavar="ARTIFACT", help="A .gopt folder.")]
 First = Annotated[Path, Argument(metavar="A", help="A model or artifact.")]
-Second = Annotated[Path, Argument(metavar="B", help="Another.")]
+Second = Annotated[Path, Argument(metavar="B", help="What to compare it with.")]
 PassName = Annotated[str | None, Argument(metavar="NAME", help="A pass or preset to read about.")]
 Output = Annotated[
     Path | None,
     Option(
-        "-o", "--output", metavar="PATH", help="Default: MODEL.gopt, or MODEL.opt.onnx, beside it."
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="Where to write; default: MODEL.gopt, or MODEL.opt.onnx, beside the model.",
     ),
 ]
 
@@ -63,21 +66,22 @@ Level = Annotated[
     Option("-O", min=0, max=3, metavar="N", show_default="2", help="The preset of passes."),
 ]
 Passes = Annotated[
-    str | None, Option(metavar="SPEC", help="Run these instead, such as 'canonicalize,dce'.")
+    str | None, Option(metavar="SPEC", help="Run these passes instead, such as 'canonicalize,dce'.")
 ]
 OobPolicy = Annotated[Oob, Option(metavar="|".join(Oob), help="What an id outside its table does.")]
 Precision = Annotated[
     PrecisionName,
     Option(
         metavar="|".join(PrecisionName),
-        help="What dense layers multiply: bf16 keeps 3 digits; so do tf32, fp16 on GPUs, tf32x3 6.",
+        help="What wide dense layers multiply: bf16 keeps 3 digits; on GPUs, tf32 and fp16 "
+        "keep 3, tf32x3 6.",
     ),
 ]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
 
 # How much worse it may answer.
 Data = Annotated[
-    Path | None, Option(metavar="FILE", help="Rows to measure on: .npz, .csv or .parquet.")
+    Path | None, Option(metavar="FILE", help="Evaluation data: .npz, .csv or .parquet.")
 ]
 MetricName = Annotated[
     str | None,
@@ -90,80 +94,93 @@ MetricName = Annotated[
 ]
 MaxDrop = Annotated[
     float | None,
-    Option(min=0, metavar="X", help="How much worse the metric may get; allows compression."),
+    Option(min=0, metavar="X", help="Compress the model; the metric may get this much worse."),
 ]
 Sweep = Annotated[
     str | None,
-    Option(metavar="X,X,…", help="Try these budgets side by side instead; writes no model."),
+    Option(metavar="X,X,…", help="Try several budgets instead and compare them; writes no model."),
 ]
 Plot = Annotated[
     Path | None, Option(metavar="FILE", help="Plot the sweep there: .png, .svg or .pdf.")
 ]
-Labels = Annotated[str, Option(metavar="NAME", help="The labels in the data.")]
-Group = Annotated[str, Option(metavar="NAME", help="The groups (users, queries) in the data.")]
+Labels = Annotated[str, Option(metavar="NAME", help="What the labels are called in the data.")]
+Group = Annotated[
+    str, Option(metavar="NAME", help="What the groups (users, queries) are called in the data.")
+]
 Score = Annotated[
-    str | None, Option(metavar="OUTPUT[:COLUMN]", help="What is judged; the first output if none.")
+    str | None,
+    Option(
+        metavar="OUTPUT[:COLUMN]", help="The output that the metric judges; default: the first one."
+    ),
 ]
 Columns = Annotated[
-    list[str], Option(metavar="INPUT=NAME,…", help="Columns that make up an input; repeatable.")
+    list[str],
+    Option(metavar="INPUT=NAME,…", help="Which columns of the data make up an input; repeatable."),
 ]
 Trace = Annotated[
     Path | None,
-    Option(metavar="FILE", help="Logged requests: rows of tables that none reads may go."),
+    Option(
+        metavar="FILE",
+        help="Logged requests; table rows that none of them reads may be merged into one.",
+    ),
 ]
 
 VerifyLatency = Annotated[
     str | None,
-    Option(metavar="N,N,…", help="Measure at these batch sizes which engine is faster."),
+    Option(metavar="N,N,…", help="Measure at these batch sizes whether ONNX Runtime is faster."),
 ]
 Tune = Annotated[
-    float | None, Option(min=0, metavar="SECONDS", help="Tune kernels on this machine for so long.")
+    float | None,
+    Option(min=0, metavar="SECONDS", help="Tune kernels on this machine for up to this long."),
 ]
 Trials = Annotated[
     int | None, Option(min=1, metavar="N", help="Tune kernels with at most N measurements.")
 ]
 Rpc = Annotated[
-    str | None, Option(metavar="HOST:PORT", help="Tune on the GPU of a TVM RPC server there.")
+    str | None, Option(metavar="HOST:PORT", help="Tune on the GPU of the TVM RPC server there.")
 ]
 TuneBatches = Annotated[str, Option(metavar="N,N,…", help="The batch sizes to tune for.")]
 MetaSchedule = Annotated[
-    bool, Option("--meta-schedule", help="Search schedules for kernels without a template too.")
+    bool, Option("--meta-schedule", help="Also search schedules for kernels without a template.")
 ]
 TuningCache = Annotated[
-    Path | None, Option(metavar="FILE", help="Keep measurements there, and use those it has.")
+    Path | None, Option(metavar="FILE", help="Keep measurements there, and use the ones it has.")
 ]
 CacheReadOnly = Annotated[
     bool, Option("--tuning-cache-read-only", help="Never write to the tuning cache.")
 ]
 ErrorOnMiss = Annotated[
-    bool, Option("--error-on-cache-miss", help="Fail where the cache knows nothing of a kernel.")
+    bool, Option("--error-on-cache-miss", help="Fail if the cache lacks a kernel.")
 ]
 Engine = Annotated[
     EngineName,
     Option(
         metavar="|".join(EngineName),
-        help="Run the compiled code, or what was measured to be faster.",
+        help="Run the compiled code, or whichever engine was measured to be faster.",
     ),
 ]
 
 # What is run on.
 Inputs = Annotated[
-    Path | None, Option(metavar="FILE.npz", help="An array per input, instead of random ones.")
+    Path | None,
+    Option(metavar="FILE.npz", help="Inputs, one array for each, instead of random ones."),
 ]
 Random = Annotated[bool, Option("--random", help="Use random valid inputs.")]
 Batch = Annotated[int, Option(min=1, metavar="N", help="The batch size.")]
 Batches = Annotated[str, Option(metavar="N,N,…", help="Sizes of random batches.")]
 Sizes = Annotated[
-    list[str], Option(metavar="NAME=N", help="The number for another symbolic size; repeatable.")
+    list[str], Option(metavar="NAME=N", help="The value of another symbolic size; repeatable.")
 ]
-Seed = Annotated[int, Option(min=0, metavar="N", help="Chooses the random inputs.")]
+Seed = Annotated[int, Option(min=0, metavar="N", help="Seed of the random inputs.")]
 Rtol = Annotated[float, Option(min=0, metavar="X", help="Relative tolerance.")]
 Atol = Annotated[float, Option(min=0, metavar="X", help="Absolute tolerance.")]
 
 # What is measured.
 Source = Annotated[
     Path | None,
-    Option(metavar="MODEL", help="What peers run; default: the model, or the one in the artifact."),
+    Option(
+        metavar="MODEL", help="The model that the peers run; default: MODEL, or the artifact's own."
+    ),
 ]
 Peers = Annotated[str, Option(metavar="NAME,…", help="Engines: onnxruntime, openvino.")]
 Seconds = Annotated[float, Option(min=0, metavar="X", help="How long to measure at each batch.")]
@@ -173,10 +190,11 @@ Results = Annotated[
     Path | None, Option("-o", "--output", metavar="FILE.npz", help="Write the outputs there.")
 ]
 ReportFile = Annotated[
-    Path | None, Option("--report", metavar="FILE", help="Write the report there as JSON too.")
+    Path | None, Option("--report", metavar="FILE", help="Also write the report there, as JSON.")
 ]
 PrintIR = Annotated[
-    str | None, Option(metavar="PASS|all|change", help="Print the graph after passes, to stdout.")
+    str | None,
+    Option(metavar="PASS|all|change", help="Print the graph after this pass, to stdout."),
 ]
 DumpIR = Annotated[
     Path | None, Option(metavar="DIR", help="Write the graph after every pass that changes it.")

@@ -31,16 +31,16 @@ def profile(
 ) -> None:
     """Show where the time goes: kernels, tables, features.
 
-    The bound is the time that this machine needs at least for the operations of a kernel, or to
-    move its bytes if they are in the smallest cache that holds them. Peaks are measured once and
-    kept in the user's cache folder: multiply-adds in registers by each instruction for products,
-    and copies of several sizes. There are no bounds for a GPU.
+    The bound is the least time that this machine needs for the operations of a kernel, or to
+    move its bytes from the smallest cache that holds them. The machine's peaks are measured once
+    and kept in the user's cache folder: multiply-adds in registers, by each instruction for
+    products, and copies of several sizes. There are no bounds for a GPU.
 
-    Narrow terminals show fewer columns, and names shortened; --json has it all.
+    Narrow terminals show fewer columns and shorter names; --json has everything.
 
-    A kernel that looks rows up in several tables is shared out among them by the bytes moved.
-    What depends on one feature alone counts for it. Of an artifact for another machine, or for
-    a GPU where there is none, operations and bytes are shown.
+    The time of a kernel that reads several tables is divided among them by the bytes moved. A
+    feature is charged with the kernels that depend on it alone. For an artifact of another
+    machine, or of a GPU that is not there, only operations and bytes are shown.
     """
     from graphopt import arrays, profiling
 

@@ -12,7 +12,7 @@ def test_table(model: Path) -> None:
     found = graphopt("bench", model, "--batch", "1,2", "--peers", "onnxruntime", "--seconds", "0")
     assert found.status == 0, found.err
     lines = found.out.splitlines()
-    assert lines[0].startswith("clicks.onnx: µs a call, one thread")
+    assert lines[0].startswith("clicks.onnx: µs per call, one thread")
     assert [line.split()[:2] for line in lines if " graphopt " in line] == [
         ["1", "graphopt"],
         ["2", "graphopt"],

@@ -24,14 +24,14 @@ def other(model: Path, tmp_path: Path) -> Path:
 def test_a_model_agrees_with_itself(model: Path) -> None:
     found = graphopt("check", model, model)
     assert (found.status, found.err) == (0, "")
-    assert "They agree on 3 sets of inputs" in found.out
+    assert "The answers agree on 3 sets of inputs" in found.out
     assert "100.0000%" in found.out
 
 
 def test_differences_are_named(model: Path, other: Path) -> None:
     found = graphopt("check", model, other, "--batch", "1,5")
     assert found.status == 3
-    assert "They differ on 2 sets of inputs" in found.out
+    assert "The answers differ on 2 sets of inputs" in found.out
     assert "score" in found.out
     assert len(found.errors) == 1
     assert "output 'score'[" in found.err
@@ -58,7 +58,7 @@ def test_tolerance(model: Path, other: Path) -> None:
 
 def test_given_inputs(model: Path, inputs: Path) -> None:
     out = graphopt("check", model, model, "--inputs", inputs).out
-    assert "They agree on 1 set of inputs" in out
+    assert "The answers agree on 1 set of inputs" in out
 
 
 def test_json(model: Path, other: Path) -> None:
