@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from graphopt.analysis.cost import Cost, cost_rule, streaming
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
@@ -12,13 +14,14 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.matrix_products import matrix_products
+from graphopt.targets.cpu.kernels.packed_products import packed_products
 from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 LEAST = 4
 """Columns of the second operand for which the kernel pays."""
 
-x, y = var("x"), var("y")
+x, y, t = var("x"), var("y"), var("t")
 
 
 @type_rule("MatrixProducts", domain=DOMAIN)
@@ -40,10 +43,12 @@ def matmul_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | 
         return NoMatch("not floats that there is a kernel for, or a dense layer")
     if x.rank is None or y.rank is None or min(x.rank, y.rank) < 2:
         return NoMatch("an operand is a vector, or of unknown rank")
-    columns = y.tensor.dims[-1]
-    if not isinstance(columns, int) or columns < LEAST:
-        return NoMatch(f"its columns are not of known number, or fewer than {LEAST}")
-    if x.tensor.dims[-1] != y.tensor.dims[-2] or 0 in x.tensor.dims[-2:]:
+    depth, columns = y.tensor.dims[-2:]
+    if isinstance(columns, int) and columns < LEAST:
+        return NoMatch(f"it has fewer than {LEAST} columns")
+    if not isinstance(columns, int) and not isinstance(depth, int):
+        return NoMatch("neither its columns nor the products of a sum are of known number")
+    if x.tensor.dims[-1] != depth or 0 in x.tensor.dims[-2:]:
         return NoMatch("whether its operands fit is known only at run time, or they are empty")
     of_x, of_y = (product(value.tensor.dims[:-2]) for value in (x, y))
     rank = (node.output.rank or 0) - 2
@@ -51,26 +56,64 @@ def matmul_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | 
     if padded[0] != padded[1] and 1 not in (of_x, of_y):
         return NoMatch("its operands are not as many matrices, nor is one of them single")
     attrs = {"dims": node.output.tensor.dims}
+    if not isinstance(columns, int) and _turns_matrices(y.producer):
+        assert y.producer is not None
+        return rw.insert(
+            "MatrixProducts", [x, y.producer.inputs[0]], attrs | {"turned": True}, domain=DOMAIN
+        ).output
     return rw.insert("MatrixProducts", [x, y], attrs, domain=DOMAIN).output
 
 
-RULES = (matmul_of_matrices,)
+def _turns_matrices(node: Node | None) -> bool:
+    """Whether it exchanges the last two axes and leaves the others."""
+    if node is None or node.op != "Transpose":
+        return False
+    rank = node.output.rank or 0
+    perm = [axis % rank for axis in node.attrs.get("perm") or reversed(range(rank))]
+    return perm == [*range(rank - 2), rank - 1, rank - 2]
+
+
+@rule(op.Gemm(x, y), op.Gemm(x, y, t))
+def gemm_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | NoMatch:
+    """Gemm(x, y, t) -> Add(MatMul(x, y), t), where it is no layer as it stands"""
+    if x.dtype not in ("float32", "float64"):
+        return NoMatch("not floats that there is a kernel for")
+    left = rw.op.Transpose(x, perm=[1, 0]) if node.attr("transA") else x
+    right = rw.op.Transpose(y, perm=[1, 0]) if node.attr("transB") else y
+    result, other = rw.op.MatMul(left, right), node.input(2)
+    if node.attr("alpha") != 1.0:
+        result = rw.op.Mul(result, rw.const(np.array(node.attr("alpha"), x.dtype)))
+    if other is None:
+        return result
+    if node.attr("beta") != 1.0:
+        other = rw.op.Mul(other, rw.const(np.array(node.attr("beta"), x.dtype)))
+    return rw.op.Add(result, other)
+
+
+RULES = (gemm_of_matrices, matmul_of_matrices)
 
 
 @lowers("MatrixProducts", domain=DOMAIN)
 def _lower_matrix_products(lower: Lowering, node: Node) -> Any:
     x, y = node.inputs
     assert x is not None and y is not None
-    (*of_x, n, k), (*of_y, _, m) = x.tensor.dims, y.tensor.dims
+    (*of_x, n, k), of_y = x.tensor.dims, y.tensor.dims[:-2]
+    m, turned = node.output.tensor.dims[-1], node.attrs.get("turned", False)
     batch, rows, one = product(of_y), n, product(of_x) == 1
     if batch == 1:  # all rows are multiplied with one matrix
         rows, one = product([*of_x, n]), True
     dtype = node.output.tensor.dtype
     lanes = node.attrs["lanes"] * element_bytes("float32") // element_bytes(dtype)
-    kernel = matrix_products(*map(_known, (rows, m, k)), lanes, one, dtype)
+    if isinstance(m, int):
+        kernel = matrix_products(_known(rows), m, _known(k), lanes, one, dtype)
+    else:
+        assert isinstance(k, int)  # the rule saw to it
+        kernel = packed_products(_known(rows), k, lanes, turned, one, dtype)
     operands = [
         lower.reshape(lower.expr(x), [lower.dim(d) for d in (1 if one else batch, rows, k)]),
-        lower.reshape(lower.expr(y), [lower.dim(d) for d in (batch, k, m)]),
+        lower.reshape(
+            lower.expr(y), [lower.dim(d) for d in (batch, *((m, k) if turned else (k, m)))]
+        ),
     ]
     results = [([lower.dim(d) for d in (batch, rows, m)], dtype)]
     (result,) = lower.kernel(kernel, operands, results)

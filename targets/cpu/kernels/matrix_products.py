@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from graphopt.targets.cpu.kernels.panels import registers
+from graphopt.targets.cpu.kernels.panels import Emitted, registers
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.script import inlined
@@ -20,7 +20,7 @@ _ROWS = 6  # of a block, at most
 _SUMS = 8  # vectors of sums that keep two units for fused multiply-adds busy
 
 
-def _height(n: int | None) -> int:
+def block_height(n: int | None) -> int:
     """Rows of a block: as many in each if their number is known, whole blocks and single rows else.
 
     The last block overlaps the one before it.
@@ -28,14 +28,35 @@ def _height(n: int | None) -> int:
     return _ROWS if n is None else -(-n // -(-n // _ROWS))
 
 
-def _tiles(m: int, height: int, lanes: int) -> Tiles:
-    """The columns that `height` rows are multiplied with at once, as registers allow.
+def vectors_beside(height: int, lanes: int) -> int:
+    """The vectors of columns that `height` rows are multiplied with at once, as registers allow.
 
     A vector that only one row is multiplied with needs none.
     """
     available, _ = registers(lanes)
     held = height + (height > 1)
-    return Tiles(m, lanes, max(1, min(_SUMS, (available - 1) // held)))
+    return max(1, min(_SUMS, (available - 1) // held))
+
+
+def in_blocks(n: int | None, block: Emitted) -> Emitted:
+    """For use in a kernel: `visit(tensors, rows)` calls `block(tensors, first, height)` for all.
+
+    `rows` are `n` if that is known.
+    """
+    height = block_height(n)
+
+    @inlined
+    def visit(tensors, rows):
+        if n is None:
+            for i in range(rows // height):
+                block(tensors, i * height, height)
+            for i in range(rows % height):
+                block(tensors, rows - 1 - i, 1)
+        else:
+            for i in range((n + height - 1) // height):
+                block(tensors, T.min(i * height, n - height), height)
+
+    return visit
 
 
 @cache
@@ -57,11 +78,12 @@ def matrix_products(
         shared: x is [1, n, k], the same for all.
     """
     align, rows = element_bytes(dtype), extent("rows", n)
-    depth, height, zero = extent("depth", k), _height(n), tirx.const(0, dtype)
+    depth, zero = extent("depth", k), tirx.const(0, dtype)
 
     @inlined
-    def block(x, y, out, b, first, count):
-        tiles = T.meta_var(_tiles(m, count, lanes))
+    def block(tensors, first, count):
+        x, y, out, b = T.meta_var(tensors)
+        tiles = T.meta_var(Tiles(m, lanes, vectors_beside(count, lanes)))
         acc = T.alloc_buffer((count, tiles.vectors, tiles.lanes), dtype, scope="local")
         for tile in range(tiles.count):
             for r in T.unroll(count):
@@ -82,6 +104,8 @@ def matrix_products(
                     for lane in T.vectorized(tiles.lanes):
                         out[b, first + r, tiles.column(tile, v) + lane] = acc[r, v, lane]
 
+    visit = in_blocks(n, block)
+
     @script.prim_func(private=True, s_tir=True)
     def matrix_products(left: T.handle, right: T.handle, out_: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
@@ -90,13 +114,6 @@ def matrix_products(
         y = T.match_buffer(right, (batch, depth, m), dtype, align=align)
         out = T.match_buffer(out_, (batch, rows, m), dtype, align=align)
         for b in range(batch):
-            if n is None:
-                for i in range(rows // height):
-                    block(x, y, out, b, i * height, height)
-                for i in range(rows % height):
-                    block(x, y, out, b, rows - 1 - i, 1)
-            else:
-                for i in range((n + height - 1) // height):
-                    block(x, y, out, b, T.min(i * height, n - height), height)
+            visit((x, y, out, b), rows)
 
     return matrix_products

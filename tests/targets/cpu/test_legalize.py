@@ -63,15 +63,7 @@ def test_other_activations_stay() -> None:
             "computed weights",
         ),
         ("g (double[N,5] x) => (double[N,7] y) <double[5,7] w> { y = MatMul(x, w) }", "double"),
-        (
-            "g (float[5,N] x) => (float[N,7] y) <float[5,7] w> { y = Gemm<transA=1>(x, w) }",
-            "transA",
-        ),
         ("g (float[5] x) => (float[7] y) <float[5,7] w> { y = MatMul(x, w) }", "a vector"),
-        (
-            "g (float[2,5] x) => (float[2,7] y) <float[5,7] w, float[2,1] c> { y = Gemm(x, w, c) }",
-            "rows",
-        ),
         ("g (float[N,3,5] x) => (float[N,3,7] y) <float[3,5,7] w> { y = MatMul(x, w) }", "batched"),
     ],
 )
