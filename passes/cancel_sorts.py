@@ -65,7 +65,7 @@ def _counts_up(value: Value | None) -> bool:
 
 
 class CancelSorts(RewritePass):
-    """Computes rows where they are that were sorted first and put back after.
+    """Computes rows in place where they were sorted first and put back afterwards.
 
     Needs ops in between that compute a row from the same row of their operands. PyTorch sorts the
     sequences of a batch by their lengths before a recurrent layer, and brings the results back in

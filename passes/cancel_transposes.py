@@ -275,7 +275,7 @@ def _order_of(view: View) -> list[int] | None:
 
 
 class CancelTransposes(RewritePass):
-    """Removes transposes that a later one takes back, and everything in between works untransposed.
+    """Removes transposes that a later one undoes; everything in between works untransposed.
 
     Needs a transpose back on every way to a result, or a reduction that leaves axes in order. In
     between may be ops that work on each element by itself, their constants being transposed,

@@ -126,7 +126,7 @@ def einsum_to_product(rw: Rewriter, node: Node) -> Value | NoMatch:
 
 
 class DecomposeEinsum(RewritePass):
-    """Writes an Einsum of two operands as a product of matrices, which all else knows.
+    """Writes an Einsum of two operands as a matrix product, which other rules recognise.
 
     Needs letters that both operands have and the result lacks, each once in an operand, and sizes
     that agree. Outer products and products with one vector stay. Fidelity: reassociates.

@@ -15,7 +15,7 @@ _CHUNK = 1 << 14  # rows looked at together
 
 @dataclass(frozen=True)
 class DeduplicateRows(Pass):
-    """Stores rows that a table has several times once, and looks ids up in a map first.
+    """Stores repeated rows of a table only once, and looks ids up in a map first.
 
     Needs tables that are only looked up, with so many equal rows that the map is worth its bytes.
     Rows that were never trained often are all alike. Rows are equal if their bits are.

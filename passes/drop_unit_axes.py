@@ -152,7 +152,7 @@ def columns_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None
 
 
 class DropUnitAxes(RewritePass):
-    """Multiplies matrices with the rows of a batch at once, not with a column of each sample.
+    """Multiplies a matrix by all rows of a batch at once, not by one column of each sample.
 
     Needs columns that are vectors reshaped to [n, d, 1], or rows that one vector multiplies. Cross
     layers and mixtures of experts often hold a sample as [n, d, 1] and multiply from the left. The

@@ -24,7 +24,7 @@ _CHUNK = 1 << 16  # rows worked on at once
 
 @dataclass(frozen=True)
 class FactorizeTables(LossyPass):
-    """Stores a table as one of fewer columns, whose rows a small matrix widens once looked up.
+    """Stores a table with fewer columns, and widens the rows looked up by a small matrix.
 
     Needs an error budget, and a table that is only looked up and whose rows nearly lie in a space
     of fewer dimensions. With a trace each row counts as often as it is read, otherwise all count

@@ -22,7 +22,7 @@ _COLUMNS = [0, 2, 1]  # features last, so that a layer over them is a product of
 
 @dataclass(frozen=True)
 class FactorizeTensors(LossyPass):
-    """Computes a compressed interaction from few products of sums, not from all of features.
+    """Computes a compressed interaction from a few products of sums of features (CP).
 
     Needs an error budget, a weight that is smaller and takes fewer products so, and tensorly (`pip
     install 'graphopt[tensor]'`). The weights of a layer of xDeepFM's compressed interaction network

@@ -58,7 +58,7 @@ def constants_into_bias(rw: Rewriter, whole: Value, w: Value, node: Node) -> Val
 
 
 class FoldConstantColumns(RewritePass):
-    """Takes columns that are the same in all rows out of the operand of a Gemm, into its bias.
+    """Moves columns that are the same in all rows from the operand of a Gemm into its bias.
 
     Such as zeros that pad the operand to a width that suits some device. Needs a filled or expanded
     operand of a concatenation, and constant weights. Fidelity: reassociates.

@@ -122,7 +122,7 @@ def scale_into_interaction(
 
 
 class FuseBiInteraction(RewritePass):
-    """Computes the square of a sum less the sum of the squares over features in one op.
+    """Computes the square of a sum minus the sum of squares over features in one op.
 
     The second-order term of factorization machines, and the bi-interaction pooling of neural ones.
     Needs float32 features [n, f, d], added up over f; a sum over d and a factor are taken in.

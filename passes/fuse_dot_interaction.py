@@ -80,7 +80,7 @@ def head_into_interaction(rw: Rewriter, head: Value, x: Value, dots: Value, node
 
 
 class FuseDotInteraction(RewritePass):
-    """Computes the chosen products of pairs of feature vectors in one op, next to other columns.
+    """Computes chosen products of pairs of feature vectors in one op, beside other columns.
 
     Needs float32 features and constant positions, by whatever ops they are chosen: gathers, slices,
     transposes, reshapes and concatenations are followed element by element. What is not chosen, the

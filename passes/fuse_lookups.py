@@ -20,7 +20,7 @@ RULE = "columns_to_lookup"
 
 @dataclass(frozen=True)
 class FuseLookups(Pass):
-    """Looks up columns of one matrix of ids in all of their tables at once.
+    """Looks up all columns of a matrix of ids in their tables at once.
 
     What exporters write per field (take the column, cast it, look it up) and then concatenate
     becomes one lookup in the tables stacked in one, by row numbers that `graphopt::TableRows` makes

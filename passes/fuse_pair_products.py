@@ -186,7 +186,7 @@ def sums_to_product(
 
 
 class FusePairProducts(RewritePass):
-    """Multiplies feature vectors, or what a matrix makes of them, pair by pair in one op.
+    """Multiplies feature vectors, or their products with a matrix, pair by pair in one op.
 
     The bilinear interaction of FiBiNET, the outer products of PNN, the products of AFM and FFM.
     Needs float32 features in three pairs each or more, gathered, sliced, parted or joined at

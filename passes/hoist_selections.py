@@ -149,7 +149,7 @@ def select_ids(
 
 
 class HoistSelections(RewritePass):
-    """Computes only the position of a sequence that is read, not all of them.
+    """Computes only the position of a sequence that is read, not all positions.
 
     Needs one position of an axis, taken by a constant or one number per row. A selection moves up
     through ops that compute a position from the same position of operands; attention keeps all keys

@@ -156,7 +156,7 @@ def _is_positive(value: Value | None) -> bool:
 
 
 class MaskRows(RewritePass):
-    """Computes all rows of a batch and masks the results, where exporters compute some of them.
+    """Computes all rows of a batch and masks the results, where an exporter selects some rows.
 
     Needs rows that one mask picks, ops that compute a row from the same row of their operands, and
     results that are put back among equal numbers. So samples without a history: PyTorch models

@@ -24,7 +24,7 @@ def _normalizes(user: Node, node: Node) -> bool:
 
 
 class PartLayerNorms(RewritePass):
-    """Writes the sum that is normalized after a layer of attention as Sum, not as Add.
+    """Writes the sum before a layer normalization as Sum, not as Add (for ONNX Runtime).
 
     ONNX Runtime makes one op of an Add and the LayerNormalization after it, which takes 2 to 5
     times as long as the two. Needs operands that are both computed. Fidelity: exact.

@@ -18,7 +18,7 @@ _WORST = 0.3  # a larger loss of a layer's outputs is not worth a trial
 
 @dataclass(frozen=True)
 class PruneHeads(LossyPass):
-    """Removes attention heads, and lets the next layer make up for them by least squares.
+    """Removes attention heads, and adjusts the next layer by least squares to make up for them.
 
     Needs an error budget, and heads between layers with constant weights. Again and again the head
     goes without which the next layer's outputs lose least on calibration data, once what the head

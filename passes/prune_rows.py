@@ -16,7 +16,7 @@ _CHUNK = 1 << 14  # rows added up together
 
 @dataclass(frozen=True)
 class PruneRows(LossyPass):
-    """Lets the rows of a table that a log of requests never reads share one, their mean.
+    """Merges the rows of a table that a log of requests never reads into one, their mean.
 
     Needs an error budget, a trace, and tables that are only looked up. An id that turns up later
     all the same gets what unknown ids have in common. Rows of zeros stay: they say that nothing is

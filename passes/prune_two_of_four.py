@@ -17,7 +17,7 @@ _ROWS = 8192  # of calibration data that a layer is fitted on
 
 @dataclass(frozen=True)
 class PruneTwoOfFour(LossyPass):
-    """Sets two of each four weights of an output to zero, and lets the others make up for them.
+    """Sets two of every four weights of an output to zero, and adjusts the others to make up.
 
     Needs an error budget, and a constant matrix with a multiple of four inputs. Which two go, and
     what the others become, follows from the inputs that the layer sees on calibration data (Frantar

@@ -20,7 +20,7 @@ _WORST = 0.3  # a larger loss of a layer's outputs is not worth a trial
 
 @dataclass(frozen=True)
 class PruneUnits(LossyPass):
-    """Removes hidden units, and lets the next layer make up for them by least squares.
+    """Removes hidden units, and adjusts the next layer by least squares to make up for them.
 
     Needs an error budget, and units that only the next layer reads. Kept are the units that move
     the next layer's outputs most on calibration data. What the others would have added is predicted

@@ -164,7 +164,7 @@ def _ascending(ordered: Value) -> Node | None:
 
 
 class RaiseSegmentSums(RewritePass):
-    """Replaces segments that are sorted and padded to be reduced by one scatter that adds up.
+    """Replaces a reduction of segments that sorts and pads them by one scatter that adds up.
 
     Needs the rows of each segment at places that are sorted, numbered by the counts of Unique, and
     padded by a row that changes nothing. So tf2onnx writes `segment_sum`, its means and extremes,

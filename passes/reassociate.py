@@ -44,7 +44,7 @@ def two_constants_to_one(
 
 
 class Reassociate(RewritePass):
-    """Adds up the constants of chained additions, multiplies those of chained multiplications.
+    """Combines the constants of chained additions, and those of chained multiplications.
 
     Needs float constants, which together stay normal numbers and are no larger. Additions of 0.0 go
     altogether. Integers are left to exact passes. A constant is not made larger, nor infinite or

@@ -100,7 +100,7 @@ def broadcast_twice(rw: Rewriter, node: Node) -> Value | None:
 
 
 class RemoveBroadcasts(RewritePass):
-    """Drops expansions that the ops which read them do by themselves.
+    """Drops expansions that the ops reading them perform anyway, by broadcasting.
 
     Needs the sizes to agree as far as they are known: `Expand(x)` goes where the other operands
     have the shape of the result. A filled tensor (ConstantOfShape) becomes a scalar. Tile of axes

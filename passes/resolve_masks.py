@@ -35,7 +35,7 @@ def mask_to_positions(
 
 
 class ResolveMasks(RewritePass):
-    """Takes what a constant mask selects in each row by its positions, which are constants then.
+    """Replaces selections by a constant mask by gathers at constant positions.
 
     Needs a mask that is the same for all rows, and rows of known size. PyTorch writes
     `masked_select` so; how much there is to take would be known at run time only. Fidelity: exact.

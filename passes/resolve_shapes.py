@@ -10,7 +10,7 @@ from graphopt.rewrite.rewriter import Rewriter, erase_dead
 
 
 class ResolveShapes(Pass):
-    """Follows sizes through shape arithmetic and keeps only what is needed of them.
+    """Follows sizes through shape arithmetic, and keeps only the arithmetic that is needed.
 
     Needs sizes that follow from those of the inputs. Exporters compute each shape with `Shape →
     Gather → Mul → Concat`. Where every element is known it becomes a constant. Where elements are

@@ -54,7 +54,7 @@ def keeps_every_number(source: str, target: str) -> bool:
 
 
 class SimplifyCasts(RewritePass):
-    """Drops casts to the dtype that a value has, and casts by way of a dtype that holds all of it.
+    """Drops casts to the dtype that a value already has, and lossless detours through another.
 
     Needs a dtype on the way that holds every value of the one before. int32 to int64 to float32 is
     int32 to float32; int64 to float32 to int64 stays, because float32 has no room for large ids.

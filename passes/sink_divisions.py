@@ -61,7 +61,7 @@ def _row(value: Value, axis: int) -> Value | None:
 
 
 class SinkDivisions(RewritePass):
-    """Divides an inner product, not each element of the vectors that are multiplied.
+    """Divides an inner product, instead of each element of the vectors that are multiplied.
 
     Cosines of towers normalize both vectors first. Needs a divisor that is the same for all that is
     added up, a known number of summands (a sum of none is 0 where their divisor is 0 too), and

@@ -28,7 +28,7 @@ def gather_after_layer(
 
 
 class SinkGathers(RewritePass):
-    """Multiplies features with a matrix once, not once for each pair that they are in.
+    """Multiplies each feature by a matrix once, not once for every pair that it is in.
 
     Bilinear interactions (FiBiNET) gather the left features of all pairs and multiply those. Needs
     constant positions, more of them than there are features. Fidelity: reassociates.

@@ -14,7 +14,7 @@ from graphopt.rewrite.rewriter import Rewriter
 
 
 class StackSequences(Pass):
-    """Lets a Loop stack what it appends to a sequence, and reads that as a tensor.
+    """Lets a Loop stack the tensors that it appends to a sequence, and reads them as one tensor.
 
     Needs a sequence that is empty at first, to which each step appends one tensor of a shape that
     all steps share, and which nothing but the next step and what follows the loop reads. Scripted

@@ -23,7 +23,7 @@ _ALL = np.arange(256).astype(np.uint8)  # in the order of their bits
 
 @dataclass(frozen=True)
 class TabulateCodes(Pass):
-    """Looks up codes of 8 bits that elementwise ops compute of other codes of 8 bits.
+    """Replaces elementwise ops from 8-bit codes to 8-bit codes by a table of 256 entries.
 
     Needs ops that read one such tensor, and constants of one element; among them one that takes
     longer than a sum, as in quantized activations. ONNX Runtime computes what becomes of each of

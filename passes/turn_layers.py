@@ -40,7 +40,7 @@ def product_of_turned(rw: Rewriter, w: Value, x: Value, node: Node) -> Value | N
 
 
 class TurnLayers(RewritePass):
-    """Computes layers whose weights come first as all others, a sample a row, and transposes that.
+    """Computes layers written as W x, with samples as columns, as x W, with samples as rows.
 
     As TensorFlow has products of weights and column vectors (the cross network of DCN-Mix). A
     kernel packs weights that come last, and `cancel-transposes` has the transposes go where what

@@ -42,7 +42,7 @@ def gemm_between_reshapes(
 
 
 class UnflattenGemms(RewritePass):
-    """Lets a layer work on rows of several axes, instead of merging and parting these.
+    """Lets a layer work on rows of several axes, instead of merging and splitting the axes.
 
     Needs a result that is reshaped to rows of more axes. What is done to one axis (a selection, a
     transpose) can then be followed through the layer. Fidelity: reassociates.

@@ -8,7 +8,7 @@ from graphopt.pipeline.base import Fidelity, Pass, PassContext
 
 
 class UnifySizes(Pass):
-    """Gives sizes of different inputs one name where some op needs them to be equal.
+    """Gives sizes of different inputs one name where an op requires them to be equal.
 
     Needs an op that refuses other sizes, or whose result is unknown unless sizes that the file
     calls alike are equal. Models are read that way already; after a rewrite more may be known, for
