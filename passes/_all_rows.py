@@ -14,6 +14,7 @@ from graphopt.passes._sizes import nearest_inputs, pieces_of, write
 from graphopt.rewrite import Rewriter
 
 End = Callable[[Value, int], "Value | None"]
+Inputs = list["Value | None"]
 
 
 class Stuck(Exception):
@@ -34,14 +35,17 @@ class AllRows:
         *,
         sizes: Mapping[str, Dim] | None = None,
         can_fail: Callable[[Node], str] = lambda node: "",
+        harmless: Callable[[Node, Inputs], Inputs] = lambda node, inputs: inputs,
     ) -> None:
         """Args:
         chooser: its outputs say which rows.
         end: what a value, its rows along an axis, was chosen from; None if it was not.
         sizes: what the sizes that the choice has given become.
         can_fail: why an op must not be given rows that it was not given; "" if it may.
+        harmless: an op's inputs of all rows, as it may be given them.
         """
         self._rw, self._end, self._can_fail = rw, end, can_fail
+        self._harmless = harmless
         self._sizes = sizes or {}
         self._depends = _following(chooser)
         self._found: dict[tuple[Value, int], Value] = {}
@@ -76,7 +80,7 @@ class AllRows:
         ]
         made = self._rw.insert(
             node.op_type,
-            inputs,
+            self._harmless(node, inputs),
             dict(node.attrs),
             domain=node.domain,
             outputs=len(node.outputs),
@@ -181,7 +185,9 @@ _RULES: dict[str, Callable[[Node, Value, int], Operands | None]] = {
 def rows_axis(value: Value, count: Dim, rest: tuple[Dim, ...]) -> int | None:
     """The axis of `value` that holds `count` rows, if its elements are rows of shape `rest`."""
     dims = value.tensor.dims
+    wanted = [dim for dim in rest if dim != 1]
     for axis, dim in enumerate(dims):
-        if dim == count and product(dims[:axis]) == 1 and dims[axis + 1 :] == rest:
+        found = [dim for dim in dims[axis + 1 :] if dim != 1]
+        if dim == count and product(dims[:axis]) == 1 and found == wanted:
             return axis
     return None

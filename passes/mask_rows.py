@@ -37,6 +37,7 @@ def compute_all(
         lambda value, axis: _picked_from(pick, value, axis),
         sizes=dict.fromkeys(symbols(rows), mask.tensor.dims[0]),
         can_fail=_can_fail,
+        harmless=lambda node, inputs: _with_a_step(rw, mask, node, inputs),
     )
     try:
         result = found.of(computed, axis)
@@ -49,6 +50,17 @@ def compute_all(
         result = rw.op.Reshape(result, rw.ints(*target))
     column = rw.op.Reshape(mask, rw.ints(-1, *[1] * (len(data.shape) - 1)))
     return rw.op.Where(column, result, filler)
+
+
+@rule(op.GatherND(data, places, batch_dims=0))
+def pick_rows(rw: Rewriter, data: Value, places: Value, node: Node) -> Value | NoMatch | None:
+    """GatherND(x, NonZero(m expanded to the shape of x)) -> Reshape(Gather(x, NonZero(m)), [-1])"""
+    mask = _mask_of(places, data)
+    rank = None if mask is None else data.rank
+    if mask is None or rank == 1 or places.shape is None or places.shape[-1] != rank:
+        return None
+    rows = rw.op.Reshape(rw.op.NonZero(mask), rw.ints(-1))
+    return rw.op.Reshape(rw.op.Gather(data, rows, axis=0), rw.ints(-1))
 
 
 def _nonzero(value: Value | None) -> Value | None:
@@ -67,7 +79,10 @@ def _mask_of(places: Value, data: Value) -> Value | None:
     if found is None or found.shape is None or data.shape is None:
         return None
     if len(found.shape) > 1:  # element by element: a mask of rows, expanded
-        expand = found.producer
+        expand, each = found.producer, places.producer.inputs[0]
+        in_order = each is not None and each.producer is not None and each.producer.op == "NonZero"
+        if places.producer.op != "Transpose" or not in_order:
+            return None
         if found.shape != data.shape or expand is None or expand.op != "Expand":
             return None
         found = expand.inputs[0]
@@ -137,9 +152,27 @@ def _can_fail(node: Node) -> str:
         return "an id of a row that is left out may be in no table"
     if node.op in ("Div", "Mod") and not is_float(node.output.dtype):
         return "a row that is left out may divide by zero"
-    if node.op in ("RNN", "GRU", "LSTM") and not _is_positive(node.input(4)):
-        return "a row that is left out may have no steps"
     return ""
+
+
+def _with_a_step(
+    rw: Rewriter, mask: Value, node: Node, inputs: list[Value | None]
+) -> list[Value | None]:
+    """The inputs of a node, where a row that is left out takes one step of a recurrent layer.
+
+    Its own number may be one that the layer refuses.
+
+    Raises:
+        Stuck: there may be no step to take.
+    """
+    if node.op not in ("RNN", "GRU", "LSTM") or _is_positive(node.input(4)):
+        return inputs
+    data, steps = node.inputs[0], inputs[4]
+    assert data is not None and steps is not None
+    length = data.tensor.dims[1 if node.attr("layout", 0) else 0]
+    if not isinstance(length, int) or length < 1:
+        raise Stuck("a row that is left out may have no steps")
+    return [*inputs[:4], rw.op.Where(mask, steps, rw.const(1, steps.dtype)), *inputs[5:]]
 
 
 def _is_positive(value: Value | None) -> bool:
@@ -162,7 +195,9 @@ class MaskRows(RewritePass):
     results that are put back among equal numbers. So samples without a history: PyTorch models
     leave them out of a recurrent layer or attention. How many rows are left is known only once the
     model runs, and picking them costs more than they do. Rows of which each is computed in one of
-    several ways (experts) are left alone, and so is what could fail for a row that is left out.
+    several ways (experts) are left alone, and so is what could fail for a row that is left out;
+    recurrent layers take one step for it. Rows that are picked element by element (PyTorch's
+    `masked_select`) are picked as rows first.
     Fidelity: reassociates (a product of more rows may be summed in another order).
 
     Before:
@@ -191,4 +226,4 @@ class MaskRows(RewritePass):
 
     name = "mask-rows"
     fidelity = Fidelity.REASSOCIATES
-    rules = (compute_all,)
+    rules = (pick_rows, compute_all)
