@@ -13,6 +13,7 @@ from graphopt.errors import IdError, InputError, InvalidModelError, SpecError
 from graphopt.ir.types import dtype_from_onnx
 from graphopt.ops.dynamic_matmul import EXACT_LEVELS
 from graphopt.signature import Signature, TensorSpec
+from graphopt.targets import empty_sequences
 from graphopt.targets.base import Target
 
 
@@ -148,9 +149,13 @@ def _onnxruntime(path: Path, proto: onnx.ModelProto, as_written: bool) -> Any:
     options.log_severity_level = 4
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    guarded = empty_sequences.guarded(proto)
+    if guarded is not None:
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, str(path.absolute().parent))
     try:
         session = ort.InferenceSession(
-            str(path),
+            str(path) if guarded is None else guarded.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=_CRASHES_ON_HALF if _computes_in_half(proto) else None,
@@ -162,6 +167,8 @@ def _onnxruntime(path: Path, proto: onnx.ModelProto, as_written: bool) -> Any:
         try:
             return list(session.run(None, feeds))
         except Exception as error:
+            if empty_sequences.GUARD in str(error):
+                raise InputError(f"{path}: {empty_sequences.COMPLAINT}") from None
             kind = IdError if "out of data bounds" in str(error) else InputError
             raise kind(f"{path}: ONNX Runtime failed: {_first_line(error)}") from None
 
