@@ -179,15 +179,9 @@ def compile(
         UnsupportedOpError: an op cannot be compiled for this target.
         TuningMissError, TuningCacheError: the tuning cache is of no use.
     """
-    if oob not in base.OOB_POLICIES:
-        raise SpecError(f"oob is one of {', '.join(base.OOB_POLICIES)}, not {oob!r}")
-    if precision not in base.PRECISIONS:
-        raise SpecError(f"precision is one of {', '.join(base.PRECISIONS)}, not {precision!r}")
+    found = _target(target, oob, precision, compared=bool(latency_batches))
     report = report if report is not None else Report()
     tell = progress or (lambda stage: None)
-    found = base.find(target).computing(precision)
-    if latency_batches and (found.portable or oob != "error"):
-        raise SpecError("engines are compared for a compiling target and oob=error only")
     pipeline = _pipeline(passes, budget)
     tell("load")
     source = model if isinstance(model, Graph) else _read(model, report)
@@ -259,6 +253,22 @@ def _inexact(found: tuple[Value, IdRange, int]) -> str:
         f"input {value.name!r}{column} carries ids of {' + '.join(ids.node)} as {value.dtype}, "
         f"which has no {lost}; with {ids.high} rows, such ids read another row: export with int64"
     )
+
+
+def _target(target: str, oob: base.Oob, precision: base.Precision, compared: bool) -> base.Target:
+    """The target of that name, if it computes as asked and, if `compared`, next to other engines.
+
+    Raises:
+        SpecError: there is no such target, policy or precision, or no such combination.
+    """
+    if oob not in base.OOB_POLICIES:
+        raise SpecError(f"oob is one of {', '.join(base.OOB_POLICIES)}, not {oob!r}")
+    if precision not in base.PRECISIONS:
+        raise SpecError(f"precision is one of {', '.join(base.PRECISIONS)}, not {precision!r}")
+    found = base.find(target).computing(precision)
+    if compared and (found.portable or oob != "error"):
+        raise SpecError("engines are compared for a compiling target and oob=error only")
+    return found
 
 
 def _pipeline(passes: str | Pipeline | None, budget: Budget | None = None) -> Pipeline:

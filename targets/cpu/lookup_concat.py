@@ -14,6 +14,7 @@ from graphopt.ops import quantized_lookup, table_rows
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
+from graphopt.targets.concats import joined_columns
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.id_arithmetic import UNROLLED, Ids, columns_of, ids_of
 from graphopt.targets.cpu.lookup_parts import OP_TYPE, Extents, Part, Term
@@ -210,22 +211,16 @@ def _insert(rw: Rewriter, axis: int, operands: list[Value], found: list[_Matched
 @rule(op.Concat(x, ...))
 def concat_to_lookup_concat(rw: Rewriter, node: Node) -> Value | NoMatch:
     """Concat(Gather(t, i), v) -> LookupConcat(t, i, v)"""
-    operands = [value for value in node.inputs if value is not None]
-    shapes = [value.shape for value in operands]
-    if node.output.dtype != "float32" or any(shape is None for shape in shapes):
-        return NoMatch("not float32, or of unknown rank")
-    axis = node.attr("axis") % (node.output.rank or 1)
-    if len({shape[:axis] + shape[axis + 1 :] for shape in shapes if shape is not None}) > 1:
-        return NoMatch("whether its operands agree is known only at run time")
-    widths = [product(value.tensor.dims[axis:]) for value in operands]
-    if not all(isinstance(width, int) for width in widths):
-        return NoMatch("the width of an operand is known only at run time")
-    found = [_matched(value, width) for value, width in zip(operands, widths)]  # type: ignore
-    rows = product(node.output.tensor.dims[:axis])
-    joined = (part for v, w in zip(operands, widths) for part in _copied(v, w, rows)[0])  # type: ignore
+    columns = joined_columns(node)
+    if isinstance(columns, NoMatch):
+        return columns
+    pairs = list(zip(columns.operands, columns.widths))
+    found = [_matched(value, width) for value, width in pairs]
+    rows = product(node.output.tensor.dims[: columns.axis])
+    joined = (part for value, width in pairs for part in _copied(value, width, rows)[0])
     if not any(found) and not any(part.terms for part in joined):
         return NoMatch("no operand is looked up for it alone")
-    return _insert(rw, axis, operands, found)
+    return _insert(rw, columns.axis, columns.operands, found)
 
 
 def _first_axis(value: Value) -> int:

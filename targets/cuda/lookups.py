@@ -19,6 +19,7 @@ from graphopt.ir.types import Type
 from graphopt.ops import product_lookup, quantized_lookup, table_rows
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 from graphopt.rewrite.pattern import Pattern
+from graphopt.targets.concats import joined_columns
 from graphopt.targets.cuda import DOMAIN
 from graphopt.targets.cuda.kernels import lookup
 from graphopt.targets.cuda.lowering import ID_ERROR, CudaLowering, lowers
@@ -193,23 +194,18 @@ def _insert(rw: Rewriter, parts: list[_Part], widths: list[int], axis: int) -> V
 @rule(op.Concat(x, ...))
 def concat_to_lookup(rw: Rewriter, node: Node) -> Value | NoMatch:
     """Concat(Gather(t, i), v) -> Lookup(t, i, v)"""
-    operands = [value for value in node.inputs if value is not None]
-    shapes = [value.shape for value in operands]
-    if node.output.dtype != "float32" or any(shape is None for shape in shapes):
-        return NoMatch("not float32, or of unknown rank")
-    axis = node.attr("axis") % (node.output.rank or 1)
-    if len({shape[:axis] + shape[axis + 1 :] for shape in shapes if shape is not None}) > 1:
-        return NoMatch("whether its operands agree is known only at run time")
-    sizes = [product(value.tensor.dims[axis:]) for value in operands]
-    widths = [size for size in sizes if isinstance(size, int) and size]
-    if len(widths) < len(sizes):
-        return NoMatch("the width of an operand is known only at run time, or it has none")
+    columns = joined_columns(node)
+    if isinstance(columns, NoMatch):
+        return columns
+    operands, widths = columns.operands, columns.widths
+    if not all(widths):
+        return NoMatch("an operand has no width")
     parts = [_looked_up(value) or _Part("value", (value,)) for value in operands]
     if all(part.kind == "value" for part in parts):
         return NoMatch("no operand is looked up for it alone")
     if any(width % part.dim for width, part in zip(widths, parts) if part.kind != "value"):
         return NoMatch("it concatenates parts of rows")
-    return _insert(rw, parts, widths, axis)
+    return _insert(rw, parts, widths, columns.axis)
 
 
 @rule(
