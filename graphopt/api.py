@@ -21,10 +21,7 @@ from graphopt import presets
 from graphopt.accuracy.budget import Budget, Spending
 from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.analysis.ids import IdRange, inexact_ids
-from graphopt.artifact import (
-    PORTABLE,
-    Artifact,
-)
+from graphopt.artifact import Artifact
 from graphopt.auto_engine import AutoEngine
 from graphopt.comparison import Comparison, compare
 from graphopt.compression import Compression, require_spender
@@ -34,6 +31,7 @@ from graphopt.feeds import random_feeds
 from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph, Value
+from graphopt.manifest import PORTABLE
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report

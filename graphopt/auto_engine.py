@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graphopt.artifact import PORTABLE, Artifact
+from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError
+from graphopt.manifest import PORTABLE
 
 if TYPE_CHECKING:
     from graphopt.targets.portable import OnnxModel

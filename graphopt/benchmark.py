@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from graphopt import api
-from graphopt.artifact import PORTABLE, Artifact
+from graphopt.artifact import Artifact
 from graphopt.errors import InputError, SpecError
 from graphopt.latency import Latency, interleaved
 from graphopt.machine import cpu_name
+from graphopt.manifest import PORTABLE
 from graphopt.peers import Bound, Feeds, Peer, Unavailable, bind, find, open_peer
 from graphopt.profiling import floor
 from graphopt.roofline import Roofline

@@ -13,15 +13,16 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from graphopt.artifact import LIBRARY, MANIFEST, WEIGHTS, read_manifest
 from graphopt.errors import ArtifactError, OutputError
 from graphopt.ir.atomic import replacing_folder
+from graphopt.manifest import LIBRARY, MANIFEST, WEIGHTS, read_manifest
 from graphopt.runtime import runtime_folder
 
 ARTIFACT = "model.gopt"
 MODULES = (
     *("__init__.py", "artifact.py", "auto_engine.py", "bridge.py", "errors.py", "loading.py"),
-    *("gpu_runtime", "machine.py", "runtime.py", "signature.py", "small_pages.py", "splitting.py"),
+    *("gpu_runtime", "machine.py", "manifest.py", "runtime.py", "signature.py", "small_pages.py"),
+    "splitting.py",
 )
 """What of this package a serving process imports."""
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "include", "src", "share", "testing", "cython")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from graphopt.artifact import MANIFEST, PORTABLE, Artifact, manifest_text
+from graphopt.artifact import Artifact
 from graphopt.auto_engine import COMPILED, ONNXRUNTIME, leading_input
 from graphopt.errors import InputError
 from graphopt.feeds import random_feeds
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import replacing
 from graphopt.latency import interleaved
+from graphopt.manifest import MANIFEST, PORTABLE, manifest_text
 from graphopt.targets.portable import OnnxModel
 
 MARGIN = 1.05  # a smaller lead is within the noise of two medians

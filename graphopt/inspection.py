@@ -13,13 +13,13 @@ from typing import Any
 
 from graphopt.analysis.cost import Cost, costs, dtype_bits, is_parameter, parameters
 from graphopt.analysis.ids import id_ranges, region_text
-from graphopt.artifact import LIBRARY, PORTABLE, WEIGHTS, read_manifest
 from graphopt.errors import ArtifactError, SpecError
 from graphopt.ir import dims, onnx_io
 from graphopt.ir.declared_sizes import read
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
+from graphopt.manifest import LIBRARY, PORTABLE, WEIGHTS, read_manifest
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import numpy as np
 
 from graphopt import api, gpu_runtime
 from graphopt.analysis.program import evaluate, operations
-from graphopt.artifact import PORTABLE, Artifact, obstacle, read_manifest
+from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError
 from graphopt.feature_times import FeatureTime, TableTime, feature_times, table_times
 from graphopt.inspection import sizes_at
 from graphopt.ir import onnx_io
 from graphopt.machine import cpu_name
+from graphopt.manifest import PORTABLE, obstacle, read_manifest
 from graphopt.roofline import Roofline, roofline
 
 LEAST_RUNS = 20

@@ -13,22 +13,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graphopt.analysis.rows import batch_inputs
-from graphopt.artifact import (
-    LIBRARY,
-    MANIFEST,
-    PORTABLE,
-    REPORT,
-    WEIGHTS,
-    Artifact,
-    obstacle,
-    signature_to_json,
-    write_manifest,
-)
+from graphopt.artifact import Artifact
 from graphopt.errors import OutputError
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import replacing_folder, temporary_folder
 from graphopt.ir.external_data import TensorWriter
 from graphopt.ir.graph import Graph
+from graphopt.manifest import (
+    LIBRARY,
+    MANIFEST,
+    PORTABLE,
+    REPORT,
+    WEIGHTS,
+    obstacle,
+    signature_to_json,
+    write_manifest,
+)
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Pipeline

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.artifact import Artifact, manifest_text, read_manifest
+from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError, OutputError
 from graphopt.ir.graph import Graph
+from graphopt.manifest import manifest_text, read_manifest
 from graphopt.testing import parse, random_inputs, run_onnxruntime
 
 LOOKUP = """g (int64[N] ids, float[N,3] x) => (float[N,7] y) <float[10,4] table> {

@@ -47,8 +47,9 @@ MAY_IMPORT = {
     "gpu_runtime": {"runtime", "signature"},
     "splitting": {"runtime"},
     "small_pages": set(),
-    "artifact": {"splitting", "gpu_runtime", "machine", "runtime", "signature", "small_pages"},
-    "auto_engine": {"artifact", "targets"},
+    "manifest": {"gpu_runtime", "machine", "signature"},
+    "artifact": {"manifest", "splitting", "gpu_runtime", "runtime", "signature", "small_pages"},
+    "auto_engine": {"artifact", "manifest", "targets"},
     "loading": {"artifact", "auto_engine", "ir"},
 }
 

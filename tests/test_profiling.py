@@ -12,8 +12,8 @@ from command import graphopt as command
 
 import graphopt
 from graphopt import profiling, roofline
-from graphopt.artifact import manifest_text, read_manifest
 from graphopt.errors import ArtifactError, InputError
+from graphopt.manifest import manifest_text, read_manifest
 from graphopt.profiling import Profile, profile
 from graphopt.roofline import Roofline
 from graphopt.testing import parse

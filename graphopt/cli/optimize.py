@@ -151,7 +151,7 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     Raises:
         OutputError: something of the user's is there, or the folder does not exist.
     """
-    from graphopt.artifact import MANIFEST
+    from graphopt.manifest import MANIFEST
     from graphopt.targets import base
 
     portable = base.find(target).portable

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from graphopt.ir.graph import Graph, Node
 from graphopt.rewrite import RewriteStats, Rule, rewrite
-from graphopt.targets.cpu import DOMAIN, layer_norm, packed_weights, quantized_dense
+from graphopt.targets.cpu import DOMAIN, dense, layer_norm, packed_weights, quantized_dense
 from graphopt.targets.cpu.kernels.row_codes import RowQuantization
-from graphopt.targets.cpu.legalize import DENSE_RULES
 from graphopt.targets.cuda import coded_rows, lookups
 from graphopt.targets.cuda.kernels.gemm import Math, math_for
 from graphopt.targets.cuda.ops.interaction import is_suited
@@ -16,7 +15,7 @@ from graphopt.targets.relax.expand import expand_function
 _STEPS: tuple[tuple[Rule, ...], ...] = (
     lookups.CONCATENATED,
     lookups.ALONE,
-    (*DENSE_RULES, *layer_norm.RULES),
+    (*dense.RULES, *layer_norm.RULES),
 )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.artifact import PORTABLE
 from graphopt.loading import load
+from graphopt.manifest import PORTABLE
 from graphopt.pipeline.report import Report
 from graphopt.targets.base import find
 from graphopt.targets.cpu.target import CpuTarget

@@ -8,7 +8,7 @@ from tvm import relax
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.targets.cpu import DOMAIN
-from graphopt.targets.cpu.legalize import operands_of
+from graphopt.targets.cpu.dense import operands_of
 from graphopt.targets.cuda import coded_rows
 from graphopt.targets.cuda.gemm_defaults import default_ranges
 from graphopt.targets.cuda.kernels.gemm import coded_width, gemm

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt import artifact as artifact_module
-from graphopt.artifact import WEIGHTS, Artifact
+from graphopt import manifest
+from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError, OutputError
 from graphopt.inspection import batch_sizes
 from graphopt.machine import host_features
+from graphopt.manifest import WEIGHTS
 from graphopt.signature import TensorSpec
 from graphopt.targets.base import Precision, find
 from graphopt.targets.cpu.target import CpuTarget
@@ -111,8 +112,8 @@ def test_tiles_that_the_system_does_not_allow(
 ) -> None:
     artifact = graphopt.compile(parse(BYTES), "cpu:sapphirerapids", output=tmp_path / "amx.gopt")
     needed = set(artifact.manifest["cpu_features"])
-    monkeypatch.setattr(artifact_module, "host_features", lambda: needed)
-    monkeypatch.setattr(artifact_module, "tiles_allowed", lambda: False)
+    monkeypatch.setattr(manifest, "host_features", lambda: needed)
+    monkeypatch.setattr(manifest, "tiles_allowed", lambda: False)
     with pytest.raises(ArtifactError, match="needs AMX, and the system does not let"):
         Artifact.load(artifact.path)
 
