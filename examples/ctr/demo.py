@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import mannwhitneyu
 
 import graphopt
+from graphopt import console
 from graphopt.targets.portable import OnnxModel
 
 HERE = Path(__file__).parent
@@ -40,13 +39,13 @@ def main(artifact: Path) -> None:
     labels = data.pop("label")
     compiled, original = graphopt.load(artifact), OnnxModel(model)
     before, after = original.run(data)["ctr"].ravel(), compiled.run(data)["ctr"].ravel()
-    table = Table(title=f"{len(labels)} held-out rows")
-    for column in ("", "source in ONNX Runtime", "graphopt"):
-        table.add_column(column, justify="right")
-    table.add_row("AUC", f"{auc(before, labels):.5f}", f"{auc(after, labels):.5f}")
-    table.add_row("largest difference of a score", "", f"{np.abs(before - after).max():.1e}")
-    table.add_row("size, MB", f"{size_of(model) / 1e6:.2f}", f"{size_of(artifact) / 1e6:.2f}")
-    Console().print(table)
+    rows = [
+        ("AUC", f"{auc(before, labels):.5f}", f"{auc(after, labels):.5f}"),
+        ("largest difference of a score", "", f"{np.abs(before - after).max():.1e}"),
+        ("size, MB", f"{size_of(model) / 1e6:.2f}", f"{size_of(artifact) / 1e6:.2f}"),
+    ]
+    columns = (f"{len(labels)} held-out rows", ">source in ONNX Runtime", ">graphopt")
+    console.stdout().print(console.table(columns, rows))
 
 
 if __name__ == "__main__":
