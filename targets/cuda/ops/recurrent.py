@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import relax, tirx
@@ -27,6 +27,7 @@ _OPTIONAL = {"sequence_lens": 4, "initial_h": 5, "initial_c": 6}  # inputs of ON
 
 class _Layer(Layer):
     lower: CudaLowering
+    last_alone: ClassVar[bool] = True
 
     def __init__(self, lower: CudaLowering, node: Node, kind: str) -> None:
         super().__init__(lower, node, _GATES[kind])
@@ -54,10 +55,16 @@ class _Layer(Layer):
     def one_way(self, linear: bool, *given: str) -> tirx.PrimFunc:
         """The kernel for an op of ours: forward, with the usual activations."""
         names = [*given, *(["extra"] if linear else [])]
-        return self._kernel(_ACTIVATIONS[self.kind], linear, names, direction="forward", limit=None)
+        facts = {"direction": "forward", "limit": None}
+        return self._kernel(_ACTIVATIONS[self.kind], linear, names, all_steps=False, **facts)
 
     def _kernel(
-        self, chosen: tuple[Activation, ...], option: bool, names: list[str], **facts: Any
+        self,
+        chosen: tuple[Activation, ...],
+        option: bool,
+        names: list[str],
+        all_steps: bool = True,
+        **facts: Any,
     ) -> tirx.PrimFunc:
         try:
             return recurrent(
@@ -69,7 +76,8 @@ class _Layer(Layer):
                     option=option,
                     optional=frozenset(names),
                     **facts,
-                )
+                ),
+                all_steps,
             )
         except ValueError as error:  # how kernels refuse what they have no code for
             raise self.lower.unsupported(str(error)) from None

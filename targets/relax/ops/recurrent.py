@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import relax, te
@@ -65,6 +65,9 @@ def _plus_row(x: te.Tensor, row: te.Tensor) -> te.Tensor:
 
 class Layer:
     """The operands of one recurrent node, in the layout of the kernels."""
+
+    last_alone: ClassVar[bool] = False
+    """True if the kernels for `last_state` write no states of other steps."""
 
     def __init__(self, lower: Lowering, node: Node, gates: int) -> None:
         self.lower, self.node, self.gates = lower, node, gates
@@ -213,8 +216,8 @@ class Layer:
         arguments = [self.projected(linear), self.recurrence()]
         arguments += [hidden_bias(lower, self)] if linear else []
         arguments += [lower.expr(state) for state in initial if state is not None]
-        outs = [([lower.dim(self.steps), *final], "float32"), (final, "float32")]
-        return lower.kernel(kernel, [*arguments, *more], outs)[1]
+        others = [] if self.last_alone else [([lower.dim(self.steps), *final], "float32")]
+        return lower.kernel(kernel, [*arguments, *more], [*others, (final, "float32")])[-1]
 
     def attention(self, value: Value | None) -> relax.Expr:
         """What scales the update gate, [t, b, 1], as [t, b]."""

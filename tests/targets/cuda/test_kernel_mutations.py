@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import gpu_emulator
 import numpy as np
@@ -23,6 +24,7 @@ from graphopt.ops import (
     embedding_bag,
     product_lookup,
 )
+from graphopt.targets.cuda.kernels import recurrent
 from graphopt.testing import run_onnxruntime
 
 from .conftest import THOROUGH, Feeds, assert_close
@@ -145,13 +147,25 @@ def scattered() -> Model:
     return model.of("ScatterElements", axis=0, reduction="add")
 
 
+def recurring() -> Model:
+    # Two threads share a unit and two samples; the last block has but one.
+    w, r, start = normal(1, 99, 6), normal(1, 99, 33) * np.float32(0.3), normal(1, 5, 33)
+    model = Model(x=(normal(4, 5, 6), T, N, 6), start=(start, 1, N, 33))
+    x, initial = model.graph.inputs
+    values = [x, *map(model.graph.constant, (w, r)), None, None, initial]
+    node = model.graph.insert("GRU", values, {"hidden_size": 33})
+    model.graph.set_outputs(node.outputs[:1], ["y"])
+    return model
+
+
 MODELS: dict[str, Callable[[], Model]] = {
     "bag": bags, "parts": parts, "dots": dots, "fm": lambda: machine(0),
     "pooled": lambda: machine(1), "cross": crossed, "cin": compressed,
     "attention": attended, "norm": normalized, "softmax": softmax, "topk": order, "nonzero": places,
     "best": lambda: selected(1100, 5), "sort": lambda: selected(600, 600), "sums": summed,
-    "scatter": scattered,
+    "scatter": scattered, "gru": recurring,
 }  # fmt: skip
+MANY = "gru1_kernel_1"
 SHUFFLED = r"(_ptr(?:_\d)?\[\d\]) = \(_ptr(?:_\d)?\[\d\] \+ __shfl_xor_sync\([^;]*, {}, 32\)\);"
 MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "bag: the next id": ("bag", Mutation("bag", r"arg1_ptr\[\(", "arg1_ptr[1 + (")),
@@ -210,6 +224,25 @@ MUTATIONS: dict[str, tuple[str, Mutation]] = {
     "scatter: an update too few": (
         "scatter", Mutation("elements1", r"(\(_ptr\[0\] \+ )\(int64_t\)1\);", r"\g<1>2);")
     ),
+    "gru: the reset state is not there yet": (
+        "gru", Mutation(MANY, r"(\* _ptr_\d\[0\]\);\s+)__syncthreads\(\);", r"\1")
+    ),
+    "gru: the new state is not there yet": (
+        "gru", Mutation(MANY, r"(= _ptr_\d\[0\];\s+)__syncthreads\(\);(\s+\})", r"\1\2")
+    ),
+    "gru: half of a sum": (
+        "gru", Mutation(MANY, r"__shfl_xor_sync\([^;]*, (v_\d+), 1, 32\)", r"\1")
+    ),
+    "gru: the sum of another sample": (
+        "gru", Mutation(MANY, r"(= _ptr_\d)\[3\];", r"\1[0];")
+    ),
+    "gru: inputs of the same step": (
+        "gru", Mutation(MANY, r"(\[0\] = gates_ptr\[[^;]*min\(\(v_6 \+ )\(int64_t\)1", r"\1 0")
+    ),
+    "gru: samples that there are not": ("gru", Mutation(MANY, r" < samples\)", " <= samples)")),
+    "gru: states that there are not": (
+        "gru", Mutation(MANY, r"_ptr\[[^;]*\] = 0x0p[^;]*;", ";")
+    ),
     "nonzero: no barrier": ("nonzero", Mutation("nonzero", r"__syncthreads\(\);", ";")),
     "nonzero: a step of the sums too few": (
         "nonzero", Mutation("nonzero", r"\(int64_t\)4 <= ", "(int64_t)4096 <= ")
@@ -230,7 +263,10 @@ IN_PRODUCTS = {
 def _artifact(name: str, emulation: Path) -> tuple[Path, Feeds, Feeds]:
     """A model, compiled once; what it is fed, and what it should say to that."""
     model, path = MODELS[name](), emulation / f"{name}.gopt"
-    with gpu_emulator.compiled_for_emulation(emulation, races=True, machine=True):
+    with (
+        mock.patch.dict(recurrent._FEW, {True: 1}),
+        gpu_emulator.compiled_for_emulation(emulation, races=True, machine=True),
+    ):
         graphopt.compile(model.graph, "cuda", output=path, passes="O0", verify=False)
     return path, model.feed, run_onnxruntime(model.graph, model.feed)
 

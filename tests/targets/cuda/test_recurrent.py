@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,11 @@ import onnxruntime
 import pytest
 
 from graphopt.errors import UnsupportedOpError
+from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
-from graphopt.ops import gru
+from graphopt.ops import attentional_gru, gru
+from graphopt.targets.cuda.kernels import recurrent
 from graphopt.testing import run_onnxruntime
 
 from .conftest import Runner
@@ -76,12 +80,57 @@ def feed_of(source: onnx.ModelProto, steps: int, samples: int) -> dict[str, np.n
 )
 def test_against_onnxruntime(op: str, attrs: dict[str, Any], run_model: Runner) -> None:
     source = model(op, **attrs)
+    # Blocks hold 6 samples, of an LSTM 3.
+    check(source, [feed_of(source, 4, 3), feed_of(source, 2, 8)], run_model)
+
+
+def check(source: onnx.ModelProto, feeds: list[dict[str, np.ndarray]], run_model: Runner) -> None:
     session = onnxruntime.InferenceSession(source.SerializeToString())
-    feeds = [feed_of(source, 4, 3), feed_of(source, 2, 8)]  # blocks hold 6 samples
     for feed, found in zip(feeds, run_model(source, *feeds)):
         for name, expected in zip((o.name for o in session.get_outputs()), session.run(None, feed)):
-            # float32 sums of 20 products, four steps
+            # float32 sums of 20 to 130 products, four steps
             np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.fixture
+def many_are_two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within, two samples are as many as others are beyond `_FEW`."""
+    monkeypatch.setattr(recurrent, "_FEW", {True: 1, False: 1})
+    recurrent.recurrent.cache_clear()
+    yield
+    recurrent.recurrent.cache_clear()
+
+
+# How many threads share a unit, and samples a thread; whether they keep weights.
+SHARED = {
+    ("RNN", 90): (2, 2, True), ("GRU", 33): (2, 2, True), ("GRU", 50): (4, 4, True),
+    ("LSTM", 50): (4, 4, True), ("GRU", 130): (1, 8, False), ("LSTM", 101): (1, 8, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "hidden"), SHARED)
+@pytest.mark.usefixtures("many_are_two")
+def test_units_that_threads_share(op: str, hidden: int, run_model: Runner) -> None:
+    (few, one), (rest, several) = recurrent.ranges(hidden, GATES[op])
+    assert few == 1 and rest is None and one.rows == 1
+    assert (several.lanes, several.rows, several.kept) == SHARED[op, hidden]
+    source = model(op, hidden, direction="reverse" if several.kept else "forward")
+    check(source, [feed_of(source, 2, 1), feed_of(source, 2, several.rows + 1)], run_model)
+
+
+def test_weights_stay_in_registers_if_there_are_enough() -> None:
+    """A block has 65536 registers, a thread 255; a step more than 1024 threads cannot be."""
+    for gates, hidden in itertools.product((1, 3, 4), range(1, recurrent.MAX_HIDDEN + 1)):
+        for _, sharing in recurrent.ranges(hidden, gates):
+            threads = hidden * sharing.lanes
+            assert threads <= 1024 and sharing.rows in (1, 2, sharing.lanes, 8)
+            if sharing.kept:
+                assert threads * sharing.registers(hidden, gates) <= 65536
+                assert sharing.registers(hidden, gates) < 255
+            assert sharing.pieces(hidden) * sharing.lanes * sharing.width >= hidden
+    kept = {gates: max(h for h in range(1, 200) if recurrent.ranges(h, gates)[0][1].kept)
+            for gates in (1, 3, 4)}  # fmt: skip
+    assert kept[1] >= 128 and kept[3] >= 100 and kept[4] >= 96
 
 
 @pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
@@ -105,6 +154,31 @@ def test_last_state(linear: int, initial: bool, run_model: Runner) -> None:
     (found,) = run_model(graph, feed)
     # float32 sums of 20 products, four steps
     np.testing.assert_allclose(found["y"], run_onnxruntime(graph, feed)["y"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("many_are_two")
+def test_attention_scales_updates(run_model: Runner) -> None:
+    rng, graph = np.random.default_rng(4), Graph(opsets={"": 18, attentional_gru.DOMAIN: 1})
+    hidden, feeds = 33, []
+    fixed = {"w": (1, 3 * hidden, WIDTH), "r": (1, 3 * hidden, hidden), "b": (1, 6 * hidden)}
+    constants = {
+        name: graph.constant((rng.standard_normal(shape) * 0.3).astype(np.float32))
+        for name, shape in fixed.items()
+    }
+    t, n = Sym.named("t"), Sym.named("n")
+    shapes = {"x": (t, n, WIDTH), "h": (1, n, hidden), "a": (t, n, 1)}
+    inputs = {k: graph.add_input(k, TensorType("float32", dims)) for k, dims in shapes.items()}
+    x, h, a = inputs.values()
+    values = [x, *constants.values(), h, a]
+    op, domain = attentional_gru.OP_TYPE, attentional_gru.DOMAIN
+    graph.set_outputs([graph.insert(op, values, domain=domain).output], ["y"])
+    for sizes in ({t: 3, n: 1}, {t: 2, n: 5}):
+        dims = {k: [sizes.get(dim, dim) for dim in shape] for k, shape in shapes.items()}
+        feeds.append({k: rng.standard_normal(d).astype(np.float32) for k, d in dims.items()})
+    for feed, found in zip(feeds, run_model(graph, *feeds)):
+        # float32 sums of 33 products, three steps
+        expected = run_onnxruntime(graph, feed)["y"]
+        np.testing.assert_allclose(found["y"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_more_units_than_a_block_has_threads(run_model: Runner) -> None:
