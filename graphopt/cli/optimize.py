@@ -73,16 +73,8 @@ def optimize(
         raise SpecError("--plot draws a sweep; give --sweep and the budgets")
     budget = budgets.read(data, metric, max_drop, labels, group, score, columns, trace)
     measured = options.batch_sizes(verify_latency, "--verify-latency") if verify_latency else ()
-    tuning = tunings.read(
-        tune,
-        trials,
-        rpc,
-        tune_batches,
-        tuning_cache,
-        tuning_cache_read_only,
-        error_on_cache_miss,
-        meta_schedule,
-    )
+    cache = (tuning_cache, tuning_cache_read_only, error_on_cache_miss)
+    tuning = tunings.read(tune, trials, rpc, tune_batches, *cache, meta_schedule)
     destination = _destination(model, target, output)
     if report_file is not None:
         _need_folder(report_file.parent)
