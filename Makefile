@@ -1,12 +1,14 @@
-# make demo    set up an environment, optimize the example model, show what was gained
-# make test    run all tests, with branch coverage
-# make check   style, formatting and types
+# make demo      set up an environment, optimize the example model, show what was gained
+# make test      run all tests
+# make check     style, formatting and types
+# make coverage  run all tests, and say which branches they miss
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check clean
+.PHONY: demo test check coverage clean
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +24,10 @@ demo: $(VENV)/.ready
 	$(BIN)/graphopt bench build/ctr.gopt --source examples/ctr/model.onnx
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --cov --cov-report=term:skip-covered
+	$(TESTS)
+
+coverage: $(VENV)/.ready
+	$(TESTS) --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def test_the_code_for_tiles() -> None:
 
 
 @EXECUTES
-@pytest.mark.parametrize(("k", "n"), [(5, 33), (32, 64), (65, 70), (130, 96), (46, 129), (64, 16)])
+@pytest.mark.parametrize(("k", "n"), [(5, 33), (65, 70), (130, 96), (64, 16)])
 def test_tiles(tiles: Amx, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the rows beside it, a row has the same bits: AMX sums in an order of its own."""
     words = Words(16, WORDS.instruction, tiles)
@@ -117,8 +117,9 @@ EPILOGUE = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")), before=1)
 
 
 @EXECUTES
-@pytest.mark.parametrize("tiles", [False, True])
-@pytest.mark.parametrize(("k", "n"), [(33, 33), (64, 64), (46, 129), (100, 48)])
+@pytest.mark.parametrize(
+    ("tiles", "k", "n"), [(False, 33, 33), (False, 100, 48), (True, 46, 129), (True, 64, 64)]
+)
 def test_layers_hand_on_words(
     tiles: bool, k: int, n: int, emulated: Amx, monkeypatch: pytest.MonkeyPatch, at_the_end: Any
 ) -> None:
@@ -186,9 +187,7 @@ def test_weights_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @EXECUTES
-@pytest.mark.parametrize(
-    ("k", "n"), [(1, 1), (2, 16), (5, 33), (31, 20), (32, 64), (65, 70), (130, 96), (46, 129)]
-)
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (2, 16), (31, 20), (65, 70), (46, 129)])
 def test_every_row_count(k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     bf16_gemm.cache_clear()
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * -(-k // 2) * 24)  # 24 rows at a time

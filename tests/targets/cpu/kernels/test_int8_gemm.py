@@ -105,7 +105,7 @@ def test_the_code_is_made_on_any_machine() -> None:
 
 
 @EXECUTES
-@pytest.mark.parametrize(("k", "n"), [(1, 1), (4, 16), (5, 33), (67, 64), (130, 70), (16, 129)])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (5, 33), (130, 70), (16, 129)])
 def test_every_row_count(k: int, n: int) -> None:
     rounding = Quantization(0.05, 117)
     function = compiled(k, n, rounding)
@@ -198,9 +198,7 @@ def test_operands_at_the_store() -> None:
 
 
 @EXECUTES
-@pytest.mark.parametrize(
-    ("k", "n"), [(1, 1), (5, 33), (15, 16), (16, 16), (17, 5), (67, 64), (131, 70)]
-)
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (15, 16), (16, 16), (17, 5), (131, 70)])
 def test_rows_of_a_range_each(k: int, n: int) -> None:
     function = compiled(k, n, RowQuantization())
     rng = np.random.default_rng(k + n)

@@ -41,7 +41,10 @@ TARGET = {
 FIXED, BY_ROW = Quantization(0.05, 117), RowQuantization()
 RELU = Epilogue(Activation("relu"))
 # Less than a tile, whole ones and parts of them along K; vectors of a panel from one to six.
-SHAPES = [(1, 1), (5, 33), (60, 16), (64, 48), (67, 64), (128, 96), (132, 80), (190, 129)]
+SHAPES = {
+    FIXED: [(1, 1), (60, 16), (67, 64), (132, 80), (190, 129)],
+    BY_ROW: [(5, 33), (64, 48), (128, 96)],
+}
 ROWS = (0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 48, 50, 95, 96, 97, 111, 112, 113, 130)
 
 
@@ -97,7 +100,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @EXECUTES
 @pytest.mark.parametrize(
     ("k", "n", "rounding", "least"),
-    [*((*shape, each, 1) for shape in SHAPES for each in (FIXED, BY_ROW)), (67, 64, FIXED, 17)],
+    [*((*shape, each, 1) for each in SHAPES for shape in SHAPES[each]), (67, 64, FIXED, 17)],
 )
 def test_tiles_give_the_bits_of_vectors(
     k: int, n: int, rounding: Rounding, least: int, tiles: Amx, always: Any
@@ -112,9 +115,7 @@ def test_tiles_give_the_bits_of_vectors(
 
 
 @EXECUTES
-@pytest.mark.parametrize(
-    ("k", "n"), [(4, 4), (60, 16), (64, 48), (68, 132), (128, 96), (132, 80), (200, 72)]
-)
+@pytest.mark.parametrize(("k", "n"), [(4, 4), (64, 48), (68, 132), (200, 72)])
 def test_codes_are_multiplied_where_they_are(
     k: int, n: int, tiles: Amx, always: Any, at_the_end: Any
 ) -> None:
@@ -195,10 +196,10 @@ def test_how_many_instructions(
 ) -> None:
     always(1)
     layer, steps = Layer(256, columns, FIXED), 256 // 64
-    layer.compiled(emulated)(layer.x[:rows])
+    compiled = layer.compiled(emulated)
     counted = (ctypes.c_int64 * 2).in_dll(ctypes.CDLL(None), "emulated_counts")
     before = list(counted)
-    layer.compiled(emulated)(layer.x[:rows])
+    compiled(layer.x[:rows])
     assert [now - then for now, then in zip(counted, before)] == [steps * loads, steps * products]
 
 
