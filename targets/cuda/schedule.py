@@ -19,6 +19,7 @@ from graphopt.targets.relax.schedule import SCHEDULED, put_together, reads_once
 
 THREADS = 256
 _SHORT = 32  # elements that one thread adds up
+_WINDOW = 256
 
 COMPACT = "s_tir.CompactBufferAllocation"
 """TVM's pass that makes buffers of a kernel as small as loops allow. It takes time by the square of
@@ -77,27 +78,53 @@ def _short_sums(function: tirx.PrimFunc) -> s_tir.Schedule | None:
         return None
     if any(_readers(found, block) != _names(found, [reduction]) for block in before):
         return None
-    with suppress(s_tir.ScheduleError):
-        inner = _bind_spatial(found, [*after, reduction][0])
-        if after:
-            found.compute_at(reduction, inner, preserve_unit_loops=True)
-            found.set_scope(reduction, 0, "local")
-        for block in reversed(before):
-            found.compute_at(block, found.get_loops(reduction)[-1], preserve_unit_loops=True)
-            found.set_scope(block, 0, "local")
-        count = sum(not _is_spatial(i) for i in found.get(reduction).iter_vars)
-        found.decompose_reduction(reduction, found.get_loops(reduction)[-count])
-        return found
+    for joined in (_into_what_follows, _into_the_sum) if after else (_alone,):
+        with suppress(s_tir.ScheduleError):
+            tried = found.copy()
+            joined(tried, reduction, *after)
+            for block in reversed(before):
+                tried.compute_at(block, tried.get_loops(reduction)[-1], preserve_unit_loops=True)
+                tried.set_scope(block, 0, "local")
+            count = sum(not _is_spatial(i) for i in tried.get(reduction).iter_vars)
+            tried.decompose_reduction(reduction, tried.get_loops(reduction)[-count])
+            return tried
     return None
 
 
+def _alone(found: s_tir.Schedule, reduction: Any) -> None:
+    _bind_spatial(found, reduction)
+
+
+def _into_what_follows(found: s_tir.Schedule, reduction: Any, after: Any) -> None:
+    found.compute_at(reduction, _bind_spatial(found, after), preserve_unit_loops=True)
+    found.set_scope(reduction, 0, "local")
+
+
+def _into_the_sum(found: s_tir.Schedule, reduction: Any, after: Any) -> None:
+    """The other way round, for windows: TVM cannot tell which elements another stage needs."""
+    found.reverse_compute_at(after, _bind_spatial(found, reduction), preserve_unit_loops=True)
+    found.set_scope(reduction, 0, "local")
+
+
 def _is_short(stage: s_tir.SBlock) -> bool:
-    """True for a reduction of few elements of one tensor: products of matrices have two."""
+    """True for a reduction of few elements of one tensor: products of matrices have two.
+
+    Of a window there may be more: the results beside it read most of the same ones.
+    """
     extents = [i.dom.extent for i in stage.iter_vars if not _is_spatial(i)]
     if not all(isinstance(extent, tirx.IntImm) for extent in extents):
         return False
     elements = prod(int(extent) for extent in extents)
-    return elements <= _SHORT and len({region.source for region in stage.reads}) == 1
+    short = elements <= (_WINDOW if _is_window(stage) else _SHORT)
+    return short and len({region.source for region in stage.reads}) == 1
+
+
+def _is_window(stage: s_tir.SBlock) -> bool:
+    """True where a place depends on which result is computed and on which element it is of that."""
+    kinds = [[i.var for i in stage.iter_vars if _is_spatial(i) is kind] for kind in (True, False)]
+    places = [part.min for region in stage.reads for part in region.region]
+    variables = [set(tirx.analysis.undefined_vars(place)) for place in places]
+    return any(all(not used.isdisjoint(kind) for kind in kinds) for used in variables)
 
 
 def _around(stages: list[Any], at: int) -> tuple[list[Any], Any, list[Any]]:

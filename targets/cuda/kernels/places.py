@@ -1,7 +1,7 @@
 """Positions found in data: those of what is not zero, and what is written where.
 
-One block goes over all elements, because the order of results depends on what precedes them; what
-is then done at the positions is left to kernels of many blocks.
+One block looks for what is not zero, because the order of results depends on what precedes them;
+what is then done at the positions is left to kernels of many blocks.
 """
 
 from __future__ import annotations
@@ -152,19 +152,16 @@ def last_writers(count: Any, place_of: Callable[[Any], tuple[Any, Any]], writer:
         place_of: where k writes, in range, and whether it does.
     """
 
-    def body(thread: Any) -> None:
-        places = int64(writer.shape[0])
-        with T.serial(int64(0), (places + (THREADS - 1)) // THREADS) as turn:
-            at = T.bind(turn * THREADS + thread)
-            with T.If(at < places), T.Then():
-                T.buffer_store(writer, -1, [at])
-        wait()
-        with T.serial(int64(0), (int64(count) + (THREADS - 1)) // THREADS) as turn:
-            k = T.bind(turn * THREADS + thread)
-            with T.If(k < count), T.Then():
-                place, writes = place_of(k)
-                with T.If(writes), T.Then():
-                    target = T.address_of(writer[T.bind(place)])
-                    T.evaluate(T.call_extern("int32", "atomicMax", target, k.astype("int32")))
+    def clear(place: Any) -> None:
+        T.buffer_store(writer, -1, [place])
 
-    _block(body)
+    def write(k: Any) -> None:
+        place, writes = place_of(k)
+        with T.If(writes), T.Then():
+            target = T.address_of(writer[T.bind(place)])
+            T.evaluate(T.call_extern("int32", "atomicMax", target, k.astype("int32")))
+
+    each(
+        int64(writer.shape[0]), clear
+    )  # a launch of its own: all must be clear before one is written
+    each(int64(count), write)

@@ -27,6 +27,14 @@ UNPOOLED = """(float[N,2,2,3] x, int64[N,2,2,3] i) => (float[N,2,4,6] y, float[N
         y = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(x, i)
         z = MaxUnpool<kernel_shape=[2,2], strides=[2,2]>(x, i, size)
     }"""
+WINDOWS = """(float[N,3,8,9] x)
+    => (float[N,3,6,7] v, float[N,3,5,4] w, float[N,3,2,3] y, float[N,3,2,3] z)
+    {
+        v = AveragePool<kernel_shape=[3,3]>(x)
+        w = AveragePool<kernel_shape=[3,3], strides=[2,3], pads=[2,1,2,2]>(x)
+        y = LpPool<kernel_shape=[7,7], p=2>(x)
+        z = MaxPool<kernel_shape=[7,7]>(x)
+    }"""
 WRITTEN = """(float[N,2,5,3] cache, float[N,2,2,3] new, int64[N] at) => (float[N,2,5,3] y)
     {{ y = TensorScatter<mode="{}">(cache, new, at) }}"""
 
@@ -55,6 +63,7 @@ def written(starts: list[int]) -> Feed:
 TWICE = RNG.integers(0, 24, (2, 2, 2, 3)) + 24 * np.arange(4).reshape(2, 2, 1, 1)
 GOOD: dict[str, tuple[str, Feed]] = {
     "regions": (REGIONS, regions([0, 1, 1, 0])),
+    "windows": (WINDOWS, {"x": floats(3, 3, 8, 9)}),
     "unpooled": (UNPOOLED, unpooled(TWICE)),
     "linear": (WRITTEN.format("linear"), written([0, 3, 1])),
     "circular": (WRITTEN.format("circular"), written([0, 3, 4])),

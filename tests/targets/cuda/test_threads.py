@@ -74,25 +74,59 @@ def scheduled(graph: Graph) -> tvm.IRModule:
         return schedule(fused, target._tvm())
 
 
-def on_one_thread(program: tvm.IRModule) -> list[str]:
-    """Kernels that no block, or a single thread of each, runs."""
-    found = []
+def extents_of(program: tvm.IRModule) -> dict[str, dict[str, int | None]]:
+    """By kernel, what it is bound to and how many of that there are, where that is known."""
+    found = {}
     for name, kernel in program.functions.items():
         if not isinstance(kernel, tirx.PrimFunc):
             continue
-        extents: dict[str, int] = {}
+        extents: dict[str, int | None] = {}
 
         def visit(loop: tirx.For) -> None:
             if loop.thread_binding is not None:
                 size = loop.extent
-                fixed = int(size) if isinstance(size, tirx.IntImm) else 1
+                fixed = int(size) if isinstance(size, tirx.IntImm) else None
                 extents[loop.thread_binding.thread_tag] = fixed  # noqa: B023
 
         tvm_ffi.structural_walk(kernel.body, (tirx.For, visit))
-        threads = extents.get("threadIdx.x", 0) * extents.get("threadIdx.y", 1)
-        if threads < 2 or "blockIdx.x" not in extents:
-            found.append(name.name_hint)
+        found[name.name_hint] = extents
     return found
+
+
+def on_one_thread(program: tvm.IRModule) -> list[str]:
+    """Kernels that no block, or a single thread of each, runs."""
+    found = []
+    for name, extents in extents_of(program).items():
+        threads = (extents.get("threadIdx.x", 0) or 1) * (extents.get("threadIdx.y", 1) or 1)
+        if threads < 2 or "blockIdx.x" not in extents:
+            found.append(name)
+    return found
+
+
+WINDOWS = """(float[N,16,8,9] x) => (float[N,16,6,7] y, float[N,16,2,3] z) {{
+    y = {op}<kernel_shape = [3, 3]>(x)
+    z = {op}<kernel_shape = [7, 7]>(x)
+}}"""
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "LpPool", "MaxPool"])
+def test_a_window_has_a_thread(op: str) -> None:
+    """Not a block, as 49 elements that lie one after another have."""
+    found = extents_of(scheduled(parse(WINDOWS.format(op=op), OPSET)))
+    assert [extents["threadIdx.x"] for extents in found.values()] == [256, 256]
+    row = parse(
+        "(float[N,49] x) => (float[N,1] y) { a = Constant<value_ints=[1]>() y = ReduceSum(x, a) }",
+        OPSET,
+    )
+    (long,) = extents_of(scheduled(row)).values()
+    assert long["blockIdx.x"] is None
+
+
+@pytest.mark.parametrize("op", ["ScatterND", "MaxUnpool"])
+def test_who_writes_last_is_found_by_many_blocks(op: str) -> None:
+    found = extents_of(scheduled(graph_of(op)))
+    kernels = [extents for name, extents in found.items() if op.lower() in name]
+    assert kernels and all(extents["blockIdx.x"] != 1 for extents in kernels)
 
 
 @pytest.mark.parametrize("op", OPS)
