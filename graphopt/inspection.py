@@ -289,12 +289,15 @@ def _opened(model: str | Path | Graph) -> tuple[Graph, str, str, dict[str, Any]]
         sizes[name] = (path / name).stat().st_size
     facts: dict[str, Any] = {key: manifest[key] for key in ("target", "oob") if key in manifest}
     if "gpu" in manifest:
-        facts["launches"] = _launches(manifest["gpu"]["straight"])
+        facts["launches"] = _launches(manifest["gpu"])
     return onnx_io.load(path / PORTABLE), path.name, "artifact", facts | {"file_bytes": sizes}
 
 
-def _launches(straight: bool) -> str:
-    if straight:
+def _launches(gpu: Mapping[str, Any]) -> str:
+    if gpu["straight"] and gpu.get("decisions"):
+        deciding = ", ".join(gpu["decisions"])
+        return f"one by one, no CUDA graphs: data decides what runs ({deciding})"
+    if gpu["straight"]:
         return "small batches as CUDA graphs"
     return "by a virtual machine, no CUDA graphs: some sizes are known only at run time"
 

@@ -43,7 +43,8 @@ def load_program(
     try:
         module = ffi().load_module(str(library))
         if facts["straight"]:
-            return StraightProgram(module, weights, signature, facts["demands"], share)
+            decisions = facts.get("decisions", ())
+            return StraightProgram(module, weights, signature, facts["demands"], share, decisions)
         return MachineProgram(module, weights, signature, facts["demands"])
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]

@@ -30,6 +30,7 @@ _SIGNATURES = {
     "StreamWaitEvent": "ppu",
     "StreamBeginCapture": "pi",
     "StreamEndCapture": "pp",
+    "GraphGetNodes": "ppp",
     "GraphInstantiate": "ppl",
     "GraphLaunch": "pp",
     "GraphDestroy": "p",
@@ -192,8 +193,11 @@ def free_bytes() -> int:
 
 
 @contextmanager
-def capturing(stream: int) -> Iterator[list[Graph]]:
+def capturing(stream: int, most: int) -> Iterator[list[Graph]]:
     """Within, what `stream` is given is not done, but becomes the graph that is in the list after.
+
+    Args:
+        most: nodes of a graph; of more nothing is made.
 
     Raises:
         CudaError: it cannot be captured.
@@ -208,9 +212,16 @@ def capturing(stream: int) -> Iterator[list[Graph]]:
         raise
     graph = _end_capture(stream)
     try:
-        captured.append(Graph(created("GraphInstantiate", graph, 0), "GraphExecDestroy"))
+        if _nodes(graph) <= most:
+            captured.append(Graph(created("GraphInstantiate", graph, 0), "GraphExecDestroy"))
     finally:
         _release("GraphDestroy", graph)
+
+
+def _nodes(graph: int) -> int:
+    count = ctypes.c_size_t()
+    call("GraphGetNodes", graph, None, ctypes.byref(count))
+    return count.value
 
 
 def _end_capture(stream: int) -> int:

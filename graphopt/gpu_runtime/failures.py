@@ -33,6 +33,9 @@ def translated(error: RuntimeError) -> GraphoptError:
     if is_out_of_memory(error):
         return InputError("the GPU has no room for this batch; run smaller ones")
     reason = str(error).strip().splitlines()[-1]
+    found = getattr(error, "__tvm_ffi_error__", None)
+    if found is not None and found.kind == "RuntimeError":  # of the program, which demands sizes
+        return InputError(f"the inputs do not fit together: {reason}")
     return ArtifactError(f"the GPU failed: {reason}")
 
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -28,7 +29,10 @@ SHAPES = 32
 goes. As many that were met once are remembered."""
 GRAPH_BYTES = 64 << 20
 """Calls that need more memory are not captured: launching is no part of their time to speak of."""
-_ALIGNMENT = 64  # bytes; what kernels take every tensor to start at a multiple of
+GRAPH_NODES = 1 << 12
+"""So are calls with more launches and copies, as of long loops: a graph takes time and memory for
+each of them, and the next sequence has another length."""
+ALIGNMENT = 64  # bytes; what kernels take every tensor to start at a multiple of
 _STEP = 64 << 20  # buffers grow to powers of 2 up to here, and then by this
 
 Given = np.ndarray | DeviceArray
@@ -94,19 +98,24 @@ class Lane:
 
     Attributes:
         stream: the lane's own. Callers may use another.
-        refusal: why CUDA would not capture; None if it did or was not asked yet.
+        refusal: why there are no graphs; None if CUDA made some or was not asked yet.
     """
 
-    def __init__(self, launch: Launch, weights: Sequence[int]) -> None:
+    def __init__(self, launch: Launch, weights: Sequence[int], refusal: str | None = None) -> None:
+        """
+        Args:
+            refusal: why launches cannot be captured, where that is known.
+        """
         self.stream = cuda.Stream()
         self._done, self._left = cuda.Event(), False
         self._written = cuda.Event()
-        self.refusal: str | None = None
+        self.refusal = refusal
         self._launch, self._weights = launch, weights
         self._arena, self._staging = cuda.DeviceMemory(0), cuda.HostMemory(0)
         self._bound: OrderedDict[tuple[Plan, Places], _Bound] = OrderedDict()
         self._met: OrderedDict[tuple[Plan, Places], None] = OrderedDict()
         self._warm: set[Plan] = set()  # those that ran once, so that all their code is on the GPU
+        self._long: WeakSet[Plan] = WeakSet()  # those with too many launches for a graph
         self._gpu = ffi().device("cuda", 0)
 
     def enter(self, stream: int) -> None:
@@ -210,7 +219,7 @@ class Lane:
         return ()
 
     def _without_graph(self, plan: Plan) -> bool:
-        return plan.nbytes > GRAPH_BYTES or self.refusal is not None
+        return plan.nbytes > GRAPH_BYTES or self.refusal is not None or plan in self._long
 
     def _bind(self, plan: Plan, places: Places = ()) -> _Bound:
         key = (plan, places)
@@ -298,10 +307,13 @@ class Lane:
     ) -> cuda.Graph | None:
         stream = self.stream.handle
         try:
-            with cuda.capturing(stream) as graphs:
+            with cuda.capturing(stream, GRAPH_NODES) as graphs:
                 self._launched(plan, bound, stream, bring, fetch)
         except RuntimeError as error:
             self.refusal = str(error).strip().splitlines()[-1]
+            return None
+        if not graphs:
+            self._long.add(plan)
             return None
         (bound.graphs[bring, fetch],) = graphs
         return bound.graphs[bring, fetch]
@@ -309,7 +321,7 @@ class Lane:
 
 def _usable(given: Given) -> int:
     """The address that kernels can work at; 0 if they cannot."""
-    if isinstance(given, DeviceArray) and given.nbytes and not given.address % _ALIGNMENT:
+    if isinstance(given, DeviceArray) and given.nbytes and not given.address % ALIGNMENT:
         return given.address
     return 0
 

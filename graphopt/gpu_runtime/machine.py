@@ -18,6 +18,7 @@ from graphopt.gpu_runtime import cuda, tensors
 from graphopt.gpu_runtime.connection import CPU, CUDA
 from graphopt.gpu_runtime.failures import check, is_out_of_memory, translated
 from graphopt.gpu_runtime.inputs import DeviceArray, follow, taken
+from graphopt.gpu_runtime.lane import ALIGNMENT
 from graphopt.gpu_runtime.weights import Weights, no_room
 from graphopt.runtime import Inputs, ffi, passed
 from graphopt.signature import Signature, TensorSpec
@@ -120,9 +121,11 @@ class MachineProgram:
         resident = [array for array in given if isinstance(array, DeviceArray)]
         follow(resident, _STREAM, cuda.Event())
         return [
-            ffi().from_dlpack(array.owner)
-            if isinstance(array, DeviceArray)
-            else self._to_device(array)
+            self._to_device(array)
+            if isinstance(array, np.ndarray)
+            else ffi().from_dlpack(array.owner)
+            if array.address % ALIGNMENT == 0
+            else _copy(ffi().from_dlpack(array.owner))
             for array in given
         ]
 
@@ -137,7 +140,7 @@ class MachineProgram:
         return main
 
     def _to_device(self, array: np.ndarray) -> Any:
-        (array,) = passed([np.ascontiguousarray(array)])
+        (array,) = passed([np.asarray(array, order="C")])
         shape, dtype = ffi().Shape(array.shape), ffi().dtype(str(array.dtype))
         target = self._allocate(shape, dtype, ffi().device("cuda", 0), None)
         cuda.copy(target.data_ptr(), array.ctypes.data, array.nbytes, _STREAM)

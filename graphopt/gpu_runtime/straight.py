@@ -41,7 +41,7 @@ class StraightProgram:
 
     Attributes:
         weights: where they lie.
-        refusal: why CUDA would not make a graph of a call; None if it did or was not asked yet.
+        refusal: why a call is no CUDA graph; None if it is one or CUDA was not asked yet.
     """
 
     def __init__(
@@ -51,12 +51,14 @@ class StraightProgram:
         signature: Signature,
         messages: Sequence[str],
         share: float,
+        decisions: Sequence[str] = (),
     ) -> None:
         """Copy the weights to the GPU.
 
         Args:
             messages: what the numbers of the last output stand for.
             share: of the GPU's free memory, how much weights may take.
+            decisions: nodes for which the host waits for data during a call.
 
         Raises:
             ArtifactError: there is no room for them.
@@ -68,7 +70,7 @@ class StraightProgram:
         if messages:
             self._outputs.append(TensorSpec("broken demands", "int32", (len(messages), "parts")))
         self.weights: Weights = place(arrays, share)
-        self.refusal: str | None = None
+        self.refusal = f"data decides what runs ({', '.join(decisions)})" if decisions else None
         self._plans: dict[Any, Plan] = {}
         self._lanes: list[Lane] = []  # the ones at rest
 
@@ -166,7 +168,7 @@ class StraightProgram:
             try:
                 lane = self._lanes.pop()
             except IndexError:
-                lane = Lane(self._run, self.weights.addresses)
+                lane = Lane(self._run, self.weights.addresses, self.refusal)
             yield lane
         except GraphoptError:
             raise

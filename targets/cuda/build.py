@@ -21,6 +21,7 @@ from graphopt.targets.cuda.schedule import COMPACT, schedule
 from graphopt.targets.cuda.straight import straighten
 from graphopt.targets.relax.attribution import Emitted
 from graphopt.targets.relax.build import (
+    Functions,
     calls,
     compiling,
     export,
@@ -54,11 +55,13 @@ def build(
     library: Path,
     architectures: Sequence[str],
     emitted: Emitted,
+    functions: Functions,
 ) -> Built:
     """Compile `module` and write the shared library `library`, and beside it the CUDA C of it.
 
     Args:
         emitted: which node each variable of `main` comes from.
+        functions: what kernels of `module` call.
 
     Raises:
         UnsupportedOpError: TVM cannot compile what the graph was lowered to.
@@ -81,11 +84,14 @@ def build(
         straight = straighten(fused)
         with tvm.transform.PassContext(opt_level=3, disabled_pass=[COMPACT]):
             if straight is None:
-                pipeline = to_virtual_machine(target)
-                executable = tvm.compile(fused, target=target, relax_pipeline=pipeline)
+                pipeline = to_virtual_machine(target, functions)
+                executable = tvm.compile(
+                    fused, target=target, relax_pipeline=pipeline, tir_pipeline=DIRECT_LAUNCH
+                )
             else:
-                executable = tvm.compile(straight.module, target=target, tir_pipeline=DIRECT_LAUNCH)
-    report |= {"kernels": kernels(fused), "calls": calls(fused)}
+                whole = tvm.IRModule({**straight.module.functions, **functions})
+                executable = tvm.compile(whole, target=target, tir_pipeline=DIRECT_LAUNCH)
+    report |= {"kernels": kernels(fused) + len(functions), "calls": calls(fused)}
     export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
     if straight is None:
         return Built(report, None)

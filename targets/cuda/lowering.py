@@ -7,10 +7,12 @@ Until then no kernel reads outside its operands: a broken id is clamped, a broke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
@@ -20,8 +22,9 @@ from graphopt.targets.cuda.kernels.demands import PARTS, Holds, check
 from graphopt.targets.cuda.kernels.gemm import Math
 from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.converters import Converter
+from graphopt.targets.relax.direct import LAUNCHING
 from graphopt.targets.relax.loops import loops
-from graphopt.targets.relax.lowering import Lowering, Oob, compute, int64
+from graphopt.targets.relax.lowering import Lowering, Oob, Report, compute, int64
 from graphopt.targets.relax.lowering import lowers as lowers_for
 from graphopt.targets.relax.operands import describe
 
@@ -53,18 +56,35 @@ class CudaLowering(Lowering):
     """Lowering whose kernels report instead of stopping.
 
     Attributes:
+        device: TVM's target, for which kernels are scheduled.
         math: how layers multiply that say nothing else.
         demands: what the numbers of the last output stand for, in order.
+        decisions: nodes for which the host waits for a number, to decide what to launch.
     """
 
     target: ClassVar[str] = "cuda"
     in_parts: ClassVar[bool] = True
 
-    def __init__(self, oob: Oob = "error", math: Math = "Fp32") -> None:
+    def __init__(self, device: tvm.target.Target, oob: Oob = "error", math: Math = "Fp32") -> None:
         super().__init__(oob)
-        self.math = math
+        self.math, self.device = math, device
         self.demands: list[_Demand] = []
+        self.decisions: list[str] = []
         self._demanded: set[tuple[Value, str]] = set()
+        self._loose: Collection[Value] | None = None  # None: this is no body
+        self._rows: dict[relax.Expr, relax.Expr] = {}  # loose parameters, and copies of them
+
+    def within(self, loose: Collection[Value]) -> CudaLowering:
+        inner = type(self)(self.device, self.oob, self.math)
+        inner.sizes, inner.functions = dict(self.sizes), self.functions
+        inner.decisions, inner._loose = self.decisions, loose
+        return inner
+
+    def parameter(self, value: Value) -> relax.Var:
+        found = super().parameter(value)
+        if value in (self._loose or ()):
+            self._rows[found] = found
+        return found
 
     def demand(
         self, holds: Callable[..., Any], args: Sequence[relax.Expr], count: Any, message: str
@@ -116,12 +136,16 @@ class CudaLowering(Lowering):
     def is_given(self, expr: relax.Expr) -> bool:
         """True for what comes from outside, whose memory may begin at any element."""
         memory = self.viewed(expr)
-        return isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is None
+        is_parameter = isinstance(memory, relax.Var) and self.bb.lookup_binding(memory) is None
+        return is_parameter and self._loose is None  # `kernel` copies what is loose in a body
 
     def aligned(self, expr: relax.Expr) -> relax.Expr:
         """The same in memory of our own, which may be read 16 bytes at once."""
         if not self.is_given(expr):
             return expr
+        return self._copy(expr)
+
+    def _copy(self, expr: relax.Expr) -> relax.Expr:
         return self.te(lambda x: compute(x.shape, lambda *i: x(*i)), expr, name="copy")
 
     def kernel(
@@ -131,14 +155,40 @@ class CudaLowering(Lowering):
         out: Sequence[tuple[Sequence[Any], str]],
     ) -> Sequence[relax.Expr]:
         """Emit a call of a TIR kernel, which is bound to threads."""
-        if not _is_bound(function):
+        if LAUNCHING not in function.attrs and not _is_bound(function):
             raise self.unsupported("its kernel is one for CPUs")
-        return super().kernel(function, args, out)
+        return super().kernel(function, [self._in_line(arg) for arg in args], out)
+
+    def _in_line(self, expr: relax.Expr) -> relax.Expr:
+        """An operand of a kernel where vectors may begin: rows in a loop are copied, once."""
+        memory = self.viewed(expr)
+        if memory not in self._rows:
+            return expr
+        if self._rows[memory] is memory:
+            self._rows[memory] = self._copy(memory)
+        return self.reshape(self._rows[memory], expr.ty.shape.values)
 
     def results(self, exprs: Sequence[relax.Expr]) -> list[relax.Expr]:
         """The tensors as `main` returns them, then one that says which demands were broken."""
         found = super().results(exprs)
         return [*found, self._broken()] if self.demands else found
+
+    @contextmanager
+    def reporting(self) -> Iterator[list[Report]]:
+        reports: list[Report] = []
+        outer = self.demands, self._demanded
+        self.demands, self._demanded = [], set(self._demanded)
+        try:
+            yield reports
+            if self.demands:
+                messages = [demand.message for demand in self.demands]
+                reports.append(Report(self._broken(), messages))
+        finally:
+            self.demands, self._demanded = outer
+
+    def report(self, broken: relax.Expr, messages: Sequence[str]) -> None:
+        for row, message in enumerate(messages):
+            self.demand(_fine(row), [broken], PARTS, message)
 
     def _broken(self) -> relax.Expr:
         """int32 [demands, PARTS]: whether each was broken; one launch checks them all."""
@@ -151,9 +201,14 @@ class CudaLowering(Lowering):
                 (_condition(demand, [next(rest) for _ in demand.args]), demand.count)
                 for demand in self.demands
             ]
-            check(conditions, broken)
+            check(conditions, broken, keeps=self._loose is not None)
 
         return loops(self, body, flat, [([len(self.demands), PARTS], "int32")])[0]
+
+
+def _fine(row: int) -> Callable[..., Any]:
+    """The condition that a part of a row of a report is 0."""
+    return lambda part, report: tirx.EQ(report(int64(row), part), 0)
 
 
 def _condition(demand: _Demand, buffers: list[Any]) -> Holds:

@@ -114,12 +114,11 @@ class CudaTarget(Target):
             summary = gpu_tuning.tune(working, tuning, self._tvm(), newest)
             tuned["tuning"] = asdict(summary)
             stage("lower")
-        state = CudaLowering(oob, self.math)
+        state = CudaLowering(self._tvm(), oob, self.math)
         lowered = lowering.lower(working, oob, state)
         stage("build")
-        built = build.build(
-            lowered.module, self._tvm(), library, self.architectures, lowered.emitted
-        )
+        code = lowered.module, self._tvm(), library, self.architectures
+        built = build.build(*code, lowered.emitted, lowered.functions)
         facts = {
             "target": f"cuda:{','.join(self.architectures)}",
             "precision": self.precision,
@@ -127,6 +126,7 @@ class CudaTarget(Target):
             "gpu": {
                 "architectures": list(self.architectures),
                 "demands": [demand.message for demand in state.demands],
+                "decisions": state.decisions,
                 "straight": built.embedded is not None,
             },
             "tvm": tvm.__version__,

@@ -3,14 +3,18 @@
 The program around sees one kernel, so what is done to programs holds for loops and branches as
 well: memory is planned, sizes are computed once, calls are timed. And as a subgraph is lowered like
 a program, loops and branches hold one another.
+
+Where kernels run on another device, what calls them runs on the host (`cuda/launching`): numbers
+that it decides by then lie on either side, and are brought over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+import tvm
 from tvm import relax, s_tir, tirx
 from tvm_ffi import structural_map
 
@@ -31,12 +35,15 @@ _FAR = 1 << 40  # bytes; how much scratch there is shows last
 
 @dataclass
 class Caller:
-    """A kernel in the making that calls others.
+    """A kernel in the making that calls others, on a CPU.
 
     Attributes:
         args, buffers: what it is given, and the buffers that stand for it.
         outs: the buffers that it writes.
+        attributes: of the kernel.
     """
+
+    attributes: ClassVar[dict[str, Any]] = {}
 
     lower: Lowering
     args: list[relax.Expr] = field(default_factory=list)
@@ -70,6 +77,44 @@ class Caller:
         """The address of a byte of scratch."""
         return tirx.address_of(self._scratch[place])
 
+    def number(self, dtype: str) -> tuple[Any, list[Any]]:
+        """A number that the kernel itself keeps, and the statements that make room for it."""
+        buffer = buffer_of((int64(1),), dtype, "number")
+        return buffer, [at(buffer, self.scratch(self.room(int64(element_bytes(dtype)))))]
+
+    def value(self, expr: relax.Expr) -> tuple[Any, list[Any]]:
+        """A tensor of one element as a number, and the statements that bring it here."""
+        return self.given(self.lower.reshape(expr, []))[()], []
+
+    def shown(self, number: Any) -> tuple[Any, list[Any]]:
+        """Where kernels read a number, and the statements that bring it there."""
+        return tirx.address_of(number), []
+
+    def told(self, number: Any) -> tuple[Any, list[Any]]:
+        """Where kernels write a number, and the statements that bring it from there."""
+        return tirx.address_of(number), []
+
+    def noted(self, number: Any) -> list[Any]:
+        """The statements that make a number one more output."""
+        output = self.output([1], str(number.ty.dtype))
+        return [tirx.BufferStore(output, number[0], [0])]
+
+    def copied(self, to: Any, source: Any, size: Any) -> Any:
+        """The statement that copies `size` bytes from one address to another."""
+        return tirx.Evaluate(tirx.call_extern("handle", "memcpy", to, source, int64(size)))
+
+    def scheduled(self, module: tvm.IRModule) -> tvm.IRModule:
+        """A module of fused kernels as the target runs them."""
+        return schedule(module)
+
+    def direct(self, name: str, kernel: tirx.PrimFunc) -> DirectKernel:
+        """A scheduled kernel as this one calls it."""
+        return DirectKernel(name, unaligned(kernel))
+
+    def reported(self, inner: Lowering) -> Any:
+        """Where a body writes what it has to report, which `inner` has lowered."""
+        raise NotImplementedError
+
     def emit(self, statements: Sequence[Any]) -> list[relax.Expr]:
         """Emit the call of a kernel that does `statements`; returns its outputs."""
         scratch = _buffer((self._used,), "uint8", "room")
@@ -80,7 +125,7 @@ class Caller:
         free = free_sizes(kernel, shapes)
         kernel = tirx.PrimFunc([*self.buffers, *free, *outs], body)
         kernel = with_root(kernel).with_attr(
-            {"tirx.noalias": True, "s_tir": True, "op_pattern": OPAQUE}
+            {"tirx.noalias": True, "s_tir": True, "op_pattern": OPAQUE, **self.attributes}
         )
         kinds = [(buffer.ty.shape, str(buffer.ty.dtype)) for buffer in outs]
         return list(self.lower.kernel(s_tir.renew_defs(kernel), [*self.args, *free], kinds))[:-1]
@@ -101,10 +146,12 @@ class Body(Writer):
         inputs: Sequence[Value],
         outputs: Sequence[Value],
         given: Mapping[Value, relax.Expr],
+        loose: Collection[Value] = (),
     ) -> None:
         """
         Args:
             given: inputs of `graph` that are values of the program around.
+            loose: inputs that may begin where no vector does.
 
         Raises:
             NotStraightError: it is more than calls of kernels.
@@ -112,18 +159,18 @@ class Body(Writer):
         """
         lower = caller.lower
         captured = {value: lower.moved(value) for value in _captured(graph)} | dict(given)
-        inner = lower.within()
+        inner = lower.within(loose)
         # There for its shape alone: it says which sizes the program around knows.
         known = list(dict.fromkeys(lower.sizes.values()))
         sizes = relax.Var("sizes", relax.TensorType(known, "bool"))
         params = [sizes, *(inner.parameter(value) for value in (*inputs, *captured))]
-        module = schedule(fuse(inner.module(params, graph, outputs), {})[0])
+        module = caller.scheduled(fuse(inner.module(params, graph, outputs), {})[0])
         program = read(module)
         if program is None:
             raise NotStraightError
         prefix = f"body{len(lower.functions)}"
         kernels = {
-            name.name_hint: DirectKernel(f"{prefix}_{name.name_hint}", unaligned(kernel))
+            name.name_hint: caller.direct(f"{prefix}_{name.name_hint}", kernel)
             for name, kernel in module.functions.items()
             if isinstance(kernel, tirx.PrimFunc)
         }
@@ -133,11 +180,13 @@ class Body(Writer):
         self._weights = [caller.given(expr) for expr in (*constants, *program.embedded)]
         roots = [tensor.root for tensor in program.inputs[1:]]
         self.inputs, around = roots[: len(inputs)], roots[len(inputs) :]
-        self.outputs = [tensor.root for tensor in program.outputs]
+        roots = [tensor.root for tensor in program.outputs]
+        self.outputs, reports = roots[: len(outputs)], roots[len(outputs) :]
         self.places = {
             root: tirx.address_of(caller.given(expr))
             for root, expr in zip(around, captured.values())
         }
+        self.places |= {root: caller.reported(inner) for root in reports}
         own = program.inputs[0].type.shape.values
         self._sizes = {mine: size for mine, size in zip(own, known) if not mine.same_as(size)}
         needed = structural_map(self.needed, (tirx.Var, lambda var: self._sizes.get(var, var)))
@@ -158,11 +207,6 @@ class Body(Writer):
 
 class NotStraightError(Exception):
     """A subgraph is more than a list of kernel calls with sizes that are known around it."""
-
-
-def copied(to: Any, source: Any, size: Any) -> Any:
-    """The statement that copies `size` bytes from one address to another."""
-    return tirx.Evaluate(tirx.call_extern("handle", "memcpy", to, source, int64(size)))
 
 
 def _buffer(shape: Sequence[Any], dtype: str, name: str) -> Any:

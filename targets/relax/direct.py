@@ -22,7 +22,7 @@ from tvm.ir.expr import Call as Called
 from tvm.sym import Analyzer
 
 from graphopt.targets.relax.primfunc import int64, sequence, with_root
-from graphopt.targets.relax.scratch import ON_STACK
+from graphopt.targets.relax.scratch import ON_STACK, on_stack
 
 DIRECT = "graphopt_direct"
 """`tvm.compile(…, tir_pipeline=DIRECT)`: `ON_STACK`, for modules with kernels of `DirectKernel`."""
@@ -30,6 +30,9 @@ DIRECT = "graphopt_direct"
 DIRECT_LAUNCH = "graphopt_direct_launch"
 """TVM's default pipeline for modules with kernels of `DirectKernel` for the GPU that is the current
 target."""
+
+LAUNCHING = "graphopt.launching"
+"""Of kernels for a GPU that run on the host, and launch others."""
 
 _KERNEL = "graphopt.direct"
 _CPU, CUDA = 1, 2  # DLPack's numbers
@@ -61,7 +64,9 @@ class DirectKernel:
         body = sequence([*declarations, kernel.body])
         function = tirx.PrimFunc([*params, *self._sizes], body, kernel.ret_type, kernel.attrs)
         named = with_root(function).without_attr("global_symbol").with_attr(_KERNEL, name)
-        self.function = named
+        self.function = (
+            named.with_attr("tirx.is_host_func", True) if LAUNCHING in named.attrs else named
+        )
 
     def called(
         self,
@@ -176,13 +181,17 @@ def _launching_pipeline() -> tuple[Any, Any, Any]:
         kernels = {
             name: function.with_attr("target", target)
             for name, function in module.functions.items()
-            if _is_kernel(function)
+            if _is_kernel(function) and LAUNCHING not in function.attrs
         }
         split = lower(tvm.IRModule(kernels))
         host = lower(tvm.IRModule({**module.functions, **_on_host(kernels, _nothing)}))
-        return tvm.IRModule(
-            {**host.functions, **split.functions, **_on_host(split.functions, _launches)}
-        )
+        launchers = {
+            name: _then_zero(function, on_device(on_stack(function).body, _CPU))
+            for name, function in host.functions.items()
+            if LAUNCHING in function.attrs and _is_kernel(function)
+        }
+        launched = {**split.functions, **_on_host(split.functions, _launches)}
+        return tvm.IRModule({**host.functions, **launchers, **launched})
 
     return whole, *finalize
 

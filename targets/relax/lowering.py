@@ -8,7 +8,7 @@ sizes are read off the inputs. Constants become parameters, in the order of `Low
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -41,6 +41,19 @@ DTYPES = frozenset(
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 )
 EMBEDDED_ELEMENTS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a part of a program says was wrong.
+
+    Attributes:
+        expr: int32 [messages, parts], not 0 where it was.
+        messages: what each row stands for.
+    """
+
+    expr: relax.Expr
+    messages: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -251,11 +264,27 @@ class Lowering(Emitter):
         )
         return module
 
-    def within(self) -> Lowering:
-        """A new state for a subgraph, where the sizes are known that are known here."""
+    def within(self, loose: Collection[Value]) -> Lowering:
+        """A new state for a subgraph, where the sizes are known that are known here.
+
+        Args:
+            loose: its inputs that may begin where no vector does.
+        """
         inner = type(self)(self.oob)
         inner.sizes, inner.functions = dict(self.sizes), self.functions
         return inner
+
+    @contextmanager
+    def reporting(self) -> Iterator[list[Report]]:
+        """Within, what kernels report is for a part of the program that may not run.
+
+        Yields a list that after it has what the part has to give for that.
+        """
+        yield []
+
+    def report(self, broken: relax.Expr, messages: Sequence[str]) -> None:
+        """Let the program report what a part of it gives for that."""
+        raise NotImplementedError
 
     @contextmanager
     def scope(self, values: dict[Value, relax.Expr], *, function: bool = False) -> Iterator[None]:

@@ -278,9 +278,13 @@ def _read_clock(clock: Any, place: int) -> Any:
     return tirx.Evaluate(tirx.call_extern("int32", "clock_gettime", _CLOCK_MONOTONIC, at))
 
 
-def require(condition: Any, message: str) -> Any:
-    """The statement that stops a program unless `condition` is true."""
-    return tirx.AssertStmt(condition, StringImm("RuntimeError"), [StringImm(message)])
+def require(condition: Any, message: str, kind: str = "RuntimeError") -> Any:
+    """The statement that stops a program unless `condition` is true.
+
+    Args:
+        kind: of the error; RuntimeError is the fault of the inputs.
+    """
+    return tirx.AssertStmt(condition, StringImm(kind), [StringImm(message)])
 
 
 def bytes_of(type_: Any) -> Any:

@@ -95,6 +95,10 @@ API int cudaMemcpyAsync(void* to, const void* from, size_t n, int, void* stream)
   device.give(stream, [=] { return memcpy(to, from, n), 0; });
   return 0;
 }
+API int cudaMemsetAsync(void* to, int value, size_t n, void* stream) {
+  device.give(stream, [=] { return memset(to, value, n), 0; });
+  return 0;
+}
 API int cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t n, void* stream) {
   return cudaMemcpyAsync(to, from, n, 0, stream);
 }
@@ -189,6 +193,10 @@ API int cudaStreamEndCapture(void* stream, void** graph) {
   std::lock_guard<std::recursive_mutex> hold(device.lock);
   *graph = device.of(stream)->capture;
   device.of(stream)->capture = nullptr;
+  return 0;
+}
+API int cudaGraphGetNodes(void* graph, void**, size_t* count) {
+  *count = ((emulator::Graph*)graph)->steps.size();
   return 0;
 }
 API int cudaGraphInstantiate(void** executable, void* graph, unsigned long long) {

@@ -53,8 +53,14 @@ def feeds(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
 def check(path: Path, found: Feeds, given: Feeds) -> None:
     """Outputs are those of the portable model."""
     session = onnxruntime.InferenceSession(path / "model.onnx")
-    (wanted,) = session.run(None, given)
-    np.testing.assert_allclose(on_host(found["ctr"]), wanted, rtol=1e-4, atol=1e-5)
+    for output, wanted in zip(session.get_outputs(), session.run(None, given), strict=True):
+        np.testing.assert_allclose(on_host(found[output.name]), wanted, rtol=1e-4, atol=1e-5)
+
+
+def sequences(batch: int, steps: int, most: float = 0) -> dict[str, np.ndarray]:
+    """Inputs of the models with loops."""
+    x = np.linspace(-1, 1, batch * steps * 2, dtype=np.float32).reshape(batch, steps, 2)
+    return {"x": x, "most": np.array(most, np.float32)}
 
 
 @contextmanager
@@ -367,6 +373,51 @@ def profile(path: Path) -> None:
     assert found.device == "emulator" and found.peaks is None
     assert {kernel.microseconds for kernel in found.kernels} == {1000.0}
     assert all(kernel.bound is None and kernel.sources for kernel in found.kernels[:3])
+
+
+@case
+def loops_as_long_as_a_sequence(path: Path) -> None:
+    """Nothing is waited for, or it could not be captured."""
+    artifact = graphopt.load(path)
+    for steps in (1, 4, 1, 4, 2):
+        check(path, artifact.run(sequences(3, steps)), sequences(3, steps))
+    with counted() as counts:
+        check(path, artifact.run(sequences(3, 4)), sequences(3, 4))
+    assert counts == {"GraphLaunch": 1, "StreamSynchronize": 1}, counts
+    assert artifact.placement["no_graphs"] is None
+    assert artifact.run(sequences(3, 0))["all"].shape == (0, 3, 2)
+    assert artifact.profile(sequences(3, 4)).shape == (len(artifact.manifest["program"]),)
+    device = {name: OnGpu(array) for name, array in sequences(3, 4).items()}
+    for _ in range(3):
+        check(path, artifact.run_device(device), sequences(3, 4))
+    with mock.patch.object(lane, "GRAPH_NODES", 30), counted() as counts:
+        for _ in range(4):
+            check(path, artifact.run(sequences(2, 40)), sequences(2, 40))
+    assert counts["StreamBeginCapture"] == 1 and not counts["GraphInstantiate"], counts
+
+
+@case
+def loops_that_data_ends(path: Path) -> None:
+    artifact = graphopt.load(path)
+
+    def serve(seed: int) -> None:
+        given = sequences(1 + seed % 3, 6, most=seed % 7)
+        check(path, artifact.run(given), given)
+        device = {name: OnGpu(array) for name, array in given.items()}
+        check(path, artifact.run_device(device), given)
+        stream = cuda.Stream()
+        found = artifact.run_device(given, stream.handle)
+        cuda.synchronize(stream.handle)
+        check(path, found, given)
+
+    with counted() as counts:
+        for _ in range(3):
+            serve(3)
+    assert not counts["StreamBeginCapture"], counts
+    assert artifact.placement["no_graphs"].startswith("data decides what runs (Loop ")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(serve, range(24)))
+    assert artifact.profile(sequences(3, 4)).shape == (len(artifact.manifest["program"]),)
 
 
 def outcome(case: str, path: Path) -> str:

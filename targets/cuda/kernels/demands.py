@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 from tvm import tirx
@@ -19,12 +20,13 @@ Holds = Callable[[Any], Any]
 """A condition on element k, to be called with k in range."""
 
 
-def check(demands: Sequence[tuple[Holds, Any]], broken: Any) -> None:
-    """The statements of the kernel: broken[d, p] = 1 if demand d fails for a k of part p.
+def check(demands: Sequence[tuple[Holds, Any]], broken: Any, *, keeps: bool = False) -> None:
+    """The statements of the kernel: broken[d, p] = 1 if demand d fails for a k of part p, else 0.
 
     Args:
         demands: the condition and the count of each.
         broken: a buffer, int32 [demands, PARTS].
+        keeps: leave what is 1 already, as a step of a loop has to.
     """
     with (
         T.thread_binding(int64(0), int64(len(demands)), thread="blockIdx.x") as which,
@@ -42,7 +44,8 @@ def check(demands: Sequence[tuple[Holds, Any]], broken: Any) -> None:
             T.evaluate(T.call_extern("int32", "atomicMax", T.address_of(found[0]), mine[0]))
         T.evaluate(T.call_intrin("", "tirx.tvm_storage_sync", "shared"))
         with T.If(thread == 0), T.Then():
-            T.buffer_store(broken, found[0], [which, part])
+            before = [broken[which, part]] if keeps else []
+            T.buffer_store(broken, reduce(tirx.max, before, found[0]), [which, part])
 
 
 def _look(holds: Holds, count: Any, part: Any, thread: Any, mine: Any) -> None:

@@ -4,6 +4,7 @@
 def register() -> None:
     """Import the modules in this package, which registers their converters."""
     from graphopt.targets.cuda.ops import (  # noqa: F401
+        control,
         dense,
         embedding,
         images,

@@ -1,6 +1,6 @@
-"""If as a branch at run time; Loop and Scan with a known number of steps, written out.
+"""If as a branch of the virtual machine; Loop and Scan with a known number of steps, written out.
 
-`repetition` has loops for CPUs, which run.
+`repetition` has loops that run, and branches that are kernels.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import numpy as np
 from tvm import relax, te
 
 from graphopt.ir.content import known_ints
-from graphopt.ir.control import loop_trip_count
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
-from graphopt.targets.relax.lowering import Lowering, lowers
+from graphopt.targets.relax.lowering import Lowering, Report
+from graphopt.targets.relax.operands import tensor_input
 
-MAX_STEPS = 20_000
+MAX_OPS = 20_000
 """Ops that a loop may come to when it is written out: about what compiles within a minute."""
 _FAN_IN = 16  # operands of one concatenation: its code has a branch for each
 
 
-@lowers("If")
 def branch(lower: Lowering, node: Node) -> list[relax.Expr]:
     """One of two expressions, whose sizes may differ."""
     condition, outputs = node.inputs[0], node.outputs
@@ -39,24 +38,47 @@ def branch(lower: Lowering, node: Node) -> list[relax.Expr]:
             reason = "its branches give tensors of different rank; reshape them to one"
             raise lower.unsupported(reason)
     branches = [_branch(lower, node.attrs[name]) for name in ("then_branch", "else_branch")]
+    every = [report for _, _, reports in branches for report in reports]
     flag = lower.reshape(lower.expr(condition), [])
-    result = lower.bb.emit(relax.If(flag, *branches))
-    parts = [lower.bb.emit(relax.TupleGetItem(result, k)) for k in range(len(outputs))]
+    result = lower.bb.emit(relax.If(flag, *(_as_tuple(*each, every) for each in branches)))
+    count = len(outputs) + len(every)
+    parts = [lower.bb.emit(relax.TupleGetItem(result, k)) for k in range(count)]
+    for report, part in zip(every, parts[len(outputs) :]):
+        lower.report(part, report.messages)
     return [_as_inferred(lower, part, value) for part, value in zip(parts, outputs)]
 
 
-def _branch(lower: Lowering, graph: Graph) -> relax.Expr:
-    """The nodes of a branch as one expression whose value is the tuple of its outputs."""
+_Branch = tuple[relax.BindingBlock, list[relax.Expr], list[Report]]
+
+
+def _branch(lower: Lowering, graph: Graph) -> _Branch:
+    """The nodes of a branch, their outputs, and what they report."""
     builder = lower.bb
     builder.begin_scope()
     builder._begin_binding_block()
     try:
-        with lower.scope({}):
-            outputs = builder.emit(relax.Tuple(lower.body(graph)))
+        with lower.scope({}), lower.reporting() as reports:
+            outputs = lower.body(graph)
     finally:
         block = builder._end_block()
         builder.end_scope()
-    return relax.SeqExpr([block], outputs)
+    return block, outputs, reports
+
+
+def _as_tuple(
+    block: relax.BindingBlock,
+    outputs: Sequence[relax.Expr],
+    own: Sequence[Report],
+    every: Sequence[Report],
+) -> relax.Expr:
+    """A branch as an expression: its outputs, then all reports, of which others' are zeros."""
+    reports = [
+        report.expr
+        if report in own
+        else relax.const(np.zeros([int(n) for n in report.expr.ty.shape.values], "int32"))
+        for report in every
+    ]
+    return relax.SeqExpr([block], relax.Tuple([*outputs, *reports]))
 
 
 def _as_inferred(lower: Lowering, expr: relax.Expr, value: Value) -> relax.Expr:
@@ -68,10 +90,17 @@ def _as_inferred(lower: Lowering, expr: relax.Expr, value: Value) -> relax.Expr:
     return lower.bb.match_cast(expr, relax.TensorType(shape, value.dtype))
 
 
-@lowers("Loop")
-def _loop(lower: Lowering, node: Node) -> list[relax.Expr]:
+def few_steps(node: Node, steps: Dim | None) -> int | None:
+    """How many steps a loop takes, if it can be written out; None if it cannot."""
+    if not isinstance(steps, int):
+        return None
+    ops = steps * sum(1 for _ in node.attrs["body"].walk())
+    return steps if ops <= MAX_OPS else None
+
+
+def loop(lower: Lowering, node: Node, steps: int) -> list[relax.Expr]:
+    """A Loop of so many steps, written out."""
     body: Graph = node.attrs["body"]
-    steps = _known(lower, loop_trip_count(node), body)
     carried = [_given(lower, value) for value in node.inputs[2:]]
     collected: list[list[relax.Expr]] = [[] for _ in body.outputs[1 + len(carried) :]]
     for step in range(steps):
@@ -85,15 +114,21 @@ def _loop(lower: Lowering, node: Node) -> list[relax.Expr]:
     return [*carried, *(_stacked(lower, p, v, 0) for p, v in zip(collected, stacks))]
 
 
-@lowers("Scan")
-def _scan(lower: Lowering, node: Node) -> list[relax.Expr]:
+def length(node: Node) -> Dim | None:
+    """How many steps a Scan takes."""
+    count = int(node.attr("num_scan_inputs"))
+    first = tensor_input(node, len(node.inputs) - count)
+    return first.tensor.dims[axes_of(node, "scan_input_axes", [first.rank or 0] * count)[0]]
+
+
+def scan(lower: Lowering, node: Node, steps: int) -> list[relax.Expr]:
+    """A Scan of so many steps, written out."""
     body: Graph = node.attrs["body"]
     scanned = int(node.attr("num_scan_inputs"))
     states = len(node.inputs) - scanned
     sequences = [value for value in node.inputs[states:] if value is not None]
     axes = axes_of(node, "scan_input_axes", [value.rank or 0 for value in sequences])
     backwards = node.attr("scan_input_directions") or [0] * scanned
-    steps = _known(lower, sequences[0].tensor.dims[axes[0]], body)
     carried = [_given(lower, value) for value in node.inputs[:states]]
     outs = node.outputs[states:]
     collected: list[list[relax.Expr]] = [[] for _ in outs]
@@ -122,17 +157,6 @@ def axes_of(node: Node, name: str, ranks: Sequence[int]) -> list[int]:
     """An attribute of a Scan that holds an axis for each of some values, none negative."""
     axes = node.attr(name) or [0] * len(ranks)
     return [axis % rank for axis, rank in zip(axes, ranks)]
-
-
-def _known(lower: Lowering, steps: Dim | None, body: Graph) -> int:
-    if not isinstance(steps, int):
-        raise lower.unsupported(
-            "how many steps it takes is known only at run time; export it with a fixed length, "
-            "or compile it for a CPU"
-        )
-    if steps * sum(1 for _ in body.walk()) > MAX_STEPS:
-        raise lower.unsupported(f"{steps} steps are too many to be written out")
-    return steps
 
 
 def _given(lower: Lowering, value: Value | None) -> relax.Expr:

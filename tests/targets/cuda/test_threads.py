@@ -19,6 +19,7 @@ from graphopt.targets.cuda.schedule import schedule
 from graphopt.targets.cuda.target import CudaTarget
 from graphopt.targets.relax import converters, lowering
 from graphopt.targets.relax.build import compiling, fuse
+from graphopt.targets.relax.direct import LAUNCHING
 from graphopt.testing import parse
 
 # Since opset 19, or with kernels of their own for other reasons.
@@ -66,12 +67,20 @@ def graph_of(op: str) -> Graph:
 
 def scheduled(graph: Graph) -> tvm.IRModule:
     """What is compiled of a graph, but for the code."""
-    target, state = CudaTarget(("sm_80",)), CudaLowering()
+    target = CudaTarget(("sm_80",))
+    state = CudaLowering(target._tvm())
     elementary.register()
     lowered = lowering.lower(target.legalize(graph), lowering=state)
     with compiling():
         fused, _ = fuse(lowered.module, lowered.emitted)
-        return schedule(fused, target._tvm())
+        whole = schedule(fused, target._tvm())
+    every = {**whole.functions, **lowered.functions}  # and the kernels of bodies
+    return tvm.IRModule({name: f for name, f in every.items() if not _is_small(name, f)})
+
+
+def _is_small(name: tvm.ir.GlobalVar, function: tvm.ir.BaseFunc) -> bool:
+    """True for what runs on the host, and for what writes one number."""
+    return LAUNCHING in (function.attrs or {}) or name.name_hint.startswith("number")
 
 
 def extents_of(program: tvm.IRModule) -> dict[str, dict[str, int | None]]:

@@ -1,13 +1,10 @@
-"""If, Loop and Scan with a known number of steps; `test_repetition` has the others."""
+"""If, Loop and Scan with a known number of steps on a CPU; `test_repetition` has the others."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from graphopt.errors import UnsupportedOpError
-from graphopt.targets.cuda.lowering import CudaLowering
-from graphopt.targets.relax.lowering import lower
 from graphopt.testing import Compiled, parse, run_onnxruntime
 
 
@@ -96,16 +93,3 @@ def test_loop_of_no_steps() -> None:
         }""".replace("bool go = {1}>", "bool go = {1}, int64[1] zero = {0}>"),
         {"x": ramp(3, 2)},
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (("go = {1}", "go = {0}"), "fixed length, or compile it for a CPU"),
-        (("trip = {20}", "trip = {200000}"), "too many"),
-    ],
-)
-def test_loops_that_gpus_refuse(change: tuple[str, str], reason: str) -> None:
-    with pytest.raises(UnsupportedOpError, match=reason) as caught:
-        lower(parse(LOOP.replace(*change)), lowering=CudaLowering())
-    assert caught.value.op == "Loop"
