@@ -10,8 +10,10 @@ MODES = ["LEQ", "LT", "GTE", "GT", "EQ", "NEQ"]
 Attrs = dict[str, list]
 
 
-def random_trees(count: int, targets: int, modes: list[str], missing: bool, seed: int = 0) -> Attrs:
-    """Trees of up to 6 levels over 5 features, whose thresholds the data often hits."""
+def random_trees(
+    count: int, targets: int, modes: list[str], missing: bool, seed: int = 0, levels: int = 6
+) -> Attrs:
+    """Trees of up to some levels over 5 features, whose thresholds the data often hits."""
     rng = np.random.default_rng(seed)
     names = ("featureids", "values", "truenodeids", "falsenodeids", "modes", "treeids", "nodeids")
     nodes: Attrs = {f"nodes_{name}": [] for name in names}
@@ -37,10 +39,36 @@ def random_trees(count: int, targets: int, modes: list[str], missing: bool, seed
         return free
 
     for tree in range(count):
-        grow(tree, 0, int(rng.integers(0, 7)))
+        grow(tree, 0, int(rng.integers(0, levels + 1)))
     if missing:
         size = len(nodes["nodes_modes"])
         nodes["nodes_missing_value_tracks_true"] = rng.integers(0, 2, size).tolist()
+    return {**nodes, **leaves}
+
+
+def trees_of_sets(count: int) -> Attrs:
+    """Trees that ask for members of sets, as LightGBM writes them: nodes with one child in common.
+
+    x[k] in {0, 0.5, 1} ? (x[4] <= 0 ? 1 : 2) : x[3] == -1 ? 4 : 8, times 10^tree
+    """
+    columns = "featureids values truenodeids falsenodeids modes nodeids"
+    nodes: Attrs = {f"nodes_{name}": [] for name in ("treeids", *columns.split())}
+    leaves: Attrs = {f"target_{name}": [] for name in ("treeids", "nodeids", "ids", "weights")}
+    for tree in range(count):
+        rows: list[tuple] = [
+            (tree % 3, 0.5, 3, 1, "BRANCH_EQ", 0),
+            (tree % 3, 0.0, 3, 2, "BRANCH_EQ", 1),
+            (tree % 3, 1.0, 3, 4, "BRANCH_EQ", 2),
+            (4, 0.0, 5, 6, "BRANCH_LEQ", 3),
+            (3, -1.0, 7, 8, "BRANCH_EQ", 4),
+            *((0, 0.0, 0, 0, "LEAF", leaf) for leaf in range(5, 9)),
+        ]
+        for row in rows:
+            for name, value in zip(nodes.values(), (tree, *row)):
+                name.append(value)
+        for k in range(4):
+            for name, value in zip(leaves.values(), (tree, 5 + k, 0, float(2**k * 10**tree))):
+                name.append(value)
     return {**nodes, **leaves}
 
 

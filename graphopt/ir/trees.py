@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,11 @@ def _tree_ensemble(node: Node) -> list[Type | None]:
 class Forest:
     """Trees as arrays over all their nodes.
 
-    At a node the walk goes to `children[node, 0]` where `x[feature[node]] <= threshold[node]`, and
-    where that feature is NaN and `nan_is_less[node]`; else to `children[node, 1]`. A leaf leads to
-    itself, so that `depths` steps from `roots` end at the leaf of every sample.
+    At a node the walk goes to `children[node, 0]` where `x[feature[node]]` is at most
+    `threshold[node]`, or is that number if `equal[node]`, and where it is NaN and
+    `nan_is_less[node]`; else to `children[node, 1]`. A leaf leads to itself, so that `depths` steps
+    from `roots` end at the leaf of every sample. Several nodes may have one child in common, as
+    tests for the members of a set do.
 
     Attributes:
         depths: of each tree, falling.
@@ -42,12 +44,61 @@ class Forest:
 
     feature: np.ndarray
     threshold: np.ndarray
+    equal: np.ndarray
     children: np.ndarray
     nan_is_less: np.ndarray
     roots: np.ndarray
     depths: np.ndarray
     weights: np.ndarray
     base: np.ndarray
+
+    @property
+    def is_leaf(self) -> np.ndarray:
+        return self.children[:, 0] == np.arange(len(self.feature))
+
+    def of_limits(self) -> Forest:
+        """The same trees without nodes that ask for one number: each becomes two with a limit.
+
+        What is at most the number is equal to it unless it is at most the next smaller one.
+        """
+        nodes = np.flatnonzero(self.equal)
+        if not len(nodes):
+            return self
+        children, below = self.children.copy(), len(self.feature) + np.arange(len(nodes))
+        children[nodes, 0] = below
+        # A NaN that comes to the second node is equal.
+        children = np.concatenate([children, self.children[nodes, ::-1]])
+        lower = np.nextafter(self.threshold[nodes], np.float32(-np.inf))
+        count, targets = len(nodes), self.weights.shape[1]
+        depths = depths_of(children)[self.roots]
+        order = np.argsort(-depths, kind="stable")
+        return replace(
+            self,
+            feature=np.concatenate([self.feature, self.feature[nodes]]),
+            threshold=np.concatenate([self.threshold, lower]),
+            equal=np.zeros(len(children), bool),
+            children=children,
+            nan_is_less=np.concatenate([self.nan_is_less, np.zeros(count, bool)]),
+            roots=self.roots[order],
+            depths=depths[order],
+            weights=np.concatenate([self.weights, np.zeros((count, targets), np.float32)]),
+        )
+
+
+def depths_of(children: np.ndarray) -> np.ndarray:
+    """How many steps the farthest leaf below each node is away.
+
+    Raises:
+        ValueError: a walk never ends.
+    """
+    depths, here = np.zeros(len(children), np.int32), np.arange(len(children))
+    for _step in range(len(children) + 1):
+        below = 1 + depths[children].max(axis=1)
+        deeper = np.where(children[:, 0] == here, 0, below).astype(np.int32)
+        if (deeper == depths).all():
+            return depths
+        depths = deeper
+    raise ValueError("a tree that never ends")
 
 
 def forest_of(node: Node) -> Forest:
@@ -102,8 +153,8 @@ class _Builder:
 
     def forest(self) -> Forest:
         roots = self._roots()
-        self._as_less_or_equal()
-        depths = self._depths()
+        equal = self._as_less_or_equal()
+        depths = depths_of(self.children)
         leaf = self.children[:, 0] == np.arange(len(self.feature))
         self.feature[leaf], self.threshold[leaf] = 0, 0
         if (self.feature < 0).any():
@@ -112,6 +163,7 @@ class _Builder:
         return Forest(
             self.feature,
             self.threshold,
+            equal,
             self.children,
             self.nan,
             roots.astype(np.int32),
@@ -120,20 +172,21 @@ class _Builder:
         )
 
     def _roots(self) -> np.ndarray:
-        """The nodes that are below no other: one of each tree, and no node is below two."""
+        """The nodes that are below no other: one of each tree."""
         inner = np.array([mode != _LEAF for mode in self.modes])
-        reached = self.children[inner].reshape(-1)
         own = (self.children == np.arange(len(self.trees))[:, None]).any(axis=1)
-        roots = np.setdiff1d(np.arange(len(self.trees)), reached)
+        roots = np.setdiff1d(np.arange(len(self.trees)), self.children[inner].reshape(-1))
         trees = self.trees[roots]
-        twice = any(len(np.unique(part)) < len(part) for part in (reached, trees))
-        if twice or (own & inner).any():
-            raise ValueError("not trees")
+        if not np.array_equal(np.sort(trees), np.unique(self.trees)) or (own & inner).any():
+            raise ValueError("not one root a tree")
         return roots
 
-    def _as_less_or_equal(self) -> None:
-        """All comparisons as `<=`: with the next smaller number, with the branches exchanged."""
-        extra: list[tuple[int, float, tuple[int, int], bool]] = []
+    def _as_less_or_equal(self) -> np.ndarray:
+        """All comparisons as `<=` or `==`: with the next smaller number, with branches exchanged.
+
+        Returns which nodes ask for one number.
+        """
+        equal = np.zeros(len(self.modes), bool)
         for k, mode in enumerate(self.modes):
             if mode in (_LEAF, "BRANCH_LEQ"):
                 continue
@@ -141,35 +194,14 @@ class _Builder:
                 self.children[k] = self.children[k][::-1]
                 # A NaN is not above anything, but it differs from everything.
                 self.nan[k] = mode != "BRANCH_NEQ" and not self.nan[k]
-            below = np.nextafter(self.threshold[k], np.float32(-np.inf))
             if mode in ("BRANCH_LT", "BRANCH_GTE"):
-                self.threshold[k] = below
+                self.threshold[k] = np.nextafter(self.threshold[k], np.float32(-np.inf))
             elif mode in ("BRANCH_EQ", "BRANCH_NEQ"):
-                equal, other = self.children[k]
-                self.children[k, 0] = len(self.feature) + len(extra)
-                # What is not above is equal unless it is below; a NaN that comes here is equal.
-                extra.append((int(self.feature[k]), float(below), (other, equal), False))
+                equal[k] = True
             elif mode != "BRANCH_GT":
                 reason = f"a node of mode {mode!r} is not compiled"
                 raise UnsupportedOpError(self.node.op, reason, self.node.where)
-        if extra:
-            features, limits, sides, nans = zip(*extra)
-            self.feature = np.append(self.feature, np.array(features, np.int32))
-            self.threshold = np.append(self.threshold, np.array(limits, np.float32))
-            self.children = np.append(self.children, np.array(sides, np.int32), axis=0)
-            self.nan = np.append(self.nan, np.array(nans))
-
-    def _depths(self) -> np.ndarray:
-        """How many steps the farthest leaf below each node is away."""
-        depths, here = np.zeros(len(self.feature), np.int32), np.arange(len(self.feature))
-        for _step in range(len(self.feature) + 1):
-            deeper = np.where(
-                self.children[:, 0] == here, 0, 1 + depths[self.children].max(axis=1)
-            ).astype(np.int32)
-            if (deeper == depths).all():
-                return depths
-            depths = deeper
-        raise ValueError("a tree that never ends")
+        return equal
 
     def _leaves(self) -> tuple[np.ndarray, np.ndarray]:
         attrs, targets = self.attrs, self.node.attr("n_targets", 1)

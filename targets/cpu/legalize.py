@@ -31,6 +31,7 @@ from graphopt.targets.cpu import (
     reductions,  # noqa: F401  (likewise)
     rounded_dense,
     row_products,
+    trees,  # noqa: F401  (likewise)
     windows,
 )
 from graphopt.targets.cpu.kernels import attention_tiles, bf16_gemm, dot
@@ -75,6 +76,7 @@ _VECTORIZED = (
     "graphopt::DotInteraction",
     "graphopt::GRU",
     "graphopt::PairProducts",
+    "ai.onnx.ml::TreeEnsembleRegressor",
 )
 _INTERACTION = f"{DOMAIN}::{lookup_interaction.OP_TYPE}"
 _RECURRENT = ("GRU", "LSTM", "RNN", "graphopt::GRU", "graphopt::AttentionalGRU")

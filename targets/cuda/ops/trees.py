@@ -23,8 +23,8 @@ def _tree_ensemble(lower: CudaLowering, node: Node) -> relax.Expr:
 
 def packed(forest: Forest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The nodes, roots and leaves that `trees.ensemble` reads."""
-    count = len(forest.feature)
-    is_leaf = forest.children[:, 0] == np.arange(count)
+    forest = forest.of_limits()
+    count, is_leaf = len(forest.feature), forest.is_leaf
     order = _by_level(forest, is_leaf)
     number = np.empty(count, np.int32)
     number[is_leaf] = -1 - np.arange(is_leaf.sum())
@@ -39,8 +39,10 @@ def packed(forest: Forest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _by_level(forest: Forest, is_leaf: np.ndarray) -> np.ndarray:
     """The branches: those of the first level of each tree in turn, those of the second, …"""
-    levels, level = [], forest.roots
-    while len(level := level[~is_leaf[level]]):
+    levels, level, done = [], forest.roots, is_leaf.copy()
+    while len(level := level[~done[level]]):
+        level = level[np.sort(np.unique(level, return_index=True)[1])]  # some have two parents
         levels.append(level)
+        done[level] = True
         level = forest.children[level].reshape(-1)
     return np.concatenate(levels) if levels else np.zeros(0, np.int32)
