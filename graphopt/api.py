@@ -132,6 +132,8 @@ def _optimized(
         "producer": graph.metadata.get("producer", ""),
     }
     report.warnings += map(_inexact, inexact_ids(graph))
+    if maps := graph.metadata.get("tensors_of_maps"):
+        report.warnings.append(f"{maps}: tensors of scores, a column a label, in place of maps")
     return graph
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from graphopt import api
 from graphopt.artifact import Artifact
 from graphopt.errors import InputError, SpecError
+from graphopt.ir.maps import as_array
 from graphopt.latency import Latency, interleaved
 from graphopt.machine import cpu_name
 from graphopt.manifest import PORTABLE
@@ -204,7 +205,7 @@ def _row(
     seconds: float,
 ) -> Row:
     answers = {OURS: list(artifact.run(feeds).values())}
-    answers |= {peer.name: [array.copy() for array in run()] for peer, run in bound}
+    answers |= {peer.name: [as_array(result).copy() for result in run()] for peer, run in bound}
     differences = {
         name: _difference(found, answers[OURS]) for name, found in answers.items() if name != OURS
     }

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from graphopt.errors import IdError, InputError, InvalidModelError, SpecError
+from graphopt.ir.maps import as_array
 from graphopt.ir.types import dtype_from_onnx
 from graphopt.ops.dynamic_matmul import EXACT_LEVELS
 from graphopt.signature import Signature, TensorSpec
@@ -107,7 +108,7 @@ class OnnxModel:
         """
         arrays = self.signature.bind(feeds)
         named = {spec.name: array for spec, array in zip(self.signature.inputs, arrays)}
-        results = self._run(named)
+        results = map(as_array, self._run(named))
         return {spec.name: array for spec, array in zip(self.signature.outputs, results)}
 
     def __reduce__(self) -> NoReturn:
@@ -115,6 +116,8 @@ class OnnxModel:
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    if value.type.sequence_type.elem_type.HasField("map_type"):
+        return TensorSpec(value.name, "float32", (f"{value.name}_0", f"{value.name}_1"))
     tensor = value.type.tensor_type
     shape = None
     if tensor.HasField("shape"):

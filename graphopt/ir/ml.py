@@ -208,14 +208,20 @@ def _numbers(attrs: dict[str, Any], name: str) -> np.ndarray | None:
 def _tree_classifier(do: Steps, attrs: dict[str, Any]) -> Sequence[Value] | None:
     """Scores of trees, and the label that they speak for.
 
-    Of two classes, trees score one alone: above a half (of votes) or above 0 it is the second. That
-    is how exporters write them; ONNX Runtime has rules of its own for other forms.
+    Of two classes, trees score one alone: above a half (of votes) or above 0 it is the second. Or
+    they score both, as those of CatBoost: it is class 1 where the second score is above 0. That is
+    how exporters write them; ONNX Runtime has rules of its own for other forms.
     """
     labels, ids = attrs.pop("classlabels_int64s", []), attrs.pop("class_ids", [])
     weights, base = attrs.pop("class_weights", []), attrs.pop("base_values", None) or []
     kind = attrs.pop("post_transform", "NONE")
-    votes, single = min(weights, default=0) >= 0, len(labels) == 2
-    if single:
+    votes, pair = min(weights, default=0) >= 0, len(labels) == 2 and set(ids) == {0, 1}
+    single = len(labels) == 2 and not pair
+    if pair:
+        whole = _all_score(attrs, ids, 2)
+        if list(labels) != [0, 1] or len(base) or not whole or kind not in _TRANSFORMS:
+            return None
+    elif single:
         allowed = ("NONE",) if votes else ("NONE", "LOGISTIC")
         if set(ids) != {0} or len(base) > 1 or kind not in allowed:
             return None
@@ -230,6 +236,10 @@ def _tree_classifier(do: Steps, attrs: dict[str, Any]) -> Sequence[Value] | None
     scores = do("Add", trees.outputs[0], _array(do, base)) if len(base) else trees.outputs[0]
     if single:
         return _of_one_score(do, scores, labels, votes, kind)
+    if pair:
+        second = do("Gather", scores, _array(do, 1, np.int64), axis=1)
+        above = do("Greater", second, do.number(0.0, scores))
+        return [_label(do, above, labels), _transformed(do, scores, kind)]
     return [_best(do, scores, labels), _transformed(do, scores, kind)]
 
 

@@ -29,6 +29,7 @@ from graphopt.ir.external_data import TensorReader, TensorWriter
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.infer import MISFITS, has_type_rule
 from graphopt.ir.local_functions import domain_and_opset, inline_functions
+from graphopt.ir.maps import without_maps
 from graphopt.ir.model_check import (
     check_bodies,
     check_call,
@@ -90,6 +91,7 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
         raise InvalidModelError("its graph has no outputs, so there is nothing to compute")
     opsets = opsets_of(model)
     model, newest = inline_functions(model, FUNCTION_DOMAIN, opsets)
+    model, maps = without_maps(model)
     check_graph(model.graph)
     source = gs.import_onnx(model)
     graph = Graph(source.name or "graph", {**opsets, "": max(newest, MIN_OPSET)})
@@ -97,6 +99,8 @@ def from_proto(model: onnx.ModelProto, folder: Path = Path(".")) -> Graph:
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "opset": str(opsets[""]),
     }
+    if maps:
+        graph.metadata["tensors_of_maps"] = ", ".join(map(repr, maps))
     # What we wrote says of two sizes that they are equal only where they are.
     importer = _Importer(TensorReader(folder), opsets[""], model.producer_name == "graphopt")
     importer.fill(graph, source, {})

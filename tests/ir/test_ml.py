@@ -47,6 +47,7 @@ LINEAR = """LinearClassifier<classlabels_ints=[3,7],
     post_transform="{}">(x)"""
 THREE = """classlabels_int64s=[3,5,9], class_ids=[0,0,1,1,2,2],
     class_weights=[0.5,-1.0,0.25,2.0,-0.5,0.75]"""
+PAIR = "classlabels_int64s=[0,1], class_ids=[0,0,1,1], class_weights=[0.5,-1.0,0.25,-2.0]"
 CLASSES = [
     LINEAR.format("LOGISTIC"),
     LINEAR.format("SOFTMAX"),
@@ -60,6 +61,8 @@ CLASSES = [
             THREE,
             f'{THREE}, post_transform="SOFTMAX", base_values=[0.1,0.2,0.3]',
             f'{THREE}, post_transform="LOGISTIC"',
+            PAIR,
+            f'{PAIR}, post_transform="LOGISTIC"',
         )
     ),
 ]
@@ -75,6 +78,7 @@ KEPT = [
             'class_ids=[0,0,0,0], class_weights=[0.1,0.2,0.1,0.5], post_transform="LOGISTIC"',
         )
     ),
+    f"TreeEnsembleClassifier<{TREES}, {PAIR}, base_values=[0.1,0.2]>(x)",
     f"""TreeEnsembleClassifier<{TREES}, classlabels_int64s=[3,5,9], class_ids=[0,0,1,2],
     class_weights=[-0.5,-1.0,-0.25,-2.0]>(x)""",
 ]
