@@ -97,11 +97,13 @@ def _run(cell, io, d, rows, first):
 
 
 @inlined
-def _direction(cell, io, d):
-    for i in range(io.samples // cell.block):
-        _run(cell, io, d, cell.block, i * cell.block)
-    for i in range(io.samples % cell.block):
-        _run(cell, io, d, 1, io.samples - 1 - i)
+def _blocks(cell, io, d, place, done):
+    """The samples from `done` on in blocks of one height, then the rest in lower ones."""
+    if place < len(cell.blocks):
+        height = T.meta_var(cell.blocks[place])
+        for i in range((io.samples - done) // height):
+            _run(cell, io, d, height, done + i * height)
+        _blocks(cell, io, d, place + 1, io.samples - (io.samples - done) % height)
 
 
 def _layer(cell: Cell) -> PrimFunc:
@@ -134,9 +136,9 @@ def _layer(cell: Cell) -> PrimFunc:
         h_n = T.match_buffer(y_h, (d, samples, h), "float32", align=4)
         c_n = T.match_buffer(y_c, (d, samples, h), "float32", align=4)
         io = T.meta_var(Buffers(x, r, more, lens, h_0, c_0, scale, out, h_n, c_n, steps, samples))
-        _direction(cell, io, 0)
+        _blocks(cell, io, 0, 0, T.int64(0))
         if d == 2:
-            _direction(cell, io, 1)
+            _blocks(cell, io, 1, 0, T.int64(0))
 
     names = {"extra": "more", "sequence_lens": "lens", "initial_h": "h_0", "initial_c": "c_0"}
     names["attention"] = "scale"

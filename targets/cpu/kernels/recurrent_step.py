@@ -5,6 +5,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from graphopt.targets.cpu.kernels.panels import registers
 from graphopt.targets.cpu.kernels.tiles import Tiles
 from graphopt.targets.kernels.recurrent_cell import Cell
 from graphopt.targets.kernels.script import inlined
@@ -17,9 +18,24 @@ class BlockedCell(Cell):
     lanes: int
 
     @property
-    def block(self) -> int:
-        """Samples that share each load of a weight: as many as the vector registers allow."""
-        return 4 if self.lanes >= 16 else 2
+    def blocks(self) -> tuple[int, ...]:
+        """Numbers of samples that share each load of a weight, as vector registers allow."""
+        return (8, 4, 1) if self.lanes >= 16 else (4, 2, 1) if self.lanes == 8 else (2, 1)
+
+    def tiles(self, columns: int, rows: int) -> Tiles:
+        """The columns that `rows` samples are multiplied with at once: as few too many as can be.
+
+        Sums stay in registers, beside a vector of weights and what it is multiplied with or the
+        other way round. The fewer vectors, the more loads a product: one alone takes half as long
+        again.
+        """
+        available, _ = registers(self.lanes)
+        fitting = [v for v in range(8, 0, -1) if rows * v + min(rows, v) < available]
+
+        def time(tiles: Tiles) -> float:
+            return tiles.count * (tiles.vectors + 0.5 / tiles.vectors)
+
+        return min((Tiles(columns, self.lanes, vectors) for vectors in fitting), key=time)
 
     @property
     def units(self) -> Tiles:
@@ -46,7 +62,7 @@ def _project(cell, io, at, t, state, gate, count, biased):
 
     They start from the projected inputs, or from the hidden bias of a GRU (`biased`).
     """
-    tiles = T.meta_var(Tiles(count * cell.hidden, cell.lanes, 8 if at.rows == 1 else 3))
+    tiles = T.meta_var(cell.tiles(count * cell.hidden, at.rows))
     first = T.meta_var(gate * cell.hidden)
     width = T.meta_var(cell.gates * cell.hidden)
     acc = T.alloc_buffer((at.rows, tiles.vectors, tiles.lanes), "float32", scope="local")

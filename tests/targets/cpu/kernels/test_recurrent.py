@@ -189,7 +189,7 @@ def assert_close(actual, expected):
         np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("samples", [1, 3, 4, 6])
+@pytest.mark.parametrize("samples", [1, 4, 14])  # blocks of 8, 4 and 1
 @pytest.mark.parametrize("name", CASES)
 def test_matches_onnxruntime(kernels, name, samples):
     case = CASES[name]
@@ -253,10 +253,30 @@ def test_unknown_options_are_refused(make):
 
 
 def test_narrow_vectors_compute_the_same(compile_kernels):
-    values = random_inputs(Case("LSTM", 20), 4, 5)
-    narrow = compile_kernels({"k": lstm(20, lanes=4), "wide": lstm(20)})
-    a, b = (run_kernel(narrow[k], Case("LSTM", 20), values) for k in ("k", "wide"))
-    assert_close(a, b)
+    case = Case("LSTM", 20)
+    values = random_inputs(case, 4, 7)  # blocks of 4, 2 and 1
+    kernels = compile_kernels({str(lanes): lstm(20, lanes=lanes) for lanes in (4, 8, 16)})
+    narrow, middle, wide = (run_kernel(kernel, case, values) for kernel in kernels.values())
+    assert_close(narrow, wide)
+    assert_close(middle, wide)
+
+
+@pytest.mark.parametrize("name", ["gru_wide", "gru_linear", "lstm_all"])
+def test_bits_do_not_depend_on_the_batch(kernels, name):
+    case = CASES[name]
+    values = random_inputs(case, 3, 14)
+    whole = run_kernel(kernels[name], case, values)
+    for part in (slice(2, 3), slice(5, 10)):
+        some = dict(values)
+        for given in ("X", "initial_h", "initial_c"):
+            if given in values:
+                some[given] = np.ascontiguousarray(values[given][:, part])
+        if "sequence_lens" in values:
+            some["sequence_lens"] = values["sequence_lens"][part]
+        y, *states = run_kernel(kernels[name], case, some)
+        np.testing.assert_array_equal(y, whole[0][:, :, part])
+        for found, expected in zip(states, whole[1:], strict=True):
+            np.testing.assert_array_equal(found, expected[:, part])
 
 
 def test_inside_a_relax_module(compile_relax):
