@@ -127,7 +127,7 @@ def _pool_bag(plan, src, ids, weights, dst, bag, first, last, start, rows):
 
 
 @inlined
-def _csr_bags(plan, ends_given, src, ids, offsets, weights, dst, bags, n):
+def _csr_bags(plan, ends_given, src, rows, ids, offsets, weights, dst, bags, n):
     for bag in range(bags):
         first = T.Cast("int64", offsets[bag])
         last = (
@@ -137,16 +137,16 @@ def _csr_bags(plan, ends_given, src, ids, offsets, weights, dst, bags, n):
         )
         if plan.pooling.oob == "error":
             assert (first >= 0) & (first <= last) & (last <= n), plan.pooling.offsets_message
-            _pool_bag(plan, src, ids, weights, dst, bag, first, last, 0, plan.rows)
+            _pool_bag(plan, src, ids, weights, dst, bag, first, last, 0, rows)
         else:
             begin = T.max(T.min(first, n), T.int64(0))
             end = T.max(T.min(last, n), begin)
-            _pool_bag(plan, src, ids, weights, dst, bag, begin, end, 0, plan.rows)
+            _pool_bag(plan, src, ids, weights, dst, bag, begin, end, 0, rows)
 
 
 @cache
 def embedding_bag(
-    rows: int,
+    rows: int | None,
     dim: int,
     dtype: str,
     index_dtype: str,
@@ -158,12 +158,13 @@ def embedding_bag(
     """Kernel (table[rows, dim], ids[n], offsets[b], weights[n] if weighted) -> out[b, dim].
 
     Bag `i` holds ids[offsets[i]:offsets[i + 1]], the last one everything from offsets[b - 1] on;
-    with `include_last_offset` offsets has b + 1 entries instead.  `n` and `b` are symbolic.
+    with `include_last_offset` offsets has b + 1 entries instead.  `n` and `b` are symbolic, and so
+    are `rows` given as None: a table that the model computes, without padding.
     Offsets must not decrease and must lie in [0, n]: under "error" the kernel stops, under the
     other policies they are clamped.  Neither ids nor the table is ever read outside its extent.
     A table of bfloat16 is given as its bits, uint16, and pooled to float32.
     """
-    plan = _Plan.of(rows, dim, dtype, index_dtype, pooling, params)
+    plan, size = _Plan.of(rows or 0, dim, dtype, index_dtype, pooling, params), extent("rows", rows)
     check_policy(pooling.oob, offset_dtype)
     align, id_align, offset_align = map(element_bytes, (dtype, index_dtype, offset_dtype))
     n, b = tirx.Var("n", "int64"), tirx.Var("b", "int64")
@@ -175,19 +176,19 @@ def embedding_bag(
         table: T.handle, ids: T.handle, offsets: T.handle, weights: T.handle, out: T.handle
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), plan.stored, align=align)
+        src = T.match_buffer(table, (size, dim), plan.stored, align=align)
         index = T.match_buffer(ids, (n,), index_dtype, align=id_align)
         offset = T.match_buffer(offsets, (m,), offset_dtype, align=offset_align)
         weight = T.match_buffer(weights, (n,), dtype, align=align)
         dst = T.match_buffer(out, (bags, dim), plan.dtype, align=element_bytes(plan.dtype))
-        _csr_bags(plan, include_last_offset, src, index, offset, weight, dst, bags, n)
+        _csr_bags(plan, include_last_offset, src, size, index, offset, weight, dst, bags, n)
 
     return embedding_bag if pooling.weighted else without_parameters(embedding_bag, "weight")
 
 
 @cache
 def fixed_bag(
-    rows: int,
+    rows: int | None,
     dim: int,
     bag_len: int | None,
     dtype: str,
@@ -197,23 +198,24 @@ def fixed_bag(
 ) -> PrimFunc:
     """Kernel (table[rows, dim], ids[b, bag_len], weights[b, bag_len] if weighted) -> out[b, dim].
 
-    One bag a row of ids.  `b` is symbolic, and so is a `bag_len` given as None. A table of bfloat16
-    is given as its bits, uint16, and pooled to float32.
+    One bag a row of ids.  `b` is symbolic, and so are `rows` (of a table without padding) and a
+    `bag_len` given as None. A table of bfloat16 is given as its bits, uint16, and pooled to
+    float32.
     """
-    plan = _Plan.of(rows, dim, dtype, index_dtype, pooling, params)
+    plan = _Plan.of(rows or 0, dim, dtype, index_dtype, pooling, params)
     align, id_align = element_bytes(dtype), element_bytes(index_dtype)
-    b, size = tirx.Var("b", "int64"), extent("bag_len", bag_len)
+    b, size, most = tirx.Var("b", "int64"), extent("bag_len", bag_len), extent("rows", rows)
 
     @script.prim_func(private=True, s_tir=True)
     def fixed_bag(table: T.handle, ids: T.handle, weights: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        src = T.match_buffer(table, (rows, dim), plan.stored, align=align)
+        src = T.match_buffer(table, (most, dim), plan.stored, align=align)
         index = T.match_buffer(ids, (b, size), index_dtype, align=id_align)
         weight = T.match_buffer(weights, (b, size), dtype, align=align)
         dst = T.match_buffer(out, (b, dim), plan.dtype, align=element_bytes(plan.dtype))
         flat = T.decl_buffer((b * size,), index_dtype, data=index.data, align=id_align)
         for bag in range(b):
-            _pool_bag(plan, src, flat, weight, dst, bag, bag * size, (bag + 1) * size, 0, rows)
+            _pool_bag(plan, src, flat, weight, dst, bag, bag * size, (bag + 1) * size, 0, most)
 
     return fixed_bag if pooling.weighted else without_parameters(fixed_bag, "weight")
 

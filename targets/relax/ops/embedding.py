@@ -25,10 +25,11 @@ def _embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
     table, ids = node.inputs[:2]
     assert table is not None and ids is not None
     rows, dim = table.tensor.dims
-    if not (isinstance(rows, int) and isinstance(dim, int)):
+    padded = EmbeddingBag.of(node).padding_idx is not None
+    if not isinstance(dim, int) or (padded and not isinstance(rows, int)):
         raise lower.unsupported(f"the size of its table ({table.type}) is known only at run time")
     try:
-        kernel = _kernel(lower, node, rows, dim)
+        kernel = _kernel(lower, node, rows if isinstance(rows, int) else None, dim)
     except ValueError as error:  # how kernels refuse what they have no code for
         raise lower.unsupported(str(error)) from None
     others = [lower.expr(value) for value in node.inputs[1:] if value is not None]
@@ -39,11 +40,12 @@ def _embedding_bag(lower: Lowering, node: Node) -> relax.Expr:
     return lower.te(lambda x: compute(x.shape, lambda *i: cast(x(*i), "bfloat16"), "round"), pooled)
 
 
-def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
+def _kernel(lower: Lowering, node: Node, rows: int | None, dim: int) -> tirx.PrimFunc:
     bag = EmbeddingBag.of(node)
     table, ids = node.inputs[:2]
     assert table is not None and ids is not None
     name = f"EmbeddingBag {node.where[0]}"
+    size = "computed size" if rows is None else f"size {rows}"
     pooling = Pooling(
         bag.mode,
         weighted=node.input(3) is not None,
@@ -51,7 +53,7 @@ def _kernel(lower: Lowering, node: Node, rows: int, dim: int) -> tirx.PrimFunc:
         empty=bag.empty,
         by_id=bag.by_id,
         oob=lower.oob,
-        message=f"graphopt: id out of range: {name} (axis of size {rows})",
+        message=f"graphopt: id out of range: {name} (axis of {size})",
         offsets_message=f"graphopt: id out of range: {name} (offsets decrease or leave the ids)",
     )
     offsets, params = node.input(2), node.attrs.get("params")

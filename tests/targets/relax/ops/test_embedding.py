@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from graphopt.errors import IdError, UnsupportedOpError
 from graphopt.ir.graph import Graph
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.relax.lowering import lower
@@ -55,3 +56,31 @@ def test_no_kernel_makes_another_table(form: str) -> None:
     text = lower(graph).module.script()
     tables = set(re.findall(rf"R.Tensor\(\({ROWS}, 40\), dtype=.(\w+).\)", text))
     assert tables == {"uint16"}
+
+
+COMPUTED = """(float[R,40] x, {inputs}) => (float[] y) {{
+    t = Neg(x) y = graphopt.EmbeddingBag<mode="sum"{padding}>{arguments} }}"""
+
+
+@pytest.mark.parametrize("form", ["fixed", "csr"])
+def test_tables_that_are_computed_have_any_number_of_rows(form: str) -> None:
+    inputs, arguments = FORMS[form]
+    graph = parse(COMPUTED.format(inputs=inputs, arguments=arguments, padding=""))
+    run = Compiled(graph)
+    for rows in (2, 7):
+        feeds = random_inputs(graph, {"N": 5, "R": rows})
+        feeds["ids"] %= rows
+        if form == "csr":
+            feeds["offsets"] = np.array([0, 2, 2, 7])
+        wanted = run_onnxruntime(graph, feeds)["y"]
+        # Sums of up to three in another order.
+        np.testing.assert_allclose(run(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+        feeds["ids"][-1] = rows
+        with pytest.raises(IdError, match="axis of computed size"):
+            run(feeds)
+
+
+def test_padding_in_a_table_of_any_number_of_rows_is_refused() -> None:
+    text = COMPUTED.format(inputs="int64[N,3] ids", arguments="(t, ids)", padding=", padding_idx=0")
+    with pytest.raises(UnsupportedOpError, match="size of its table"):
+        Compiled(parse(text))
