@@ -368,7 +368,8 @@ def to_proto(graph: Graph, writer: Writer | None = None) -> onnx.ModelProto:
 def save(graph: Graph, path: str | Path, *, inline_limit: int = 1 << 20) -> None:
     """Write a model file; constants over a total of `inline_limit` bytes go to `<path>.data`.
 
-    Both files are written under temporary names and renamed, so that none is ever half written.
+    Both files are written under temporary names and renamed, so that none is ever half written. A
+    model there goes before its data does: whatever happens, none is left that reads other data.
 
     Raises:
         OutputError: the folder is missing or not writable, or the disk is full.
@@ -380,8 +381,9 @@ def save(graph: Graph, path: str | Path, *, inline_limit: int = 1 << 20) -> None
             temporary.write_bytes(to_proto(graph).SerializeToString())
         return
     data = path.with_name(path.name + ".data")
-    with replacing(data) as temporary_data:
+    with replacing(path) as temporary, replacing(data) as temporary_data:  # renamed first
         with TensorWriter(temporary_data, location=data.name) as writer:
             model = to_proto(graph, writer)
-        with replacing(path) as temporary:
-            temporary.write_bytes(model.SerializeToString())
+        temporary.write_bytes(model.SerializeToString())
+        if data.exists():
+            path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from onnx_models import FUNCTIONS, model, run, sparse
 from graphopt.errors import InvalidModelError, UnsafePathError
 from graphopt.ir import onnx_io
 from graphopt.ir.verifier import verify
+from graphopt.testing import parse, run_onnxruntime
 
 FOLDER = shared_models()
 NAMES = sorted(p.parent.name for p in FOLDER.glob("*/model.onnx")) if FOLDER else []
@@ -362,3 +363,30 @@ def test_not_a_model(content: bytes, name: str, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InvalidModelError, match="not an ONNX model"):
         onnx_io.load(path)
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_no_model_is_left_that_reads_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """As if the process ended before, or between, the two renames over an older model."""
+    text = "(float[N,2] x) => (float[N,2] y) <float[2] w = {{{0}, {0}}}> {{ y = Add(x, w) }}"
+    old, new = (parse(text.format(float(k))) for k in (1, 2))
+    path, replace, done = tmp_path / "m.onnx", os.replace, []
+    onnx_io.save(old, path, inline_limit=0)
+
+    def ended(source: Path, target: Path) -> None:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(replace(source, target))
+
+    monkeypatch.setattr(os, "replace", ended)
+    with pytest.raises(KeyboardInterrupt):
+        onnx_io.save(new, path, inline_limit=0)
+    with pytest.raises(InvalidModelError, match="no such file"):
+        onnx_io.load(path)
+    monkeypatch.undo()
+    onnx_io.save(new, path, inline_limit=0)
+    x = np.zeros((1, 2), np.float32)
+    np.testing.assert_array_equal(run_onnxruntime(onnx_io.load(path), {"x": x})["y"], x + 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
