@@ -1,4 +1,4 @@
-"""Selection: stable sorting, positions of non-zero elements, distinct elements.
+"""Selection: stable sorting, positions of non-zero elements, distinct rows.
 
 Results whose length depends on the data come in two kernels: one counts, one fills a buffer of that
 length.
@@ -17,27 +17,26 @@ _INDEX_ALIGN = element_bytes("int64")
 
 
 @cache
-def argsort(
-    outer: int | None, length: int | None, inner: int | None, dtype: str, descending: bool
-) -> PrimFunc:
-    """Kernel (data[outer, length, inner]) -> (order[outer, inner, length], work[length]), int64.
+def argsort(length: int | None, width: int | None, dtype: str) -> PrimFunc:
+    """Kernel (data[length, width]) -> (order[length], work[length]), int64.
 
-    `order[o, i]` are the positions along the middle axis, sorted by element; equal elements keep
-    their order.  A bottom-up merge sort.  An extent given as None is symbolic; `work` is scratch.
+    `order` are the positions of rows, sorted by their first element, where that is equal by the
+    next one, and so on; equal rows keep their order.  A bottom-up merge sort by each column, from
+    the last one on.  An extent given as None is symbolic; `work` is scratch.
     """
-    before, size, after = extent("outer", outer), extent("length", length), extent("inner", inner)
+    size, columns = extent("length", length), extent("width", width)
 
     @script.prim_func(private=True, s_tir=True)
     def argsort(data: T.handle, order: T.handle, work: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        x = T.match_buffer(data, (before, size, after), dtype, align=element_bytes(dtype))
-        out = T.match_buffer(order, (before, after, size), "int64", align=_INDEX_ALIGN)
+        x = T.match_buffer(data, (size, columns), dtype, align=element_bytes(dtype))
+        out = T.match_buffer(order, (size,), "int64", align=_INDEX_ALIGN)
         spare = T.match_buffer(work, (size,), "int64", align=_INDEX_ALIGN)
         # run length, start of the pair of runs, next of the left run, next of the right run
         at = T.alloc_buffer((4,), "int64", scope="local")
-        for o, i in T.grid(before, after):
-            for j in range(size):
-                out[o, i, j] = T.Cast("int64", j)
+        for j in range(size):
+            out[j] = T.Cast("int64", j)
+        for k in range(columns):
             at[0] = T.int64(1)
             while at[0] < size:
                 at[1] = T.int64(0)
@@ -46,21 +45,21 @@ def argsort(
                     at[3] = at[1] + at[0]
                     for j in range(at[1], T.min(at[1] + at[0] * 2, size)):
                         # Both sides of `and` are evaluated: a finished run is read at the end.
-                        left = out[o, i, T.min(at[2], size - 1)]
-                        right = out[o, i, T.min(at[3], size - 1)]
+                        left = x[out[T.min(at[2], size - 1)], columns - 1 - k]
+                        right = x[out[T.min(at[3], size - 1)], columns - 1 - k]
                         right_is_next = at[3] < T.min(at[1] + at[0] * 2, size) and (
                             at[2] >= T.min(at[1] + at[0], size)
-                            or precedes(x[o, right, i], x[o, left, i], dtype, descending)
+                            or precedes(right, left, dtype, False)
                         )
                         if right_is_next:
-                            spare[j] = out[o, i, at[3]]
+                            spare[j] = out[at[3]]
                             at[3] = at[3] + T.int64(1)
                         else:
-                            spare[j] = out[o, i, at[2]]
+                            spare[j] = out[at[2]]
                             at[2] = at[2] + T.int64(1)
                     at[1] = at[1] + at[0] * 2
                 for j in range(size):
-                    out[o, i, j] = spare[j]
+                    out[j] = spare[j]
                 at[0] = at[0] * 2
 
     return argsort
@@ -106,39 +105,43 @@ def nonzero_fill(dtype: str) -> PrimFunc:
 
 
 @cache
-def distinct_count(dtype: str) -> PrimFunc:
-    """Kernel (data[n], order[n]) -> count int64[1] of distinct elements; `order` sorts `data`.
+def starts(dtype: str) -> PrimFunc:
+    """Kernel (data[n, width], order[n]) -> bool[n]: where other rows begin in the order.
 
-    It sorts upwards, as `argsort` does; all NaN count as one element.
+    `argsort` gives the order; all NaN count as one element.
     """
 
     @script.prim_func(private=True, s_tir=True)
-    def distinct_count(data: T.handle, order: T.handle, count: T.handle):
+    def starts(data: T.handle, order: T.handle, marks: T.handle):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        n = T.int64()
-        x = T.match_buffer(data, (n,), dtype, align=element_bytes(dtype))
+        n, width = T.int64(), T.int64()
+        x = T.match_buffer(data, (n, width), dtype, align=element_bytes(dtype))
         by = T.match_buffer(order, (n,), "int64", align=_INDEX_ALIGN)
-        total = T.match_buffer(count, (1,), "int64", align=_INDEX_ALIGN)
-        total[0] = T.int64(0)
+        begins = T.match_buffer(marks, (n,), "bool", align=1)
         for j in range(n):
-            if j == 0 or precedes(x[by[T.max(j - 1, 0)]], x[by[j]], dtype, False):
-                total[0] = total[0] + T.int64(1)
+            begins[j] = j == 0
+            for k in range(width):
+                before = x[by[T.max(j - 1, 0)], k]
+                here = x[by[j], k]
+                # Where an earlier element of the row is larger, a later one may be smaller.
+                if precedes(before, here, dtype, False) or precedes(here, before, dtype, False):
+                    begins[j] = True
 
-    return distinct_count
+    return starts
 
 
 @cache
-def distinct_fill(dtype: str, by_value: bool) -> PrimFunc:
-    """Kernel (data[n], order[n]) -> (first[count], inverse[n], counts[count], rank[count]), int64.
+def distinct_fill(by_value: bool) -> PrimFunc:
+    """Kernel (starts[n], order[n]) -> (first[count], inverse[n], counts[count], rank[count]).
 
-    `first` holds the position of each distinct element's first occurrence, `inverse` which distinct
-    element stands at each position, `counts` how often each occurs.  They are in order of value,
-    or, unless `by_value`, of first occurrence; `rank` is scratch.
+    Of `count` rows that differ, int64: `first` holds the position of each one's first occurrence,
+    `inverse` which one stands at each position, `counts` how often each occurs.  They are in order
+    of value, or, unless `by_value`, of first occurrence; `rank` is scratch.
     """
 
     @script.prim_func(private=True, s_tir=True)
     def distinct_fill(
-        data: T.handle,
+        starts: T.handle,
         order: T.handle,
         first: T.handle,
         inverse: T.handle,
@@ -147,7 +150,7 @@ def distinct_fill(dtype: str, by_value: bool) -> PrimFunc:
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
         n, count = T.int64(), T.int64()
-        x = T.match_buffer(data, (n,), dtype, align=element_bytes(dtype))
+        begins = T.match_buffer(starts, (n,), "bool", align=1)
         by = T.match_buffer(order, (n,), "int64", align=_INDEX_ALIGN)
         start = T.match_buffer(first, (count,), "int64", align=_INDEX_ALIGN)
         which = T.match_buffer(inverse, (n,), "int64", align=_INDEX_ALIGN)
@@ -156,7 +159,7 @@ def distinct_fill(dtype: str, by_value: bool) -> PrimFunc:
         group = T.alloc_buffer((1,), "int64", scope="local")
         group[0] = T.int64(-1)
         for j in range(n):
-            if j == 0 or precedes(x[by[T.max(j - 1, 0)]], x[by[j]], dtype, False):
+            if begins[j]:
                 group[0] = group[0] + T.int64(1)
                 start[group[0]] = by[j]
             which[by[j]] = group[0]

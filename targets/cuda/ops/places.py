@@ -14,8 +14,9 @@ from graphopt.targets.cuda.lowering import CudaLowering, lowers
 from graphopt.targets.cuda.ops.lines import sorted_lines
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import Lowering, compute, int64
-from graphopt.targets.relax.operands import tensor_input
-from graphopt.targets.relax.ops.selection import compress, counted, nonzero
+from graphopt.targets.relax.ops.selection import compress, counted, nonzero, unique
+
+_MOST_COLUMNS = 64  # of rows that Unique compares; each is a sort
 
 
 @lowers("NonZero")
@@ -42,24 +43,30 @@ def _found(lower: Lowering, flat: relax.Expr, size: Any) -> relax.Expr:
 
 @lowers("Unique")
 def _unique(lower: CudaLowering, node: Node) -> list[relax.Expr]:
-    data = tensor_input(node, 0)
-    if node.attrs.get("axis") is not None and data.rank != 1:
-        raise lower.unsupported("it compares slices along an axis, not elements")
-    length = lower.dim(dims.product(data.tensor.dims))
-    flat = lower.reshape(lower.expr(data), [length])
-    cube = lower.reshape(flat, [1, length, 1])
-    order = lower.reshape(sorted_lines(lower, cube, [1, length, 1], data.dtype, False), [length])
+    return unique(lower, node, _distinct)
+
+
+def _distinct(
+    lower: Lowering, node: Node, rows: relax.Expr, length: Any, width: Any, axis: int
+) -> tuple[list[relax.Expr], Any]:
+    """See `selection.Distinct`."""
+    if not isinstance(width, int) or width > _MOST_COLUMNS:
+        raise lower.unsupported(f"it compares rows of more than {_MOST_COLUMNS} elements")
+    dtype = node.output.dtype
+    order = _sorted_rows(lower, rows, length, width, dtype)
 
     def is_new(x: te.Tensor, by: te.Tensor) -> te.Tensor:
         def element(j: Any) -> Any:
             before = tirx.if_then_else(j > 0, by(j - 1), by(j))
-            return tirx.any(tirx.EQ(j, int64(0)), precedes(x(before), x(by(j)), data.dtype, False))
+            pairs = [(x(before, k), x(by(j), k)) for k in range(width)]
+            ways = [precedes(*way, dtype, False) for a, b in pairs for way in ((a, b), (b, a))]
+            return tirx.any(tirx.EQ(j, int64(0)), *ways)
 
         return compute([length], element, "is_new")
 
-    marks = lower.te(is_new, flat, order)
+    marks = lower.te(is_new, rows, order)
     (count,) = loops(lower, places.count_nonzero, [marks], [([1], "int64")])
-    size = counted(lower, node.output, 0, count)
+    size = counted(lower, node.output, axis, count)
     starts = _found(lower, marks, size)
 
     def assign(by: Any, first: Any, which: Any) -> None:
@@ -79,8 +86,26 @@ def _unique(lower: CudaLowering, node: Node) -> list[relax.Expr]:
     first = _taken(lower, order, starts, size)
     if not node.attr("sorted"):
         first, which, counts = _by_occurrence(lower, first, which, counts, length, size)
-    values = _taken(lower, flat, first, size)
-    return [values, first, which, counts][: len(node.outputs)]
+    return [first, which, counts], size
+
+
+def _sorted_rows(
+    lower: Lowering, rows: relax.Expr, length: Any, width: int, dtype: str
+) -> relax.Expr:
+    """The order of rows [length, width]: sorted by each column, from the last one on."""
+    order: relax.Expr | None = None
+    for column in reversed(range(width)):
+
+        def keys(x: te.Tensor, *by: te.Tensor, column: int = column) -> te.Tensor:
+            return compute([length], lambda j: x(by[0](j) if by else j, column), "keys")
+
+        line = lower.te(keys, rows, *([] if order is None else [order]))
+        cube = lower.reshape(line, [1, length, 1])
+        found = lower.reshape(sorted_lines(lower, cube, [1, length, 1], dtype, False), [length])
+        order = found if order is None else _taken(lower, order, found, length)
+    if order is None:
+        return lower.te(lambda x: compute([length], lambda j: j, "order"), rows)
+    return order
 
 
 def _by_occurrence(

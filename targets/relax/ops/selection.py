@@ -157,36 +157,68 @@ def compress(lower: Lowering, node: Node, positions: Positions) -> relax.Expr:
     (given,) = lower.shape(condition)
     message = "Compress: the condition is longer than the axis"
     checks = [(tirx.LE(int64(given), int64(shape[at])), message)]
-    out = [*shape[:at], count, *shape[at + 1 :]]
+    return _taken(lower, source, [*shape[:at], count, *shape[at + 1 :]], at, found, checks)
+
+
+def _taken(
+    lower: Lowering,
+    source: relax.Expr,
+    shape: Sequence[Any],
+    axis: int,
+    places: relax.Expr,
+    checks: Sequence[Any] = (),
+) -> relax.Expr:
+    """What stands at `places` of an axis of `source`; `shape` is the result's."""
 
     def take(x: te.Tensor, by: te.Tensor) -> te.Tensor:
-        return te.compute(out, lambda *i: x(*i[:at], by(i[at]), *i[at + 1 :]), name="compress")
+        return te.compute(shape, lambda *i: x(*i[:axis], by(i[axis]), *i[axis + 1 :]), name="taken")
 
-    return lower.te(take, source, found, name="compress", checks=checks)
+    return lower.te(take, source, places, name="taken", checks=checks)
 
 
 @lowers("Unique")
 def _unique(lower: Lowering, node: Node) -> list[relax.Expr]:
-    data = node.inputs[0]
-    assert data is not None
-    if node.attrs.get("axis") is not None and data.rank != 1:
-        raise lower.unsupported("it compares slices along an axis, not elements")
-    flat, length = _flat(lower, data)
-    sort = selection.argsort(1, _fixed(length), 1, data.dtype, False)
-    cube = lower.reshape(flat, [1, length, 1])
-    order, _ = lower.kernel(sort, [cube], [([1, 1, length], "int64"), ([length], "int64")])
-    order = lower.reshape(order, [length])
-    (count,) = lower.kernel(selection.distinct_count(data.dtype), [flat, order], [([1], "int64")])
-    size = counted(lower, node.output, 0, count)
-    kernel = selection.distinct_fill(data.dtype, bool(node.attr("sorted")))
-    first, inverse, counts, _ = lower.kernel(
-        kernel,
-        [flat, order],
-        [([size], "int64"), ([length], "int64"), ([size], "int64"), ([size], "int64")],
-    )
+    return unique(lower, node, _distinct)
 
-    def take(x: te.Tensor, by: te.Tensor) -> te.Tensor:
-        return te.compute([size], lambda j: x(by(j)), name="unique")
 
-    values = lower.te(take, flat, first, name="unique")
-    return [values, first, inverse, counts][: len(node.outputs)]
+Distinct = Callable[[Lowering, Node, relax.Expr, Any, Any, int], tuple[list[relax.Expr], Any]]
+"""Of rows [n, width] of a Unique, along an axis of its first result: the places of the first ones
+of each kind, which kind stands where and how often each does; and how many kinds there are."""
+
+
+def unique(lower: Lowering, node: Node, distinct: Distinct) -> list[relax.Expr]:
+    """The outputs of a Unique, whose rows `distinct` tells apart."""
+    data, axis = tensor_input(node, 0), node.attrs.get("axis")
+    if axis is None:
+        source, length = _flat(lower, data)
+        shape, at = [length], 0
+    else:
+        source, shape = lower.expr(data), list(lower.shape(data))
+        at = axis % len(shape)
+    dims = data.tensor.dims if axis is not None else (product(data.tensor.dims),)
+    outer, inner = (lower.dim(product(part)) for part in (dims[:at], dims[at + 1 :]))
+    rows, length = lower.reshape(source, [outer, shape[at], inner]), shape[at]
+
+    def turned(x: te.Tensor) -> te.Tensor:
+        return te.compute([length, outer, inner], lambda j, o, i: x(o, j, i), name="turned")
+
+    if outer != 1:
+        rows = lower.te(turned, rows, name="turned")
+    width = lower.dim(product((*dims[:at], *dims[at + 1 :])))
+    rows = lower.reshape(rows, [length, width])
+    found, size = distinct(lower, node, rows, length, width, at)
+    values = _taken(lower, source, [*shape[:at], size, *shape[at + 1 :]], at, found[0])
+    return [values, *found][: len(node.outputs)]
+
+
+def _distinct(
+    lower: Lowering, node: Node, rows: relax.Expr, length: Any, width: Any, axis: int
+) -> tuple[list[relax.Expr], Any]:
+    dtype, line = node.output.dtype, ([length], "int64")
+    sort = selection.argsort(_fixed(length), _fixed(width), dtype)
+    order, _ = lower.kernel(sort, [rows], [line, line])
+    (starts,) = lower.kernel(selection.starts(dtype), [rows, order], [([length], "bool")])
+    (count,) = lower.kernel(selection.nonzero_count("bool"), [starts], [([1], "int64")])
+    size = counted(lower, node.output, axis, count)
+    group, fill = ([size], "int64"), selection.distinct_fill(bool(node.attr("sorted")))
+    return lower.kernel(fill, [starts, order], [group, line, group, group])[:3], size

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt.errors import UnsupportedOpError
 from graphopt.ir import onnx_io
 from graphopt.testing import run_onnxruntime
 
@@ -172,3 +173,18 @@ def test_unique(dtype: str, run_model: Runner) -> None:
     }}"""
     feeds = [{"x": ties(n, dtype=dtype.replace("float", "float32"))} for n in (1, 700)]
     compared(run_model, text, feeds)
+
+
+def test_unique_rows(run_model: Runner) -> None:
+    text = """agraph (int64[2, n] x) => (int64[2, k] y, int64[k] a, int64[n] b, int64[k] c,
+        int64[2, l] z, int64[l] d, int64[n] e, int64[l] f) {
+        y, a, b, c = Unique <axis = 1> (x)
+        z, d, e, f = Unique <axis = 1, sorted = 0> (x)
+    }"""
+    compared(run_model, text, [{"x": RNG.integers(0, 4, (2, n))} for n in (1, 40)])
+
+
+def test_unique_rows_of_unknown_length_are_refused(run_model: Runner) -> None:
+    text = "agraph (int64[n, m] x) => (int64[k, m] y) { y = Unique <axis = 0> (x) }"
+    with pytest.raises(UnsupportedOpError, match="more than 64 elements"):
+        compared(run_model, text, [{"x": RNG.integers(0, 4, (2, 2))}])

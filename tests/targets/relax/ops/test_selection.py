@@ -132,9 +132,18 @@ def test_what_follows_unique_knows_its_sizes() -> None:
     )
 
 
-def test_unique_rows_are_refused() -> None:
-    with pytest.raises(UnsupportedOpError, match="slices along an axis"):
-        Compiled(parse("g (float[N,3] x) => (float[M,3] y) { y = Unique<axis=0>(x) }"))
+@pytest.mark.parametrize("is_sorted", [0, 1])
+@pytest.mark.parametrize(
+    ("dims", "axis", "distinct"), [("N,3", 0, "M,3"), ("3,N", -1, "3,M"), ("2,N,2", 1, "2,M,2")]
+)
+def test_unique_slices_along_an_axis(is_sorted: int, dims: str, axis: int, distinct: str) -> None:
+    shapes = [[n if d == "N" else int(d) for d in dims.split(",")] for n in (1, 50)]
+    agree(
+        f"""g (int64[{dims}] x) =>
+            (int64[{distinct}] y, int64[M] first, int64[N] inverse, int64[M] counts)
+            {{ y, first, inverse, counts = Unique<sorted={is_sorted}, axis={axis}>(x) }}""",
+        *({"x": RNG.integers(0, 2, shape)} for shape in shapes),
+    )
 
 
 def test_compress() -> None:
