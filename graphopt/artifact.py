@@ -280,7 +280,8 @@ def _program(
         return gpu_runtime.load_program(path / LIBRARY, weights, signature, gpu, gpu_memory_share)
     plan = (manifest["sizes"], signature.outputs)
     known = (manifest.get("shared"), manifest.get("shaping"), manifest["batch_inputs"])
-    return load_program(path / LIBRARY, weights, *plan, *known)
+    late = manifest.get("late_outputs", ())
+    return load_program(path / LIBRARY, weights, *plan, *known, late)
 
 
 def _check_files(path: Path, sizes: dict[str, int], sums: dict[str, int]) -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -88,6 +88,7 @@ def load_program(
     shared: Sequence[int] | None = None,
     shaping: int | None = None,
     batched: Sequence[bool] | None = None,
+    late: Sequence[int] = (),
 ) -> StraightProgram | MachineProgram:
     """The program in a compiled library, callable from any thread with inputs in signature order.
 
@@ -99,6 +100,7 @@ def load_program(
         shaping: how many of `sizes`, the first ones, the shapes of outputs depend on; all if None.
         batched: for each input, whether its rows belong to samples, where no sample's results
             depend on another; None if they may.
+        late: numbers of the outputs whose sizes the program finds.
 
     Raises:
         ArtifactError: the library cannot be loaded.
@@ -108,7 +110,7 @@ def load_program(
         module = _module(load, library)
         if sizes is None:
             return MachineProgram(module, weights)
-        return StraightProgram(module, weights, sizes, outputs, shared, shaping, batched)
+        return StraightProgram(module, weights, sizes, outputs, shared, shaping, batched, late)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
@@ -154,10 +156,11 @@ class _Plan:
 
 
 class _Room(threading.local):
-    """A thread's workspace, an array of `size` bytes."""
+    """A thread's workspace, `size` bytes, as an array for compiled code and one of NumPy's."""
 
     size = -1
     array: Any = None
+    bytes: Any = None
 
 
 class StraightProgram:
@@ -179,6 +182,7 @@ class StraightProgram:
         shared: Sequence[int] | None = None,
         shaping: int | None = None,
         batched: Sequence[bool] | None = None,
+        late: Sequence[int] = (),
     ) -> None:
         # Weights that several threads may share are too many to be read for each of some pieces.
         self._batched = None if shared or batched is None or not any(batched) else list(batched)
@@ -191,7 +195,9 @@ class StraightProgram:
         self._weights = self._convert(np.array(addresses, np.int64))
         self._sizes = [(k, axis) for k, axis in sizes]
         self._shaping = self._sizes[:shaping]
-        self._outputs = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in outputs]
+        forms = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in outputs]
+        self._outputs = [form for k, form in enumerate(forms) if k not in late]
+        self._late = [(k, *forms[k]) for k in late]
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._room = _Room()
 
@@ -206,7 +212,7 @@ class StraightProgram:
         plan = self._plan_for(inputs)
         results = plan.allocate()
         self._in_pieces(inputs, results, plan)
-        return results
+        return self._with_late(results) if self._late else results
 
     def allocate(self, inputs: Inputs) -> list[np.ndarray]:
         """Arrays for the results of `into`."""
@@ -259,10 +265,29 @@ class StraightProgram:
         try:  # with arrays as they are: converted one by one they would take twice as long
             self._run(*inputs, *results, self._weights, self._workspace(plan.workspace))
         except RuntimeError as error:
-            more = self._planned(inputs) if ROOM_ERROR in str(error) else plan
+            more = self._roomier(inputs, plan) if ROOM_ERROR in str(error) else plan
             if more.workspace == plan.workspace:
                 raise _translated(error) from None
             self._call(inputs, results, more)
+
+    def _roomier(self, inputs: Inputs, plan: _Plan) -> _Plan:
+        """A plan with more room, for a call that `plan` had too little for."""
+        more = self._planned(inputs)
+        if more.workspace == plan.workspace:  # what takes more are sizes that the call has found
+            needed = int(self._room.bytes[:8].view(np.int64)[0])
+            more = replace(more, workspace=needed + needed // 4)
+            self._plans[tuple([inputs[k].shape[axis] for k, axis in self._shaping])] = more
+        return more
+
+    def _with_late(self, results: list[np.ndarray]) -> list[np.ndarray]:
+        """All outputs in order: those given, and copies of those in the workspace."""
+        room = self._room.bytes
+        numbers = iter(room[: 8 * sum(1 + rank for _, rank, _ in self._late)].view(np.int64))
+        for k, rank, dtype in self._late:
+            start, *shape = map(int, islice(numbers, 1 + rank))
+            stop = start + math.prod(shape) * dtype.itemsize
+            results.insert(k, room[start:stop].view(dtype).reshape(shape).copy())
+        return results
 
     def profile(self, inputs: Sequence[np.ndarray], calls: int) -> np.ndarray:
         """Nanoseconds of each of the program's kernel calls, during one run.
@@ -272,6 +297,7 @@ class StraightProgram:
             calls: how many kernel calls the program has.
         """
         run = self._module["graphopt_profile"]
+        self(inputs)  # so that there is room for values whose sizes it finds
         plan = self._planned(inputs)
         clock = np.empty((calls + 1, 2), np.int64)
         arrays, workspace = passed([*inputs, *plan.allocate()]), self._workspace(plan.workspace)
@@ -305,7 +331,8 @@ class StraightProgram:
     def _workspace(self, nbytes: int) -> Any:
         room = self._room
         if room.size < nbytes:
-            room.array, room.size = self._convert(aligned_empty(nbytes)), nbytes
+            room.bytes = aligned_empty(max(nbytes, 8))
+            room.array, room.size = self._convert(room.bytes), nbytes
         return room.array
 
 

@@ -238,7 +238,8 @@ class Compiled:
             ]
             self.calls: int = compiled.kernels["calls"]
             weights = [_owned(array) for array in compiled.constants]
-            self._program = load_program(library, weights, compiled.facts["sizes"], outputs)
+            sizes, late = compiled.facts["sizes"], compiled.facts["late_outputs"]
+            self._program = load_program(library, weights, sizes, outputs, late=late)
         self._outputs = [(spec.name, spec.numpy_dtype) for spec in outputs]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

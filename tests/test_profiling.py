@@ -191,9 +191,10 @@ def test_what_cannot_run_here_is_described(with_tables: Path, tmp_path: Path) ->
 
 
 def test_loops_have_no_profile(tmp_path: Path) -> None:
-    text = """(float[N] x) => (float[K] y) { k = NonZero(x)  f = Cast<to=1>(k)
-        y = ReduceSum<keepdims=0>(f) }"""
-    graphopt.compile(parse(text.replace("float[K] y", "float y")), output=tmp_path / "m.gopt")
+    text = """(float[N] x, bool c) => (float[K] y) { y = If(c) <
+        then_branch = long () => (float[A] u) { u = Concat<axis=0>(x, x) },
+        else_branch = short () => (float[B] v) { v = Neg(x) }> }"""
+    graphopt.compile(parse(text), output=tmp_path / "m.gopt")
     with pytest.raises(ArtifactError, match="cannot be profiled"):
         profile(tmp_path / "m.gopt", seconds=0, peaks=PEAKS)
 

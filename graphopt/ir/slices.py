@@ -5,6 +5,8 @@ from __future__ import annotations
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 
+_END = 10**9  # what tf2onnx writes for the end of an axis; others write more. No axis is as long
+
 
 def slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
     """How many elements `[start:end:step]` takes of an axis of `size`; None if not expressible."""
@@ -39,7 +41,7 @@ def _clamped(bound: Dim, size: Dim) -> Dim | None:
     if isinstance(bound, int):
         if bound <= -(2**31):
             return 0
-        if bound >= 2**31 - 1:
+        if bound >= _END:
             return size
         position: Dim = bound if bound >= 0 else size + bound
         return dims.maximum(position, 0) if bound < 0 else dims.minimum(position, size)

@@ -242,6 +242,7 @@ class CpuTarget(Target):
             "sizes": built.sizes,
             "shaping": built.shaping,
             "shared": built.shared,
+            "late_outputs": built.late,
             "program": describe(working, built.program),
             **tuned,
         }

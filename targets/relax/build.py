@@ -43,7 +43,7 @@ class Built:
         shaping: as of `Straight`.
         embedded: for a straight program, the constants that follow the parameters.
         program: for a straight program, the kernel of each call and the nodes that it computes.
-        shared: as of `Straight`.
+        shared, late: as of `Straight`.
     """
 
     kernels: int
@@ -53,6 +53,7 @@ class Built:
     program: tuple[tuple[str, list[Node]], ...] = ()
     shared: tuple[int, int] | None = None
     shaping: int | None = None
+    late: tuple[int, ...] = ()
 
 
 def build(
@@ -93,8 +94,15 @@ def build(
     if straight is None:
         return Built(*counts, None)
     program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
-    shared = straight.shared
-    return Built(*counts, straight.sizes, straight.embedded, program, shared, straight.shaping)
+    return Built(
+        *counts,
+        straight.sizes,
+        straight.embedded,
+        program,
+        straight.shared,
+        straight.shaping,
+        straight.late,
+    )
 
 
 @contextmanager

@@ -108,7 +108,9 @@ def _unequal(pairs: Sequence[tuple[Any, Any]], known: Any, name: str) -> Iterato
     """Checks of the dims that are not known to be what a kernel takes them for."""
     analyzer = Analyzer()
     for own, dim in pairs:
-        taken = tvm_ffi.structural_map(int64(own), (tirx.Var, lambda size: known.get(size, size)))
+        if isinstance(own, tirx.IntImm):
+            own = int64(int(own))  # which may have been written as an int32
+        taken = tvm_ffi.structural_map(own, (tirx.Var, lambda size: known.get(size, size)))
         given = int64(dim)
         if tvm_ffi.structural_equal(taken, given) or analyzer.can_prove_equal(taken, given):
             continue

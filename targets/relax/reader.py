@@ -1,4 +1,4 @@
-"""`main` of a module taken apart, if it is a list of kernel calls and reshapes."""
+"""`main` of a module taken apart, if it is a list of kernel calls, reshapes and sizes read."""
 
 from __future__ import annotations
 
@@ -41,31 +41,51 @@ class Call:
     results: list[Tensor]
 
 
-def read(module: tvm.IRModule) -> Reader | None:
-    """`main` of a fused and scheduled module, taken apart; None if it is not straight."""
+@dataclass(frozen=True)
+class Reading:
+    """Sizes that are the elements of an int64 vector, from before call number `step` on."""
+
+    step: int
+    sizes: list[Any]
+    vector: Tensor
+
+
+def read(module: tvm.IRModule, may_find_sizes: bool = False) -> Reader | None:
+    """`main` of a fused and scheduled module, taken apart; None if it is not straight.
+
+    Args:
+        may_find_sizes: whether sizes may be read that kernels find.
+    """
     main = module["main"]
     inputs = main.params[: int(main.attrs["num_input"])]
     reader = Reader(inputs, main.params[len(inputs) :])
-    return reader if reader.read(main.body) else None
+    is_straight = reader.read(main.body) and (may_find_sizes or not reader.readings)
+    return reader if is_straight else None
 
 
 class Reader:
     """`main`, checked and taken apart.
 
     Attributes:
-        inputs, outputs: the tensors that a caller gives.
+        inputs: the tensors that a caller gives.
+        outputs: the results, in order.
+        late: numbers of the outputs whose sizes kernels find; the caller gives room for the others.
         sizes: each size variable of the inputs, and the (input, axis) that it is read from.
         calls: the kernel calls in order.
+        readings: the sizes that some of them find, in order.
         embedded: the constants that are not parameters, in order of use.
     """
 
     def __init__(self, inputs: Sequence[Any], weights: Sequence[Any]) -> None:
         self.inputs = [Tensor(Root(), parameter.ty) for parameter in inputs]
         self.outputs: list[Tensor] = []
+        self.late: list[int] = []
         self.sizes: dict[Any, tuple[int, int]] = {}
         self.calls: list[Call] = []
+        self.readings: list[Reading] = []
         self.embedded: list[Any] = []
         self.weights = len(weights)
+        self._vectors: dict[Any, Tensor] = {}
         self._values: dict[Any, list[Tensor]] = {
             parameter: [tensor] for parameter, tensor in zip(inputs, self.inputs)
         }
@@ -77,11 +97,15 @@ class Reader:
                     self.sizes.setdefault(dim, (k, axis))
 
     def read(self, body: relax.SeqExpr) -> bool:
-        """Take in the body of `main`; False if something in it is no kernel call and no reshape."""
+        """Take in the body of `main`; False if something in it is none of these."""
         for block in body.blocks:
             for binding in block.bindings:
+                if isinstance(binding, relax.MatchCast) and self._sizes_read(binding):
+                    continue
                 if not isinstance(binding, relax.VarBinding):
                     return False
+                if self._is_vector_read(binding):
+                    continue
                 values = self._bound(binding.value, binding.var.name)
                 if values is None or not self._are_known(values):
                     return False
@@ -91,7 +115,43 @@ class Reader:
         self.outputs = [self._tensor(field) for field in body.body.fields]
         roots = [tensor.root for tensor in self.outputs]
         computed = {tensor.root for call in self.calls for tensor in call.results}
+        self.late = [
+            k for k, tensor in enumerate(self.outputs) if not self.sizes.keys() >= _sizes_of(tensor)
+        ]
+        for k in self.late:
+            roots[k].last_use = len(self.calls)
         return len(set(roots)) == len(roots) and computed.issuperset(roots)
+
+    def _is_vector_read(self, binding: relax.VarBinding) -> bool:
+        """Takes in what `Lowering.bind_sizes` emits first."""
+        call = binding.value
+        if not isinstance(call, relax.Call) or not isinstance(call.op, relax.ExternFunc):
+            return False
+        if call.op.global_symbol != "vm.builtin.tensor_to_shape":
+            return False
+        self._vectors[binding.var] = self._tensor(call.args[0])
+        return True
+
+    def _sizes_read(self, binding: relax.MatchCast) -> bool:
+        """Takes in what it emits then; False if that is a comparison with sizes known before."""
+        sizes, vector = list(binding.ty.values), self._vectors.get(binding.value)
+        if vector is None or not all(isinstance(size, tirx.Var) for size in sizes):
+            return False
+        if set(sizes) & (self.sizes.keys() | self.found):
+            return False
+        vector.root.last_use = len(self.calls)
+        self.readings.append(Reading(len(self.calls), sizes, vector))
+        return True
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The outputs that a caller gives room for."""
+        return [tensor for k, tensor in enumerate(self.outputs) if k not in self.late]
+
+    @property
+    def found(self) -> set[Any]:
+        """The sizes that kernels find."""
+        return {size for reading in self.readings for size in reading.sizes}
 
     def _bound(self, value: Any, name: str) -> list[Tensor] | None:
         if isinstance(value, relax.Var):
@@ -128,12 +188,17 @@ class Reader:
         return tensor
 
     def _are_known(self, tensors: Sequence[Tensor]) -> bool:
-        """True if the dims of the tensors depend on the sizes of the inputs alone.
+        """True if the dims of the tensors depend on sizes of the inputs and those found before.
 
         bfloat16 is not passed from function to function: TVM makes it uint16 on one side only.
         """
         if any(str(tensor.type.dtype) == "bfloat16" for tensor in tensors):
             return False
-        dims = [dim for tensor in tensors for dim in tensor.type.shape.values]
-        used = {var for dim in dims for var in tirx.analysis.undefined_vars(dim)}
-        return self.sizes.keys() >= used
+        known = self.sizes.keys() | self.found
+        return all(known >= _sizes_of(tensor) for tensor in tensors)
+
+
+def _sizes_of(tensor: Tensor) -> set[Any]:
+    """The variables of the dims of a tensor."""
+    dims = tensor.type.shape.values
+    return {var for dim in dims for var in tirx.analysis.undefined_vars(dim)}

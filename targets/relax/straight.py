@@ -21,6 +21,11 @@ does what `graphopt_run` does and writes into the int64 array `clock` the time, 
 is there if some layers are so wide that several threads are worth it (`sharing`). One thread calls
 it with `helps` 0 and gets what `graphopt_run` gives; others, with the same arguments but `helps` 1,
 take part in the wide layers and come back once `progress[0]` is the largest number.
+
+Sizes that kernels find, as that of what `NonZero` gives, are read when they are there. If values of
+such sizes need more room than `workspace` has, the function writes how many bytes that takes into
+the first eight of it and fails; its caller comes back with a larger one. Outputs of such sizes are
+left in `workspace`, which then begins with where each lies in it, in bytes, and its dims.
 """
 
 from __future__ import annotations
@@ -41,7 +46,7 @@ from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.direct import DirectKernel, at
 from graphopt.targets.relax.given import GivenArrays
 from graphopt.targets.relax.primfunc import int64, sequence, with_root
-from graphopt.targets.relax.reader import Call, Reader, Root, Tensor, read
+from graphopt.targets.relax.reader import Call, Reader, Reading, Root, Tensor, read
 from graphopt.targets.relax.sharing import Sharing, with_atomics
 from graphopt.targets.relax.workspace import Slot, Workspace
 
@@ -60,6 +65,7 @@ class Straight:
         shaping: how many of these, the first ones, the shapes of outputs depend on.
         embedded: small constants, whose addresses follow those of the others in `weights`.
         calls: for each kernel call its symbol and the variable of `main` that it computes.
+        late: numbers of the outputs that are left in the workspace.
         shared: how long `progress` of `graphopt_share` is, and how many bytes of weights its wide
             layers have; None if there is no such function.
     """
@@ -69,12 +75,13 @@ class Straight:
     shaping: int
     embedded: tuple[np.ndarray, ...]
     calls: tuple[tuple[str, str], ...]
+    late: tuple[int, ...]
     shared: tuple[int, int] | None
 
 
 def straighten(module: tvm.IRModule) -> Straight | None:
     """The program of `module` (fused and scheduled) as one function; None if it is not straight."""
-    reader = read(module)
+    reader = read(module, may_find_sizes=True)
     if reader is None:
         return None
     kernels = {
@@ -82,7 +89,9 @@ def straighten(module: tvm.IRModule) -> Straight | None:
         for name, kernel in module.functions.items()
         if isinstance(kernel, tirx.PrimFunc)
     }
-    sharing = Sharing(kernels, [call.symbol for call in reader.calls])
+    # Threads that take part would need the sizes that another one finds.
+    shareable = [] if reader.readings else [call.symbol for call in reader.calls]
+    sharing = Sharing(kernels, shareable)
     every = {**kernels, **sharing.kernels}
     direct = {name: DirectKernel(name, kernel) for name, kernel in every.items()}
     writer = _HostWriter(reader, sharing, direct)
@@ -93,6 +102,7 @@ def straighten(module: tvm.IRModule) -> Straight | None:
         writer.shaping,
         tuple(constant.value.numpy() for constant in reader.embedded),
         tuple((call.symbol, call.variable) for call in reader.calls),
+        tuple(reader.late),
         (sharing.slots, sharing.weights) if sharing.slots else None,
     )
 
@@ -127,13 +137,15 @@ class Writer:
 
     Attributes:
         offsets: where in the workspace each slot lies, in bytes.
-        needed: bytes of workspace.
+        ends: bytes of workspace that are needed from each reading of sizes on; `needed` from the
+            start.
     """
 
     def __init__(self, program: Reader, kernels: Mapping[str, DirectKernel]) -> None:
         self.program, self.kernels = program, kernels
         self._scalars: dict[Any, tirx.Bind] = {}
-        self.offsets, self.needed = self._assign_slots()
+        self.offsets, self.ends = self._assign_slots()
+        self.needed = self.ends[0]
 
     def address(self, root: Root) -> Any:
         """Where memory lies."""
@@ -162,22 +174,33 @@ class Writer:
 
     @property
     def scalars(self) -> list[Any]:
-        """The statements that compute what `scalar` gave."""
-        return list(self._scalars.values())
+        """The statements that compute what `scalar` gave of sizes of the inputs."""
+        return [bind for bind in self._scalars.values() if not self._is_found(bind)]
+
+    def _is_found(self, bind: tirx.Bind) -> bool:
+        """Whether a statement takes a size that a kernel finds."""
+        return not self.program.found.isdisjoint(tirx.analysis.undefined_vars(bind.value))
 
     def output_dims(self) -> list[Any]:
-        """The dims of all outputs, one after another."""
-        return [dim for tensor in self.program.outputs for dim in tensor.type.shape.values]
+        """The dims of all outputs that a caller gives, one after another."""
+        return [dim for tensor in self.program.given for dim in tensor.type.shape.values]
 
-    def _assign_slots(self) -> tuple[dict[Slot, Any], Any]:
-        workspace = Workspace(self.program.sizes)
-        given = {tensor.root for tensor in self.program.outputs}
+    def _late_shapes(self) -> list[Any]:
+        return [self.program.outputs[k].type.shape.values for k in self.program.late]
+
+    def _assign_slots(self) -> tuple[dict[Slot, Any], list[Any]]:
+        readings = self.program.readings
+        workspace = Workspace(self.program.sizes, [reading.sizes for reading in readings])
+        if self.program.late:
+            workspace.take(sum(8 + 8 * len(shape) for shape in self._late_shapes()))
+        given = {tensor.root for tensor in self.program.given}
         for step, call in enumerate(self.program.calls):
             roots = [tensor.root for tensor in call.results]
             for tensor in call.results:
                 if tensor.root not in given:
                     tensor.root.slot = workspace.take(bytes_of(tensor.type))
             roots += [operand.root for operand in call.operands if isinstance(operand, Tensor)]
+            roots += [reading.vector.root for reading in readings if reading.step == step]
             for root in dict.fromkeys(roots):
                 if root.slot is not None and root.last_use == step:
                     workspace.give_back(root.slot)
@@ -197,7 +220,7 @@ class _HostWriter(Writer):
         super().__init__(program, kernels)
         self.sharing = sharing
         self.inputs = _given("in", program.inputs)
-        self.outputs = _given("out", program.outputs)
+        self.outputs = _given("out", program.given)
         self.given = GivenArrays([*self.inputs, *self.outputs])
         count = max(1, program.weights + len(program.embedded))
         self.weights = buffer_of((int64(count),), "int64", "weights")
@@ -206,6 +229,9 @@ class _HostWriter(Writer):
         shapes = {var for dim in self.output_dims() for var in tirx.analysis.undefined_vars(dim)}
         ordered = sorted(program.sizes.items(), key=lambda size: size[0] not in shapes)
         self.sizes, self.shaping = dict(ordered), len(shapes)
+        self._steps = [self._step(k) for k in range(len(program.calls))]
+        if program.late:
+            self._steps[-1] += self._told()
 
     def address(self, root: Root) -> Any:
         if root.buffer is not None:
@@ -221,15 +247,55 @@ class _HostWriter(Writer):
         found |= self.given.functions()
         return found | ({SHARE: self._share()} if self.sharing.slots else {})
 
+    def _step(self, k: int) -> list[Any]:
+        """The statements of call `k`, after those that read sizes which were found before it."""
+        before = len(self._scalars)
+        read = [
+            statement
+            for level, reading in enumerate(self.program.readings, 1)
+            if reading.step == k
+            for statement in self._read(reading, level)
+        ]
+        called = self.called(self.program.calls[k])
+        scalars = [bind for bind in list(self._scalars.values())[before:] if self._is_found(bind)]
+        return [*read, *scalars, *called]
+
+    def _read(self, reading: Reading, level: int) -> list[Any]:
+        vector = buffer_of((int64(len(reading.sizes)),), "int64", "found")
+        loads = [tirx.Bind(size, vector[int64(k)]) for k, size in enumerate(reading.sizes)]
+        statements = [at(vector, self.address(reading.vector.root)), *loads]
+        if self.ends[level] is not self.ends[level - 1]:
+            first = buffer_of((int64(1),), "int64", "first")
+            needed = tirx.Var("needed", "int64")
+            statements += [
+                tirx.Bind(needed, self.ends[level]),
+                at(first, tirx.address_of(self.workspace[int64(0)])),
+                tirx.IfThenElse(
+                    self.room < needed, tirx.BufferStore(first, needed, [int64(0)]), None
+                ),
+                require(self.room >= needed, "graphopt: the workspace is too small"),
+            ]
+        return statements
+
+    def _told(self) -> list[Any]:
+        """The statements that say where the outputs in the workspace lie, and their dims."""
+        numbers: list[Any] = []
+        for k, shape in zip(self.program.late, self._late_shapes()):
+            slot = self.program.outputs[k].root.slot
+            assert slot is not None
+            numbers += [self.offsets[slot], *shape]
+        start = buffer_of((int64(len(numbers)),), "int64", "start")
+        stores = [tirx.BufferStore(start, int64(n), [int64(k)]) for k, n in enumerate(numbers)]
+        return [at(start, tirx.address_of(self.workspace[int64(0)])), *stores]
+
     def _run(self) -> tirx.PrimFunc:
-        body = [statement for call in self.program.calls for statement in self.called(call)]
-        return self._running(RUN, [], body)
+        return self._running(RUN, [], [statement for step in self._steps for statement in step])
 
     def _profile(self) -> tirx.PrimFunc:
         clock = buffer_of((int64(2 + 2 * len(self.program.calls)),), "int64", "clock")
         body = [_read_clock(clock, 0)]
-        for k, call in enumerate(self.program.calls):
-            body += [*self.called(call), _read_clock(clock, k + 1)]
+        for k, step in enumerate(self._steps):
+            body += [*step, _read_clock(clock, k + 1)]
         return self._running(PROFILE, [clock], body)
 
     def _share(self) -> tirx.PrimFunc:

@@ -53,6 +53,7 @@ HEAD = """(float[N,4] x, float[N,M,6] z, float[1,4] r, int64[N,3] ids, bool c) =
     <float[7,4] w, float[4] b, int64[1] v0 = {0}, int64[1] v1 = {1}, int64[1] v2 = {2},
      int64[1] m1 = {-1}, int64[2] p = {1, 2}, int64[2] n12 = {-1, 2}, int64[3] c0 = {0, 0, -1},
      int64[2] four = {2, 4}, int64[3] six = {1, 2, 3}, int64[1] big = {9223372036854775807},
+     int64[1] billion = {1000000000},
      int64[6] pads = {0, 1, 0, 0, 0, 2}, int64[2] twos = {2, 2}, int64 i0 = {0}, int64 i1 = {1},
      int64 i2 = {2}, int64 i9 = {9}, int64[1] three = {3}, bool yes = {1}> """
 
@@ -74,6 +75,7 @@ CASES = {
     "concat from the end": ("a = Concat<axis=-1>(x, x, x)", "f32[N, 12]"),
     "slice": ("a = Slice(z, v1, v2, v2)", "f32[N, M, 1]"),
     "slice to the end": ("a = Slice(z, v0, big, v1)", "f32[N, M, 6]"),
+    "slice to the end of tf2onnx": ("a = Slice(z, v0, billion, v0)", "f32[N, M, 6]"),
     "slice without axes": ("a = Slice(z, v1, v2)", "f32[max(-1*min(1, N) + min(2, N), 0), M, 6]"),
     "slice with a step": ("a = Slice(x, v0, big, v1, v2)", "f32[N, 2]"),
     "slice backwards": ("a = Slice(z, m1, low, v1, m1)", "f32[N, M, 6]"),

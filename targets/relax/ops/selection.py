@@ -221,4 +221,4 @@ def _distinct(
     (count,) = lower.kernel(selection.nonzero_count("bool"), [starts], [([1], "int64")])
     size = counted(lower, node.output, axis, count)
     group, fill = ([size], "int64"), selection.distinct_fill(bool(node.attr("sorted")))
-    return lower.kernel(fill, [starts, order], [group, line, group, group])[:3], size
+    return list(lower.kernel(fill, [starts, order], [group, line, group, group])[:3]), size

@@ -10,7 +10,7 @@ import pytest
 
 import graphopt
 from graphopt.artifact import Artifact
-from graphopt.errors import IdError
+from graphopt.errors import IdError, InputError
 from graphopt.testing import parse, random_inputs, run_onnxruntime
 
 LAYERS = """g (float[N,6] x, int64[N] ids) => (float[N,4] y, float[N,10] z)
@@ -49,7 +49,7 @@ def test_a_straight_program(tmp_path: Path) -> None:
             }""",
             True,
         ),
-        ("g (float[N,2] x) => (int64[2,M] y) { y = NonZero(x) }", False),
+        ("g (float[N,2] x) => (int64[2,M] y, float[N,2] z) { y = NonZero(x) z = Neg(x) }", True),
     ],
 )
 def test_results_are_the_callers_own(text: str, straight: bool, tmp_path: Path) -> None:
@@ -117,3 +117,71 @@ def test_lengths_that_no_output_has_need_no_plan_of_their_own(tmp_path: Path) ->
         expected = run_onnxruntime(graph, given)["y"]
         np.testing.assert_array_equal(artifact.run(given)["y"], expected)
     assert len(artifact._program._plans) == 1
+
+
+FOUND = """g (float[N,3] x, bool[M] kept) =>
+    (float[N,3] y, int64[2,K] places, float[L] doubled, float[N,1] z) <int64[1] one = {1}> {
+    places = NonZero(x)
+    at = Transpose<perm=[1,0]>(places)
+    numbers = GatherND(x, at)
+    rows = Compress<axis=0>(numbers, kept)
+    doubled = Add(rows, rows)
+    z = ReduceSum(x, one)
+    y = ScatterND(x, at, numbers)
+}"""
+
+
+def found_inputs(rows: int, most: int, kept: int) -> dict[str, np.ndarray]:
+    """`rows` of numbers up to `most`, of whose first ones that are not 0 `kept` are taken."""
+    x = np.random.default_rng(rows).integers(0, most + 1, (rows, 3)).astype(np.float32)
+    return {"x": x, "kept": np.arange(np.count_nonzero(x)) < kept}
+
+
+def test_sizes_that_kernels_find(tmp_path: Path) -> None:
+    """Room grows with what is found, at one batch size too; results stay the caller's own."""
+    artifact, graph = compiled(FOUND, tmp_path), parse(FOUND)
+    assert artifact.manifest["sizes"] is not None
+    assert artifact.manifest["late_outputs"] == [1, 2]
+    cases = ((1, 1, 0), (2, 1, 2), (900, 0, 0), (900, 1, 400), (900, 40, 2000), (3, 1, 1))
+    calls = [found_inputs(*case) for case in cases]
+    results = [(artifact.run(given), run_onnxruntime(graph, given)) for given in calls]
+    for found, expected in results:
+        assert list(found) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+
+
+def test_kernels_that_find_sizes_are_timed(tmp_path: Path) -> None:
+    artifact = compiled(FOUND, tmp_path)
+    given = found_inputs(500, 9, 500)
+    nanoseconds = artifact.profile(given)
+    assert len(nanoseconds) == len(artifact.manifest["program"])
+
+
+CHECKED = """g (int64[N] ids, int64[2] shape) => (float[A,3] z)
+    <float[9,2] table, float[4,3] w, int64[1] minus = {-1}> {
+    at = NonZero(ids)
+    flat = Reshape(at, minus)
+    own = Gather(ids, flat)
+    rows = Gather(table, own)
+    y = Reshape(rows, shape)
+    z = MatMul(y, w)
+}"""
+
+
+def test_what_does_not_fit_leaves_a_program_that_finds_sizes_usable(tmp_path: Path) -> None:
+    artifact, graph = compiled(CHECKED, tmp_path), parse(CHECKED)
+    assert artifact.manifest["late_outputs"] == [0]
+    many = artifact.run({"ids": np.arange(1, 9), "shape": np.array([4, 4])})["z"]
+    with pytest.raises(IdError, match="an id is out of range: Gather"):
+        artifact.run({"ids": np.array([1, 9]), "shape": np.array([1, 4])})
+    with pytest.raises(InputError, match="Reshape"):
+        artifact.run({"ids": np.array([1, 0, 8]), "shape": np.array([3, 4])})
+    with pytest.raises(InputError, match="takes to be equal are not"):
+        artifact.run({"ids": np.array([1, 0, 8]), "shape": np.array([2, 2])})
+    given = {"ids": np.array([1, 0, 8]), "shape": np.array([1, 4])}
+    found, expected = artifact.run(given)["z"], run_onnxruntime(graph, given)["z"]
+    # Sums of 4 products in another order.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert many.shape == (4, 3)

@@ -23,7 +23,7 @@ def test_sizes_are_rounded_to_cache_lines() -> None:
     workspace = Workspace([n, m])
     workspace.take(4)
     workspace.take(n * 20)
-    _, end = workspace.layout()
+    _, (end,) = workspace.layout()
     assert value(end, n=3, m=0) == 64 + 64
 
 
@@ -32,7 +32,7 @@ def test_a_slot_is_used_again() -> None:
     first = workspace.take(n * 256)
     workspace.give_back(first)
     assert workspace.take(n * 128) is first
-    assert value(workspace.layout()[1], n=10, m=0) == 2560
+    assert value(workspace.layout()[1][0], n=10, m=0) == 2560
 
 
 def test_the_smallest_slot_that_fits() -> None:
@@ -48,7 +48,7 @@ def test_a_slot_that_is_too_small_grows() -> None:
     slot = workspace.take(n * 64)
     workspace.give_back(slot)
     assert workspace.take(n * 640) is slot
-    assert value(workspace.layout()[1], n=2, m=0) == 1280
+    assert value(workspace.layout()[1][0], n=2, m=0) == 1280
 
 
 def test_sizes_that_cannot_be_compared() -> None:
@@ -56,7 +56,7 @@ def test_sizes_that_cannot_be_compared() -> None:
     slot = workspace.take(n * 64)
     workspace.give_back(slot)
     assert workspace.take(m * 128) is slot
-    end = workspace.layout()[1]
+    (end,) = workspace.layout()[1]
     assert value(end, n=100, m=1) == 6400
     assert value(end, n=1, m=100) == 12800
 
@@ -64,6 +64,22 @@ def test_sizes_that_cannot_be_compared() -> None:
 def test_offsets_leave_room_for_what_lives() -> None:
     workspace = Workspace([n, m])
     a, b = workspace.take(n * 4), workspace.take(n * 4)
-    offsets, end = workspace.layout()
+    offsets, (end,) = workspace.layout()
     assert value(offsets[b], n=17, m=0) - value(offsets[a], n=17, m=0) >= 17 * 4
     assert value(end, n=17, m=0) - value(offsets[b], n=17, m=0) >= 17 * 4
+
+
+def test_no_slot_depends_on_a_size_before_it_is_found() -> None:
+    found = tirx.Var("m", "int64")
+    workspace = Workspace([n], [[found]])
+    early = workspace.take(n * 64)
+    workspace.give_back(early)
+    late = workspace.take(found * 64)
+    assert late is not early
+    workspace.give_back(late)
+    assert workspace.take(n * 128 + found * 64) is late
+    assert workspace.take(n * 128) is early
+    offsets, ends = workspace.layout()
+    assert not tirx.analysis.undefined_vars(offsets[early])
+    assert set(tirx.analysis.undefined_vars(ends[0])) == {n}
+    assert set(tirx.analysis.undefined_vars(ends[1])) == {n, found}
