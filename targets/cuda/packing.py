@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm
 
 _NUMBER = struct.Struct("<Q")
@@ -55,15 +56,19 @@ def _compiled(content: bytes, compile_source: Callable[[str], bytes]) -> bytes:
     form, start = _string(content, 0)
     if form != b"cuda":
         return content
-    ends = [at for at in range(start, len(content) - 8) if _string_ends(content, at)]
+    ends = _strings_to_the_end(content, start)
     assert len(ends) == 1, "TVM's packing of CUDA modules has changed"
     source, _ = _string(content, ends[0])
     return _packed(b"cubin") + content[start : ends[0]] + _packed(compile_source(source.decode()))
 
 
-def _string_ends(content: bytes, at: int) -> bool:
-    """True if a string that begins at `at` ends with the content."""
-    return bool(_NUMBER.unpack_from(content, at)[0] == len(content) - at - _NUMBER.size)
+def _strings_to_the_end(content: bytes, start: int) -> list[int]:
+    """Where, from `start` on, a string may begin that ends with the content and is not empty."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(content, np.uint8), 8)[:-1]
+    numbers = np.ascontiguousarray(windows).view("<u8").reshape(-1)
+    rest = np.arange(len(content) - _NUMBER.size, 0, -1, dtype=np.uint64)
+    found: list[int] = np.flatnonzero(numbers == rest).tolist()
+    return [at for at in found if at >= start]
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
