@@ -20,6 +20,8 @@ from graphopt.targets.relax.lowering import Lowering, lowers
 
 LEAST = 4
 """Columns of the second operand for which the kernel pays."""
+LEAST_TURNED = 16
+"""Rows of a second operand that lies the other way round which are packed rather than turned."""
 
 x, y, t = var("x"), var("y"), var("t")
 
@@ -55,12 +57,11 @@ def matmul_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | 
     padded = [[*[1] * (rank + 2 - len(v.tensor.dims)), *v.tensor.dims[:-2]] for v in (x, y)]
     if padded[0] != padded[1] and 1 not in (of_x, of_y):
         return NoMatch("its operands are not as many matrices, nor is one of them single")
-    attrs = {"dims": node.output.tensor.dims}
-    if not isinstance(columns, int) and _turns_matrices(y.producer):
+    attrs: dict[str, Any] = {"dims": node.output.tensor.dims}
+    many = not isinstance(columns, int) or (of_y == 1 and columns >= LEAST_TURNED)
+    if many and isinstance(depth, int) and _turns_matrices(y.producer):
         assert y.producer is not None
-        return rw.insert(
-            "MatrixProducts", [x, y.producer.inputs[0]], attrs | {"turned": True}, domain=DOMAIN
-        ).output
+        attrs["turned"], y = True, y.producer.inputs[0]  # type: ignore[assignment]
     return rw.insert("MatrixProducts", [x, y], attrs, domain=DOMAIN).output
 
 
@@ -104,7 +105,7 @@ def _lower_matrix_products(lower: Lowering, node: Node) -> Any:
         rows, one = product([*of_x, n]), True
     dtype = node.output.tensor.dtype
     lanes = node.attrs["lanes"] * element_bytes("float32") // element_bytes(dtype)
-    if isinstance(m, int):
+    if isinstance(m, int) and not turned:
         kernel = matrix_products(_known(rows), m, _known(k), lanes, one, dtype)
     else:
         assert isinstance(k, int)  # the rule saw to it

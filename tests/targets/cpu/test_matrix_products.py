@@ -62,6 +62,9 @@ OURS = f"{DOMAIN}::MatrixProducts"
         ("N,1,9", "N,M,9", "t = Transpose<perm=[0,2,1]>(b) y = MatMul(a, t)", [OURS]),
         ("N,2,7,3", "N,2,M,3", "t = Transpose<perm=[0,1,3,2]>(b) y = MatMul(a, t)", [OURS]),
         ("4,17", "N,17,M", "y = MatMul(a, b)", [OURS]),  # one matrix for all
+        ("N,20", "50,20", f"{TURN} y = MatMul(a, t)", [OURS]),  # as many candidates for all
+        ("N,2,3", "16,3", f"{TURN} y = MatMul(a, t)", [OURS]),
+        ("N,20", "15,20", f"{TURN} y = MatMul(a, t)", ["Transpose", OURS]),
         ("N,3,5", "M,5", f"{TURN} y = MatMul(a, t)", [OURS]),
         ("N,20", "M,20", "y = Gemm<transB=1>(a, b)", [OURS]),
         ("20,N", "20,M", "y = Gemm<transA=1, alpha=0.5>(a, b)", ["Transpose", OURS, "Mul"]),
@@ -69,7 +72,7 @@ OURS = f"{DOMAIN}::MatrixProducts"
         ("2,M,7", "M,2,7", "t = Transpose<perm=[1,2,0]>(b) y = MatMul(a, t)", ["Transpose", OURS]),
     ],
 )
-def test_columns_of_unknown_number(a: str, b: str, body: str, ops: list[str]) -> None:
+def test_columns_of_unknown_number_or_turned(a: str, b: str, body: str, ops: list[str]) -> None:
     graph = parse(f"(float[{a}] a, float[{b}] b, float[N,1] c) => (float[] y) {{ {body} }}")
     copy = graph.clone()
     legalize(copy, lanes=8)
