@@ -8,7 +8,7 @@ from graphopt.passes._shapes import ints_of
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
-x, order = var("x"), var("order")
+x, order, table = var("x"), var("order"), var("table")
 
 
 @rule(op.Gather(x, order))
@@ -31,6 +31,18 @@ def compute_unsorted(rw: Rewriter, x: Value, order: Value, node: Node) -> Value 
         return AllRows(rw, sort, end).of(x, node.attr("axis") % len(x.shape))
     except Stuck as reason:
         return NoMatch(str(reason))
+
+
+@rule(op.Gather(op.Gather(table, x, axis=0), order, axis=0))
+def look_up_each(rw: Rewriter, table: Value, x: Value, order: Value) -> Value | None:
+    """Gather(Gather(table, values of Unique(ids)), inverse of Unique(ids)) -> Gather(table, ids)"""
+    node = order.producer
+    if node is None or node.op != "Unique" or node.attr("axis") is not None:
+        return None
+    ids = node.inputs[0]
+    if ids is None or x is not node.outputs[0] or order is not node.outputs[2]:
+        return None
+    return rw.op.Gather(table, rw.op.Reshape(ids, rw.ints(-1)), axis=0)
 
 
 def _sort_undone_by(order: Value) -> Node | None:
@@ -69,8 +81,10 @@ class CancelSorts(RewritePass):
 
     Needs ops in between that compute a row from the same row of their operands. PyTorch sorts the
     sequences of a batch by their lengths before a recurrent layer, and brings the results back in
-    order. Engines have no use for that, and each move reads and writes all of it. Fidelity:
-    reassociates (a product over rows in another order may be summed in another order).
+    order. Engines have no use for that, and each move reads and writes all of it. So it is with ids
+    that are looked up once each (Unique) and brought back; what is computed from rows in between
+    stays, for it may cost more than the sort. Fidelity: reassociates (a product over rows in
+    another order may be summed in another order).
 
     Before:
         (float[N,4] x, int64[N] lengths) => (float[N,8] y)
@@ -93,4 +107,4 @@ class CancelSorts(RewritePass):
 
     name = "cancel-sorts"
     fidelity = Fidelity.REASSOCIATES
-    rules = (compute_unsorted,)
+    rules = (compute_unsorted, look_up_each)

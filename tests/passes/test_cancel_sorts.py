@@ -68,3 +68,25 @@ def test_both_results_of_a_recurrent_layer() -> None:
 )
 def test_others_stay(body: str, reason: str | None) -> None:
     assert_unchanged(CancelSorts(), f"{HEAD}{body} }}", reason)
+
+
+UNIQUE = """(int64[N,3] ids, float[9,4] t) => (float[] y) <float[4,8] w, int64[1] flat = {-1}> {
+    few, first, back, n = Unique(ids) s = Gather(t, few) """
+
+
+def test_ids_looked_up_once_each_and_brought_back() -> None:
+    after = "f = Reshape(ids, flat) y = Gather<axis=0>(t, f) }"
+    before = UNIQUE.split("few")[0]
+    assert_rewrites(CancelSorts(), UNIQUE + "y = Gather(s, back) }", before + after)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gather(s, first) }",  # no inverse
+        "h = MatMul(s, w) y = Gather(h, back) }",  # fewer rows are multiplied so
+        "other, f, i, c = Unique(n) y = Gather(s, i) }",  # of other ids
+    ],
+)
+def test_other_uses_of_unique_stay(body: str) -> None:
+    assert_unchanged(CancelSorts(), UNIQUE + body)
