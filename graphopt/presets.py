@@ -149,18 +149,21 @@ _INTERACT = (
     UnrollConvolutions(),
 )
 
+_RAISE = (*_FOLD_WEIGHTS, *_SEQUENCES, *_LOOK_UP, *_INTERACT)
+
 O0 = Pipeline()
 
 O1 = Pipeline((Fixpoint((*_CLEAN_UP, *_UNROLL)),))
 
-# Bags are raised before loops are unrolled: with a static batch they are loops like any other.
+# Bags are raised before loops are unrolled: with a static batch they are loops like any other. What
+# sizes must be equal is asked again then: how long a loop's results are was not known before.
 O2 = Pipeline(
     (
         RaiseEmbeddingBag(),
         Fixpoint(_CLEAN_UP),
         RaiseEmbeddingBag(),
         UnifySizes(),
-        Fixpoint((*_CLEAN_UP, *_UNROLL, *_FOLD_WEIGHTS, *_SEQUENCES, *_LOOK_UP, *_INTERACT)),
+        Fixpoint((*_CLEAN_UP, *_UNROLL, UnifySizes(), *_RAISE)),
     )
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import graphopt
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
@@ -81,3 +82,23 @@ def test_bags_of_k_ids_are_as_many_as_rows_of_k_ids() -> None:
 def test_other_bags_may_be_more_or_fewer(start: int, last: int) -> None:
     graph = parse(BAGS.format(start=start, last=last))
     assert [str(v.type) for v in graph.inputs] == ["i64[N, 3]", "i64[M, 2]"]
+
+
+def test_sizes_that_meet_once_a_loop_is_unrolled() -> None:
+    """How many results a loop stacks is not known before, so nor are those of a product of them."""
+    graph = graphopt.optimize(
+        parse("""(float[N,4] x, float[M,4,3] b) => (float[N,2,3] y)
+        <int64 zero = {0}, int64 one = {1}, int64 two = {2}, bool yes = {1},
+         int64[4] parts = {-1, 2, 2, 2}, int64[3] joined = {-1, 2, 4}> {
+            k, last, rows = Loop("", yes, zero, x) <
+                body = step (int64 n, bool c, int64 i, float[N,4] s)
+                    => (bool go, int64 j, float[N,4] t, float[N,4] o) {
+                j = Add(i, one) go = Less(j, two) t = Sigmoid(s) o = Identity(t) }>
+            turned = Transpose<perm=[1,0,2]>(rows)
+            heads = Reshape(turned, parts)
+            own = Reshape(heads, joined)
+            p = MatMul(own, b)
+            y = Relu(p)
+        }""")
+    )
+    assert [str(value.type) for value in graph.inputs] == ["f32[N, 4]", "f32[N, 4, 3]"]
