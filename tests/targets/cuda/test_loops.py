@@ -9,6 +9,18 @@ from pathlib import Path
 import gpu_emulator
 import numpy as np
 import pytest
+from loop_models import (
+    BRANCHES,
+    COUNTED,
+    NESTED,
+    PAIR,
+    PLACES,
+    REFUSED,
+    SCAN,
+    UNTIL,
+    ramp,
+    stacking,
+)
 
 import graphopt
 from graphopt.errors import UnsupportedOpError
@@ -19,10 +31,6 @@ from .conftest import THOROUGH, Runner, assert_close
 
 Feeds = dict[str, np.ndarray]
 PLAIN = gpu_emulator.Mode(races=True)  # programs are straight lines, in memory that is planned
-
-
-def ramp(*shape: int) -> np.ndarray:
-    return np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
 
 
 def agree(run_model: Runner, text: str, feeds: Sequence[Feeds]) -> None:
@@ -44,14 +52,6 @@ def sequences(*steps: int) -> list[Feeds]:
     return [{"x": ramp(n, t, 2) + sign * 2} for (n, sign), t in pairs]
 
 
-SCAN = """g (float[N,T,2] x) => (float[N,2] last, float[N,T,2] all)
-<float[2,2] w, int64[1] axis = {1}> {
-    start = ReduceSum<keepdims=0>(x, axis)
-    last, all = Scan <num_scan_inputs=1, AXES, body = b (float[N,2] s, float[N,2] v)
-        => (float[N,2] t, float[N,2] o) { a = MatMul(s, w) t = Add(a, v) o = Mul(t, v) }> (start, x)
-}"""
-
-
 @pytest.mark.parametrize("backwards", [0, 1])
 def test_scan_over_a_symbolic_length(run_model: Runner, backwards: int) -> None:
     axes = "scan_input_axes=[1], scan_output_axes=[1]"
@@ -59,40 +59,14 @@ def test_scan_over_a_symbolic_length(run_model: Runner, backwards: int) -> None:
     agree(run_model, SCAN.replace("AXES", axes), sequences(1, 3))  # ONNX Runtime fails at no steps
 
 
-LOOP = """g (float[N,T,2] x) => (float[N,2] last, float[T,N,2] all)
-<float[2,2] w, float zero = {0}, int64[1] axis = {1}, bool go = {1}> {
-    start = ReduceSum<keepdims=0>(x, axis)
-    shape = Shape<start=1, end=2>(x) steps = Squeeze(shape)
-    last, all = Loop <body = b (int64 i, bool c, float[N,2] s)
-        => (bool d, float[N,2] t, float[N,2] o)
-        { d = Identity(c) v = Gather<axis=1>(x, i) BODY o = Mul(t, v) }> (steps, go, start)
-}"""
-
-
 def test_loops_and_branches_hold_one_another(run_model: Runner) -> None:
-    body = """
-        r = Loop <body = e (int64 j, bool f, float[N,2] p) => (bool h, float[N,2] q)
-            { h = Identity(f) k = MatMul(p, w) q = Add(k, v) }> (steps, go, s)
-        m = ReduceMean<keepdims=0>(r) above = Greater(m, zero)
-        t = If (above) <
-            then_branch = yes () => (float[N,2] y) { y1 = MatMul(r, w) y = Neg(y1) },
-            else_branch = no () => (float[N,2] z) { z = Tanh(r) }>
-    """
-    agree(run_model, LOOP.replace("BODY", body), sequences(0, 1, 4))
+    agree(run_model, NESTED, sequences(0, 1, 4))
 
 
 def test_states_that_change_places(run_model: Runner) -> None:
     agree(
         run_model,
-        """g (float[N,T,2] x) => (float[N,2] p, float[N,2] q, float[N,2] r)
-        <int64[1] axis = {1}, bool go = {1}> {
-            s = ReduceSum<keepdims=0>(x, axis) s2 = Neg(s)
-            shape = Shape<start=1, end=2>(x) steps = Squeeze(shape)
-            p, q, r = Loop <body = b (int64 i, bool c, float[N,2] u, float[N,2] v, float[N,2] w)
-                => (bool d, float[N,2] v2, float[N,2] u2, float[N,2] w)
-                { d = Identity(c) y = Gather<axis=1>(x, i) z = Add(y, u) u2 = Add(z, w)
-                  v2 = Identity(v) }> (steps, go, s, s2, s)
-        }""",
+        PLACES,
         sequences(0, 1, 2, 3),
     )
 
@@ -126,27 +100,6 @@ def test_layers_of_rows_that_begin_anywhere(run_model: Runner) -> None:
     assert_close(found, [run_onnxruntime(graph, feed)], rtol=1e-2, atol=2e-3)
 
 
-COUNTED = """g (int64 n, bool go, float[N,2] x) => (float[N,2] last)
-<float one = {1}, float most = {4}> {
-    last = Loop <body = b (int64 i, bool c, float[N,2] s) => (bool d, float[N,2] t)
-        { CONDITION k = Add(s, x) t = Add(k, one) }> (TRIPS, go, x)
-}"""
-UNTIL = "m = ReduceMax<keepdims=0>(t) d = Less(m, most)"
-
-
-def stacking(text: str) -> str:
-    """The loop with one more result, a row a step."""
-    changes = {
-        "last)": "last, float[M,N,2] all)",
-        "last =": "last, all =",
-        "[N,2] t)": "[N,2] t, float[N,2] o)",
-        "one) }": "one) o = Neg(t) }",
-    }
-    for old, new in changes.items():
-        text = text.replace(old, new)
-    return text
-
-
 def counts() -> list[Feeds]:
     return [
         {"n": np.array(n), "go": np.array(go), "x": ramp(rows, 2)}
@@ -166,24 +119,15 @@ def test_loops_that_run_time_values_end(run_model: Runner, condition: str) -> No
 
 
 def test_branches(run_model: Runner) -> None:
-    text = """g (bool c, float[N,4] x) => (float[N,4] y, float[N,4] z) <float[4,4] w> {
-        y, z = If (c) <
-            then_branch = t () => (float[N,4] a, float[N,4] b) { a = MatMul(x, w) b = Neg(a) },
-            else_branch = e () => (float[N,4] p, float[N,4] p) { p = Identity(x) }>
-    }"""
     flags = (np.array(flag) for flag in (True, False))
-    agree(run_model, text, [{"c": c, "x": ramp(n, 4)} for c in flags for n in (1, 7, 64)])
+    agree(run_model, BRANCHES, [{"c": c, "x": ramp(n, 4)} for c in flags for n in (1, 7, 64)])
 
 
 def test_sequences_of_different_length(run_model: Runner) -> None:
-    text = """g (float[T,2] x, float[U,2] y) => (float[T,2] z) {
-        z = Scan <num_scan_inputs=2, body = b (float[2] u, float[2] v)
-            => (float[2] w) { w = Sub(u, v) }> (x, y)
-    }"""
-    agree(run_model, text, [{"x": ramp(3, 2), "y": ramp(3, 2)[::-1].copy()}])
+    agree(run_model, PAIR, [{"x": ramp(3, 2), "y": ramp(3, 2)[::-1].copy()}])
     for mode in (PLAIN, THOROUGH):
         with pytest.raises(gpu_emulator.LaunchError, match=r"^InputError: .*differ in length"):
-            run_model(parse(text), {"x": ramp(3, 2), "y": ramp(4, 2)}, mode=mode)
+            run_model(parse(PAIR), {"x": ramp(3, 2), "y": ramp(4, 2)}, mode=mode)
 
 
 LOOKUPS = """g (int64[T,N] ids, bool c) => (float[N,3] last, float[T,N,3] rows)
@@ -249,27 +193,7 @@ def test_a_known_number_of_steps(
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [
-        (
-            stacking(COUNTED.replace("CONDITION", UNTIL).replace("TRIPS", "")),
-            "stacks shows only once it has run; give it a trip count",
-        ),
-        (
-            COUNTED.replace("CONDITION", "d = Identity(c)")
-            .replace("t = Add(k, one)", "t = Concat<axis=0>(k, k)")
-            .replace("TRIPS", "n"),
-            "may change from step to step; make it the same in all",
-        ),
-        (
-            COUNTED.replace("CONDITION", "d = Identity(c)")
-            .replace(
-                "t = Add(k, one)",
-                "z = NonZero(s) m = ReduceSum<keepdims=0>(z) y = Cast<to=1>(m) t = Add(k, y)",
-            )
-            .replace("TRIPS", "n"),
-            "a size shows only at run time; compute what has that size outside",
-        ),
-    ],
+    REFUSED,
 )
 def test_loops_that_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(UnsupportedOpError, match=reason) as caught:
