@@ -162,7 +162,9 @@ def _schema_types(node: Node) -> list[Type | None]:
         if value.const is not None and value.const.size <= 1024:
             input_data[name] = onnx.numpy_helper.from_array(value.const, name)
     outputs = [f"o{k}" for k in range(len(node.outputs))]
-    attrs = {k: a for k, a in node.attrs.items() if not isinstance(a, Graph)}
+    # Names with an underscore are notes that a target makes for its lowering.
+    given = [(k, a) for k, a in node.attrs.items() if not k.startswith("_")]
+    attrs = {k: a for k, a in given if not isinstance(a, Graph)}
     proto = onnx.helper.make_node(node.op_type, names, outputs, domain=node.domain)
     proto.attribute.extend(make_attribute(name, attr) for name, attr in attrs.items())
     imports = [onnx.helper.make_opsetid(d, v) for d, v in graph.opsets.items()]

@@ -23,6 +23,7 @@ from graphopt.targets.cpu.kernels.grouped_codes import grouped_codes
 from graphopt.targets.cpu.kernels.row_codes import GROUP, Quantization
 from graphopt.targets.relax.lowering import Lowering, compute, lowers
 from graphopt.targets.relax.scalar import const
+from graphopt.targets.zero_codes import LOOKUPS
 
 # What only says where an element of its first operand goes.
 _MOVES = frozenset(
@@ -127,8 +128,10 @@ def moved_codes(rw: Rewriter, node: Node, x: Value) -> Value | NoMatch:
     if not 1 / _LARGEST < found[0] < _LARGEST:
         return NoMatch("its scale is not a normal number")
     for move in reversed(moves):
-        given = [codes, *move.inputs[1:]]
-        codes = rw.insert(move.op_type, given, move.attrs, origin=move.origin).output
+        given, attrs = [codes, *move.inputs[1:]], dict(move.attrs)
+        if move.op in LOOKUPS:
+            attrs["_fill"] = np.array(found[1])
+        codes = rw.insert(move.op_type, given, attrs, origin=move.origin).output
     return codes
 
 
@@ -162,7 +165,10 @@ def unsigned_to_floats(rw: Rewriter, node: Node, q: Value) -> Value | NoMatch:
 @rule(*(getattr(op, move)(signed, ...) for move in sorted(_MOVES)))
 def unsigned_move(rw: Rewriter, node: Node, q: Value) -> Value:
     """Reshape(Signed(q)) -> Signed(Reshape(q)), and so for all moves"""
-    return sign(rw, rw.insert(node.op_type, [q, *node.inputs[1:]], node.attrs).output)
+    attrs = dict(node.attrs)
+    if node.op in LOOKUPS:
+        attrs["_fill"] = attrs.get("_fill", np.zeros((), np.int64)) + MIDDLE
+    return sign(rw, rw.insert(node.op_type, [q, *node.inputs[1:]], attrs).output)
 
 
 def in_groups(rw: Rewriter, codes: Value, weights: np.ndarray) -> tuple[Value, np.ndarray]:

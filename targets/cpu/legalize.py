@@ -46,6 +46,7 @@ from graphopt.targets.cpu.packed_weights import (
     dequantized_to_dense,
     rows_to_floats,
 )
+from graphopt.targets.zero_codes import tell_lookups
 
 # Ops whose kernels are told how long vectors are.
 _VECTORIZED = (
@@ -117,6 +118,7 @@ def legalize(
         permutes: it looks up bytes in registers (AVX512-VBMI).
     """
     rewrite(graph, (bias_to_floats, rows_to_floats), RewriteStats())
+    tell_lookups(graph)
     rewrite(graph, (codes_in_bytes, *codes.AS_FLOATS, code_tables.gather_to_table), RewriteStats())
     if in_bytes:
         rewrite(graph, (*codes.UNSIGNED, code_tables.table_of_unsigned), RewriteStats())

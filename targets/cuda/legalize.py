@@ -10,6 +10,7 @@ from graphopt.targets.cuda import coded_rows, lookups
 from graphopt.targets.cuda.kernels.gemm import Math, math_for
 from graphopt.targets.cuda.ops.interaction import is_suited
 from graphopt.targets.relax.expand import expand_function
+from graphopt.targets.zero_codes import tell_lookups
 
 # In this order: a lookup that a concatenation takes in must not have become a kernel of its own.
 _STEPS: tuple[tuple[Rule, ...], ...] = (
@@ -36,6 +37,7 @@ def legalize(graph: Graph, math: Math, multiplies_bytes: bool = True) -> None:
     rewrite(graph, (packed_weights.stored_to_dequantized,), RewriteStats())
     looked_up = (packed_weights.bias_to_floats, packed_weights.rows_to_floats)
     rewrite(graph, looked_up, RewriteStats())
+    tell_lookups(graph)
     rewrite(graph, (packed_weights.codes_in_bytes,), RewriteStats())
     if multiplies_bytes:
         rewrite(graph, (quantized_dense.quantized_to_dense,), RewriteStats())

@@ -116,10 +116,12 @@ class CudaLowering(Lowering):
         self._demanded.add((ids, what))
         return first
 
-    def looked_up(self, index: Any, size: Any, load: Callable[[Any], Any]) -> Any:
+    def looked_up(
+        self, index: Any, size: Any, load: Callable[[Any], Any], otherwise: int = 0
+    ) -> Any:
         """`load(row)` for the row that `index` reads, never one outside of [0, size).
 
-        Where there is no such row, or the policy says so, it is 0.
+        Where there is no such row, or the policy says so, it is what `otherwise` says.
         """
         wide, extent = index.astype("int64"), int64(size)
         inside = wide if self.oob == "zero" else tirx.max(tirx.min(wide, extent - 1), -extent)
@@ -128,7 +130,7 @@ class CudaLowering(Lowering):
         if self.oob != "zero" and isinstance(size, int) and size > 0:
             return value
         return tirx.if_then_else(
-            bounds.is_valid(inside, extent), value, tirx.const(0, value.ty.dtype)
+            bounds.is_valid(inside, extent), value, tirx.const(otherwise, value.ty.dtype)
         )
 
     # ---- emitting

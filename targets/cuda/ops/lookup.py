@@ -14,7 +14,15 @@ from graphopt.targets.cuda.lowering import ID_ERROR, CudaLowering, lowers
 from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.lowering import compute, int64
 from graphopt.targets.relax.operands import describe, same_sizes, tensor_input
-from graphopt.targets.relax.ops.indexing import column, fitting, fixed_position, tuple_size
+from graphopt.targets.relax.ops.indexing import (
+    column,
+    fill_of,
+    filled,
+    fills,
+    fitting,
+    fixed_position,
+    tuple_size,
+)
 
 
 @lowers("Gather")
@@ -25,6 +33,8 @@ def _gather(lower: CudaLowering, node: Node) -> relax.Expr:
     at = fixed_position(ids, sizes[axis])
     if at is not None:
         return column(lower, node, axis, at)
+    if fills(lower, node):
+        return filled(lower, node)
     lower.demand_ids(node, ids, sizes[axis])
     shape, size = lower.shape(node.output), lower.dim(sizes[axis])
 
@@ -48,7 +58,10 @@ def _gather_elements(lower: CudaLowering, node: Node) -> relax.Expr:
 
     def take(x: te.Tensor, i: te.Tensor) -> te.Tensor:
         def element(*o: Any) -> Any:
-            return lower.looked_up(i(*o), size, lambda row: x(*o[:axis], row, *o[axis + 1 :]))
+            def load(row: Any) -> Any:
+                return x(*o[:axis], row, *o[axis + 1 :])
+
+            return lower.looked_up(i(*o), size, load, fill_of(node))
 
         return compute(i.shape, element, "gather_elements")
 
@@ -71,7 +84,11 @@ def _gather_nd(lower: CudaLowering, node: Node) -> relax.Expr:
                 if k == depth:
                     return x(*o[:shared], *rows, *o[outer:])
                 index = i(*o[:outer], k)
-                return lower.looked_up(index, extents[k], lambda row: at(k + 1, [*rows, row]))
+
+                def deeper(row: Any) -> Any:
+                    return at(k + 1, [*rows, row])
+
+                return lower.looked_up(index, extents[k], deeper, fill_of(node))
 
             return at(0, [])
 

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.types import dtype_to_numpy
 from graphopt.targets.cpu.kernels.gather import gather_axis, gather_rows
 from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops, require, row_major, store
@@ -51,11 +52,16 @@ def all_valid(positions: list[Position]) -> Any:
     return tirx.all(*conditions) if conditions else None
 
 
-def load(buffer: Any, index: list[Any], valid: Any) -> Any:
-    """An element of `buffer`, 0 where `valid` does not hold."""
+def load(buffer: Any, index: list[Any], valid: Any, otherwise: int = 0) -> Any:
+    """An element of `buffer`, or what it is where `valid` does not hold."""
     if valid is None:
         return buffer[tuple(index)]
-    return tirx.if_then_else(valid, buffer[tuple(index)], const(0, str(buffer.dtype)))
+    return tirx.if_then_else(valid, buffer[tuple(index)], const(otherwise, str(buffer.dtype)))
+
+
+def fill_of(node: Node) -> int:
+    """What a GatherElements or GatherND has where there is no element, if that is to be zero."""
+    return int(node.attrs.get("_fill", 0))
 
 
 # ------------------------------------------------------------------------ lookups
@@ -69,6 +75,8 @@ def _gather(lower: Lowering, node: Node) -> relax.Expr:
     at = fixed_position(ids, sizes[axis])
     if at is not None:
         return column(lower, node, axis, at)
+    if fills(lower, node):
+        return filled(lower, node)
     outer, length, inner = dims.product(sizes[:axis]), sizes[axis], dims.product(sizes[axis + 1 :])
     count = lower.dim(dims.product(ids.tensor.dims))
     message, dtype = out_of_range(node, length), lower.checked_dtype(data.dtype)
@@ -108,6 +116,33 @@ def column(lower: Lowering, node: Node, axis: int, at: int) -> relax.Expr:
     return lower.te(take, lower.expr(data), name="column")
 
 
+def fills(lower: Lowering, node: Node) -> bool:
+    """True for a Gather of which rows that are not found are codes other than 0."""
+    fill = node.attrs.get("_fill")
+    return lower.oob == "zero" and fill is not None and bool(fill.any())
+
+
+def filled(lower: Lowering, node: Node) -> relax.Expr:
+    """The same, with the codes that stand for zero; see `zero_codes`."""
+    data, ids, fill = tensor_input(node, 0), tensor_input(node, 1), node.attrs["_fill"]
+    axis, rank = node.attr("axis") % len(data.tensor.dims), len(ids.tensor.dims)
+    shape, size = lower.shape(node.output), int64(lower.dim(data.tensor.dims[axis]))
+    codes = lower.constant(fill.astype(dtype_to_numpy(data.dtype)).reshape(-1))
+    varied = len(shape) - fill.ndim  # which axis has codes of its own
+
+    def take(x: te.Tensor, i: te.Tensor, zeros: te.Tensor) -> te.Tensor:
+        def element(*o: Any) -> Any:
+            before, place, after = o[:axis], o[axis : axis + rank], o[axis + rank :]
+            index = i(*place).astype("int64")
+            found = x(*before, bounds.row_of(index, size, lower.oob), *after)
+            zero = zeros(o[varied] if fill.ndim else int64(0))
+            return tirx.if_then_else(bounds.is_valid(index, size), found, zero)
+
+        return te.compute(shape, element, name="gather")
+
+    return lower.te(take, lower.expr(data), lower.expr(ids), codes, name="gather")
+
+
 @lowers("GatherElements")
 def _gather_elements(lower: Lowering, node: Node) -> relax.Expr:
     data, ids = tensor_input(node, 0), tensor_input(node, 1)
@@ -121,7 +156,7 @@ def _gather_elements(lower: Lowering, node: Node) -> relax.Expr:
             index = as_index(index)
             place = Position(lower, node, indices[index], data.tensor.dims[axis])
             read = [*index[:axis], place.at, *index[axis + 1 :]]
-            store(out, index, load(source, read, place.valid))
+            store(out, index, load(source, read, place.valid, fill_of(node)))
 
     outs = [(shape, lower.checked_dtype(data.dtype))]
     return loops(lower, body, [lower.expr(data), lower.expr(ids)], outs)[0]
@@ -162,7 +197,7 @@ def _gather_nd(lower: Lowering, node: Node) -> relax.Expr:
             row = row_major([place.at for place in places], extents)
             valid = all_valid(places)
             with T.serial(int64(inner)) as j:
-                store(out, [b, i, j], load(source, [b, row, j], valid))
+                store(out, [b, i, j], load(source, [b, row, j], valid, fill_of(node)))
 
     flat = lower.reshape(lower.expr(data), [batch, lower.dim(dims.product(indexed)), inner])
     tuples = lower.reshape(lower.expr(ids), [lower.dim(dims.product(ids.tensor.dims[:-1])), depth])

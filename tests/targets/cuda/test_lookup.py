@@ -5,6 +5,7 @@ from __future__ import annotations
 import gpu_emulator
 import numpy as np
 import pytest
+from code_lookups import IDS, lookup, with_zeros
 
 from .conftest import Runner
 
@@ -39,6 +40,12 @@ def test_ids_outside_are_rows_of_zeros(run_text: Runner) -> None:
     valid = (OUTSIDE >= -ROWS) & (OUTSIDE < ROWS)
     rows = np.where(valid[..., None], TABLE[np.where(valid, OUTSIDE, 0)], 0)
     np.testing.assert_array_equal(found["y"], rows)
+
+
+@pytest.mark.parametrize("form", ["by columns", "two meanings", "elements", "tuples"])
+def test_rows_of_zeros_are_not_codes_0(form: str, run_model: Runner) -> None:
+    (found,) = run_model(lookup(form), {"i": IDS}, oob="zero")
+    np.testing.assert_allclose(found["y"], with_zeros(form), rtol=1e-5, atol=1e-6)
 
 
 def test_no_ids(run_text: Runner) -> None:
