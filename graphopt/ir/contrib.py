@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.ir import contrib_attention
+from graphopt.ir import contrib_attention, contrib_blocks
 from graphopt.ir.contrib_steps import Adapter, Steps
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import dtype_to_numpy, dtype_to_onnx
@@ -194,6 +194,7 @@ def _qgemm(do: Steps, attrs: dict[str, Any]) -> Value:
 
 _ADAPTERS: dict[str, Adapter] = {
     **contrib_attention.ADAPTERS,
+    **contrib_blocks.ADAPTERS,
     "Bucketize": _bucketize,
     "Erfc": _erfc,
     "BiasGelu": lambda do, attrs: _gelu(do, do("Add", do.value(0), do.value(1))),
