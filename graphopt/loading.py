@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from graphopt.artifact import GPU_MEMORY_SHARE, Artifact
 from graphopt.auto_engine import AutoEngine
@@ -20,7 +20,7 @@ def load(
     *,
     gpu_memory_share: float = ...,
     large_pages: bool = ...,
-) -> Graph | Artifact: ...
+) -> Any: ...  # the path says which of two; a union would have every caller tell them apart
 
 
 @overload
@@ -41,6 +41,8 @@ def load(
     large_pages: bool = True,
 ) -> Graph | Artifact | AutoEngine:
     """A compiled artifact ready to run, or a model file as a graph.
+
+    Type checkers take the result for either; `Artifact.load` has the one type.
 
     Args:
         engine: "compiled", or "auto" for the one that was measured to be faster at each batch size

@@ -94,6 +94,9 @@ def _precision(result: Runnable) -> str:
     return result.precision if isinstance(result, Artifact) else "fp32"
 
 
+_RANDOM = "random inputs (if these make no sense to the model, try --inputs real.npz)"
+
+
 class Original:
     """The source model in ONNX Runtime, to compare results with.
 
@@ -131,9 +134,10 @@ class Original:
                 for result in results
             ]
         report.verification = outcomes[0].to_json()
+        hint = "" if self.inputs is not None else f" on {_RANDOM}"
         for outcome in outcomes:
             if not outcome.agrees:
-                raise VerificationError(f"the result differs from the source: {outcome}")
+                raise VerificationError(f"the result differs from the source{hint}: {outcome}")
 
     def _feeds(
         self, optimized: Graph, original: OnnxModel, report: Report

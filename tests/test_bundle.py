@@ -64,7 +64,7 @@ def test_it_serves_alone(artifact: Path, tmp_path: Path) -> None:
     assert served.returncode == 0, served.stderr
     total, home = served.stdout.split()
     feeds = {"id": np.arange(40) % 9, "x": np.ones((40, 3), np.float32)}
-    assert float(total) == float(graphopt.load(artifact).run(feeds)["y"].sum())  # type: ignore[union-attr]
+    assert float(total) == float(graphopt.load(artifact).run(feeds)["y"].sum())
     assert Path(home).is_relative_to(output)
     size = sum(file.stat().st_size for file in output.rglob("*"))
     assert size < 30 << 20

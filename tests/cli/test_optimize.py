@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import onnx
 import pytest
 from command import Outcome, graphopt
 
 from graphopt import presets
+from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.pipeline.spec import Pipeline
+from graphopt.testing import random_inputs
 
 
 def portable(model: Path, *more: object) -> Outcome:
@@ -124,9 +127,15 @@ def test_wrong_answers_are_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(presets.PRESETS, "O3", Pipeline((Negate(),)))
     found = portable(model, "-O3", "--explain")
     assert found.status == 3
-    assert "differs from the source: output 'score'[" in found.errors[0]
+    assert "differs from the source on random inputs (" in found.errors[0]
+    assert "try --inputs real.npz): output 'score'[" in found.errors[0]
     assert "explain:" in found.err  # said even so
     assert [path.name for path in model.parent.iterdir()] == ["clicks.onnx"]
+    real = model.with_suffix(".npz")
+    np.savez(real, **random_inputs(onnx_io.load(model), {"N": 3}))
+    found = portable(model, "-O3", "--inputs", real)
+    assert found.status == 3
+    assert "differs from the source: output 'score'[" in found.errors[0]
 
 
 def test_warnings_are_shown(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,5 +137,5 @@ def test_chosen_parameters_are_compiled(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Tuner, "params", params)
     graphopt.compile(parse(TABLES), output=tmp_path / "m.gopt", tuning=Tuning())
-    report = graphopt.load(tmp_path / "m.gopt").report  # type: ignore[union-attr]
+    report = graphopt.load(tmp_path / "m.gopt").report
     assert report["facts"]["tuning"]["problems"] == 4
