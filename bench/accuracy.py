@@ -43,11 +43,11 @@ import graphopt
 from graphopt import arrays
 from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.judge import Judge
-from graphopt.benchmark import machine
 from graphopt.errors import BudgetExceededError
 from graphopt.ir import onnx_io
 from graphopt.latency import interleaved
-from graphopt.peers import Unavailable
+from graphopt.measuring.benchmark import machine
+from graphopt.measuring.peers import Unavailable
 from graphopt.pipeline.report import Report
 from graphopt.targets.portable import OnnxModel
 

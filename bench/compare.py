@@ -4,12 +4,12 @@
                             [--peers onnxruntime,openvino,torch,tvm] [--no-shapes] [--json FILE]
 
 FOLDER has one folder per model with `model.onnx`; "-" for none. Each model is compiled and measured
-in a process of its own, by `graphopt.benchmark`: one thread, all engines on the same inputs, taking
-turns. A ratio is the median of the fastest peer of the same precision over ours: over 1 we are
-faster. The floor is what our kernels' operations and bytes take at least, by peaks that are
-measured first. In bf16 the error is the largest difference from ONNX Runtime's outputs in fp32,
-over the largest of these. Models whose batch is fixed have one row, and din_candidates200 (20,000
-pairs a sample) has those up to 8. `pages.py` makes tables of the JSON files.
+in a process of its own, by `graphopt.measuring.benchmark`: one thread, all engines on the same
+inputs, taking turns. A ratio is the median of the fastest peer of the same precision over ours:
+over 1 we are faster. The floor is what our kernels' operations and bytes take at least, by peaks
+that are measured first. In bf16 the error is the largest difference from ONNX Runtime's outputs in
+fp32, over the largest of these. Models whose batch is fixed have one row, and din_candidates200
+(20,000 pairs a sample) has those up to 8. `pages.py` makes tables of the JSON files.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from other_peers import PEERS
 from rich.console import Console
 from rich.table import Table
 
-from graphopt.benchmark import left_out_lines
 from graphopt.cli.options import PrecisionName
+from graphopt.measuring.benchmark import left_out_lines
 
 if TYPE_CHECKING:
     from graphopt.targets.base import Precision
@@ -51,9 +51,9 @@ def measure(
     """Compile and measure one model in this process."""
     from models import loop_bags
 
-    from graphopt.benchmark import bench
     from graphopt.ir import onnx_io
-    from graphopt.roofline import roofline
+    from graphopt.measuring.benchmark import bench
+    from graphopt.measuring.roofline import roofline
 
     with tempfile.TemporaryDirectory() as scratch:
         model = folder / name / "model.onnx"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.gpu_runtime import cuda
-from graphopt.gpu_runtime.connection import connect
-from graphopt.runtime import ffi
+from graphopt.serving.gpu_runtime import cuda
+from graphopt.serving.gpu_runtime.connection import connect
+from graphopt.serving.runtime import ffi
 
 STREAM = 0
 """What PyTorch uses unless it is told otherwise, so all engines are measured on it."""

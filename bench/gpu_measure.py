@@ -32,8 +32,8 @@ import gpu_report
 from gpu_timing import SLOW, Arrays, arrays_of, batches_of, clocked, repeated, worst_error
 
 import graphopt
-from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError, GraphoptError
+from graphopt.serving.artifact import Artifact
 
 Row = dict[str, Any]
 

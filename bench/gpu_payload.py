@@ -27,7 +27,7 @@ from gpu_unpack import FILES, HOLES, part_name
 import graphopt
 from graphopt.errors import OutputError
 from graphopt.ir.atomic import replacing
-from graphopt.runtime import runtime_folder
+from graphopt.serving.runtime import runtime_folder
 
 MOST = 60 << 20
 """Bytes that the file may have."""

@@ -30,20 +30,20 @@ from rich.console import Console
 from rich.table import Table
 
 import graphopt
-from graphopt import presets
 from graphopt.accuracy import metrics
 from graphopt.accuracy.budget import Spending
 from graphopt.accuracy.datasets import in_batches
 from graphopt.accuracy.judge import Judge
-from graphopt.benchmark import machine
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph
 from graphopt.latency import interleaved
+from graphopt.measuring.benchmark import machine
+from graphopt.measuring.peers import ENGINES
 from graphopt.passes.balance_units import BalanceUnits
 from graphopt.passes.quantize_activations import QuantizeActivations
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
-from graphopt.peers import ENGINES
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import Proposal
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.spec import Pipeline

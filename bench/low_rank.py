@@ -31,18 +31,18 @@ from rich.table import Table
 import graphopt
 from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.datasets import Dataset, in_batches
-from graphopt.benchmark import machine
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph, Value
 from graphopt.latency import interleaved
+from graphopt.measuring.benchmark import machine
 from graphopt.passes.cancel_transposes import CancelTransposes
 from graphopt.passes.cse import Cse
 from graphopt.passes.dce import Dce
 from graphopt.passes.factorize_low_rank import FactorizeLowRank
 from graphopt.passes.factorize_tensors import FactorizeTensors
+from graphopt.pipeline.presets import O2
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Fixpoint, Pipeline
-from graphopt.presets import O2
 from graphopt.targets.portable import OnnxModel
 from graphopt.testing import random_inputs
 

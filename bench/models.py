@@ -31,7 +31,7 @@ from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import Metric
 from graphopt.pipeline.report import Report
-from graphopt.signature import Signature
+from graphopt.serving.signature import Signature
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from isolation import Lost, isolated_map
 
-from graphopt.peers import Bound, Feeds, Peer, Unavailable, bind
+from graphopt.measuring.peers import Bound, Feeds, Peer, Unavailable, bind
 
 LIMIT = 300.0  # seconds for one shape
 

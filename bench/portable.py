@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphopt.latency import interleaved
-from graphopt.peers import ENGINES
+from graphopt.measuring.peers import ENGINES
 
 RTOL, ATOL = 1e-4, 1e-5  # float32 sums of a few hundred terms in another order
 SECONDS = 1.5  # of calls per model and batch size, divided among the variants
@@ -154,7 +154,7 @@ def feeds_of(source: Path, batch: int) -> Mapping[str, np.ndarray]:
     if given.exists():
         return dict(np.load(given))
     import graphopt
-    from graphopt.feeds import random_feeds
+    from graphopt.checking.feeds import random_feeds
     from graphopt.targets.portable import OnnxModel
 
     return random_feeds(graphopt.optimize(source), OnnxModel(source).run, (batch,))[0][0]

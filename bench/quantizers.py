@@ -22,8 +22,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from graphopt import peers
 from graphopt.accuracy.judge import Judge, Runnable
+from graphopt.measuring import peers
 from graphopt.targets.portable import OnnxModel
 
 MAX_DROP = 0.001  # that NNCF's accuracy control may spend

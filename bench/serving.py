@@ -68,7 +68,7 @@ def written(artifact: Path, batch: int, folder: Path, count: int) -> list[Path]:
     import numpy as np
 
     from graphopt import api
-    from graphopt.artifact import Artifact
+    from graphopt.serving.artifact import Artifact
 
     engine, paths = Artifact.load(artifact), []
     for seed in range(count):
@@ -150,8 +150,8 @@ def small_pages(artifact: Path, batch: int, seconds: float) -> float:
     Requests are all different, as the rows of one would soon be found without a miss.
     """
     from graphopt import api
-    from graphopt.artifact import Artifact
     from graphopt.latency import Call, interleaved
+    from graphopt.serving.artifact import Artifact
 
     engines = {size: Artifact.load(artifact, large_pages=size == "2 MB") for size in PAGES}
     some = engines["2 MB"]
@@ -181,8 +181,8 @@ def start(artifact: Path, requests: Sequence[Path], count: int = 5) -> dict[str,
 def one_request(artifact: Path, batch: int, threads: int, seconds: float) -> dict[int, float]:
     """The median microseconds of a call on 1 to `threads` threads, in turns."""
     from graphopt import api
-    from graphopt.artifact import Artifact
     from graphopt.latency import Call, interleaved
+    from graphopt.serving.artifact import Artifact
 
     engine = Artifact.load(artifact)
     feeds = api.random_inputs(artifact, engine, batch)
@@ -199,7 +199,7 @@ def many_callers(
 ) -> dict[int, float]:
     """Calls a second that so many threads make together, each one request after the other."""
     from graphopt import api
-    from graphopt.artifact import Artifact
+    from graphopt.serving.artifact import Artifact
 
     engine = Artifact.load(artifact)
     feeds = api.random_inputs(artifact, engine, batch)

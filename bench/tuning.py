@@ -26,11 +26,11 @@ from rich.table import Table
 
 import graphopt
 from graphopt import Tuning, api
-from graphopt.artifact import Artifact
 from graphopt.errors import InputError
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph
 from graphopt.latency import interleaved
+from graphopt.serving.artifact import Artifact
 
 
 def measure(

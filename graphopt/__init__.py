@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphopt.accuracy.budget import Budget
     from graphopt.api import check, compile, optimize
-    from graphopt.artifact import Artifact
-    from graphopt.comparison import Comparison
+    from graphopt.checking.comparison import Comparison
     from graphopt.errors import GraphoptError
     from graphopt.explanation import Explanation, explain
     from graphopt.ir.graph import Graph, Node, Value
     from graphopt.ir.types import TensorType
-    from graphopt.loading import load
     from graphopt.pipeline.base import Fidelity, Pass, RewritePass
     from graphopt.pipeline.report import Report
     from graphopt.pipeline.spec import Pipeline
+    from graphopt.serving.artifact import Artifact
+    from graphopt.serving.loading import load
     from graphopt.targets.base import Target
     from graphopt.targets.tuning.options import Tuning
 
 _HOMES = {
-    "Artifact": "graphopt.artifact",
+    "Artifact": "graphopt.serving.artifact",
     "Budget": "graphopt.accuracy.budget",
-    "Comparison": "graphopt.comparison",
+    "Comparison": "graphopt.checking.comparison",
     "Explanation": "graphopt.explanation",
     "Fidelity": "graphopt.pipeline.base",
     "Graph": "graphopt.ir.graph",
@@ -49,7 +49,7 @@ _HOMES = {
     "check": "graphopt.api",
     "compile": "graphopt.api",
     "explain": "graphopt.explanation",
-    "load": "graphopt.loading",
+    "load": "graphopt.serving.loading",
     "optimize": "graphopt.api",
 }
 

@@ -17,30 +17,30 @@ from typing import Literal, Union
 import numpy as np
 import onnx
 
-from graphopt import presets
 from graphopt.accuracy.budget import Budget, Spending
+from graphopt.accuracy.compression import Compression, require_spender
 from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.analysis.ids import IdRange, inexact_ids
-from graphopt.artifact import Artifact
-from graphopt.auto_engine import AutoEngine
-from graphopt.comparison import Comparison, compare
-from graphopt.compression import Compression, require_spender
-from graphopt.engine_choice import record_engines
+from graphopt.checking.comparison import Comparison, compare
+from graphopt.checking.feeds import random_feeds
+from graphopt.checking.verification import Original, original_model, signature_of
+from graphopt.deployment.engine_choice import record_engines
+from graphopt.deployment.writing import Stages, temporary_artifact, write_artifact, write_portable
 from graphopt.errors import SpecError
-from graphopt.feeds import random_feeds
 from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph, Value
-from graphopt.manifest import PORTABLE
+from graphopt.pipeline import presets
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Pipeline
+from graphopt.serving.artifact import Artifact
+from graphopt.serving.auto_engine import AutoEngine
+from graphopt.serving.manifest import PORTABLE
 from graphopt.targets import base
 from graphopt.targets.portable import OnnxModel
 from graphopt.targets.tuning.options import Tuning
-from graphopt.verification import Original, original_model, signature_of
-from graphopt.writing import Stages, temporary_artifact, write_artifact, write_portable
 
 _VERSIONS = ("graphopt", "onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm")
 

@@ -14,7 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from graphopt import api, writing
+from graphopt import api
+from graphopt.deployment import writing
 from graphopt.ir.graph import Graph
 from graphopt.pipeline.base import Pass
 from graphopt.pipeline.report import PassRecord, Report

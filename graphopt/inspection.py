@@ -19,7 +19,7 @@ from graphopt.ir.declared_sizes import read
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType
-from graphopt.manifest import LIBRARY, PORTABLE, WEIGHTS, read_manifest
+from graphopt.serving.manifest import LIBRARY, PORTABLE, WEIGHTS, read_manifest
 
 
 @dataclass(frozen=True)

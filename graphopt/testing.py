@@ -223,8 +223,8 @@ class Compiled:
     def __init__(
         self, model: onnx.ModelProto | Graph, oob: Literal["error", "clamp", "zero"] = "error"
     ) -> None:
-        from graphopt.runtime import load_program
-        from graphopt.signature import TensorSpec
+        from graphopt.serving.runtime import load_program
+        from graphopt.serving.signature import TensorSpec
         from graphopt.targets.cpu.target import CpuTarget
 
         graph = model if isinstance(model, Graph) else onnx_io.from_proto(model)
@@ -243,7 +243,7 @@ class Compiled:
         self._outputs = [(spec.name, spec.numpy_dtype) for spec in outputs]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from graphopt.runtime import passed
+        from graphopt.serving.runtime import passed
 
         results = self._program(passed([_owned(feeds[name]) for name in self._inputs]))
         return {name: array.view(dtype) for (name, dtype), array in zip(self._outputs, results)}
@@ -251,7 +251,7 @@ class Compiled:
 
 def _owned(array: np.ndarray) -> np.ndarray:
     """A copy aligned as compiled code demands, which may also be handed over through DLPack."""
-    from graphopt.signature import aligned_copy
+    from graphopt.serving.signature import aligned_copy
 
     return aligned_copy(np.asarray(array))
 

@@ -1,6 +1,6 @@
 """TVM, imported without PyTorch, which takes longer to import than TVM itself."""
 
-from graphopt.bridge import absent
+from graphopt.serving.bridge import absent
 
 
 def load() -> None:

@@ -13,7 +13,7 @@ from graphopt.errors import IdError, InputError, InvalidModelError, SpecError
 from graphopt.ir.maps import as_array
 from graphopt.ir.types import dtype_from_onnx
 from graphopt.ops.dynamic_matmul import EXACT_LEVELS
-from graphopt.signature import Signature, TensorSpec
+from graphopt.serving.signature import Signature, TensorSpec
 from graphopt.targets import empty_sequences
 from graphopt.targets.base import Target
 

@@ -9,7 +9,6 @@ import pytest
 from conftest import shared_models
 
 import graphopt
-from graphopt import presets
 from graphopt.accuracy.budget import Budget
 from graphopt.accuracy.datasets import in_batches
 from graphopt.accuracy.stopwatch import Stopwatch
@@ -18,6 +17,7 @@ from graphopt.ir.graph import Graph
 from graphopt.passes.quantize_activations import QuantizeActivations
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.passes.quantize_weights import QuantizeWeights
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import PassContext
 from graphopt.pipeline.spec import Pipeline
 from graphopt.targets.base import find

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from graphopt import presets
 from graphopt.ir.graph import Graph
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import Fidelity
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.testing import (

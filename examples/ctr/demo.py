@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 import graphopt
-from graphopt import console
+from graphopt.cli import console
 from graphopt.targets.portable import OnnxModel
 
 HERE = Path(__file__).parent

@@ -20,7 +20,7 @@ from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline.base import Proposal
-from graphopt.signature import Signature
+from graphopt.serving.signature import Signature
 
 OFFENDERS = 3  # so many sites in a row that do not fit, and the rest is not tried at that step
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from graphopt import arrays
 from graphopt.errors import InputError
-from graphopt.signature import Signature, TensorSpec
+from graphopt.serving.signature import Signature, TensorSpec
 
 Feeds = Mapping[str, np.ndarray]
 BATCH = 1024  # rows run at once

@@ -17,7 +17,7 @@ from graphopt.analysis.lookups import lookups_of
 from graphopt.errors import ArtifactError, InputError, UnsupportedOpError
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.pipeline.base import Proposal
-from graphopt.signature import Signature
+from graphopt.serving.signature import Signature
 
 NOISE = 1.1  # a smaller ratio decides nothing, so that the same command makes the same model
 SECONDS = 0.1  # for each model and number of rows

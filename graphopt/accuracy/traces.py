@@ -13,7 +13,7 @@ from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import InputError, TraceError
 from graphopt.ir.graph import Graph, Value
-from graphopt.signature import Signature, TensorSpec
+from graphopt.serving.signature import Signature, TensorSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from graphopt import console
 from graphopt.cli import (
     bench,
     bundle,
     check,
+    console,
     explain,
     inspect,
     optimize,

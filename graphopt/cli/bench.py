@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
+from graphopt.cli import console, options
 
 if TYPE_CHECKING:
-    from graphopt.benchmark import Benchmark
+    from graphopt.measuring.benchmark import Benchmark
 
 
 def bench(
@@ -30,7 +29,7 @@ def bench(
     is compiled first.
     """
     batches = options.batch_sizes(batch)
-    from graphopt import benchmark
+    from graphopt.measuring import benchmark
 
     with console.progress(quiet, False) as tell:
         found = benchmark.bench(

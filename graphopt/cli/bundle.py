@@ -30,8 +30,8 @@ def bundle(
     the folder on PYTHONPATH, or the wheel installed, Python needs NumPy and typing_extensions
     besides, but no compiler.
     """
-    from graphopt import bundle as bundles
-    from graphopt import runtime_wheel
+    from graphopt.deployment import bundle as bundles
+    from graphopt.deployment import runtime_wheel
 
     if wheel != (artifact is None):
         raise SpecError("bundle takes either an ARTIFACT or --wheel")

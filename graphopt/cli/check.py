@@ -6,12 +6,11 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
+from graphopt.cli import console, options
 from graphopt.errors import SpecError, VerificationError
 
 if TYPE_CHECKING:
-    from graphopt.comparison import Comparison, OutputComparison
+    from graphopt.checking.comparison import Comparison, OutputComparison
 
 
 def check(
@@ -55,7 +54,7 @@ def _print(found: Comparison) -> None:
 
 
 def _row(output: OutputComparison) -> tuple[object, ...]:
-    from graphopt.comparison import shown
+    from graphopt.checking.comparison import shown
 
     if output.problem is not None:
         return (output.name, "", "", "", "", "", output.problem)

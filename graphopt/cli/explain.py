@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
+from graphopt.cli import console, options
 
 if TYPE_CHECKING:
     from graphopt.explanation import Explanation, SourceNode

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
-from graphopt.console import count_text, size_text, table
+from graphopt.cli import console, options
+from graphopt.cli.console import count_text, size_text, table
 from graphopt.errors import SpecError
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from typer import Context
 
-from graphopt import console
-from graphopt.cli import options
+from graphopt.cli import console, options
 from graphopt.errors import InvalidModelError, OutputError, SpecError
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def _destination(model: Path, target: str, output: Path | None) -> Path:
     Raises:
         OutputError: something of the user's is there, or the folder does not exist.
     """
-    from graphopt.manifest import MANIFEST
+    from graphopt.serving.manifest import MANIFEST
     from graphopt.targets import base
 
     portable = base.find(target).portable

@@ -6,8 +6,7 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
+from graphopt.cli import console, options
 
 if TYPE_CHECKING:
     from graphopt.pipeline.base import Pass
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 
 def passes(name: options.PassName = None) -> None:
     """List the passes and presets, or explain one."""
-    from graphopt import presets
-    from graphopt.pipeline import registry
+    from graphopt.pipeline import presets, registry
 
     known = {preset: str(pipeline) for preset, pipeline in presets.PRESETS.items()}
     if name in known:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
-from graphopt.console import count_text, size_text
+from graphopt.cli import console, options
+from graphopt.cli.console import count_text, size_text
 
 if TYPE_CHECKING:
-    from graphopt.feature_times import TableTime
-    from graphopt.profiling import KernelTime, Profile
-    from graphopt.roofline import Roofline
+    from graphopt.measuring.feature_times import TableTime
+    from graphopt.measuring.profiling import KernelTime, Profile
+    from graphopt.measuring.roofline import Roofline
 
 MOST_SOURCES = 3
 KERNEL_COLUMNS = (">µs", ">share", ">flops", ">bytes", ">bound µs", "kernel", "from")
@@ -42,7 +41,8 @@ def profile(
     feature is charged with the kernels that depend on it alone. For an artifact of another
     machine, or of a GPU that is not there, only operations and bytes are shown.
     """
-    from graphopt import arrays, profiling
+    from graphopt import arrays
+    from graphopt.measuring import profiling
 
     feeds = arrays.read(inputs) if inputs else None
     found = profiling.profile(artifact, batch, seconds=seconds, inputs=feeds, seed=seed)
@@ -85,7 +85,7 @@ def _rates(peaks: Roofline) -> str:
 
 
 def _copies(peaks: Roofline) -> str:
-    from graphopt.roofline import SIZES
+    from graphopt.measuring.roofline import SIZES
 
     sizes = (f"{size >> 20} MiB" if size >> 20 else f"{size >> 10} KiB" for size in SIZES)
     return ", ".join(f"{size_text(r)}/s of {size}" for size, r in zip(sizes, peaks.bytes))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graphopt import console
-from graphopt.cli import options
+from graphopt.cli import console, options
 from graphopt.errors import OutputError, SpecError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from graphopt import console
+from graphopt.cli import console
 
 GRACE = 3.0  # seconds to unwind in; native code may run for minutes before Python gets a turn
 

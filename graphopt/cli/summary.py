@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graphopt import console
-from graphopt.console import size_text, table
+from graphopt.cli import console
+from graphopt.cli.console import size_text, table
 
 if TYPE_CHECKING:
     from graphopt.pipeline.report import PassRecord, Report

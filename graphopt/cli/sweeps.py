@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from typer import Context
 
-from graphopt import console
-from graphopt.cli import budgets
+from graphopt.cli import budgets, console
+from graphopt.cli.console import size_text, table
 from graphopt.cli.options import pipeline
-from graphopt.console import size_text, table
 from graphopt.errors import SpecError
 
 if TYPE_CHECKING:
     from graphopt.accuracy.budget import Budget
-    from graphopt.pareto import Point, Sweep
+    from graphopt.measuring.pareto import Point, Sweep
 
 PLOTS = (".png", ".svg", ".pdf")
 BUDGET = ("labels", "group", "score", "columns", "trace")
@@ -32,8 +31,8 @@ def run(context: Context) -> None:
     Raises:
         SpecError: the options do not make sense together.
     """
-    from graphopt import pareto
     from graphopt.ir.atomic import replacing
+    from graphopt.measuring import pareto
 
     options = context.params
     limits = drops(options["sweep"])

@@ -13,8 +13,8 @@ import tvm
 
 from graphopt.analysis.program import describe
 from graphopt.errors import ArtifactError, SpecError
-from graphopt.gpu_runtime.connection import connect
 from graphopt.ir.graph import Graph
+from graphopt.serving.gpu_runtime.connection import connect
 from graphopt.targets.base import Compiled, Oob, Precision, Target
 from graphopt.targets.cuda.kernels.gemm import Math
 from graphopt.targets.tuning.options import Tuning

@@ -16,9 +16,9 @@ import numpy as np
 import tvm
 
 from graphopt.errors import ArtifactError, SpecError
-from graphopt.gpu_runtime.connection import connect
 from graphopt.ir.dims import product, substitute, symbols
 from graphopt.ir.graph import Graph, Node
+from graphopt.serving.gpu_runtime.connection import connect
 from graphopt.targets.cuda import nvcc, packing
 from graphopt.targets.cuda.build import compiled_by
 from graphopt.targets.cuda.gemm_family import GpuGemmFamily, GpuGemmProblem, ranges_of

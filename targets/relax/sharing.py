@@ -25,7 +25,7 @@ WIDE = "graphopt.wide"
 
 LEAST_BYTES = 2 << 20
 """Weights of all wide kernels below which handing over work takes longer than it saves, with as
-many samples as are not split (`graphopt.splitting`)."""
+many samples as are not split (`graphopt.serving.splitting`)."""
 
 _SPINS = 1 << 15  # looks at memory before others get the core: some 30 us
 _LLVM = f"""

@@ -11,7 +11,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.latency import Call
-from graphopt.signature import aligned_copy
+from graphopt.serving.signature import aligned_copy
 from graphopt.targets.relax.scratch import ON_STACK
 from graphopt.targets.tuning.family import KernelFamily
 

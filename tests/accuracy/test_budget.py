@@ -12,11 +12,11 @@ import pytest
 
 import graphopt
 from graphopt.accuracy.budget import Budget, Spending
+from graphopt.accuracy.compression import Compression
 from graphopt.accuracy.datasets import Dataset, in_batches
 from graphopt.accuracy.judge import Judge, Runnable
 from graphopt.accuracy.metrics import find
 from graphopt.accuracy.workbench import Workbench
-from graphopt.compression import Compression
 from graphopt.errors import BudgetExceededError, InputError, SpecError
 from graphopt.ir.graph import Graph, Value
 from graphopt.passes.quantize_tables import QuantizeTables

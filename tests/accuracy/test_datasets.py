@@ -12,7 +12,7 @@ from pyarrow import csv, parquet
 from graphopt.accuracy import datasets
 from graphopt.accuracy.datasets import Dataset, in_batches
 from graphopt.errors import InputError
-from graphopt.signature import Signature, TensorSpec
+from graphopt.serving.signature import Signature, TensorSpec
 
 SIGNATURE = Signature(
     (TensorSpec("ids", "int64", ("N",)), TensorSpec("x", "float32", ("N", 2))),

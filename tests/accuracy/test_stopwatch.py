@@ -15,14 +15,14 @@ from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import find
 from graphopt.accuracy.stopwatch import Stopwatch, Timed, multiply_bytes
 from graphopt.accuracy.workbench import Workbench
+from graphopt.checking.verification import signature_of
+from graphopt.deployment.writing import temporary_artifact
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline.base import Proposal
-from graphopt.signature import Signature
+from graphopt.serving.signature import Signature
 from graphopt.targets.base import find as target
 from graphopt.testing import parse
-from graphopt.verification import signature_of
-from graphopt.writing import temporary_artifact
 
 TWO_LAYERS = """(int64[N] ids, float[N,8] x) => (float[N,4] y)
 <float[1000,8] table, float[8,8] a, float[8,4] b> {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.loading import load
-from graphopt.manifest import PORTABLE
 from graphopt.pipeline.report import Report
+from graphopt.serving.loading import load
+from graphopt.serving.manifest import PORTABLE
 from graphopt.targets.base import find
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.portable import OnnxModel

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bad_input_cases.case import Case, Kit
-from graphopt.manifest import MANIFEST, manifest_text, read_manifest
+from graphopt.serving.manifest import MANIFEST, manifest_text, read_manifest
 
 
 def damaged(name: str, damage: Callable[[Path], object], says: str, verb: str = "run") -> Case:

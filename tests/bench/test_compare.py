@@ -14,7 +14,7 @@ sys.path.insert(0, str(BENCH))
 import compare  # noqa: E402
 import production  # noqa: E402
 
-from graphopt import roofline  # noqa: E402
+from graphopt.measuring import roofline  # noqa: E402
 from graphopt.testing import random_inputs, run_onnxruntime  # noqa: E402
 
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(BENCH))
 import other_peers  # noqa: E402
 
 from graphopt.ir import onnx_io  # noqa: E402
-from graphopt.peers import Unavailable, bind, open_peer  # noqa: E402
+from graphopt.measuring.peers import Unavailable, bind, open_peer  # noqa: E402
 from graphopt.testing import parse, random_inputs, run_onnxruntime  # noqa: E402
 
 MODEL = """(int64[N] ids, float[N,3] x) => (float[N,4] y, float[N,4] z)

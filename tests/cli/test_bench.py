@@ -21,7 +21,7 @@ def test_table(model: Path) -> None:
 
 
 def test_json_and_what_is_left_out(model: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from graphopt import peers
+    from graphopt.measuring import peers
 
     missing = peers.Peer("fast", "no_such_package", "fp32", lambda path: lambda feeds: lambda: [])
     monkeypatch.setattr(peers, "ENGINES", {**peers.ENGINES, "fast": (missing,)})

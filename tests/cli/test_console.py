@@ -13,7 +13,7 @@ import pytest
 from command import environment, graphopt
 from rich.console import Console
 
-from graphopt.console import count_text, progress, size_text, table
+from graphopt.cli.console import count_text, progress, size_text, table
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import onnx
 import pytest
 from command import Outcome, graphopt
 
-from graphopt import presets
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.pipeline.spec import Pipeline
 from graphopt.testing import random_inputs

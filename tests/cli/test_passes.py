@@ -6,7 +6,7 @@ import pytest
 from command import graphopt
 
 from graphopt.pipeline import registry
-from graphopt.presets import PRESETS
+from graphopt.pipeline.presets import PRESETS
 
 
 def test_all_passes_and_presets_are_listed() -> None:

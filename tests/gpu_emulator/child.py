@@ -18,8 +18,8 @@ import numpy as np
 
 import graphopt
 from graphopt.errors import GraphoptError
-from graphopt.gpu_runtime import machine
-from graphopt.runtime import ffi
+from graphopt.serving.gpu_runtime import machine
+from graphopt.serving.runtime import ffi
 
 
 def main(artifact: str, workspace: Path) -> None:

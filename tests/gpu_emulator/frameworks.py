@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from graphopt.gpu_runtime import cuda, producers
-from graphopt.runtime import ffi
+from graphopt.serving.gpu_runtime import cuda, producers
+from graphopt.serving.runtime import ffi
 
 
 def on_host(given: Any) -> np.ndarray:

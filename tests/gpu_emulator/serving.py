@@ -22,10 +22,10 @@ from frameworks import Framework, OnGpu, on_host
 from tvm_ffi.core import DLTensorTestWrapper
 
 import graphopt
-from graphopt import profiling
 from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError
-from graphopt.gpu_runtime import cuda, lane
-from graphopt.runtime import ffi
+from graphopt.measuring import profiling
+from graphopt.serving.gpu_runtime import cuda, lane
+from graphopt.serving.runtime import ffi
 
 Feeds = Mapping[str, Any]
 CASES: dict[str, Callable[[Path], None]] = {}

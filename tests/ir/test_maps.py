@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 import graphopt
-from graphopt.benchmark import bench
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir import onnx_io
+from graphopt.measuring.benchmark import bench
 from graphopt.targets.portable import OnnxModel
 
 LABELS = ["classlabels_int64s=[-2,3,10]", 'classlabels_strings=["a","b","c"]']

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt import presets
 from graphopt.ir.graph import Graph
 from graphopt.ir.onnx_io import from_proto, to_proto
 from graphopt.passes.canonicalize import Canonicalize
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import Fidelity
 from graphopt.pipeline.manager import PassManager
 from graphopt.pipeline.registry import passes

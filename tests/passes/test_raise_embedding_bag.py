@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt import presets
 from graphopt.ir import onnx_io
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.printer import to_text
@@ -20,6 +19,7 @@ from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.passes import _bag_proof
 from graphopt.passes._execution import Execution
 from graphopt.passes.raise_embedding_bag import RaiseEmbeddingBag
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import Fidelity, PassContext
 from graphopt.pipeline.manager import PassManager
 from graphopt.testing import (

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from conftest import EXAMPLE, shared_models
 
-from graphopt import presets
 from graphopt.ir.content import known_ints
 from graphopt.ir.graph import Graph, Node
 from graphopt.ir.onnx_io import load
+from graphopt.pipeline import presets
 from graphopt.pipeline.base import Fidelity
 from graphopt.pipeline.manager import PassManager
 from graphopt.testing import assert_same_outputs, random_inputs, run_onnxruntime

@@ -11,7 +11,7 @@ from graphopt.accuracy.datasets import in_batches
 from graphopt.ir.graph import Graph
 from graphopt.passes.round_layers import RoundLayers
 from graphopt.pipeline.base import Pass, PassContext
-from graphopt.presets import O3
+from graphopt.pipeline.presets import O3
 from graphopt.targets import base
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.testing import Lavish, assert_rewrites, assert_unchanged, parse, run_onnxruntime

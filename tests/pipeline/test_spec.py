@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphopt import presets
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph
 from graphopt.passes.dce import Dce
 from graphopt.passes.fold_constants import FoldConstants
 from graphopt.passes.unroll_loops import UnrollLoops
-from graphopt.pipeline import registry
+from graphopt.pipeline import presets, registry
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.pipeline.spec import Fixpoint, Pipeline, spec
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt import manifest
-from graphopt.artifact import Artifact
 from graphopt.errors import ArtifactError, OutputError
 from graphopt.inspection import batch_sizes
 from graphopt.machine import host_features
-from graphopt.manifest import WEIGHTS
-from graphopt.signature import TensorSpec
+from graphopt.serving import manifest
+from graphopt.serving.artifact import Artifact
+from graphopt.serving.manifest import WEIGHTS
+from graphopt.serving.signature import TensorSpec
 from graphopt.targets.base import Precision, find
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.targets.portable import OnnxModel

@@ -13,7 +13,7 @@ from conftest import EXAMPLE, shared_models
 from tvm import tirx
 
 import graphopt
-from graphopt.feeds import random_feeds
+from graphopt.checking.feeds import random_feeds
 from graphopt.targets.cuda.straight import straighten
 from graphopt.targets.portable import OnnxModel
 

@@ -9,9 +9,9 @@ import pytest
 from tvm import tirx
 
 import graphopt
-from graphopt.artifact import Artifact
 from graphopt.errors import InputError
 from graphopt.ir.graph import Graph
+from graphopt.serving.artifact import Artifact
 from graphopt.targets.relax import build
 from graphopt.targets.relax.given import GROUP, GivenArrays
 from graphopt.targets.relax.straight import buffer_of

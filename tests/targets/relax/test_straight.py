@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.artifact import Artifact
 from graphopt.errors import IdError, InputError
+from graphopt.serving.artifact import Artifact
 from graphopt.testing import parse, random_inputs, run_onnxruntime
 
 LAYERS = """g (float[N,6] x, int64[N] ids) => (float[N,4] y, float[N,10] z)

@@ -10,7 +10,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.machine import host_features
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.attention_shares import NO_AXES, Axes
 from graphopt.targets.cpu.kernels.attention_tiles import attention_tiles, suits

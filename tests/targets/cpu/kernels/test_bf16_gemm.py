@@ -10,7 +10,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.machine import host_features
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels import bf16_gemm as kernels
 from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bf16_gemm import bf16_gemm, bf16_params, pack_bf16, suits

@@ -8,7 +8,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.machine import host_features
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels.code_table import CODES, code_table
 
 TARGET = {"kind": "llvm", "num-cores": 1}

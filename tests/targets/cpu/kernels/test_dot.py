@@ -7,7 +7,7 @@ import pytest
 import tvm
 import tvm_ffi
 
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels.dot import dot, pack_columns, suits
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.epilogue import Epilogue, Step

@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.ir.types import dtype_to_numpy
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels.gemm import gemm
 from graphopt.targets.cpu.kernels.panels import (
     GemmParams,

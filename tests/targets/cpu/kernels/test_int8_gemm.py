@@ -14,7 +14,7 @@ from tvm.tirx import PrimFunc
 
 from graphopt.machine import host_features
 from graphopt.ops.dynamic_matmul import rounded
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels.int8_gemm import (
     Rounding,
     int8_gemm,

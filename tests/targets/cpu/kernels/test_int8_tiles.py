@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.machine import host_features
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels import int8_gemm as kernels
 from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.int8_gemm import (

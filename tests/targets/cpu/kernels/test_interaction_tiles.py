@@ -10,7 +10,7 @@ import tvm
 import tvm_ffi
 
 from graphopt.machine import host_features
-from graphopt.runtime import passed
+from graphopt.serving.runtime import passed
 from graphopt.targets.cpu.kernels.amx import Amx
 from graphopt.targets.cpu.kernels.bfloat16 import Words, round_bits
 from graphopt.targets.cpu.kernels.interaction_tiles import interaction_tiles, pack_interaction

@@ -1,0 +1,1 @@
+"""Whether a result agrees with its source: inputs for both, and how their answers compare."""

@@ -1,0 +1,159 @@
+"""Results on disk: the file of a portable model, the folder of an artifact.
+
+Either takes the place of what was there only once it has been verified.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from graphopt.analysis.rows import batch_inputs
+from graphopt.checking.verification import Original, signature_of
+from graphopt.errors import OutputError
+from graphopt.ir import onnx_io
+from graphopt.ir.atomic import replacing_folder, temporary_folder
+from graphopt.ir.external_data import TensorWriter
+from graphopt.ir.graph import Graph
+from graphopt.pipeline.manager import PassManager
+from graphopt.pipeline.report import Report
+from graphopt.pipeline.spec import Pipeline
+from graphopt.serving.artifact import Artifact
+from graphopt.serving.manifest import (
+    LIBRARY,
+    MANIFEST,
+    PORTABLE,
+    REPORT,
+    WEIGHTS,
+    obstacle,
+    signature_to_json,
+    write_manifest,
+)
+from graphopt.targets import base
+from graphopt.targets.portable import OnnxModel, OnnxRuntimeTarget
+from graphopt.targets.tuning.options import Tuning
+
+
+class Stages:
+    """Times consecutive stages and tells of them."""
+
+    def __init__(self, report: Report, tell: Callable[[str], None]) -> None:
+        self.report, self.tell, self.name, self.start = report, tell, "", 0.0
+
+    def begin(self, name: str) -> None:
+        self.end()
+        self.name, self.start = name, time.perf_counter()
+        self.tell(name)
+
+    def end(self) -> None:
+        if self.name:
+            self.report.took(self.name, self.start)
+        self.name = ""
+
+
+def suited(graph: Graph, target: base.Target) -> Graph:
+    """`graph` after the passes of `target`'s own: a copy, if they change anything.
+
+    The last of several cleans up after the others.
+    """
+    steps, working = Pipeline.parse(target.own_passes).steps, graph.clone()
+    if not PassManager().run(working, Pipeline(steps[:-1] or steps)):
+        return graph
+    PassManager().run(working, Pipeline(steps[-1:]))
+    return working
+
+
+def write_portable(
+    graph: Graph,
+    target: base.Target,
+    output: Path,
+    original: Original | None,
+    stages: Stages,
+) -> OnnxModel:
+    """Write `graph` to the `.onnx` file `output`, and compare it with the original, if given.
+
+    Raises:
+        OutputError: there is no such folder.
+        VerificationError: the answers differ; nothing is written.
+    """
+    with temporary_folder(_parent(output)) as folder:
+        stages.begin("write")
+        onnx_io.save(suited(graph, target), folder / output.name)
+        result = OnnxModel(folder / output.name, target.name)
+        if original is not None:
+            stages.begin("verify")
+            original.verify(graph, [result.as_written()], stages.report)
+        stages.end()
+        for file in sorted(folder.iterdir(), reverse=True):  # the data file before the model
+            os.replace(file, output.with_name(file.name))
+    result.path = output
+    return result
+
+
+def write_artifact(
+    graph: Graph,
+    target: base.Target,
+    output: Path,
+    oob: base.Oob,
+    original: Original | None,
+    stages: Stages,
+    tuning: Tuning | None,
+) -> Artifact:
+    """Compile `graph` into the folder `output`, and compare it with the original, if given.
+
+    Raises:
+        OutputError: there is no such folder, or something that is no artifact has the name.
+        TuningMissError, TuningCacheError: the tuning cache is of no use.
+        UnsupportedOpError: an op cannot be compiled for this target.
+        VerificationError: the answers differ; nothing is written.
+    """
+    _parent(output)
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise OutputError(f"{output}: exists and is not a graphopt artifact; choose another name")
+    report = stages.report
+    with replacing_folder(output) as folder:
+        own = suited(graph, target)
+        compiled = target.compile(own, folder / LIBRARY, oob, stages.begin, tuning)
+        stages.begin("write")
+        with TensorWriter(folder / WEIGHTS) as writer:
+            portable = onnx_io.to_proto(suited(graph, OnnxRuntimeTarget()), writer)
+            entries = [writer.place(array) for array in compiled.constants]
+        (folder / PORTABLE).write_bytes(portable.SerializeToString())
+        manifest = {"oob": oob, **compiled.facts, **signature_to_json(signature_of(graph))}
+        manifest["batch_inputs"] = batch_inputs(graph)
+        write_manifest(folder, {**manifest, "weights": entries})
+        report.facts |= compiled.facts | compiled.kernels
+        report.facts["artifact_bytes"] = sum(f.stat().st_size for f in folder.iterdir())
+        report.facts["obstacle"] = obstacle(manifest)
+        if original is not None:
+            stages.begin("verify")
+            results: list[Artifact | OnnxModel] = [OnnxModel(folder / PORTABLE).as_written()]
+            if not report.facts["obstacle"]:
+                results.insert(0, Artifact.load(folder))
+            original.verify(graph, results, report)
+        stages.end()
+        (folder / REPORT).write_text(report.to_json())
+    return Artifact.foreign(output) if report.facts["obstacle"] else Artifact.load(output)
+
+
+def temporary_artifact(graph: Graph, target: base.Target) -> Artifact:
+    """`graph` compiled, not verified, in a folder that lives as long as the result.
+
+    Raises:
+        UnsupportedOpError: an op cannot be compiled for this target.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="graphopt-")
+    place, silent = Path(folder.name) / "model.gopt", Stages(Report(), lambda stage: None)
+    result = write_artifact(graph, target, place, "error", None, silent, None)
+    weakref.finalize(result, folder.cleanup)
+    return result
+
+
+def _parent(output: Path) -> Path:
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder; create it first")
+    return output.parent

@@ -1,0 +1,1 @@
+"""How fast a model is, next to other engines and to what the machine could do, and why."""

@@ -1,0 +1,1 @@
+"""All that a serving process loads: artifacts, and the runtime that runs them."""
