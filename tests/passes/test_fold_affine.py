@@ -80,3 +80,56 @@ def test_tied_embeddings_stay_tied() -> None:
         y = Gemm<transB=1>(u, table)
     }"""
     assert_unchanged(FoldAffine(), text, "also read elsewhere")
+
+
+MOVED = """(float[N,4,3] x, float[N,3,8] q) => (float[] y)
+    <float[4,1] tall, float[3] wide, float[4,3] all, float[4,8] w, float[12,8] v, float[6,8] u,
+     float[8] b, int64[2] flat = {{-1, 12}}, int64[2] halves = {{-1, 6}}> {{
+    {} y = Sigmoid(h) }}"""
+TURN = "t = Transpose<perm=[0,2,1]>"
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (f"s = Mul(x, tall) {TURN}(s) h = MatMul(t, w)", f"{TURN}(x) h = MatMul(t, w)"),
+        (
+            "s = Mul(x, tall) f = Reshape(s, flat) h = MatMul(f, v)",
+            "f = Reshape(x, flat) h = MatMul(f, v)",
+        ),
+        (
+            "s = Mul(x, wide) f = Reshape(s, flat) h = Gemm(f, v)",
+            "f = Reshape(x, flat) h = Gemm(f, v)",
+        ),
+        (
+            "s = Mul(x, all) f = Reshape(s, flat) h = Gemm(f, v, b)",
+            "f = Reshape(x, flat) h = Gemm(f, v, b)",
+        ),
+        (
+            "s = Add(tall, x) f = Reshape(s, flat) h = Gemm(f, v, b)",
+            "f = Reshape(x, flat) h = Gemm(f, v, b)",
+        ),
+        (
+            f"m = Mul(x, tall) s = Add(m, tall) {TURN}(s) p = MatMul(t, w) h = Add(p, b)",
+            f"{TURN}(x) p = MatMul(t, w) h = Add(p, b)",
+        ),
+    ],
+)
+def test_constants_move_as_their_operand_does(body: str, after: str) -> None:
+    assert_rewrites(FoldAffine(), MOVED.format(body), MOVED.format(after))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (f"s = Mul(x, wide) {TURN}(s) h = MatMul(t, w)", "scale is not one number per column"),
+        ("s = Mul(x, tall) f = Reshape(s, halves) h = MatMul(f, u)", "scale is not one number"),
+        ("s = Add(x, tall) f = Reshape(s, halves) h = Gemm(f, u)", "shift is not one number"),
+        (f"s = Add(x, tall) {TURN}(s) p = MatMul(t, w) h = Add(p, q)", None),
+        (f"s = Add(x, tall) {TURN}(s) p = MatMul(t, w) z = Add(p, b) h = Exp(p)", "also read"),
+        (f"s = Mul(x, tall) z = Exp(s) {TURN}(s) h = MatMul(t, w)", "also read"),
+    ],
+)
+def test_constants_that_are_not_per_column_stay(body: str, reason: str | None) -> None:
+    text = MOVED.replace("=> (float[] y)", "=> (float[] y, float[] z)") if "z = " in body else MOVED
+    assert_unchanged(FoldAffine(), text.format(body), reason)
