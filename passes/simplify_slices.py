@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.ir.slices import LONGEST
 from graphopt.ir.types import TensorType
+from graphopt.passes._counters import Number, element, greatest_of
 from graphopt.passes._shapes import INT64_MAX, ints_of, reshape_target, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
@@ -100,6 +102,43 @@ def sliced_column_to_gather(rw: Rewriter, x: Value, inner: Value, node: Node) ->
     return rw.op.Gather(x, rw.const(start, "int64"), axis=axis)
 
 
+@rule(op.Squeeze(op.Slice(x, ...).named("inner"), ...))
+def counted_column_to_gather(
+    rw: Rewriter, x: Value, inner: Value, node: Node
+) -> Value | NoMatch | None:
+    """Squeeze(x[:, i:i+1]) -> Gather(x, i), if i counts the steps of a loop"""
+    cut = inner.producer
+    assert cut is not None and inner.shape is not None and x.shape is not None
+    starts, ends = cut.inputs[1:3]
+    if starts is None or ends is None or ints_of(starts) is not None:
+        return None
+    axes = ints_of(cut.input(3)) if cut.input(3) is not None else list(range(len(x.shape)))
+    steps = ints_of(cut.input(4)) if cut.input(4) is not None else [1] * len(x.shape)
+    if axes is None or steps is None or min(steps) < 1:
+        return NoMatch("its axes or steps are not known, or it walks backwards")
+    counted = []
+    for k, axis in enumerate(axes):
+        first = greatest_of(cut, starts, k)
+        last = greatest_of(cut, ends, k)
+        if first == [Number(0, False)] and steps[k] == 1:
+            if not any(number.value >= LONGEST for number in last):
+                return NoMatch("it takes a part of other axes")
+            continue
+        if len(first) != 1 or not first[0].counts or first[0].value < 0:
+            return NoMatch("where it starts does not count the steps of a loop")
+        if not any(n.value > first[0].value if n.counts else n.value >= LONGEST for n in last):
+            return NoMatch("it may take nothing, which is an error")
+        counted.append((axis % len(x.shape), element(starts, k)))
+    if len(counted) != 1:
+        return NoMatch("it counts along several axes")
+    ((axis, index),) = counted
+    dropped = ints_of(node.input(1))
+    if dropped is None or [k % len(x.shape) for k in dropped] != [axis]:
+        return NoMatch("it is not that axis that is dropped, which says that it has one element")
+    assert index is not None
+    return rw.op.Gather(x, index if index.rank == 0 else rw.op.Reshape(index, rw.ints()), axis=axis)
+
+
 @rule(op.Split(x, ...))
 def split_to_nothing(rw: Rewriter, x: Value, node: Node) -> list[Value] | NoMatch:
     """Split(x) into one part -> x"""
@@ -120,8 +159,9 @@ class SimplifySlices(RewritePass):
 
     Needs bounds and positions that are known. A Slice with constant bounds gets one form: axes in
     order, counted from the front where the size is known, without the axes it takes whole. One
-    column without its axis is a Gather of a scalar, and a GatherND of whole rows a Gather. Bounds
-    that are computed but known count as constants. Fidelity: exact.
+    column without its axis is a Gather of a scalar, also where a loop counts the columns, and
+    a GatherND of whole rows a Gather. Bounds that are computed but known count as constants.
+    Fidelity: exact.
 
     Before:
         (float[N,8] x) => (float[N,2] y)
@@ -146,6 +186,7 @@ class SimplifySlices(RewritePass):
         gather_to_slice,
         gather_nd_to_gather,
         sliced_column_to_gather,
+        counted_column_to_gather,
         split_to_nothing,
         pad_to_nothing,
     )

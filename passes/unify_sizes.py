@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphopt.ir import sizes
+from graphopt.ir.control import narrow_carried
 from graphopt.ir.graph import Graph
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 
@@ -12,7 +13,8 @@ class UnifySizes(Pass):
 
     Needs an op that refuses other sizes, or whose result is unknown unless sizes that the file
     calls alike are equal. Models are read that way already; after a rewrite more may be known, for
-    example that there are as many bags as rows of dense features. Only names of sizes change.
+    example that there are as many bags as rows of dense features, or that the step of a loop keeps
+    a shape. Only names of sizes change.
     Fidelity: exact.
 
     Before:
@@ -32,4 +34,6 @@ class UnifySizes(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         renamed = sizes.unify_sizes(graph)
         ctx.stats.hits.update(f"{old} = {new}" for old, new in renamed.items())
-        return bool(renamed)
+        narrowed = [node for node in graph.walk() if narrow_carried(node)]
+        ctx.stats.hits.update("narrow_carried" for _ in narrowed)
+        return bool(renamed or narrowed)

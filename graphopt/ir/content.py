@@ -204,6 +204,20 @@ def _elementwise(function: Callable[..., Any]) -> Rule:
     return rule
 
 
+def _absorbed(function: Callable[..., Any], absorbing: bool) -> Rule:
+    """An `And` or `Or`, known also where one operand alone decides all elements."""
+    elementwise = _elementwise(function)
+
+    def rule(node: Node, contents: list[Content]) -> Content:
+        type_ = node.output.type
+        decided = any(c is not None and all(e is absorbing for e in c.flat) for c in contents)
+        if decided and isinstance(type_, TensorType) and type_.is_static:
+            return np.full(type_.dims, absorbing, dtype=object)  # type: ignore[arg-type]
+        return elementwise(node, contents)
+
+    return rule
+
+
 def _folded(function: Callable[[Any, Any], Any]) -> Rule:
     @_all_known
     def rule(node: Node, contents: list[np.ndarray]) -> Content:
@@ -285,8 +299,8 @@ _RULES: dict[str, Rule] = {
     "LessOrEqual": _elementwise(lambda a, b: not _less(b, a)),
     "GreaterOrEqual": _elementwise(lambda a, b: not _less(a, b)),
     "Not": _elementwise(operator.not_),
-    "And": _elementwise(lambda a, b: bool(a and b)),
-    "Or": _elementwise(lambda a, b: bool(a or b)),
+    "And": _absorbed(lambda a, b: bool(a and b), absorbing=False),
+    "Or": _absorbed(lambda a, b: bool(a or b), absorbing=True),
     "Min": _folded(dims.minimum),
     "Max": _folded(dims.maximum),
     "Sum": _folded(operator.add),

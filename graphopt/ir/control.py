@@ -130,14 +130,15 @@ def widen_carried(node: Node, body: Graph) -> None:
         infer_node(node)
 
 
-def narrow_carried(node: Node) -> None:
+def narrow_carried(node: Node) -> bool:
     """Let carried values keep the shape of the first iteration, where a body gives that again.
 
-    Sizes that were taken for different ones when the body was built may have become equal.
+    Sizes that were taken for different ones when the body was built may have become equal, and a
+    rewritten body may say more. True if anything changed.
     """
     body = node.attrs.get("body")
     if not isinstance(body, Graph):
-        return
+        return False
     wide: dict[Value, tuple[Type, Value]] = {}
     for value, first, after in _carried(node, body):
         ranks = [v.rank if isinstance(v.type, TensorType) else None for v in (value, first)]
@@ -153,6 +154,7 @@ def narrow_carried(node: Node) -> None:
     if wide:
         assert node.graph is not None
         node.graph._propagate([node, *(user for v in node.outputs for user in v.users)])
+    return bool(wide)
 
 
 def _carried(node: Node, body: Graph) -> list[tuple[Value, Value, Value]]:

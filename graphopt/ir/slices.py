@@ -5,7 +5,8 @@ from __future__ import annotations
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 
-_END = 10**9  # what tf2onnx writes for the end of an axis; others write more. No axis is as long
+LONGEST = 10**9
+"""What tf2onnx writes for the end of an axis; others write more. No axis is as long."""
 
 
 def slice_length(size: Dim, start: Dim | None, end: Dim | None, step: Dim | None) -> Dim | None:
@@ -41,7 +42,7 @@ def _clamped(bound: Dim, size: Dim) -> Dim | None:
     if isinstance(bound, int):
         if bound <= -(2**31):
             return 0
-        if bound >= _END:
+        if bound >= LONGEST:
             return size
         position: Dim = bound if bound >= 0 else size + bound
         return dims.maximum(position, 0) if bound < 0 else dims.minimum(position, size)

@@ -91,9 +91,9 @@ _CLEAN_UP = (
     FoldConstants(),
     Canonicalize(),
     SimplifyCasts(),
+    SimplifySlices(),  # before a Squeeze, which says that a slice has one element, is a Reshape
     SimplifyReshapes(),
     KeepReducedAxes(),
-    SimplifySlices(),
     SimplifyConcats(),
     BypassConcats(),
     RemoveBroadcasts(),
