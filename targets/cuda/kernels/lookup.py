@@ -76,13 +76,26 @@ class Part:
         """The buffer that the elements come from."""
         return self.source if self.books is None else self.books
 
-    def element(self, row: Any, column: Any, lane: Any) -> Any:
-        """That of a row at column + lane, the lanes being those of one piece."""
+    def elements(self, row: Any, column: Any, lanes: int) -> Any:
+        """Those of a row from `column` on, as many as one piece has."""
         if self.books is None:
-            return self.source[row, column + lane]
+            return self.source[row, _run(column, lanes)]
         width = int(self.books.shape[1])
         entry = column // width * ENTRIES + self.source[row, column // width].astype("int64")
-        return self.books[entry, column % width + lane]
+        return self.books[entry, _run(column % width, lanes)]
+
+
+def _run(first: Any, lanes: int) -> Any:
+    """The places of `lanes` elements that are moved at once, one vector.
+
+    A vectorized loop says the same, but TVM asks all loops about each index, and a lookup has eight
+    for each of its tables.
+    """
+    return first if lanes == 1 else tirx.Ramp(first, int64(1), lanes)
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
 def lookup(parts: Sequence[Part], out: Any, oob: str) -> None:
@@ -177,8 +190,8 @@ def _serve(part: Part, k: Any, block: Any, thread: Any, out: Any, oob: str) -> N
 
         def read(held: Any = held, scale: Any = scale, piece: Any = piece) -> None:
             for r in range(ROWS):
-                with T.vectorized(shape.lanes) as j:
-                    T.buffer_store(held, part.element(row[r], piece * shape.lanes, j), [r, j])
+                values = part.elements(row[r], piece * shape.lanes, shape.lanes)
+                T.buffer_store(held, values, [r, _run(int64(0), shape.lanes)])
                 if part.scales is not None:
                     T.buffer_store(scale, part.scales[row[r]].astype("float32"), [r])
 
@@ -227,33 +240,27 @@ def _write(
     column = part.place + k * part.dim + piece * shape.lanes
     dtype = str(out.dtype)
 
-    def fill(shift: int, element: Callable[[Any], Any]) -> None:
-        with T.vectorized(shape.lanes) as j:
-            T.buffer_store(out, element(j), [at, column + shift + j])
+    own = held[r, _run(int64(0), shape.lanes)]
 
-    def store(shift: int, element: Callable[[Any], Any]) -> None:
+    def fill(shift: int, values: Any) -> None:
+        T.buffer_store(out, values, [at, _run(column + shift, shape.lanes)])
+
+    def store(shift: int, values: Any) -> None:
         if part.ids is None or oob != "zero":
-            fill(shift, lambda j: element(held[r, j]))
+            fill(shift, values)
             return
         with T.If(found[r]):
             with T.Then():
-                fill(shift, lambda j: element(held[r, j]))
+                fill(shift, values)
             with T.Else():
-                fill(shift, lambda j: tirx.const(0, dtype))
+                fill(shift, tirx.const(0, _vector(dtype, shape.lanes)))
 
-    def plain(value: Any) -> Any:
-        return value if str(held.dtype) == dtype else value.astype(dtype)
-
+    floats, ints = (_vector(kind, shape.lanes) for kind in (dtype, "int32"))
     if part.scales is None:
-        store(0, plain)
+        store(0, own if str(held.dtype) == dtype else own.astype(floats))
     elif part.bits == 8:
-        store(0, lambda code: code.astype("float32") * scale[r])
+        store(0, own.astype(floats) * scale[r])
     else:
-        for half in range(2):
-
-            def nibble(code: Any, half: int = half) -> Any:
-                bits = code.astype("int32")
-                four = (bits >> 4 if half else bits & 15) - 8
-                return four.astype("float32") * scale[r]
-
-            store(half * part.width, nibble)
+        codes = own.astype(ints)
+        for half, four in enumerate([codes & 15, codes >> 4]):
+            store(half * part.width, (four - 8).astype(floats) * scale[r])
