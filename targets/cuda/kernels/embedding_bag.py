@@ -55,15 +55,21 @@ class Field:
     Attributes:
         ids: a buffer of all of them.
         bounds: where the ids of a bag begin and end among these, whatever the data says.
-        size: how many rows its table has, and `start` which is the first.
+        size: how many rows its table has, known or not, and `start` which is the first.
         weights: a buffer like `ids`.
     """
 
     ids: Any
     bounds: Callable[[Any], tuple[Any, Any]]
-    size: int
+    size: Any
     start: int = 0
     weights: Any = None
+
+    def reads(self, plan: Plan, index: Any) -> Any:
+        """Whether `index` reads a row and not zeros; None for always."""
+        if plan.pooling.oob == "zero":
+            return plan.is_valid(index, self.size)
+        return None if isinstance(self.size, int) else self.size > 0
 
 
 def pool(plan: Plan, table: Table, fields: Sequence[Field], out: Any) -> None:
@@ -118,10 +124,11 @@ def _pool(
 
         with T.If(plan.counts(index)), T.Then():
             T.buffer_store(count, count[0] + 1, [0])
-            if plan.pooling.oob != "zero":
+            found = field.reads(plan, index)
+            if found is None:
                 add_row()
             else:
-                with T.If(plan.is_valid(index, field.size)):
+                with T.If(found):
                     with T.Then():
                         add_row()
                     with T.Else():

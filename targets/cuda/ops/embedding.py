@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import relax, tirx
 
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ops import embedding_bags, quantized_embedding_bag
 from graphopt.ops.embedding_bag import DOMAIN, EmbeddingBag
@@ -22,14 +23,19 @@ from graphopt.targets.relax.operands import describe, tensor_input
 @lowers("EmbeddingBag", domain=DOMAIN)
 def _embedding_bag(lower: CudaLowering, node: Node) -> relax.Expr:
     table, bag = tensor_input(node, 0), EmbeddingBag.of(node)
-    rows, dim = _extents(lower, table)
+    rows, dim = table.tensor.dims
+    if not isinstance(rows, int) and bag.padding_idx is None and isinstance(dim, int):
+        known = 0  # a table that the model computes: only its kernel's arguments tell
+    else:
+        rows, dim = _extents(lower, table)
+        known = rows
     weights = node.input(3)
     plan = _plan(
-        lower, rows, dim, table.dtype, tensor_input(node, 1), bag.mode,
+        lower, known, dim, table.dtype, tensor_input(node, 1), bag.mode,
         weighted=weights is not None, padding_idx=bag.padding_idx, empty=bag.empty,
         by_id=bag.by_id,
     )  # fmt: skip
-    return _one_field(lower, node, plan, [table], node.input(2), weights)
+    return _one_field(lower, node, plan, rows, [table], node.input(2), weights)
 
 
 @lowers(quantized_embedding_bag.OP_TYPE, domain=DOMAIN)
@@ -41,7 +47,7 @@ def _quantized_embedding_bag(lower: CudaLowering, node: Node) -> relax.Expr:
         lower, rows, dim, "float32", tensor_input(node, 2), node.attr("mode", "sum"),
         padding_idx=node.attr("padding_idx"), by_id=bool(node.attr("by_id", 0)),
     )  # fmt: skip
-    return _one_field(lower, node, plan, [codes, scales], node.input(3), None, bits)
+    return _one_field(lower, node, plan, rows, [codes, scales], node.input(3), None, bits)
 
 
 @lowers(embedding_bags.OP_TYPE, domain=DOMAIN)
@@ -97,6 +103,7 @@ def _one_field(
     lower: CudaLowering,
     node: Node,
     plan: Plan,
+    rows: Dim,
     table: Sequence[Value],
     offsets: Value | None,
     weights: Value | None,
@@ -104,7 +111,8 @@ def _one_field(
 ) -> relax.Expr:
     """Bags of one table: its values, or codes and scales."""
     ids = tensor_input(node, len(table))
-    lower.demand_ids(node, ids, plan.rows)
+    lower.demand_ids(node, ids, rows)
+    extent = rows if isinstance(rows, int) else int64(lower.dim(rows))
     sizes = [int64(size) for size in lower.shape(ids)]
     number = sizes[0] if len(sizes) == 1 else sizes[0] * sizes[1]
     width = None if offsets is None else int64(lower.shape(offsets)[0])
@@ -127,7 +135,7 @@ def _one_field(
             bounds = _rows_of(sizes[-1])
         else:
             bounds = _given(lambda bag: places[bag], width, sizes[0])
-        pool(plan, source, [Field(index, bounds, plan.rows, weights=own)], out)
+        pool(plan, source, [Field(index, bounds, extent, weights=own)], out)
 
     arguments = [*map(lower.expr, table), *flat]
     return loops(lower, body, arguments, [(lower.shape(node.output), plan.dtype)])[0]
