@@ -23,6 +23,7 @@ LEAST = 4
 LEAST_TURNED = 16
 """Rows of a second operand that lies the other way round which are packed rather than turned."""
 
+_VIEWS = frozenset(["Reshape", "Squeeze", "Unsqueeze"])
 x, y, t = var("x"), var("y"), var("t")
 
 
@@ -59,19 +60,26 @@ def matmul_of_matrices(rw: Rewriter, node: Node, x: Value, y: Value) -> Value | 
         return NoMatch("its operands are not as many matrices, nor is one of them single")
     attrs: dict[str, Any] = {"dims": node.output.tensor.dims}
     many = not isinstance(columns, int) or (of_y == 1 and columns >= LEAST_TURNED)
-    if many and isinstance(depth, int) and _turns_matrices(y.producer):
-        assert y.producer is not None
-        attrs["turned"], y = True, y.producer.inputs[0]  # type: ignore[assignment]
+    lying = lying_matrices(y) if many and isinstance(depth, int) else None
+    if lying is not None:
+        attrs["turned"], y = True, lying
     return rw.insert("MatrixProducts", [x, y], attrs, domain=DOMAIN).output
 
 
-def _turns_matrices(node: Node | None) -> bool:
-    """Whether it exchanges the last two axes and leaves the others."""
-    if node is None or node.op != "Transpose":
-        return False
+def lying_matrices(value: Value) -> Value | None:
+    """The matrices that a Transpose turns into `value`, by exchanging their two axes, or None.
+
+    The axes that count them may be others, as where the one head of attention has an axis.
+    """
+    node, last = value.producer, (value.shape or ())[-2:]
+    while node is not None and node.op in _VIEWS and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer
+    if node is None or node.op != "Transpose" or (value.shape or ())[-2:] != last:
+        return None
     rank = node.output.rank or 0
     perm = [axis % rank for axis in node.attrs.get("perm") or reversed(range(rank))]
-    return perm == [*range(rank - 2), rank - 1, rank - 2]
+    return node.inputs[0] if perm == [*range(rank - 2), rank - 1, rank - 2] else None
 
 
 @rule(op.Gemm(x, y), op.Gemm(x, y, t))

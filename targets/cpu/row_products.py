@@ -17,6 +17,7 @@ from graphopt.ir.types import Type
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.kernels.row_products import row_products
+from graphopt.targets.cpu.matrix_products import lying_matrices
 from graphopt.targets.relax.lowering import Lowering, lowers
 
 LEAST = 8
@@ -36,15 +37,13 @@ def _row_products_cost(node: Node) -> Cost:
     return streaming(node, 2 * node.inputs[1].tensor.dims[-1] * product(node.output.tensor.dims))
 
 
-@rule(op.MatMul(x, op.Transpose(y).named("turned")))
-def matmul_of_rows(rw: Rewriter, node: Node, x: Value, y: Value, turned: Value) -> Value | NoMatch:
+@rule(op.MatMul(x, turned))
+def matmul_of_rows(rw: Rewriter, node: Node, x: Value, turned: Value) -> Value | NoMatch:
     """MatMul(x, Transpose(y)) -> RowProducts(x, y)"""
-    rank = y.rank or 0
-    assert turned.producer is not None
-    perm = [axis % rank for axis in turned.producer.attrs.get("perm") or reversed(range(rank))]
-    if rank < 3 or x.rank != rank or perm != [*range(rank - 2), rank - 1, rank - 2]:
+    y, rank = lying_matrices(turned), turned.rank or 0
+    if y is None or rank < 3 or x.rank != rank or x.shape[:-2] != turned.shape[:-2]:  # type: ignore[index]
         return NoMatch("the second operand is not one matrix, turned, for each of the first")
-    return _of_rows(rw, node, x, y, x.tensor.dims[:-2], x.tensor.dims[-2])
+    return _of_rows(rw, node, x, y, y.tensor.dims[:-2], x.tensor.dims[-2])
 
 
 @rule(op.MatMul(y, x))

@@ -12,13 +12,18 @@ from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
 TURNED = "t = Transpose<perm=[0,2,1]>(b) y = MatMul(a, t)"
 HEADS = "t = Transpose<perm=[0,1,3,2]>(b) y = MatMul(a, t)"
+HEAD = "t = Transpose<perm=[0,2,1]>(b) r = Unsqueeze(t, one) y = MatMul(a, r)"
+GROUPS = "t = Transpose<perm=[0,2,1]>(b) r = Reshape(t, groups) y = MatMul(a, r)"
+MIXED = "t = Transpose<perm=[0,2,1]>(b) r = Reshape(t, mixed) y = MatMul(a, r)"
 SUM = "t = Mul(a, b) y = ReduceSum(t, last)"
 LAST = "t = Mul(b, a) y = ReduceSum<keepdims=0>(t, last)"
 
 
 def graph_of(a: str, b: str, body: str) -> Graph:
     return parse(
-        f"(float[{a}] a, float[{b}] b) => (float[] y) <int64[1] last = {{-1}}> {{ {body} }}"
+        f"""(float[{a}] a, float[{b}] b) => (float[] y) <
+        int64[1] last = {{-1}}, int64[1] one = {{1}},
+        int64[4] groups = {{2, 3, 16, 9}}, int64[3] mixed = {{-1, 8, 32}}> {{ {body} }}"""
     )
 
 
@@ -37,6 +42,7 @@ def is_legalized(graph: Graph) -> bool:
         ("N,2,5,8", "N,2,8,8", HEADS),
         ("N,16,1", "N,50,16", "y = MatMul(b, a)"),
         ("N,2,70,1", "N,2,13,70", "y = MatMul(b, a)"),
+        ("N,1,1,64", "N,50,64", HEAD),
         ("N,1,12", "N,10,12", SUM),
         ("N,1,31", "N,40,31", LAST),
     ],
@@ -55,6 +61,14 @@ def test_rows(a: str, b: str, body: str) -> None:
         np.testing.assert_array_equal(part, whole[rows])  # whatever the batch is
 
 
+def test_matrices_that_are_counted_by_other_axes() -> None:
+    graph = graph_of("2,3,4,16", "6,9,16", GROUPS)
+    assert is_legalized(graph)
+    feeds = random_inputs(graph)
+    found, wanted = Compiled(graph)(feeds)["y"], run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_nan_stays_in_its_row() -> None:
     graph = graph_of("N,1,20", "N,9,20", TURNED)
     feeds = random_inputs(graph, {"N": 2})
@@ -68,6 +82,7 @@ def test_nan_stays_in_its_row() -> None:
     [
         ("N,1,64", "N,7,64", TURNED),  # few rows
         ("N,1,4", "N,70,4", TURNED),  # short rows
+        ("N,1,8", "N,16,16", MIXED),  # other matrices
         ("N,1,64", "N,K,64", TURNED),  # rows of unknown number
         ("1,1,64", "N,16,64", TURNED),  # one matrix for all
         ("N,16,64", "N,64,16", "y = MatMul(a, b)"),
