@@ -68,7 +68,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     ]
     for name, row in rows.items():
         numbers = (row[column] for column in ("launches", "registers", "shared", "spills"))
-        cells = [name, f"{row['python']:.0f}, {row['nvcc']:.0f}", *map(str, numbers)]
+        cells = [name, f"{row['python']:.1f}, {row['nvcc']:.1f}", *map(str, numbers)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -239,7 +239,6 @@ def _write(
     """Row `at` of the result gets a piece that `held` and `scale` hold for it."""
     column = part.place + k * part.dim + piece * shape.lanes
     dtype = str(out.dtype)
-
     own = held[r, _run(int64(0), shape.lanes)]
 
     def fill(shift: int, values: Any) -> None:
