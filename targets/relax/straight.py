@@ -48,7 +48,7 @@ from graphopt.targets.relax.given import GivenArrays
 from graphopt.targets.relax.primfunc import int64, sequence, with_root
 from graphopt.targets.relax.reader import Call, Reader, Reading, Root, Tensor, read
 from graphopt.targets.relax.sharing import Sharing, with_atomics
-from graphopt.targets.relax.workspace import Slot, Workspace
+from graphopt.targets.relax.workspace import Slot, Workspace, analyzer_of, not_below_0
 
 RUN, PLAN, PROFILE = "graphopt_run", "graphopt_plan", "graphopt_profile"
 SHARE = "graphopt_share"
@@ -181,9 +181,17 @@ class Writer:
         """Whether a statement takes a size that a kernel finds."""
         return not self.program.found.isdisjoint(tirx.analysis.undefined_vars(bind.value))
 
+    def output_shapes(self) -> list[list[Any]]:
+        """The shapes of the outputs that a caller gives."""
+        analyzer = analyzer_of(self.program.sizes)
+        return [
+            [not_below_0(dim, analyzer) for dim in tensor.type.shape.values]
+            for tensor in self.program.given
+        ]
+
     def output_dims(self) -> list[Any]:
-        """The dims of all outputs that a caller gives, one after another."""
-        return [dim for tensor in self.program.given for dim in tensor.type.shape.values]
+        """The dims of these outputs, one after another."""
+        return [dim for shape in self.output_shapes() for dim in shape]
 
     def _late_shapes(self) -> list[Any]:
         return [self.program.outputs[k].type.shape.values for k in self.program.late]
@@ -219,16 +227,17 @@ class _HostWriter(Writer):
     ) -> None:
         super().__init__(program, kernels)
         self.sharing = sharing
-        self.inputs = _given("in", program.inputs)
-        self.outputs = _given("out", program.given)
+        shapes = [tensor.type.shape.values for tensor in program.inputs]
+        self.inputs = _given("in", program.inputs, shapes)
+        self.outputs = _given("out", program.given, self.output_shapes())
         self.given = GivenArrays([*self.inputs, *self.outputs])
         count = max(1, program.weights + len(program.embedded))
         self.weights = buffer_of((int64(count),), "int64", "weights")
         self.room = tirx.Var("room", "int64")
         self.workspace = buffer_of((self.room,), "uint8", "workspace")
-        shapes = {var for dim in self.output_dims() for var in tirx.analysis.undefined_vars(dim)}
-        ordered = sorted(program.sizes.items(), key=lambda size: size[0] not in shapes)
-        self.sizes, self.shaping = dict(ordered), len(shapes)
+        decisive = {var for dim in self.output_dims() for var in tirx.analysis.undefined_vars(dim)}
+        ordered = sorted(program.sizes.items(), key=lambda size: size[0] not in decisive)
+        self.sizes, self.shaping = dict(ordered), len(decisive)
         self._steps = [self._step(k) for k in range(len(program.calls))]
         if program.late:
             self._steps[-1] += self._told()
@@ -325,10 +334,10 @@ class _HostWriter(Writer):
         return function_of(PLAN, [*self.sizes, plan], body)
 
 
-def _given(name: str, tensors: Sequence[Tensor]) -> list[Any]:
+def _given(name: str, tensors: Sequence[Tensor], shapes: Sequence[Sequence[Any]]) -> list[Any]:
     """Buffers that a caller gives, for the roots of `tensors`."""
-    for k, tensor in enumerate(tensors):
-        shape, dtype = tensor.type.shape.values, str(tensor.type.dtype)
+    for k, (tensor, shape) in enumerate(zip(tensors, shapes)):
+        dtype = str(tensor.type.dtype)
         tensor.root.buffer = buffer_of(shape, dtype, f"{name}{k}")
     return [tensor.root.buffer for tensor in tensors]
 

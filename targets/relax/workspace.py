@@ -28,6 +28,20 @@ class Slot:
     level: int = 0
 
 
+def analyzer_of(sizes: Iterable[tirx.Var]) -> Analyzer:
+    """What knows that `sizes` are those of arrays."""
+    analyzer = Analyzer()
+    for size in sizes:
+        analyzer.bind(size, Range(int64(0), int64(_MAX_SIZE)))
+    return analyzer
+
+
+def not_below_0(size: Any, analyzer: Analyzer) -> Any:
+    """`size`, or 0 where inputs do not fit together and no kernel has said so yet."""
+    size = int64(size)
+    return size if analyzer.can_prove(size >= int64(0)) else tirx.max(size, int64(0))
+
+
 class Workspace:
     """Assigns slots to values whose sizes are expressions over the sizes of the inputs.
 
@@ -41,14 +55,13 @@ class Workspace:
     def __init__(self, sizes: Iterable[tirx.Var], found: Sequence[Sequence[tirx.Var]] = ()) -> None:
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
-        self._analyzer = Analyzer()
         self._levels = {size: k + 1 for k, some in enumerate(found) for size in some}
-        for size in (*sizes, *self._levels):
-            self._analyzer.bind(size, Range(int64(0), int64(_MAX_SIZE)))
+        self._analyzer = analyzer_of((*sizes, *self._levels))
 
     def take(self, size: Any) -> Slot:
         """A slot of at least `size` bytes that nobody else uses until it is given back."""
         size = self._analyzer.simplify((int64(size) + (LINE - 1)) // LINE * LINE)
+        size = not_below_0(size, self._analyzer)
         level = self._level(size)
         slot = self._smallest(size) or self._last(level)
         if slot is None:

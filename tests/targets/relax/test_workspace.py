@@ -83,3 +83,12 @@ def test_no_slot_depends_on_a_size_before_it_is_found() -> None:
     assert not tirx.analysis.undefined_vars(offsets[early])
     assert set(tirx.analysis.undefined_vars(ends[0])) == {n}
     assert set(tirx.analysis.undefined_vars(ends[1])) == {n, found}
+
+
+def test_sizes_below_0_take_nothing() -> None:
+    """Such as of inputs that do not fit, until the kernel that checks them has said so."""
+    workspace = Workspace([n, m])
+    a, b = workspace.take((n - 3) * 64), workspace.take(m * 64)
+    offsets, (end,) = workspace.layout()
+    assert value(offsets[a], n=1, m=2) == value(offsets[b], n=1, m=2) == 0
+    assert value(end, n=1, m=2) == 128
