@@ -36,8 +36,8 @@ RESULTS = ROOT / "bench" / "results"
 
 COMPARED = {
     "AVX2 (Zen 3)": "compare",
-    "AVX-512 (Zen 5)": "compare_zen5",
-    "AVX-512 (Zen 5), in bfloat16": "compare_bf16",
+    "AVX-512 (Zen 4)": "compare_zen4",
+    "AVX-512 (Zen 4), in bfloat16": "compare_bf16",
     "AMX (Granite Rapids)": "compare_amx",
     "AMX (Granite Rapids), in bfloat16": "compare_amx_bf16",
 }
