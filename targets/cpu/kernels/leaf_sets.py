@@ -101,32 +101,14 @@ def leaf_sets(
     return leaf_sets
 
 
-def _of_rows(
-    width: int, lanes: int, columns: int, copies: bool, targets: int, sets: Kinds
-) -> Emitted:
-    """For use in a kernel: its results for rows from `first` to `end`, of which there are `width`
-    at most.
+# Loops begin at 0: TVM forgets where others begin in the bounds of loops within them.
+
+
+def _comparing(width: int, lanes: int) -> tuple[Emitted, Emitted]:
+    """For use in a kernel: what a set keeps after all limits of its tree, and after all tests for
+    members, in `width` rows.
     """
-    several, tests, all_targets = sets
-    own, held = targets if all_targets else 1, columns * (2 if copies else 1)
     side = width // lanes
-
-    # Loops begin at 0: TVM forgets where others begin in the bounds of loops within them.
-
-    @inlined
-    def read(first, end, near, x, columns_, base, total):
-        for k in range(columns):
-            for lane in range(width):
-                row = T.meta_var(T.min(first + lane, end - 1))
-                near[k, lane] = x[row, T.Cast("int64", columns_[k])]
-        if copies:
-            for k in range(columns):
-                for lane in T.vectorized(width):
-                    value = T.meta_var(near[k, lane])
-                    near[columns + k, lane] = T.Select(T.isnan(value), T.float32("-inf"), value)
-        for k in range(targets):
-            for lane in T.vectorized(width):
-                total[k, lane] = base[k]
 
     @inlined
     def compare(bits, near, n, starts, column, limits, masks):
@@ -152,6 +134,13 @@ def _of_rows(
             for lane in T.vectorized(width):
                 bits[lane] = bits[lane] & (masks[j] | ~other[lane])
 
+    return compare, find
+
+
+def _taking(width: int, lanes: int, own: int, several: bool) -> Emitted:
+    """For use in a kernel: the `own` scores of the first leaf in a set, in `width` rows."""
+    side = width // lanes
+
     def leaf_of(leaves, n, k, bits):
         name = "llvm.ctlz"
         place = T.call_llvm_pure_intrin(f"int32x{lanes}", name, bits, T.bool(False))
@@ -172,6 +161,35 @@ def _of_rows(
                     score[k, at] = T.Select(empty, score[k, at], found)
                 else:
                     score[k, at] = found
+
+    return take
+
+
+def _of_rows(
+    width: int, lanes: int, columns: int, copies: bool, targets: int, sets: Kinds
+) -> Emitted:
+    """For use in a kernel: its results for rows from `first` to `end`, of which there are `width`
+    at most.
+    """
+    several, tests, all_targets = sets
+    own, held = targets if all_targets else 1, columns * (2 if copies else 1)
+    compare, find = _comparing(width, lanes)
+    take = _taking(width, lanes, own, several)
+
+    @inlined
+    def read(first, end, near, x, columns_, base, total):
+        for k in range(columns):
+            for lane in range(width):
+                row = T.meta_var(T.min(first + lane, end - 1))
+                near[k, lane] = x[row, T.Cast("int64", columns_[k])]
+        if copies:
+            for k in range(columns):
+                for lane in T.vectorized(width):
+                    value = T.meta_var(near[k, lane])
+                    near[columns + k, lane] = T.Select(T.isnan(value), T.float32("-inf"), value)
+        for k in range(targets):
+            for lane in T.vectorized(width):
+                total[k, lane] = base[k]
 
     @inlined
     def add_up(first, end, x, base, columns_, starts, limit_starts, limit_column, limits,
