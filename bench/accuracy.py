@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping
@@ -34,6 +33,7 @@ from time import process_time
 from typing import Annotated, Any
 
 import typer
+from isolation import Lost, in_a_process, run_script
 from models import metric_of
 from quantizers import QUANTIZERS, call, openvino_full, quantized
 from rich.console import Console
@@ -310,13 +310,12 @@ def main(
     there = json_file is not None and json_file.exists()
     results = json.loads(json_file.read_text())["results"] if json_file and there else []
     for name in [only] if only else specs:
-        command = [sys.executable, __file__, str(folder), "--only", name, "--child"]
-        command += ["--max-drop", max_drop, "--tools", tools, "--times" if times else "--no-times"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name}: {done.stderr.strip()[-2000:]}", file=sys.stderr)
+        options = ["--max-drop", max_drop, "--tools", tools, "--times" if times else "--no-times"]
+        found = in_a_process(__file__, str(folder), "--only", name, *options)
+        if isinstance(found, Lost):
+            print(f"{name}: {found.reason}", file=sys.stderr)
             continue
-        results = merged(results, [json.loads(done.stdout.strip().splitlines()[-1])])
+        results = merged(results, [found])
         for result in results:
             compare(result["variants"], min(drops))
         print(f"{name}: done", file=sys.stderr)
@@ -328,4 +327,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -15,8 +15,6 @@ fp32, over the largest of these. Models whose batch is fixed have one row, and d
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import production
 import typer
+from isolation import Lost, in_a_process, run_script
 from other_peers import PEERS
 from rich.console import Console
 from rich.table import Table
@@ -64,21 +63,6 @@ def measure(
         settings = {"peers": peers, "seconds": seconds, "precision": precision}
         found = bench(model, batches=batches, peaks=roofline(), others=PEERS, **settings)
         return found.to_json() | {"model": name, "loop_bags": loop_bags(model)}
-
-
-def in_a_process(name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The measurements of one model, or what went wrong."""
-    command = [sys.executable, __file__, *arguments, "--only", name, "--child"]
-    env = {**os.environ, "_TYPER_STANDARD_TRACEBACK": "1"}  # its last line is the error
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=env)
-    except subprocess.TimeoutExpired:
-        return {"model": name, "failure": f"no answer in {TIMEOUT} s"}
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return {"model": name, "failure": f"exit code {done.returncode}: {last[0]}"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 def best_ratio(row: dict[str, Any]) -> float | None:
@@ -252,7 +236,9 @@ def main(
     results = []
     for name in names:
         print(name, file=sys.stderr, flush=True)
-        results.append(in_a_process(name, shared))
+        found = in_a_process(__file__, *shared, "--only", name, timeout=TIMEOUT)
+        failed = isinstance(found, Lost)
+        results.append({"model": name, "failure": found.reason} if failed else found)
         if json_file:
             text = {"summary": summary(results, batches), "results": results}
             json_file.write_text(json.dumps(text, indent=1) + "\n")
@@ -260,4 +246,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

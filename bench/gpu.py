@@ -28,6 +28,7 @@ import gpu_payload
 import production
 import typer
 from gpu_cases import make_case, make_production_case
+from isolation import run_script
 
 from graphopt.errors import GraphoptError
 
@@ -94,4 +95,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

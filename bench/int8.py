@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 import production
 import typer
+from isolation import run_script
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
 from quantizers import Batches
 from rich.console import Console
@@ -207,4 +208,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

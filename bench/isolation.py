@@ -1,14 +1,22 @@
-"""A map over items whose function may crash its process or hang."""
+"""Work in processes that may crash, hang or be stopped: what they leave behind goes with them."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import typer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,11 +31,38 @@ class Lost:
     reason: str
 
 
+def run_script(main: Callable[..., None]) -> None:
+    """Run a script by its command line; SIGTERM, as of `timeout`, unwinds it: scratch is large."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    typer.run(main)
+
+
+def in_a_process(
+    script: str, *arguments: str, timeout: float | None = None
+) -> dict[str, Any] | Lost:
+    """The last line, JSON, that `script` prints with `--child`; its last complaint if it fails."""
+    command = [sys.executable, script, *arguments, "--child"]
+    with tempfile.TemporaryDirectory() as scratch:
+        # Without typer's frames the last line is the error.
+        env = {**os.environ, "TMPDIR": scratch, "_TYPER_STANDARD_TRACEBACK": "1"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+        except subprocess.TimeoutExpired:
+            return Lost(f"no answer in {timeout:g} s")
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        return Lost(f"exit code {done.returncode}: {last[0]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
 class _Worker(Generic[T, R]):
     def __init__(self, function: Callable[[T], R], timeout: float) -> None:
         self.timeout = timeout
         self.connection, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(function, theirs), daemon=True)
+        self.scratch = tempfile.TemporaryDirectory()
+        arguments = function, theirs, self.scratch.name
+        self.process = _SPAWN.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
@@ -50,9 +85,11 @@ class _Worker(Generic[T, R]):
         self.process.kill()
         self.process.join()
         self.connection.close()
+        self.scratch.cleanup()
 
 
-def _serve(function: Callable[[T], R], connection: Connection) -> None:
+def _serve(function: Callable[[T], R], connection: Connection, scratch: str) -> None:
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
     while True:
         try:
             item = connection.recv()

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import production
 import typer
+from isolation import run_script
 from rich.console import Console
 from rich.table import Table
 
@@ -216,4 +217,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from isolation import Lost, in_a_process, run_script
 from rich.console import Console
 from rich.table import Table
 
@@ -177,11 +177,9 @@ def main(
         return
     rows = []
     for name in names:
-        command = [sys.executable, __file__, str(folder), "--only", name, "--child"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        last = done.stdout.strip().splitlines()[-1:] or [""]
-        failure = {"model": name, "failure": done.stderr.strip().rpartition("\n")[2]}
-        rows.append(json.loads(last[0]) if done.returncode == 0 else failure)
+        found = in_a_process(__file__, str(folder), "--only", name)
+        failed = isinstance(found, Lost)
+        rows.append({"model": name, "failure": found.reason} if failed else found)
         print(f"{name}: done", file=sys.stderr)
     show(rows)
     show_calls(rows)
@@ -194,4 +192,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import onnx
 import typer
-from isolation import Lost, isolated_map
+from isolation import Lost, isolated_map, run_script
 from onnx import numpy_helper
 from rich.console import Console
 from rich.progress import track
@@ -317,4 +317,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -28,6 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import onnx
 import typer
+from isolation import Lost, in_a_process, run_script
 from models import loop_bags
 from rich.console import Console
 from rich.table import Table
@@ -305,14 +305,10 @@ def main(
     every = sorted(path.parent.name for path in folder.glob("*/model.onnx"))
     rows = []
     for name in only.split(",") if only else every:
-        command = [sys.executable, __file__, str(folder), "--only", name, "--batch", batch]
-        command += ["--child", "--peers" if peers else "--no-peers"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            complaint = done.stderr.strip().splitlines()[-1:]
-            rows.append({"model": name, "missing": [f"failed: {complaint}"]})
-        else:
-            rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        options = ["--only", name, "--batch", batch, "--peers" if peers else "--no-peers"]
+        found = in_a_process(__file__, str(folder), *options)
+        failed = isinstance(found, Lost)
+        rows.append({"model": name, "missing": [f"failed: {found.reason}"]} if failed else found)
         print(f"{name}: done", file=sys.stderr)
     show_speed(rows, batches, optimizers)
     show_nodes(rows, optimizers)
@@ -321,4 +317,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

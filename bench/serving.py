@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 import production
 import typer
+from isolation import run_script
 from rich.console import Console
 from rich.table import Table
 
@@ -296,4 +297,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import production
 import typer
+from isolation import run_script
 from rich.console import Console
 from rich.table import Table
 
@@ -102,4 +103,4 @@ def show(found: dict[str, dict[int, float]], batches: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

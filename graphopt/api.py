@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from graphopt.deployment.writing import Stages, temporary_artifact, write_artifa
 from graphopt.errors import SpecError
 from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
+from graphopt.ir.atomic import scratch_folder
 from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline import presets
 from graphopt.pipeline.instruments import Instrument
@@ -198,7 +198,7 @@ def compile(
     stages = Stages(report, tell)
     holder = None
     if output is None:
-        holder = tempfile.TemporaryDirectory(prefix="graphopt-")
+        holder = scratch_folder()
         output = Path(holder.name) / ("model.onnx" if found.portable else "model.gopt")
     result: Runnable
     if found.portable:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from pathlib import Path
 
 from graphopt.ir import onnx_io
+from graphopt.ir.atomic import scratch_folder
 from graphopt.ir.external_data import TensorWriter
 from graphopt.ir.graph import Graph
 from graphopt.targets.portable import OnnxModel
@@ -21,7 +21,7 @@ class Workbench:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="graphopt-trials-")
+        self._folder = scratch_folder()
         self._writer = TensorWriter(Path(self._folder.name) / "constants.bin")
         self._numbers = itertools.count()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from graphopt.checking.comparison import Runnable, compare
 from graphopt.checking.feeds import random_feeds
 from graphopt.errors import InputError, UnsupportedOpError, VerificationError
 from graphopt.ir import onnx_io
+from graphopt.ir.atomic import scratch_folder
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import TensorType
 from graphopt.pipeline.report import Report
@@ -83,7 +83,7 @@ def original_model(graph: Graph, file: Path | None) -> Iterator[OnnxModel]:
     """
     if graph.metadata.get("of_no_engine"):
         file = None
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+    with scratch_folder() as folder:
         source = file or Path(folder) / "source.onnx"
         if file is None:
             onnx_io.save(graph, source)

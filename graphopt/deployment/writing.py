@@ -6,7 +6,6 @@ Either takes the place of what was there only once it has been verified.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from graphopt.analysis.rows import batch_inputs
 from graphopt.checking.verification import Original, signature_of
 from graphopt.errors import OutputError
 from graphopt.ir import onnx_io
-from graphopt.ir.atomic import replacing_folder, temporary_folder
+from graphopt.ir.atomic import replacing_folder, scratch_folder, temporary_folder
 from graphopt.ir.external_data import TensorWriter
 from graphopt.ir.graph import Graph
 from graphopt.pipeline.manager import PassManager
@@ -146,7 +145,7 @@ def temporary_artifact(graph: Graph, target: base.Target) -> Artifact:
     Raises:
         UnsupportedOpError: an op cannot be compiled for this target.
     """
-    folder = tempfile.TemporaryDirectory(prefix="graphopt-")
+    folder = scratch_folder()
     place, silent = Path(folder.name) / "model.gopt", Stages(Report(), lambda stage: None)
     result = write_artifact(graph, target, place, "error", None, silent, None)
     weakref.finalize(result, folder.cleanup)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EEXIST, ENOTEMPTY
@@ -94,6 +95,15 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
             _unfinished.discard(temporary)
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder like those of `tempfile`, which `discard_unfinished` removes, too."""
+    folder = tempfile.TemporaryDirectory(prefix="graphopt-")
+    path = Path(folder.name)
+    _unfinished.add(path)
+    weakref.finalize(folder, _unfinished.discard, path)
+    return folder
 
 
 def _not_written(error: OSError, where: Path) -> Exception:

@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from graphopt.errors import OutputError
+from graphopt.ir.atomic import scratch_folder
 
 _ALL = "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
 MISSING = f"target cuda needs NVIDIA's compiler nvcc; install it with: {_ALL}"
@@ -60,7 +60,7 @@ def fatbin(source: str, architectures: Sequence[str]) -> tuple[bytes, Resources]
     Raises:
         OutputError: there is no compiler, or it fails.
     """
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+    with scratch_folder() as folder:
         code, binary = Path(folder) / "model.cu", Path(folder) / "model.fatbin"
         code.write_text(source)
         command = [str(find()), "--fatbin", "-O3", "-std=c++17", "-w", "--threads", "0"]

@@ -13,6 +13,7 @@ sys.path.insert(0, str(BENCH))
 
 import compare  # noqa: E402
 import production  # noqa: E402
+from isolation import Lost, in_a_process  # noqa: E402
 
 from graphopt.measuring import roofline  # noqa: E402
 from graphopt.testing import random_inputs, run_onnxruntime  # noqa: E402
@@ -101,6 +102,5 @@ Some CPU, 2026-01-02, PyTorch 1.2, TVM 3.4.
 
 
 def test_failures_are_rows(tmp_path: Path) -> None:
-    found = compare.in_a_process("absent", [str(tmp_path)])
-    assert found["model"] == "absent"
-    assert "no such file" in found["failure"]
+    found = in_a_process(compare.__file__, str(tmp_path), "--only", "absent")
+    assert isinstance(found, Lost) and "no such file" in found.reason

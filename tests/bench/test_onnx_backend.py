@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
+import signal
+import subprocess
 import sys
-import time
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -184,6 +186,31 @@ def test_a_child_that_dies_is_replaced() -> None:
     assert len(list(isolated_map(os._exit, [1, 2, 3, 4], jobs=2))) == 4
 
 
-def test_a_child_that_hangs_is_replaced() -> None:
-    results = dict(isolated_map(time.sleep, [60, 0.01], jobs=1, timeout=3))
-    assert results == {60: Lost("no answer in 3 s"), 0.01: None}
+def test_a_child_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves nothing behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hangs = """import pathlib, tempfile, time
+left = pathlib.Path(tempfile.mkdtemp())
+(left.parents[1] / "left").write_text(str(left))
+time.sleep(60)"""
+    results = dict(isolated_map(exec, [hangs, "pass"], jobs=1, timeout=3))
+    assert results == {hangs: Lost("no answer in 3 s"), "pass": None}
+    left = (tmp_path / "left").read_text()
+    assert left.startswith(str(tmp_path)) and not Path(left).exists()
+
+
+def test_a_script_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, tempfile
+sys.path.insert(0, sys.argv.pop())
+from isolation import run_script
+
+def main():
+    with tempfile.TemporaryDirectory():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+run_script(main)"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script, str(BENCH)], env=environment)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

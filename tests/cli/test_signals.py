@@ -21,7 +21,11 @@ from graphopt.ir import atomic
 
 def busy(*args, **kwargs):
     folder = Path(sys.argv[1])
-    with atomic.temporary_folder(folder) as half, atomic.replacing(folder / "file"):
+    with (
+        atomic.scratch_folder(),
+        atomic.temporary_folder(folder) as half,
+        atomic.replacing(folder / "file"),
+    ):
         (half / "started").touch()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
@@ -54,7 +58,7 @@ def test_native_code_does_not_delay_the_end(
         [sys.executable, "-c", BUSY, str(tmp_path)],
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment({"TMPDIR": str(tmp_path)}),
     )
     while not any(tmp_path.glob(".graphopt-*/started")):
         assert child.poll() is None

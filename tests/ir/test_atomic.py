@@ -77,3 +77,12 @@ def test_what_is_unfinished_can_be_discarded(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
     atomic.discard_unfinished()
     assert (tmp_path / "x").exists()  # finished files are safe
+
+
+def test_scratch_is_discarded_and_forgotten() -> None:
+    folder, other = atomic.scratch_folder(), atomic.scratch_folder()
+    atomic.discard_unfinished()
+    assert not Path(folder.name).exists()
+    before = len(atomic._unfinished)
+    del folder, other
+    assert len(atomic._unfinished) == before - 2
