@@ -1,4 +1,7 @@
-"""A row's scores do not depend on its batch: the same bits alone and beside others."""
+"""A row's scores do not depend on its batch: the same bits alone and beside others.
+
+`test_models.py` sees to the same in real models.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared_models
 
 import graphopt
 from graphopt.accuracy.budget import Budget
@@ -98,30 +100,12 @@ def test_the_bits_of_a_row(name: str, precision: str, monkeypatch: pytest.Monkey
     assert_rows_stand_alone(Compiled(graph), feeds)
 
 
-# Models whose inputs all have a row per sample; the others hold bags with offsets.
-REAL = (
-    "deepctr_deepfm_ml100k", "deepctr_din_ml100k", "fuxi_dcnv2_ml100k", "keras_gru_ml100k",
-    "nvidia_dlrm_joint", "recbole_sasrec_ml100k", "rechub_bst_ml100k", "rechub_mmoe_ml100k",
-)  # fmt: skip
-
-
-@pytest.mark.skipif(shared_models() is None, reason="no real models (set GRAPHOPT_MODELS)")
 def test_the_bits_of_sums_of_products() -> None:
     source = """(float[N,32] x, float[N,32] z) => (float[N,1] y) <int64[1] last = {1}> {
         t = Tanh(x) s = Mul(t, t) n = ReduceSum(s, last) p = Mul(t, z) q = ReduceSum(p, last)
         y = Div(q, n) }"""
     graph = parse(source)
     assert_rows_stand_alone(Compiled(graph), random_inputs(graph, {"N": ROWS}, seed=1))
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_the_bits_of_a_row_of_a_real_model(name: str, models: Path) -> None:
-    artifact = graphopt.compile(models / name / "model.onnx", verify=False)
-    feeds = dict(np.load(models / name / "inputs_b64.npz"))
-    together = artifact.run(feeds)
-    for rows in (slice(0, 1), slice(9, 10), slice(3, 10), slice(16, 47)):
-        for output, found in artifact.run(rows_of(feeds, rows)).items():
-            np.testing.assert_array_equal(found, together[output][rows])
 
 
 # Bags of one length, and bags between offsets.
