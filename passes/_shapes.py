@@ -15,11 +15,15 @@ def static_shape(type_: TensorType) -> tuple[int, ...]:
     return tuple(dim for dim in type_.dims if isinstance(dim, int))
 
 
-def reshape_target(data: TensorType, result: TensorType) -> list[int] | None:
+def reshape_target(data: TensorType, result: TensorType, infer: bool = True) -> list[int] | None:
     """The constant shape operand that reshapes `data` to `result`, None if there is none.
 
     One unknown size becomes -1; several become 0 (copied from the same axis of `data`), with at
     most one -1 among them.
+
+    Args:
+        infer: -1 may be used; without, another number of elements than that of `result` is an
+            error.
     """
     if data.shape is None or result.shape is None:
         return None
@@ -27,11 +31,11 @@ def reshape_target(data: TensorType, result: TensorType) -> list[int] | None:
         return _target_of_none(data.shape, result.shape)
     symbolic = [axis for axis, dim in enumerate(result.shape) if not isinstance(dim, int)]
     target = [dim if isinstance(dim, int) else 0 for dim in result.shape]
-    if len(symbolic) == 1:
+    if len(symbolic) == 1 and infer:
         target[symbolic[0]] = -1
         return target
     changed = [k for k in symbolic if k >= len(data.shape) or data.shape[k] != result.shape[k]]
-    if len(changed) > 1:
+    if len(changed) > infer:
         return None
     for axis in changed:
         target[axis] = -1

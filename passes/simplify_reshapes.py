@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphopt.ir import dims
 from graphopt.ir.graph import Node, Use, Value
 from graphopt.ir.types import TensorType
 from graphopt.passes._shapes import reshape_target
@@ -19,10 +20,12 @@ def reshapes_to_one(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | Non
     result = node.output.tensor
     if result.shape is None:
         return NoMatch("not even the rank of the result is known")
-    for source in reversed(_sources(node)):
-        if source.type == result:
+    sources = _sources(node)
+    for k, source in reversed(list(enumerate(sources))):
+        asserted = any(map(_asserts_a_size, [node, *(v.producer for v in sources[:k])]))
+        if source.type == result and not asserted:
             return source
-        target = reshape_target(source.tensor, result)
+        target = reshape_target(source.tensor, result, infer=not asserted)
         if target is None:
             continue
         if _is_reshape(node, source, target):
@@ -37,6 +40,19 @@ def _is_reshape(node: Node, source: Value, target: list[int]) -> bool:
         return False
     given = node.const(1)
     return given is not None and given.tolist() == target
+
+
+def _asserts_a_size(node: Node | None) -> bool:
+    """True for a Squeeze of a size that may not be 1 or a Reshape to a number of elements that may
+    not be there: such a model is an error then, where -1 would take whatever there is.
+    """
+    assert node is not None and node.inputs[0] is not None
+    data, result = node.inputs[0].tensor.shape, node.output.tensor.shape
+    if data is None or result is None or dims.product(data) == dims.product(result):
+        return False
+    shape = node.input(1)
+    given = None if shape is None else shape.content
+    return node.op == "Squeeze" or given is None or -1 not in given.tolist()
 
 
 def _sources(node: Node) -> list[Value]:
@@ -149,9 +165,10 @@ class SimplifyReshapes(RewritePass):
     Needs a result whose shape can be written with constants. Reshape is the one form because later
     passes then need to know only that: Flatten, Squeeze and Unsqueeze stay only where several
     unknown sizes make a constant shape impossible. A batch of any size passes as -1, several
-    unknown sizes as 0 (copied from the same axis). A Squeeze without axes keeps a size that is not
-    known where a reader would refuse it to be 1. Transposes merge, and become a Reshape where
-    they move only axes of size 1. Fidelity: exact.
+    unknown sizes as 0 (copied from the same axis). Sizes that a Squeeze or Reshape takes for
+    granted are only copied, so that others stay an error. A Squeeze without axes keeps a size that
+    is not known where a reader would refuse it to be 1. Transposes merge, and become a Reshape
+    where they move only axes of size 1. Fidelity: exact.
 
     Before:
         (float[N,2,4] x) => (float[N,8] y) <int64[2] s = {-1, 8}, int64[1] axis = {1}> {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import graphopt
+from graphopt.errors import InputError
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.types import TensorType
 from graphopt.passes._shapes import reshape_target
@@ -233,3 +234,27 @@ def test_a_tensor_of_no_width_is_reshaped_as_onnxruntime_takes_it() -> None:
     )
     portable = graphopt.compile(graph, "onnxruntime", passes="O1", verify=False)
     assert portable.run({"x": np.ones((2, 4), np.float32)})["y"].shape == (2, 0, 1)
+
+
+ASSERTED = """(float[N,M] x) => (float[] y) <int64[1] first = {{0}}, int64[1] last = {{1}},
+    int64[1] zero = {{0}}, int64[1] flat = {{-1}}, int64[1] end = {{1}}> {{ {} y = Relu(s) }}"""
+
+
+@pytest.mark.parametrize(
+    "asserting", ["s = Squeeze(x, last)", "n = Shape<start=0, end=1>(x) s = Reshape(x, n)"]
+)
+def test_what_takes_a_size_for_granted_is_asserted_still(asserting: str) -> None:
+    """`Reshape(x, [-1])` would give answers of N * M elements where the source is an error."""
+    text = ASSERTED.format(asserting)
+    assert_rewrites(
+        SimplifyReshapes(), text, ASSERTED.format("s = Reshape(x, zero)"), sizes={"M": 1}
+    )
+    optimized = graphopt.compile(parse(text), "onnxruntime", passes="O1", verify=False)
+    assert optimized.run({"x": np.ones((3, 1), np.float32)})["y"].shape == (3,)
+    with pytest.raises(InputError):
+        optimized.run({"x": np.ones((3, 2), np.float32)})
+
+
+def test_a_squeeze_that_no_constant_shape_asserts_stays() -> None:
+    text = ASSERTED.format("s = Squeeze(x, first)")
+    assert_unchanged(SimplifyReshapes(), text, "cannot be written")
