@@ -3,9 +3,8 @@
 Hashing, quotients and remainders, offsets of fields in one table: each is arithmetic on whole
 numbers that would otherwise be a kernel of its own, which writes ids for the next one to read.
 
-Only what cannot overflow is taken in. Compiled code assumes that no signed sum or product does, so
-from one that might, the compiler could conclude that an id needs no check. The last sum before a
-lookup is an exception: its operand is clipped to where it cannot, and is no id there either way.
+Compiled code assumes that no signed sum or product overflows, so from one that might, the compiler
+could conclude that an id needs no check. Those are computed so that they wrap around, as ONNX's do.
 """
 
 from __future__ import annotations
@@ -64,12 +63,13 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Computed:
-    """An ONNX op on the results of others."""
+    """An ONNX op on the results of others; `wraps` if these may be too large for its result."""
 
     op: str
     dtype: str
     operands: tuple[Expression, ...]
     truncates: bool = False
+    wraps: bool = False
 
     @property
     def differ(self) -> bool:
@@ -80,6 +80,8 @@ class Computed:
         return scalar.cast(self._applied(operands), self.dtype)
 
     def _applied(self, operands: list[Any]) -> Any:
+        if self.wraps:
+            return scalar.wrapping(BINARY[self.op], *operands)
         if self.op in BINARY:
             return BINARY[self.op](*operands)
         if self.op == "Mod":
@@ -151,7 +153,7 @@ def ids_of(ids: Value, columns: int, literals: bool = True) -> Ids:
     """
     rows = product(ids.tensor.dims) // columns
     reader = _Reader(rows, columns, literals and columns <= UNROLLED)
-    expression, _ = reader.read(ids, _Frame(_without_ones(ids), 0, whole=True), last=True)
+    expression, _ = reader.read(ids, _Frame(_without_ones(ids), 0, whole=True))
     return Ids(expression, tuple(reader.sources), tuple(reader.nodes))
 
 
@@ -169,7 +171,7 @@ class _Reader:
         self.sources: list[Source] = []
         self.nodes: list[Node] = []
 
-    def read(self, value: Value, frame: _Frame, last: bool = False) -> tuple[Expression, Bounds]:
+    def read(self, value: Value, frame: _Frame) -> tuple[Expression, Bounds]:
         if value.const is not None:
             found = self._constant(value, frame)
             if found is not None:
@@ -179,15 +181,15 @@ class _Reader:
             return self._given(value, frame)
         viewed = node.inputs[0] if node.op in _VIEWS else None
         if viewed is not None and _without_ones(viewed) == frame.shape:
-            return self.read(viewed, frame, last)
+            return self.read(viewed, frame)
         taken = columns_of(value)
         if taken is not None and taken[0].tensor.dims[0] == self.rows:
             matrix, first = taken
             self.nodes.append(node)
             whole = matrix.tensor.dims[-1] == 1  # its shape without ones has no columns
             inside = _Frame(_without_ones(matrix), first + frame.start, whole)
-            return self.read(matrix, inside, last)
-        return self._computed(node, frame, last) or self._given(value, frame)
+            return self.read(matrix, inside)
+        return self._computed(node, frame) or self._given(value, frame)
 
     def _constant(self, value: Value, frame: _Frame) -> tuple[Expression, Bounds] | None:
         array = value.const
@@ -217,7 +219,7 @@ class _Reader:
             self.sources.append(source)
         return Given(self.sources.index(source), start)
 
-    def _computed(self, node: Node, frame: _Frame, last: bool) -> tuple[Expression, Bounds] | None:
+    def _computed(self, node: Node, frame: _Frame) -> tuple[Expression, Bounds] | None:
         """What an op computes, if it is one of those known here, on operands of its shape."""
         rule = _BOUNDS.get(node.op)
         operands = [value for value in node.inputs if value is not None]
@@ -229,13 +231,14 @@ class _Reader:
         read = [self.read(value, frame) for value in operands]
         parts, bounds = [part for part, _ in read], [bound for _, bound in read]
         within = rule(node, bounds)
-        if last and within is None:
-            parts, within = _saturated(node, parts, bounds)
+        wraps = within is None and _is_whole_arithmetic(node)
+        within = _range_of(node.output.dtype) if wraps else within
         if within is None or len(self.nodes) > _MAX_OPS:
             del self.sources[before[0] :], self.nodes[before[1] :]
             return None
+        truncates = bool(node.attr("fmod", 0))
         dtype = node.output.dtype
-        return Computed(node.op_type, dtype, tuple(parts), bool(node.attr("fmod", 0))), within
+        return Computed(node.op_type, dtype, tuple(parts), truncates, wraps), within
 
 
 def _fits(value: Value, frame: _Frame) -> bool:
@@ -374,20 +377,5 @@ def _is_float(node: Node) -> bool:
     return scalar.is_float(node.output.dtype)
 
 
-def _saturated(
-    node: Node, parts: list[Expression], bounds: _Operands
-) -> tuple[list[Expression], Bounds | None]:
-    """The operands of the last sum, the computed one clipped so that the sum cannot overflow."""
-    if node.op not in ("Add", "Sub") or _is_float(node):
-        return parts, None
-    (shift,) = [k for k, value in enumerate(node.inputs) if value and value.const is not None] or [
-        -1
-    ]
-    if shift < 0 or (node.op == "Sub" and shift == 0):
-        return parts, None
-    dtype = node.output.dtype
-    reach = max(abs(int(end)) for end in bounds[shift])
-    least, most = _range_of(dtype)
-    limits = [Numbers((end,), dtype) for end in (least + reach, most - reach)]
-    clipped = Computed("Clip", dtype, (parts[1 - shift], *limits))
-    return [part if k == shift else clipped for k, part in enumerate(parts)], (least, most)
+def _is_whole_arithmetic(node: Node) -> bool:
+    return node.op in ("Add", "Sub", "Mul") and not _is_float(node)

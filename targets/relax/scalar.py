@@ -6,6 +6,7 @@ which is what NumPy and ONNX Runtime do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -147,6 +148,23 @@ def _rounded_to_odd(x: Scalar) -> Scalar:
 
 
 # ------------------------------------------------------------ integer arithmetic
+
+
+def wrapping(function: Callable[[Scalar, Scalar], Scalar], a: Scalar, b: Scalar) -> Scalar:
+    """A sum, difference or product of integers, modulo their width.
+
+    TVM takes it that those of 32 bits and more never overflow, unsigned ones too, and that casts
+    lose nothing; it knows no bounds of numbers of 64 bits. So wider ones are computed, of which
+    LLVM makes narrow ones again.
+    """
+    dtype = dtype_of(a)
+    wider = "int128" if bits(dtype) == 64 else "int64"
+    exact = function(a.astype(wider), b.astype(wider))
+    if wider == "int64":
+        least, mask = lowest(dtype), (1 << bits(dtype)) - 1
+        exact = tirx.bitwise_and(exact - const(least, wider), const(mask, wider))
+        exact = exact + const(least, wider)
+    return exact.astype(dtype)
 
 
 def divide(a: Scalar, b: Scalar) -> Scalar:
