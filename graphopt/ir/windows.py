@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
 
 # Where the weight is, for ops that have one.
@@ -178,7 +177,7 @@ def _windowed(node: Node) -> list[Type | None]:
         return None  # type: ignore[return-value]  # leaves it to the schema's rule
     spatial = windows.sizes if node.op_type == "ConvTranspose" else windows.counts
     if any(isinstance(size, int) and size < 0 for size in spatial):
-        raise _invalid(node, "its windows are larger than its input")
+        raise failure(node, "its windows are larger than its input")
     shape = [data.tensor.dims[0], _channels(node, data), *spatial]
     types: list[Type | None] = [tensor_type(_dtype(node, data), shape), tensor_type("int64", shape)]
     return types[: len(node.outputs)]
@@ -195,9 +194,9 @@ def _channels(node: Node, data: Value) -> Dim:
     transposed = node.op_type == "ConvTranspose"
     wanted, split = (first, given) if transposed else (second * group, first)
     if isinstance(given, int) and isinstance(wanted, int) and given != wanted:
-        raise _invalid(node, f"its input has {given} channels, its weight wants {wanted}")
+        raise failure(node, f"its input has {given} channels, its weight wants {wanted}")
     if isinstance(split, int) and split % group:
-        raise _invalid(node, f"{split} channels do not make {group} groups")
+        raise failure(node, f"{split} channels do not make {group} groups")
     return second * group if transposed else first
 
 
@@ -207,8 +206,3 @@ def _dtype(node: Node, data: Value) -> str:
         assert zero is not None
         return zero.dtype
     return "int32" if node.op_type == "ConvInteger" else data.dtype
-
-
-def _invalid(node: Node, reason: str) -> InvalidModelError:
-    where = ", ".join(repr(name) for name in node.where[:3])
-    return InvalidModelError(f"{node.op} (node {where}): {reason}")

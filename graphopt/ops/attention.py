@@ -17,13 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Attr, Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
 from graphopt.ops.attention_body import ONE_BY_ONE, POINTWISE, SOFTMAX, Beside, Variant
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "Attention"
@@ -79,27 +78,25 @@ class Attention:
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _attention(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
     types = [None if v is None else v.type for v in node.inputs]
     given = [t for t in types if t is not None]
     ranks = [t.rank if isinstance(t, TensorType) and t.dtype == "float32" else None for t in given]
     if ranks[:3] != [3, 3, 3] or None in (*ranks, *types[:3]):
         found = ", ".join(str(t) for t in types)
-        raise fail(f"its inputs must be float32 q [b, t, m], k and v [b, s, m], not {found}")
+        raise failure(
+            node, f"its inputs must be float32 q [b, t, m], k and v [b, s, m], not {found}"
+        )
     attention = Attention.of(node)
     if attention.activation == SOFTMAX and node.input(4) is not None:
-        raise fail("shares of a softmax have no factor")
+        raise failure(node, "shares of a softmax have no factor")
     known = (SOFTMAX,) if attention.guarded else (SOFTMAX, *POINTWISE)
     if attention.activation not in known:
-        raise fail(f"its activation is {attention.activation!r}, not {' or '.join(known)}")
+        raise failure(node, f"its activation is {attention.activation!r}, not {' or '.join(known)}")
     for type_, first in zip(types, attention.columns):
         assert isinstance(type_, TensorType)
         width = type_.dims[2]
         if not isinstance(width, int) or not 0 <= first <= width - attention.width:
-            raise fail(f"{type_} has no {attention.width} columns from {first} on")
+            raise failure(node, f"{type_} has no {attention.width} columns from {first} on")
     query = types[0]
     assert isinstance(query, TensorType)
     return [tensor_type("float32", [*query.dims[:2], attention.width])]
@@ -140,13 +137,7 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     variant = _variant(node)
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{variant.name} <heads, dim> ({variant.inputs}) => (result) {{\n{variant.text}\n}}"
-    )
-    # The parser has no syntax for attributes with defaults.
+    signature, attributes = f"({variant.inputs}) => (result)", ("heads", "dim")
     defaults = {"scale": 1.0, "columns": [0, 0, 0], "activation": SOFTMAX}
-    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in defaults.items())
-    return proto
+    return local_function(node, variant.name, signature, variant.text, attributes, defaults)

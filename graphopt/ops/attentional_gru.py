@@ -10,12 +10,11 @@ Output: the state after the last step, [1, b, h]. A step computes ONNX's z, r an
 from __future__ import annotations
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "AttentionalGRU"
@@ -58,11 +57,11 @@ def _attentional_gru(node: Node) -> list[Type | None]:
     types = [None if value is None else value.type for value in node.inputs]
     ranks = [t.rank if isinstance(t, TensorType) and t.dtype == "float32" else None for t in types]
     if ranks != [3, 3, 3, 2, 3, 3]:
-        where = ", ".join(repr(name) for name in node.where[:3])
         found = ", ".join(str(t) for t in types)
-        raise InvalidModelError(
-            f"{node.op} (node {where}): its inputs must be float32 x [t, b, i], w, r, b, "
-            f"initial_h [1, b, h] and attention [t, b, 1], not {found}"
+        raise failure(
+            node,
+            f"its inputs must be float32 x [t, b, i], w, r, b, "
+            f"initial_h [1, b, h] and attention [t, b, 1], not {found}",
         )
     state = types[4]
     assert isinstance(state, TensorType)
@@ -76,8 +75,4 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
-    return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{OP_TYPE} (x, w, r, b, initial_h, attention) => (y_h) {{{_BODY}}}"
-    )
+    return local_function(node, OP_TYPE, "(x, w, r, b, initial_h, attention) => (y_h)", _BODY)

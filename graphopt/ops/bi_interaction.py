@@ -9,12 +9,11 @@ Input: `features` float[n, f, d]. Attributes: `scale` (1), `pooled` (0). Output:
 from __future__ import annotations
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "BiInteraction"
@@ -47,10 +46,7 @@ _POOLED = """
 def _bi_interaction(node: Node) -> list[Type | None]:
     features = None if node.inputs[0] is None else node.inputs[0].type
     if not isinstance(features, TensorType) or features.rank != 3 or not is_float(features.dtype):
-        where = ", ".join(repr(name) for name in node.where[:3])
-        raise InvalidModelError(
-            f"{node.op} (node {where}): features must be float[n, f, d], not {features}"
-        )
+        raise failure(node, f"features must be float[n, f, d], not {features}")
     samples, _, dim = features.dims
     return [tensor_type(features.dtype, [samples, 1 if node.attr("pooled", 0) else dim])]
 
@@ -62,12 +58,7 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     pooled = node.attr("pooled", 0)
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (features) => (result) {{{_POOLED if pooled else _BODY}}}"
-    )
-    declared = {"scale": 1.0, "pooled": pooled}
-    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
-    return proto
+    body, defaults = _POOLED if pooled else _BODY, {"scale": 1.0, "pooled": pooled}
+    signature = "(features) => (result)"
+    return local_function(node, function_name(node), signature, body, defaults=defaults)

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Attr, Node
-from graphopt.ir.infer import tensor_type
+from graphopt.ir.infer import failure, tensor_type
 from graphopt.ir.types import TensorType, Type
+from graphopt.ops.definition import local_function
 from graphopt.ops.embedding_bag_body import NARROW, Body, Variant
 
 DOMAIN = "graphopt"
@@ -35,17 +34,16 @@ def bag_type(node: Node, dim: Dim) -> list[Type | None]:
         InvalidModelError: ids, offsets and attributes do not fit each other.
     """
     ids, offsets = node.input(2), node.input(3)
-    where = ", ".join(repr(name) for name in node.where[:3])
     if node.attr("mode", "sum") not in ("sum", "mean"):
-        raise InvalidModelError(f"{node.op} (node {where}): mode is sum or mean")
+        raise failure(node, "mode is sum or mean")
     assert ids is not None
     padded, by_id = node.attr("padding_idx") is not None, bool(node.attr("by_id", 0))
     if padded != by_id or (padded and offsets is not None):
-        raise InvalidModelError(f"{node.op} (node {where}): padding is by id, of ids [b, k]")
+        raise failure(node, "padding is by id, of ids [b, k]")
     if ids.rank == 2 and offsets is None:
         return [tensor_type("float32", [ids.tensor.dims[0], dim])]
     if ids.rank != 1 or offsets is None or not isinstance(offsets.type, TensorType):
-        raise InvalidModelError(f"{node.op} (node {where}): takes ids [b, k], or [n] and offsets")
+        raise failure(node, "takes ids [b, k], or [n] and offsets")
     bags: Dim = offsets.tensor.dims[0] - (1 if node.attr("include_last_offset", 0) else 0)
     return [tensor_type("float32", [bags, dim])]
 
@@ -56,26 +54,21 @@ def form_name(node: Node) -> str:
 
 
 def bag_function(
-    node: Node, name: str, table: tuple[str, str], found: Callable[[str], str]
+    node: Node, name: str, table: tuple[str, str], found: Callable[[str], str], **more: Attr
 ) -> onnx.FunctionProto:
     """The body, in standard ONNX, of a bag that is called `name`.
 
     Args:
         table: what the inputs that describe the table are called.
         found: lines for the rows of some ids as floats, which they call `found`.
+        more: further attributes, with their defaults.
     """
-    assert node.graph is not None
     variant = _variant(node)
     body = _Body(variant, found)
     result = body.build()
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{name} ({', '.join(table)}, ids, offsets) => ({result}) {{\n{body.text}\n}}"
-    )
-    declared = {"mode": variant.mode, "include_last_offset": 0, "by_id": 0}
-    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
-    proto.attribute.append("padding_idx")
-    return proto
+    signature = f"({', '.join(table)}, ids, offsets) => ({result})"
+    defaults = {"mode": variant.mode, "include_last_offset": 0, "by_id": 0, **more}
+    return local_function(node, name, signature, body.text, ["padding_idx"], defaults)
 
 
 class _Body(Body):

@@ -10,13 +10,12 @@ network: Lian et al., "xDeepFM", 2018.)
 from __future__ import annotations
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "CompressedInteraction"
@@ -57,12 +56,10 @@ _CONVOLUTION = """
 def _compressed_interaction(node: Node) -> list[Type | None]:
     types = [None if value is None else value.type for value in node.inputs]
     tensors = [type_ for type_ in types if isinstance(type_, TensorType)]
-    where = ", ".join(repr(name) for name in node.where[:3])
     if [type_.rank for type_ in tensors] != [3, 3, 2, 1] or len({t.dtype for t in tensors}) != 1:
         shown = ", ".join(map(str, types))
-        raise InvalidModelError(
-            f"{node.op} (node {where}): it takes float[n, h, d], float[n, m, d], float[h * m, k], "
-            f"float[k], not {shown}"
+        raise failure(
+            node, f"it takes float[n, h, d], float[n, m, d], float[h * m, k], float[k], not {shown}"
         )
     left, right, weights, _ = tensors
     samples, count, dim = left.dims
@@ -71,10 +68,7 @@ def _compressed_interaction(node: Node) -> list[Type | None]:
         or not isinstance(weights.dims[0], int)
         or weights.dims[0] != count * right.dims[1]
     ):
-        raise InvalidModelError(
-            f"{node.op} (node {where}): {weights} does not weight the products "
-            f"of {left} and {right}"
-        )
+        raise failure(node, f"{weights} does not weight the products of {left} and {right}")
     return [tensor_type(left.dtype, [samples, weights.dims[1], dim])]
 
 
@@ -104,15 +98,10 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     activation, dim = node.attr("activation", "none"), _convolved(node)
     relu = activation == "relu"
     last, line = ("active", "\n    active = Relu(linear)") if relu else ("linear", "")
     body = _ROWS if dim is None else _CONVOLUTION
     lines = body.format(pairs=_pairs(node), dim=dim, activation=line, last=last)
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (left, right, weights, bias) => (result) {{{lines}}}"
-    )
-    proto.attribute_proto.append(onnx.helper.make_attribute("activation", activation))
-    return proto
+    signature, defaults = "(left, right, weights, bias) => (result)", {"activation": activation}
+    return local_function(node, function_name(node), signature, lines, defaults=defaults)

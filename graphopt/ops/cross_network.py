@@ -10,12 +10,11 @@ multiples and the next layer's weights tell.)
 from __future__ import annotations
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import type_rule
+from graphopt.ir.infer import failure, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "CrossNetwork"
@@ -31,10 +30,10 @@ def _cross_network(node: Node) -> list[Type | None]:
         fits = is_float(x.dtype) and len({t.dtype for t in tensors}) == 1
         fits = fits and (x.dims[1], *shifts.dims) == weights.dims and bias.dims == x.dims[1:]
     if not fits:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        raise InvalidModelError(
-            f"{node.op} (node {where}): it takes float[n, d], float[d, k], float[k], float[d], "
-            f"not {', '.join(map(str, types))}"
+        raise failure(
+            node,
+            f"it takes float[n, d], float[d, k], float[k], float[d], "
+            f"not {', '.join(map(str, types))}",
         )
     return [types[0]]
 
@@ -54,7 +53,6 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     count = _layers(node)
     columns, shifts = ([f"{stem}{k}" for k in range(count)] for stem in ("dot", "shift"))
     lines = [
@@ -70,9 +68,5 @@ def function(node: Node) -> onnx.FunctionProto:
             f"multiple{k} = Add(grown{k}, shift{k})",
         ]
     lines += [f"scaled = Mul(x, multiple{count - 1})", "result = Add(scaled, bias)"]
-    return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (x, weights, shifts, bias) => (result) {{\n"
-        + "\n".join(lines)
-        + "\n}"
-    )
+    signature = "(x, weights, shifts, bias) => (result)"
+    return local_function(node, function_name(node), signature, "\n".join(lines))

@@ -10,12 +10,11 @@ Naumov et al., "Deep Learning Recommendation Model for Personalization and Recom
 from __future__ import annotations
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "DotInteraction"
@@ -35,20 +34,18 @@ _BODY = """
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _dot_interaction(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
     features, beside = (None if v is None else v.type for v in (*node.inputs, None)[:2])
     if not isinstance(features, TensorType) or features.rank != 3 or not is_float(features.dtype):
-        raise fail(f"features must be float[n, f, d], not {features}")
+        raise failure(node, f"features must be float[n, f, d], not {features}")
     pairs, count = node.attr("pairs"), features.dims[1]
     if not pairs or not isinstance(count, int) or not all(0 <= p < count**2 for p in pairs):
-        raise fail(f"pairs must be positions in [0, f * f) with f = {count}, not {pairs}")
+        raise failure(node, f"pairs must be positions in [0, f * f) with f = {count}, not {pairs}")
     if beside is None:
         return [tensor_type(features.dtype, [features.dims[0], len(pairs)])]
     if not isinstance(beside, TensorType) or (beside.dtype, beside.rank) != (features.dtype, 2):
-        raise fail(f"what is beside the products must be {features.dtype} of rank 2, not {beside}")
+        raise failure(
+            node, f"what is beside the products must be {features.dtype} of rank 2, not {beside}"
+        )
     return [tensor_type(features.dtype, [features.dims[0], beside.dims[1] + len(pairs)])]
 
 
@@ -59,14 +56,11 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     alone = node.input(1) is None
     inputs, last = (
         ("features", "result = Identity(dots)")
         if alone
         else ("features, beside", "result = Concat<axis = 1>(beside, dots)")
     )
-    return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} <pairs> ({inputs}) => (result) {{{_BODY}    {last}\n}}"
-    )
+    signature = f"({inputs}) => (result)"
+    return local_function(node, function_name(node), signature, _BODY + last, ["pairs"])

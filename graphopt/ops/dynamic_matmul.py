@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import TensorType, Type
+from graphopt.ir.infer import failure, tensor_type, type_rule
+from graphopt.ir.types import Type
+from graphopt.ops.definition import local_function, tensor_inputs
 
 DOMAIN = "graphopt"
 OP_TYPE = "DynamicMatMul"
@@ -107,22 +106,15 @@ def rounded(rows: np.ndarray, levels: int = LEVELS) -> np.ndarray:
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _dynamic_matmul(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
-    types = [None if value is None else value.type for value in node.inputs]
     if node.attr("levels", LEVELS) not in (LEVELS, EXACT_LEVELS):
-        raise fail(f"levels must be {EXACT_LEVELS} or {LEVELS}")
-    if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
-        raise fail("its inputs must be tensors: x, codes, scales")
-    x, codes, scales = (t for t in types if isinstance(t, TensorType))
+        raise failure(node, f"levels must be {EXACT_LEVELS} or {LEVELS}")
+    x, codes, scales = tensor_inputs(node, "x", "codes", "scales")
     if (codes.rank, codes.dtype) != (2, "int8"):
-        raise fail(f"codes must be int8[k, n], not {codes}")
+        raise failure(node, f"codes must be int8[k, n], not {codes}")
     if (scales.dtype, scales.shape) != ("float32", codes.dims[1:]):
-        raise fail(f"scales must be float[{codes.dims[1]}], not {scales}")
+        raise failure(node, f"scales must be float[{codes.dims[1]}], not {scales}")
     if x.dtype != "float32" or (x.rank or 0) < 2 or x.dims[-1] != codes.dims[0]:
-        raise fail(f"x must be float[..., {codes.dims[0]}] of two axes or more, not {x}")
+        raise failure(node, f"x must be float[..., {codes.dims[0]}] of two axes or more, not {x}")
     return [tensor_type("float32", [*x.dims[:-1], codes.dims[1]])]
 
 
@@ -133,11 +125,6 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     body = _TWO_AXES if node.output.rank == 2 else _MANY_AXES
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (x, codes, scales) => (y) {{\n{body}\n}}"
-    )
-    proto.attribute_proto.append(onnx.helper.make_attribute("levels", LEVELS))
-    return proto
+    signature, defaults = "(x, codes, scales) => (y)", {"levels": LEVELS}
+    return local_function(node, function_name(node), signature, body, defaults=defaults)

@@ -14,13 +14,12 @@ from itertools import pairwise
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Attr, Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.definition import local_function
 from graphopt.ops.embedding_bag_body import NARROW, Body, Mode, Variant
 
 DOMAIN = "graphopt"
@@ -104,31 +103,27 @@ class EmbeddingBag:
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _embedding_bag(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
     types = [None if v is None else v.type for v in (*node.inputs, None, None)[:4]]
     if any(t is not None and not isinstance(t, TensorType) for t in types) or None in types[:2]:
-        raise fail("its inputs must be tensors: table, ids, offsets, weights")
+        raise failure(node, "its inputs must be tensors: table, ids, offsets, weights")
     table, ids, offsets, weights = types
     assert isinstance(table, TensorType) and isinstance(ids, TensorType)
     if table.rank != 2 or not is_float(table.dtype):
-        raise fail(f"the table must be float[rows, dim], not {table}")
+        raise failure(node, f"the table must be float[rows, dim], not {table}")
     if ids.rank not in (1, 2) or ids.dtype not in ("int32", "int64"):
-        raise fail(f"ids must be int32 or int64 of rank 1 or 2, not {ids}")
+        raise failure(node, f"ids must be int32 or int64 of rank 1 or 2, not {ids}")
     if isinstance(weights, TensorType) and (weights.dtype, weights.rank) != (table.dtype, ids.rank):
-        raise fail(f"weights must be {table.dtype} of rank {ids.rank}, not {weights}")
+        raise failure(node, f"weights must be {table.dtype} of rank {ids.rank}, not {weights}")
     bag = EmbeddingBag.of(node)
     if bag.by_id and (ids.rank != 2 or bag.mode == "max"):
-        raise fail("by_id is for sums and means of ids [b, k]")
+        raise failure(node, "by_id is for sums and means of ids [b, k]")
     if ids.rank == 2:
         if offsets is not None:
-            raise fail("ids of rank 2 have no offsets")
+            raise failure(node, "ids of rank 2 have no offsets")
         return [tensor_type(table.dtype, [ids.dims[0], table.dims[1]])]
     assert offsets is None or isinstance(offsets, TensorType)
     if offsets is None or offsets.rank != 1 or offsets.dtype not in ("int32", "int64"):
-        raise fail(f"offsets must be int32 or int64 of rank 1, not {offsets}")
+        raise failure(node, f"offsets must be int32 or int64 of rank 1, not {offsets}")
     bags: Dim = offsets.dims[0] - (1 if bag.include_last_offset else 0)
     return [tensor_type(table.dtype, [bags, table.dims[1]])]
 
@@ -157,17 +152,10 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     variant = _variant(node)
     body = Body(variant)
     result = body.build()
     inputs = "table, ids, offsets, weights" if variant.weighted else "table, ids, offsets"
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{variant.name} ({inputs}) => ({result}) {{\n{body.text}\n}}"
-    )
-    # The parser has no syntax for attributes with defaults, and what callers pass must be declared.
-    declared = {"mode": variant.mode, "include_last_offset": 0, "empty": 0.0, "by_id": 0}
-    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
-    proto.attribute.append("padding_idx")
-    return proto
+    signature = f"({inputs}) => ({result})"
+    defaults = {"mode": variant.mode, "include_last_offset": 0, "empty": 0.0, "by_id": 0}
+    return local_function(node, variant.name, signature, body.text, ["padding_idx"], defaults)

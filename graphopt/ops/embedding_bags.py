@@ -14,12 +14,11 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Attr, Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
+from graphopt.ops.definition import local_function
 from graphopt.ops.embedding_bag import EmbeddingBag
 
 DOMAIN = "graphopt"
@@ -120,25 +119,23 @@ class EmbeddingBags:
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _embedding_bags(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
     types = [None if value is None else value.type for value in node.inputs]
     tensors = [t for t in types if isinstance(t, TensorType)]
     if len(tensors) < len(types) or len(types) <= _FIRST_IDS:
-        raise fail("its inputs must be tensors: table, rows, starts, offsets, ids of every field")
+        raise failure(
+            node, "its inputs must be tensors: table, rows, starts, offsets, ids of every field"
+        )
     table, rows, starts, offsets, *ids = tensors
     if (table.dtype, table.rank) != ("float32", 2):
-        raise fail(f"the table must be float32[rows, dim], not {table}")
+        raise failure(node, f"the table must be float32[rows, dim], not {table}")
     if (rows.dtype, rows.dims) != ("int64", (len(ids),)) or rows != starts:
-        raise fail(f"rows and starts must be int64[{len(ids)}], not {rows} and {starts}")
+        raise failure(node, f"rows and starts must be int64[{len(ids)}], not {rows} and {starts}")
     if offsets.dtype not in ("int32", "int64") or offsets.rank != 2:
-        raise fail(f"offsets must be int32 or int64 [{len(ids)}, b], not {offsets}")
+        raise failure(node, f"offsets must be int32 or int64 [{len(ids)}, b], not {offsets}")
     if any(
         t.rank != 1 or t.dtype not in ("int32", "int64") or t.dtype != ids[0].dtype for t in ids
     ):
-        raise fail("ids must be vectors, all int32 or all int64")
+        raise failure(node, "ids must be vectors, all int32 or all int64")
     bags = offsets.dims[1] - (1 if EmbeddingBags.of(node).include_last_offset else 0)
     return [tensor_type("float32", [bags, len(ids), table.dims[1]])]
 
@@ -152,17 +149,10 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     ids = [f"ids_{k}" for k in range(len(node.inputs) - _FIRST_IDS)]
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (table, rows, starts, offsets, {', '.join(ids)}) => (result) {{\n"
-        f"{_body(EmbeddingBags.of(node), ids)}\n}}"
-    )
-    # The parser has no syntax for attributes with defaults, and what callers pass must be declared.
-    declared = {"mode": "sum", "include_last_offset": 0}
-    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
-    return proto
+    signature = f"(table, rows, starts, offsets, {', '.join(ids)}) => (result)"
+    body, defaults = _body(EmbeddingBags.of(node), ids), {"mode": "sum", "include_last_offset": 0}
+    return local_function(node, function_name(node), signature, body, defaults=defaults)
 
 
 def _body(bags: EmbeddingBags, ids: list[str]) -> str:

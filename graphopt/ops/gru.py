@@ -14,12 +14,11 @@ much there is to compute in a step.
 from __future__ import annotations
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "GRU"
@@ -95,11 +94,11 @@ def _gru(node: Node) -> list[Type | None]:
     fits = len(tensors) == len(types) and ranks in ([3, 3, 3, 2], [3, 3, 3, 2, 3])
     fits = fits and tensors[2].dims == (1, 3 * hidden, hidden)
     if not fits:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        raise InvalidModelError(
-            f"{node.op} (node {where}): its inputs must be float32 x [t, b, i], w [1, 3 * h, i], "
+        raise failure(
+            node,
+            f"its inputs must be float32 x [t, b, i], w [1, 3 * h, i], "
             f"r [1, 3 * h, h], b [1, 6 * h] and initial_h [1, b, h], h being {hidden}, "
-            f"not {', '.join(map(str, types))}"
+            f"not {', '.join(map(str, types))}",
         )
     return [tensor_type("float32", [1, tensors[0].dims[1], hidden])]
 
@@ -117,7 +116,6 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     linear, initial = is_linear(node), node.input(4) is not None
     attrs = f"hidden_size: int = @hidden_size, linear_before_reset = {int(linear)}"
     given = "x, w, r, b, , initial_h" if initial else "x, w, r, b"
@@ -130,11 +128,6 @@ def function(node: Node) -> onnx.FunctionProto:
                 {_SCAN.format(hidden=_HIDDEN[linear])}
             }}
         >"""
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} <hidden_size> (x, w, r, b{', initial_h' if initial else ''}) "
-        f"=> (y_h) {{{body}}}"
-    )
-    # The parser has no syntax for attributes with defaults, and what callers pass must be declared.
-    proto.attribute_proto.append(onnx.helper.make_attribute("linear_before_reset", int(linear)))
-    return proto
+    name, signature = function_name(node), f"(x, w, r, b{', initial_h' * initial}) => (y_h)"
+    defaults = {"linear_before_reset": int(linear)}
+    return local_function(node, name, signature, body, ["hidden_size"], defaults)

@@ -13,12 +13,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
+from graphopt.ir.infer import failure, tensor_type, type_rule
 from graphopt.ir.types import TensorType, Type, is_float
+from graphopt.ops.definition import local_function
 
 DOMAIN = "graphopt"
 OP_TYPE = "PairProducts"
@@ -26,23 +25,21 @@ OP_TYPE = "PairProducts"
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _pair_products(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
     features, weights = (None if v is None else v.type for v in (*node.inputs, None)[:2])
     if not isinstance(features, TensorType) or features.rank != 3 or not is_float(features.dtype):
-        raise fail(f"features must be float[n, f, d], not {features}")
+        raise failure(node, f"features must be float[n, f, d], not {features}")
     samples, count, dim = features.dims
     pairs, matrices = node.attr("pairs"), node.attr("matrices")
     if not pairs or not isinstance(count, int) or not all(0 <= p < count**2 for p in pairs):
-        raise fail(f"pairs must be positions in [0, f * f) with f = {count}, not {pairs}")
+        raise failure(node, f"pairs must be positions in [0, f * f) with f = {count}, not {pairs}")
     if weights is not None:
         if not isinstance(weights, TensorType) or weights.dims[1:] != (dim, dim):
-            raise fail(f"weights must be {features.dtype}[g, {dim}, {dim}], not {weights}")
+            raise failure(node, f"weights must be {features.dtype}[g, {dim}, {dim}], not {weights}")
         known = weights.dims[0] if isinstance(weights.dims[0], int) else 0
         if len(matrices or ()) != len(pairs) or not all(0 <= k < known for k in matrices):
-            raise fail(f"matrices must be an index below {known} for each pair, not {matrices}")
+            raise failure(
+                node, f"matrices must be an index below {known} for each pair, not {matrices}"
+            )
     return [tensor_type(features.dtype, [samples, len(pairs), dim])]
 
 
@@ -70,22 +67,14 @@ def function(node: Node) -> onnx.FunctionProto:
     In ONNX Runtime, gathering all left and all right features is up to ten times as fast for single
     samples as parting the features and joining their products, and up to twice as slow for many.
     """
-    assert node.graph is not None and node.inputs[0] is not None
     weighted, gathered = node.input(1) is not None, node.attr("gathered", 0)
     if gathered:
         lines = _gathered_weighted(node) if weighted else _gathered(*sides(node)[:2])
     else:
         lines = _parted_weighted(node) if weighted else _parted(node)
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (features{', weights' * weighted}) => (products) {{\n"
-        + "\n".join(lines)
-        + "\n}"
-    )
-    # What callers pass must be declared, though the body has it already.
-    proto.attribute.extend(["pairs", "matrices"] if weighted else ["pairs"])
-    proto.attribute_proto.append(onnx.helper.make_attribute("gathered", gathered))
-    return proto
+    name, signature = function_name(node), f"(features{', weights' * weighted}) => (products)"
+    attributes, defaults = ["pairs", "matrices"][: 1 + weighted], {"gathered": gathered}
+    return local_function(node, name, signature, "\n".join(lines), attributes, defaults)
 
 
 def _listed(names: Iterable[str]) -> str:

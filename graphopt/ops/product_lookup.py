@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import TensorType, Type
+from graphopt.ir.infer import failure, tensor_type, type_rule
+from graphopt.ir.types import Type
+from graphopt.ops.definition import local_function, tensor_inputs
 
 DOMAIN = "graphopt"
 OP_TYPE = "ProductLookup"
@@ -35,20 +34,16 @@ def check_books(node: Node) -> Dim:
     Raises:
         InvalidModelError: they do not fit each other.
     """
-    where = ", ".join(repr(name) for name in node.where[:3])
-    types = [None if value is None else value.type for value in node.inputs[:3]]
-    if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
-        raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, books, ids")
-    codes, books, ids = (t for t in types if isinstance(t, TensorType))
+    codes, books, ids = tensor_inputs(node, "codes", "books", "ids", more=True)
     if (codes.rank, codes.dtype) != (2, "uint8"):
-        raise InvalidModelError(f"{node.op} (node {where}): {codes} are no codes")
+        raise failure(node, f"{codes} are no codes")
     parts = codes.dims[1]
     if books.rank != 2 or books.dtype not in ("float16", "float32"):
-        raise InvalidModelError(f"{node.op} (node {where}): {books} are no codebooks")
+        raise failure(node, f"{books} are no codebooks")
     if not isinstance(parts, int) or books.dims[0] != ENTRIES * parts:
-        raise InvalidModelError(f"{node.op} (node {where}): {books} are not {parts} codebooks")
+        raise failure(node, f"{books} are not {parts} codebooks")
     if ids.dtype not in ("int32", "int64"):
-        raise InvalidModelError(f"{node.op} (node {where}): {ids} are no ids")
+        raise failure(node, f"{ids} are no ids")
     return parts * books.dims[1]
 
 
@@ -92,9 +87,5 @@ def assembled(parts: int, ids: str) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     body = assembled(parts_of(node), "ids")
-    return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (codes, books, ids) => (found) {{{body}\n}}"
-    )
+    return local_function(node, function_name(node), "(codes, books, ids) => (found)", body)

@@ -33,6 +33,4 @@ def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
     bits = node.attr("bits", 8)
     found = partial(dequantized, bits)
-    proto = bag_function(node, function_name(node), ("codes", "scales"), found)
-    proto.attribute_proto.append(onnx.helper.make_attribute("bits", bits))
-    return proto
+    return bag_function(node, function_name(node), ("codes", "scales"), found, bits=bits)

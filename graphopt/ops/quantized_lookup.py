@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import TensorType, Type
+from graphopt.ir.infer import failure, tensor_type, type_rule
+from graphopt.ir.types import Type
+from graphopt.ops.definition import local_function, tensor_inputs
 
 DOMAIN = "graphopt"
 OP_TYPE = "QuantizedLookup"
@@ -40,18 +39,14 @@ def check_codes(node: Node) -> Dim:
     Raises:
         InvalidModelError: they do not fit each other or the attribute `bits`.
     """
-    types = [value.type if value is not None else None for value in node.inputs[:3]]
-    where = ", ".join(repr(name) for name in node.where[:3])
-    if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
-        raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, scales, ids")
-    codes, scales, ids = (t for t in types if isinstance(t, TensorType))
+    codes, scales, ids = tensor_inputs(node, "codes", "scales", "ids", more=True)
     bits = node.attr("bits", 8)
     if codes.rank != 2 or codes.dtype != {8: "int8", 4: "uint8"}.get(bits):
-        raise InvalidModelError(f"{node.op} (node {where}): {codes} are no codes of {bits} bits")
+        raise failure(node, f"{codes} are no codes of {bits} bits")
     if scales.rank != 1 or scales.dtype not in ("float16", "float32"):
-        raise InvalidModelError(f"{node.op} (node {where}): {scales} are no scales")
+        raise failure(node, f"{scales} are no scales")
     if ids.dtype not in ("int32", "int64"):
-        raise InvalidModelError(f"{node.op} (node {where}): {ids} are no ids")
+        raise failure(node, f"{ids} are no ids")
     return codes.dims[1] * (2 if bits == 4 else 1)
 
 
@@ -96,11 +91,6 @@ def dequantized(bits: int, ids: str) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
-    bits = node.attr("bits", 8)
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (codes, scales, ids) => (found) {{{dequantized(bits, 'ids')}\n}}"
-    )
-    proto.attribute_proto.append(onnx.helper.make_attribute("bits", bits))
-    return proto
+    bits, signature = node.attr("bits", 8), "(codes, scales, ids) => (found)"
+    body, defaults = dequantized(bits, "ids"), {"bits": bits}
+    return local_function(node, function_name(node), signature, body, defaults=defaults)

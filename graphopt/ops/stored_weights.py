@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import TensorType, Type
+from graphopt.ir.infer import failure, tensor_type, type_rule
+from graphopt.ir.types import Type
+from graphopt.ops.definition import local_function, tensor_inputs
 from graphopt.ops.quantized_lookup import CODES, unpacked
 
 DOMAIN = "graphopt"
@@ -45,13 +44,13 @@ def restored(node: Node) -> np.ndarray | None:
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _stored_weights(node: Node) -> list[Type | None]:
-    types = [None if value is None else value.type for value in node.inputs]
-    where, bits = ", ".join(repr(name) for name in node.where[:3]), node.attr("bits", 8)
-    if len(types) != 2 or not all(isinstance(t, TensorType) and t.rank for t in types):
-        raise InvalidModelError(f"{node.op} (node {where}): takes tensors codes, scales")
-    codes, scales = (t for t in types if isinstance(t, TensorType))
-    if codes.dtype != {8: "int8", 4: "uint8"}.get(bits) or (bits == 4 and codes.rank != 2):
-        raise InvalidModelError(f"{node.op} (node {where}): {codes} are no codes of {bits} bits")
+    (codes, scales), bits = tensor_inputs(node, "codes", "scales"), node.attr("bits", 8)
+    if (
+        not codes.rank
+        or codes.dtype != {8: "int8", 4: "uint8"}.get(bits)
+        or (bits == 4 and codes.rank != 2)
+    ):
+        raise failure(node, f"{codes} are no codes of {bits} bits")
     dims: list[Dim] = list(codes.dims)
     if bits == 8:
         axis = node.attr("axis")
@@ -64,7 +63,7 @@ def _stored_weights(node: Node) -> list[Type | None]:
         fits = fits and isinstance(columns, int) and 0 < columns <= width  # type: ignore
         dims = [columns, dims[0]] if node.attr("turned", 0) else [dims[0], columns]
     if scales.dtype not in ("float16", "float32") or not fits:
-        raise InvalidModelError(f"{node.op} (node {where}): {scales} are no scales of {codes}")
+        raise failure(node, f"{scales} are no scales of {codes}")
     return [tensor_type("float32", dims)]
 
 
@@ -77,7 +76,6 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
     bits, axis = node.attr("bits", 8), node.attr("axis", 0)
     if bits == 8:
         shape = ["1"] * (node.output.rank or 1)
@@ -107,10 +105,6 @@ def function(node: Node) -> onnx.FunctionProto:
             ends = Reshape (end, last)
             {"plain" if node.attr("turned", 0) else "weights"} = Slice (padded, zero, ends, one)
             {"weights = Transpose (plain)" if node.attr("turned", 0) else ""}"""
-    proto = onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{function_name(node)} (codes, scales) => (weights) {{{lines}\n}}"
-    )
-    declared = {"bits": bits, "axis": axis, "turned": 0, "columns": 0}
-    proto.attribute_proto.extend(onnx.helper.make_attribute(k, v) for k, v in declared.items())
-    return proto
+    signature = "(codes, scales) => (weights)"
+    defaults = {"bits": bits, "axis": axis, "turned": 0, "columns": 0}
+    return local_function(node, function_name(node), signature, lines, defaults=defaults)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnx.parser
 
-from graphopt.errors import InvalidModelError
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import tensor_type, type_rule
-from graphopt.ir.types import TensorType, Type
+from graphopt.ir.infer import failure, tensor_type, type_rule
+from graphopt.ir.types import Type
+from graphopt.ops.definition import local_function, tensor_inputs
 
 DOMAIN = "graphopt"
 OP_TYPE = "TableRows"
@@ -56,18 +55,11 @@ def table_rows(ids: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.ndar
 
 @type_rule(OP_TYPE, domain=DOMAIN)
 def _table_rows(node: Node) -> list[Type | None]:
-    def fail(reason: str) -> InvalidModelError:
-        where = ", ".join(repr(name) for name in node.where[:3])
-        return InvalidModelError(f"{node.op} (node {where}): {reason}")
-
-    types = [None if value is None else value.type for value in node.inputs]
-    if len(types) != 3 or not all(isinstance(t, TensorType) for t in types):
-        raise fail("its inputs must be tensors: ids, rows, starts")
-    ids, rows, starts = (t for t in types if isinstance(t, TensorType))
+    ids, rows, starts = tensor_inputs(node, "ids", "rows", "starts")
     if (rows.rank, rows.dtype) != (1, "int64") or rows != starts:
-        raise fail(f"rows and starts must be int64[f], not {rows} and {starts}")
+        raise failure(node, f"rows and starts must be int64[f], not {rows} and {starts}")
     if ids.rank != 2 or ids.dtype not in ("int32", "int64") or ids.dims[1] != rows.dims[0]:
-        raise fail(f"ids must be int32 or int64 [n, {rows.dims[0]}], not {ids}")
+        raise failure(node, f"ids must be int32 or int64 [n, {rows.dims[0]}], not {ids}")
     return [tensor_type("int64", ids.dims)]
 
 
@@ -78,8 +70,4 @@ def function_name(node: Node) -> str:
 
 def function(node: Node) -> onnx.FunctionProto:
     """The local function that says in standard ONNX what `node` computes."""
-    assert node.graph is not None
-    return onnx.parser.parse_function(
-        f'<domain: "{DOMAIN}", opset_import: ["": {node.graph.opset()}]>\n'
-        f"{OP_TYPE} (ids, rows, starts) => (row) {{\n{_BODY}\n}}"
-    )
+    return local_function(node, OP_TYPE, "(ids, rows, starts) => (row)", _BODY)
