@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.ir.windows import Windows
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.rewrite import NoMatch, Rewriter
 
 _END = 2**63 - 1  # of an axis, for Slice
@@ -51,14 +49,6 @@ def _axes_of(windows: Windows) -> _Axes | None:
     return _Axes([k for k in alone if k != along], [k for k in whole if k != along], along)
 
 
-def _reshaped(rw: Rewriter, value: Value, dims: tuple[Dim, ...]) -> Value | None:
-    """`value` with other dims, None if these cannot be written with constants."""
-    if value.tensor.dims == dims:
-        return value
-    target = reshape_target(value.tensor, TensorType(value.dtype, dims))
-    return None if target is None else rw.op.Reshape(value, rw.ints(*target))
-
-
 def convolution_as_product(rw: Rewriter, node: Node, join: bool) -> Value | NoMatch:
     """A product of the weights of a Conv with the positions of each window.
 
@@ -88,12 +78,12 @@ def convolution_as_product(rw: Rewriter, node: Node, join: bool) -> Value | NoMa
     order = (0, *axes.alone, axes.along, *within)
     width = math.prod(weights.shape[axis] for axis in within)
     lead = tuple(dims[axis] for axis in (0, *axes.alone))
-    rows = _reshaped(rw, rw.op.Transpose(x, perm=list(order)), (*lead, dims[axes.along], width))
-    if rows is None:
-        return NoMatch("the shape of its rows cannot be written with constants")
+    rows = reshaped(rw, rw.op.Transpose(x, perm=list(order)), (*lead, dims[axes.along], width))
+    if isinstance(rows, NoMatch):
+        return rows
     joined = _windows_joined(rw, rows, windows, k, width)
-    if joined is None:
-        return NoMatch("the shape of its windows cannot be written with constants")
+    if isinstance(joined, NoMatch):
+        return joined
     matrix = weights.transpose(axes.along, *within, *axes.alone, 0).reshape(-1, len(weights))
     product = rw.op.MatMul(joined, rw.const(np.ascontiguousarray(matrix)))
     if bias is not None:
@@ -105,13 +95,12 @@ def convolution_as_product(rw: Rewriter, node: Node, join: bool) -> Value | NoMa
     if places[-1] != axes.along:
         held = (*axes.alone, axes.along)
         turned = rw.op.Transpose(turned, perm=[0, 1, *(2 + held.index(a) for a in places)])
-    result = _reshaped(rw, turned, node.output.tensor.dims)
-    return NoMatch("its shape cannot be written with constants") if result is None else result
+    return reshaped(rw, turned, node.output.shape)
 
 
 def _windows_joined(
     rw: Rewriter, rows: Value, windows: Windows, k: int, width: int
-) -> Value | None:
+) -> Value | NoMatch:
     """The rows of each window side by side: [..., windows, kernel * width]."""
     kernel, dilation, count = windows.kernel[k], windows.dilations[k], windows.counts[k]
     before, after, axis = windows.before[k], windows.after[k], (rows.rank or 0) - 2
@@ -123,7 +112,7 @@ def _windows_joined(
         pads = rw.ints(*zeros, before, 0, *zeros, after, 0)
         rows = rw.op.Pad(rows, pads)
     if count == 1 and dilation == 1:
-        return _reshaped(rw, rows, (*rows.tensor.dims[:-2], 1, kernel * width))
+        return reshaped(rw, rows, (*rows.tensor.dims[:-2], 1, kernel * width))
     if not isinstance(count, int):
         starts = [dilation * place for place in range(kernel)]
         ends = [-start or _END for start in reversed(starts)]
@@ -134,4 +123,4 @@ def _windows_joined(
         return rw.op.Concat(*parts, axis=axis + 1)
     places = np.add.outer(np.arange(count), np.arange(kernel) * dilation)
     taken = rw.op.Gather(rows, rw.const(places.astype(np.int64)), axis=axis)
-    return _reshaped(rw, taken, (*taken.tensor.dims[:-3], count, kernel * width))
+    return reshaped(rw, taken, (*taken.tensor.dims[:-3], count, kernel * width))

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.passes._concats import axis_of, concat
-from graphopt.passes._shapes import reshape_target, slice_bounds
-from graphopt.rewrite import Rewriter
+from graphopt.passes._shapes import reshaped, slice_bounds
+from graphopt.rewrite import NoMatch, Rewriter
 
 
 @dataclass(frozen=True)
@@ -127,25 +126,18 @@ def _part(node: Node, value: Value) -> dict[int, tuple[int, int]] | None:
     return {axis: (sum(known[:at]), sum(known[: at + 1]))}
 
 
-def joined(rw: Rewriter, sources: list[Value], dim: int) -> Value | None:
+def joined(rw: Rewriter, sources: list[Value], dim: int) -> Value | NoMatch:
     """The vectors of all `sources`, one source after the other, as [n, f, dim]."""
     if all(source.rank == 3 and source.tensor.dims[2] == dim for source in sources):
         return concat(rw, sources, 1)
-    sizes = [size_of(source) or 0 for source in sources]
-    rows = [_shaped(rw, source, size) for source, size in zip(sources, sizes)]
-    known = [row for row in rows if row is not None]
-    if len(known) < len(rows):
-        return None
-    return _shaped(rw, concat(rw, known, 1), sum(sizes) // dim, dim)
-
-
-def _shaped(rw: Rewriter, value: Value, *sizes: int) -> Value | None:
-    """`value` with other sizes after its first axis; None if a constant cannot say so."""
-    wanted = TensorType(value.dtype, (value.tensor.dims[0], *sizes))
-    target = reshape_target(value.tensor, wanted)
-    if value.tensor == wanted or target is None:
-        return value if target is not None else None
-    return rw.op.Reshape(value, rw.ints(*target))
+    samples, sizes = sources[0].tensor.dims[0], [size_of(source) or 0 for source in sources]
+    rows: list[Value] = []
+    for source, size in zip(sources, sizes):
+        row = reshaped(rw, source, (source.tensor.dims[0], size))
+        if isinstance(row, NoMatch):
+            return row
+        rows.append(row)
+    return reshaped(rw, concat(rw, rows, 1), (samples, sum(sizes) // dim, dim))
 
 
 def starts_of(sources: list[Value], dim: int) -> dict[Value, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
-from graphopt.passes._shapes import ints_of, reshape_target, slice_bounds
+from graphopt.passes._shapes import ints_of, reshaped, slice_bounds
 from graphopt.rewrite import Rewriter
 
 
@@ -42,9 +42,9 @@ class Selection:
         if (place.batch, place.axis) == (0, 1):
             rows = rw.op.Reshape(self.positions, rw.ints(-1, 1))
             rest = rw.op.GatherND(value, rows, batch_dims=1)
-            target = reshape_target(rest.tensor, at_one(value.tensor, place.axis))
-            assert target is not None  # `can_take` asked for sizes that are known
-            return rw.op.Reshape(rest, rw.ints(*target))
+            kept = reshaped(rw, rest, at_one(value.tensor, place.axis).shape)
+            assert isinstance(kept, Value)  # `can_take` asked for sizes that are known
+            return kept
         ones = [-1 if axis == place.batch else 1 for axis in range(len(dims))]
         widths = [d if isinstance(d, int) else 1 for d in at_one(value.tensor, place.axis).dims]
         widths = [1 if axis == place.batch else d for axis, d in enumerate(widths)]

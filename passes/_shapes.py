@@ -6,6 +6,7 @@ from graphopt.ir.content import known_ints
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import TensorType
+from graphopt.rewrite import NoMatch, Rewriter
 
 INT64_MAX = 2**63 - 1
 
@@ -40,6 +41,16 @@ def reshape_target(data: TensorType, result: TensorType, infer: bool = True) -> 
     for axis in changed:
         target[axis] = -1
     return target
+
+
+def reshaped(rw: Rewriter, value: Value, shape: tuple[Dim, ...] | None) -> Value | NoMatch:
+    """`value` with another shape, or as it is where it has that; None is a shape not known."""
+    if shape is not None and value.shape == shape:
+        return value
+    target = reshape_target(value.tensor, TensorType(value.dtype, shape))
+    if target is None:
+        return NoMatch("its shape cannot be written with constants")
+    return rw.op.Reshape(value, rw.ints(*target))
 
 
 def _target_of_none(data: tuple[Dim, ...], result: tuple[Dim, ...]) -> list[int] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._concats import axis_of, concat, operands_of, sliced
-from graphopt.passes._shapes import ints_of, reshape_target, slice_bounds
+from graphopt.passes._shapes import ints_of, reshaped, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -73,12 +73,7 @@ def gather_of_concat(rw: Rewriter, whole: Value, index: Value, node: Node) -> Va
             continue
         if last - first > 1:
             return rw.op.Gather(value, rw.const(np.array(wanted - first, np.int64)), axis=axis)
-        target = reshape_target(value.tensor, node.output.tensor)
-        return (
-            NoMatch("its shape is not known")
-            if target is None
-            else rw.op.Reshape(value, rw.ints(*target))
-        )
+        return reshaped(rw, value, node.output.shape)
     return NoMatch("it takes from an operand after one of unknown size")
 
 

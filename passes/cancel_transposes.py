@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._rowwise import is_elementwise
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.passes._views import View, views_of
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
@@ -247,12 +247,7 @@ def transposes_in_a_row(rw: Rewriter, node: Node) -> Value | NoMatch | None:
         return NoMatch("its transposes do not come to one") if turns > 1 else None
     source, perm = best
     turned = source if perm == sorted(perm) else rw.op.Transpose(source, perm=perm)
-    if turned.type == node.output.type:
-        return turned
-    target = reshape_target(turned.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(turned, rw.ints(*target))
+    return reshaped(rw, turned, node.output.shape)
 
 
 def _order_of(view: View) -> list[int] | None:

@@ -6,8 +6,7 @@ import numpy as np
 
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -40,16 +39,14 @@ def transform_to_product(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
         return NoMatch("such a transform is not known here")
     kept = [k for k in range(len(x.shape) - 1) if k != axis]
     lead: tuple[Dim, ...] = tuple(x.shape[k] for k in kept)
-    rows = _reshaped(
-        rw, rw.op.Transpose(x, perm=[*kept, axis, len(x.shape) - 1]), lead, len(matrix)
-    )
-    if rows is None:
-        return NoMatch("a shape cannot be written with constants")
-    product = rw.op.MatMul(rows, rw.const(matrix))
-    apart = _reshaped(rw, product, lead, wanted, matrix.shape[1] // wanted)
-    if apart is None:
-        return NoMatch("a shape cannot be written with constants")
     order = [*kept, axis, len(x.shape) - 1]
+    rows = reshaped(rw, rw.op.Transpose(x, perm=order), (*lead, len(matrix)))
+    if isinstance(rows, NoMatch):
+        return rows
+    product = rw.op.MatMul(rows, rw.const(matrix))
+    apart = reshaped(rw, product, (*lead, wanted, matrix.shape[1] // wanted))
+    if isinstance(apart, NoMatch):
+        return apart
     return rw.op.Transpose(apart, perm=[order.index(k) for k in range(len(order))])
 
 
@@ -80,11 +77,6 @@ def _matrix(size: int, parts: int, count: int, inverse: bool, onesided: bool) ->
     if np.iscomplexobj(found):
         found = np.stack([found.real, found.imag], -1)
     return np.ascontiguousarray(found.reshape(size * parts, -1), np.float32)
-
-
-def _reshaped(rw: Rewriter, value: Value, lead: tuple[Dim, ...], *rest: int) -> Value | None:
-    target = reshape_target(value.tensor, TensorType(value.dtype, (*lead, *rest)))
-    return None if target is None else rw.op.Reshape(value, rw.ints(*target))
 
 
 class DecomposeDft(RewritePass):

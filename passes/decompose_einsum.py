@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from graphopt.ir.dims import Dim, product
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType, is_float
-from graphopt.passes._shapes import reshape_target
+from graphopt.ir.types import is_float
+from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -79,18 +79,10 @@ def _transposed(rw: Rewriter, value: Value, has: str, wants: str) -> Value:
     return value if has == wants else rw.op.Transpose(value, perm=[has.index(c) for c in wants])
 
 
-def _merged(sizes: Mapping[str, Dim], *groups: str) -> list[Dim]:
+def _merged(sizes: Mapping[str, Dim], *groups: str) -> tuple[Dim, ...]:
     """Each letter of the first group as an axis, each other group as one axis."""
     first, *others = groups
-    return [*(sizes[c] for c in first), *(product(sizes[c] for c in group) for group in others)]
-
-
-def _reshaped(rw: Rewriter, value: Value, dims: list[Dim]) -> Value | None:
-    wanted = TensorType(value.dtype, tuple(dims))
-    if value.type == wanted:
-        return value
-    target = reshape_target(value.tensor, wanted)
-    return None if target is None else rw.op.Reshape(value, rw.ints(*target))
+    return (*(sizes[c] for c in first), *(product(sizes[c] for c in group) for group in others))
 
 
 @rule(op.Einsum(var("x"), var("y")))
@@ -114,15 +106,13 @@ def einsum_to_product(rw: Rewriter, node: Node) -> Value | NoMatch:
     kept = plan.rows if not plan.both and len(plan.sums) == 1 and plan.rows else ""
     rows = [kept] if kept else [plan.both, plan.rows]
     (has, first), (held, second), (made, result) = plan.orders
-    a = _reshaped(rw, _transposed(rw, left, has, first), _merged(sizes, *rows, plan.sums))
+    a = reshaped(rw, _transposed(rw, left, has, first), _merged(sizes, *rows, plan.sums))
     shape = _merged(sizes, plan.both, plan.sums, plan.columns)
-    b = _reshaped(rw, _transposed(rw, right, held, second), shape)
-    if a is None or b is None:
+    b = reshaped(rw, _transposed(rw, right, held, second), shape)
+    if isinstance(a, NoMatch) or isinstance(b, NoMatch):
         return NoMatch("the shape of an operand cannot be written with constants")
-    parted = _reshaped(rw, rw.op.MatMul(a, b), [sizes[c] for c in made])
-    if parted is None:
-        return NoMatch("the shape of its result cannot be written with constants")
-    return _transposed(rw, parted, made, result)
+    parted = reshaped(rw, rw.op.MatMul(a, b), tuple(sizes[c] for c in made))
+    return parted if isinstance(parted, NoMatch) else _transposed(rw, parted, made, result)
 
 
 class DecomposeEinsum(RewritePass):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -15,12 +13,6 @@ x, y, w = var("x"), var("y"), const("w")
 
 _BINARY = (op.Add, op.Sub, op.Mul, op.Div)
 _UNARY = (op.Relu, op.LeakyRelu, op.Sigmoid, op.Tanh, op.Neg, op.Exp, op.Sqrt)
-
-
-def _reshaped(rw: Rewriter, value: Value, shape: tuple[Dim, ...]) -> Value | None:
-    """`value` with another shape, None if that cannot be written with constants."""
-    target = reshape_target(value.tensor, TensorType(value.dtype, shape))
-    return None if target is None else rw.op.Reshape(value, rw.ints(*target))
 
 
 def _without_column(rw: Rewriter, value: Value) -> Value | None:
@@ -33,8 +25,8 @@ def _without_column(rw: Rewriter, value: Value) -> Value | None:
     source = None if node is None or node.op != "Reshape" else node.inputs[0]
     if source is None:
         return None
-    shape = value.tensor.dims[:-1]
-    return source if source.tensor.dims == shape else _reshaped(rw, source, shape)
+    bare = reshaped(rw, source, value.tensor.dims[:-1])
+    return None if isinstance(bare, NoMatch) else bare
 
 
 @rule(op.MatMul(w, x))
@@ -44,14 +36,11 @@ def matrix_times_column(rw: Rewriter, w: Value, x: Value, node: Node) -> Value |
     assert matrix is not None
     if matrix.ndim != 2 or (x.rank or 0) < 3 or x.tensor.dims[-1] != 1:
         return NoMatch("it does not multiply one matrix with a column of each sample")
-    rows = _without_column(rw, x)
-    if rows is None:
-        rows = _reshaped(rw, x, x.tensor.dims[:-1])
-    if rows is None:
-        return NoMatch("a shape cannot be written with constants")
+    rows = _without_column(rw, x) or reshaped(rw, x, x.tensor.dims[:-1])
+    if isinstance(rows, NoMatch):
+        return rows
     product = rw.op.MatMul(rows, rw.const(np.ascontiguousarray(matrix.T)))
-    result = _reshaped(rw, product, node.output.tensor.dims)
-    return NoMatch("a shape cannot be written with constants") if result is None else result
+    return reshaped(rw, product, node.output.shape)
 
 
 @rule(op.MatMul(x, w))
@@ -62,8 +51,7 @@ def rows_times_vector(rw: Rewriter, x: Value, w: Value, node: Node) -> Value | N
     if vector.ndim != 1 or (x.rank or 0) < 2:
         return NoMatch("it does not multiply rows with one vector")
     product = rw.op.MatMul(x, rw.const(vector[:, np.newaxis]))
-    result = _reshaped(rw, product, node.output.tensor.dims)
-    return NoMatch("a shape cannot be written with constants") if result is None else result
+    return reshaped(rw, product, node.output.shape)
 
 
 @rule(op.MatMul(x, y))
@@ -86,8 +74,7 @@ def columns_combined(rw: Rewriter, x: Value, y: Value, node: Node) -> Value | No
     known = [value for value in bare if value is not None]
     if len(known) < 2 or all(value.const is not None for value in operands):
         return NoMatch("an operand is not a vector reshaped to a column")
-    result = _reshaped(rw, rw.insert(node.op_type, known).output, node.output.tensor.dims)
-    return NoMatch("its shape cannot be written with constants") if result is None else result
+    return reshaped(rw, rw.insert(node.op_type, known).output, node.output.shape)
 
 
 @rule(*(make(x) for make in _UNARY))
@@ -99,8 +86,7 @@ def column_mapped(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     if bare is None:
         return None
     mapped = rw.insert(node.op_type, [bare], dict(node.attrs)).output
-    result = _reshaped(rw, mapped, node.output.tensor.dims)
-    return NoMatch("its shape cannot be written with constants") if result is None else result
+    return reshaped(rw, mapped, node.output.shape)
 
 
 @rule(op.Softmax(x))
@@ -111,8 +97,7 @@ def column_normalized(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | N
     bare = _without_column(rw, x)
     if bare is None:
         return NoMatch("its operand is not a vector reshaped to a column")
-    result = _reshaped(rw, rw.op.Softmax(bare, axis=-1), node.output.tensor.dims)
-    return NoMatch("its shape cannot be written with constants") if result is None else result
+    return reshaped(rw, rw.op.Softmax(bare, axis=-1), node.output.shape)
 
 
 @rule(op.MatMul(op.Concat(x, ...).named("whole"), y))
@@ -129,12 +114,11 @@ def columns_mixed(rw: Rewriter, whole: Value, y: Value, node: Node) -> Value | N
     rows = [value for value in bare if value is not None and value.rank == 2]
     if len(rows) < len(columns):
         return NoMatch("an operand is not a vector reshaped to a column")
-    stacked = _reshaped(rw, rw.op.Concat(*rows, axis=1), (shape[0], shape[2], shape[1]))
-    shares = _reshaped(rw, y, (shape[0], 1, shape[2]))
-    if stacked is None or shares is None:
-        return NoMatch("a shape cannot be written with constants")
-    result = _reshaped(rw, rw.op.MatMul(shares, stacked), node.output.tensor.dims)
-    return NoMatch("its shape cannot be written with constants") if result is None else result
+    stacked = reshaped(rw, rw.op.Concat(*rows, axis=1), (shape[0], shape[2], shape[1]))
+    shares = reshaped(rw, y, (shape[0], 1, shape[2]))
+    if isinstance(stacked, NoMatch) or isinstance(shares, NoMatch):
+        return NoMatch("the shape of an operand cannot be written with constants")
+    return reshaped(rw, rw.op.MatMul(shares, stacked), node.output.shape)
 
 
 @rule(op.Concat(x, ...))
@@ -147,8 +131,7 @@ def columns_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None
     known = [value for value in bare if value is not None and value.rank == x.rank - 1]
     if len(known) < len(node.inputs):
         return NoMatch("an operand is not a vector reshaped to a column")
-    result = _reshaped(rw, rw.op.Concat(*known, axis=axis), node.output.tensor.dims)
-    return NoMatch("its shape cannot be written with constants") if result is None else result
+    return reshaped(rw, rw.op.Concat(*known, axis=axis), node.output.shape)
 
 
 class DropUnitAxes(RewritePass):

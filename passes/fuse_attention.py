@@ -8,10 +8,9 @@ import numpy as np
 
 from graphopt.ir.dims import Dim, exact_div
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
 from graphopt.passes._attention import Heads, Scores, heads_of, rows_of, scores_of, shares_of
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
@@ -198,10 +197,7 @@ def _beside_scores(
     samples = exact_div(dims[0], heads)
     if samples is None:
         return NoMatch("its bias is neither one for each head nor one for all")
-    target = reshape_target(value.tensor, TensorType(value.dtype, (samples, heads, *dims[1:])))
-    if target is None:
-        return NoMatch("the shape of its bias cannot be written with constants")
-    return rw.op.Reshape(value, rw.ints(*target))
+    return reshaped(rw, value, (samples, heads, *dims[1:]))
 
 
 def _as_before(
@@ -209,18 +205,13 @@ def _as_before(
 ) -> Value | NoMatch:
     """[b, t, heads * dim] as it was: [b, heads, t, dim], turned, or with heads within the batch."""
     if attention.heads > 1 or old.rank == 4:
-        dims = (*rows.tensor.dims[:2], attention.heads, attention.dim)
-        target = reshape_target(rows.tensor, TensorType("float32", dims))
-        if target is None:
-            return NoMatch("the shape of its heads cannot be written with constants")
+        apart = reshaped(rw, rows, (*rows.tensor.dims[:2], attention.heads, attention.dim))
+        if isinstance(apart, NoMatch):
+            return apart
         first, second = (2, 0) if order[0] == 1 else (0, 2)
-        apart = rw.op.Reshape(rows, rw.ints(*target))
         rows = rw.op.Transpose(apart, perm=[first, second, 1, 3])
     if rows.rank != old.rank:
-        target = reshape_target(rows.tensor, old.tensor)
-        if target is None:
-            return NoMatch("the shape of its heads cannot be written with constants")
-        rows = rw.op.Reshape(rows, rw.ints(*target))
+        return reshaped(rw, rows, old.shape)
     return rows if rows.type == old.type else NoMatch("its batch and that of its bias differ")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.bi_interaction import DOMAIN, OP_TYPE
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
@@ -26,16 +26,6 @@ def _reduced_axes(node: Node) -> list[int] | None:
 def _emit(rw: Rewriter, features: Value, scale: float, pooled: bool) -> Value:
     attrs = {"scale": float(np.float32(scale)), "pooled": int(pooled)}
     return rw.insert(OP_TYPE, [features], attrs, domain=DOMAIN).output
-
-
-def _shaped(rw: Rewriter, value: Value, wanted: Value) -> Value | NoMatch:
-    """`value` with the shape of `wanted`, which may have more axes of size 1."""
-    if value.shape == wanted.shape:
-        return value
-    target = reshape_target(value.tensor, wanted.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(value, rw.ints(*target))
 
 
 def _squared(value: Value) -> Value | None:
@@ -89,7 +79,7 @@ def squares_to_interaction(rw: Rewriter, a: Value, b: Value, node: Node) -> Valu
         return NoMatch("the features are not float32")
     if shared:
         return NoMatch(f"{shared[0].name!r} on the way is also read elsewhere")
-    return _shaped(rw, _emit(rw, x, 1.0, pooled=False), node.output)
+    return reshaped(rw, _emit(rw, x, 1.0, pooled=False), node.output.shape)
 
 
 @rule(op.ReduceSum(pairs, ...), op.ReduceSum(op.Reshape(pairs, ...).named("shaped"), ...))
@@ -103,7 +93,7 @@ def sum_into_interaction(rw: Rewriter, x: Value, pairs: Value, node: Node) -> Va
         or data.tensor.dims[-1] != pairs.tensor.dims[-1]
     ):
         return NoMatch("it does not add up what belongs to one sample")
-    return _shaped(rw, _emit(rw, x, made.attrs["scale"], pooled=True), node.output)
+    return reshaped(rw, _emit(rw, x, made.attrs["scale"], pooled=True), node.output.shape)
 
 
 @rule(op.Mul(pairs, c), op.Mul(op.Reshape(pairs, ...).named("shaped"), c))
@@ -118,7 +108,7 @@ def scale_into_interaction(
         return NoMatch("the factor is not one number")
     made = pairs.producer.attrs
     scaled = _emit(rw, x, made["scale"] * float(c.const.item()), bool(made["pooled"]))
-    return _shaped(rw, scaled, node.output)
+    return reshaped(rw, scaled, node.output.shape)
 
 
 class FuseBiInteraction(RewritePass):

@@ -7,7 +7,7 @@ import numpy as np
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.cross_network import DOMAIN, OP_TYPE
 from graphopt.passes._cross_layers import CrossLayer, cross_layer
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
@@ -33,11 +33,7 @@ def layer_to_network(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     for value in private:
         if any(use.user not in layer.inner | layer.around for use in value.uses):
             return NoMatch(f"{value.name!r} inside the layers is also read elsewhere")
-    result = _stacked(rw, layer, below)
-    if result.shape == node.output.shape:
-        return result
-    target = reshape_target(result.tensor, node.output.tensor)
-    return NoMatch("no shape") if target is None else rw.op.Reshape(result, rw.ints(*target))
+    return reshaped(rw, _stacked(rw, layer, below), node.output.shape)
 
 
 def _stacked(rw: Rewriter, layer: CrossLayer, below: Node | None) -> Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.dot_interaction import DOMAIN, OP_TYPE
 from graphopt.passes._features import features, joined, starts_of
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -32,8 +32,10 @@ def inner_products_to_interaction(
     sources = list(dict.fromkeys(f.source for f in (*left, *right)))
     starts = starts_of(sources, dim)
     x = joined(rw, sources, dim)
-    if any(f.matrix is not None for f in (*left, *right)) or x is None:
-        return NoMatch("a matrix multiplies features, or their shape is not known")
+    if isinstance(x, NoMatch):
+        return x
+    if any(f.matrix is not None for f in (*left, *right)):
+        return NoMatch("a matrix multiplies features")
     total = x.tensor.dims[1]
     assert isinstance(total, int)
     if total < 3 or left == right or len(left) < _LEAST_SHARE * total**2:
@@ -41,14 +43,7 @@ def inner_products_to_interaction(
     positions = ([starts[f.source] + f.index for f in side] for side in (left, right))
     pairs = [i * total + j for i, j in zip(*positions, strict=True)]
     dots = rw.insert(OP_TYPE, [x], {"pairs": pairs}, domain=DOMAIN).output
-    if dots.shape == node.output.shape:
-        return dots
-    target = reshape_target(dots.tensor, node.output.tensor)
-    return (
-        NoMatch("its shape is not known")
-        if target is None
-        else rw.op.Reshape(dots, rw.ints(*target))
-    )
+    return reshaped(rw, dots, node.output.shape)
 
 
 class FuseInnerProducts(RewritePass):

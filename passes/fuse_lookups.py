@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.passes._concats import axis_of
 from graphopt.passes._lanes import Lane, Together, lane_of
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.passes._stacked import stacking_refusal
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.rewrite import Rewriter
@@ -131,9 +130,6 @@ def _emit(node: Node, run: list[Lane]) -> Value:
     axis = axis_of(node)
     dims = list(run[0].value.tensor.dims)
     dims[axis] = len(run) * dims[axis]  # type: ignore[index]
-    side_by_side = TensorType(found.dtype, tuple(dims))
-    if found.tensor == side_by_side:
-        return found
-    shape = reshape_target(found.tensor, side_by_side)
-    assert shape is not None, "all sizes but the first are known"
-    return rw.op.Reshape(found, rw.ints(*shape))
+    side_by_side = reshaped(rw, found, tuple(dims))
+    assert isinstance(side_by_side, Value), "all sizes but the first are known"
+    return side_by_side

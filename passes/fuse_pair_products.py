@@ -7,12 +7,12 @@ from itertools import groupby
 
 import numpy as np
 
+from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Attr, Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.ops.pair_products import DOMAIN, OP_TYPE
 from graphopt.passes._concats import axis_of, concat, operands_of
 from graphopt.passes._features import Feature, features, joined, leads, size_of, starts_of
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -64,35 +64,27 @@ def _refusal(pairs: list[Pair], dim: int, unrolled: bool) -> NoMatch | None:
     return None
 
 
-def _emit(rw: Rewriter, pairs: list[Pair], dim: int, gathered: bool) -> Value | NoMatch:
-    """The products [n, len(pairs), dim]."""
+def _emit(
+    rw: Rewriter, pairs: list[Pair], dim: int, gathered: bool, shape: tuple[Dim, ...]
+) -> Value | NoMatch:
+    """The products [n, len(pairs), dim], in the shape that is wanted."""
     sources = list(dict.fromkeys(f.source for pair in pairs for f in pair))
     starts = starts_of(sources, dim)
     whole = joined(rw, sources, dim)
-    if whole is None:
-        return NoMatch("a shape cannot be written with constants")
+    if isinstance(whole, NoMatch):
+        return whole
     count = whole.tensor.dims[1]
     assert isinstance(count, int)
     left, right = ([starts[f.source] + f.index for f in side] for side in zip(*pairs))
     attrs: dict[str, Attr] = {"pairs": [i * count + j for i, j in zip(left, right)]}
     attrs["gathered"] = int(gathered)
-    matrices = [a.matrix for a, _ in pairs if a.matrix is not None]
-    if not matrices:
-        return rw.insert(OP_TYPE, [whole], attrs, domain=DOMAIN).output
-    different = list(dict.fromkeys(matrices))
-    attrs["matrices"] = [different.index(matrix) for matrix in matrices]
-    arrays = [value.const if k is None else value.const[k] for value, k in different]  # type: ignore[index]
-    weights = rw.const(np.stack(arrays))  # type: ignore[arg-type]
-    return rw.insert(OP_TYPE, [whole, weights], attrs, domain=DOMAIN).output
-
-
-def _shaped(rw: Rewriter, made: Value | NoMatch, wanted: TensorType) -> Value | NoMatch:
-    if isinstance(made, NoMatch) or made.tensor == wanted:
-        return made
-    target = reshape_target(made.tensor, wanted)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(made, rw.ints(*target))
+    matrices, inputs = [a.matrix for a, _ in pairs if a.matrix is not None], [whole]
+    if matrices:
+        different = list(dict.fromkeys(matrices))
+        attrs["matrices"] = [different.index(matrix) for matrix in matrices]
+        arrays = [value.const if k is None else value.const[k] for value, k in different]  # type: ignore[index]
+        inputs.append(rw.const(np.stack(arrays)))  # type: ignore[arg-type]
+    return reshaped(rw, rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN).output, shape)
 
 
 @rule(op.Mul(x, y))
@@ -107,7 +99,7 @@ def products_at_once(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     refusal = _refusal(pairs, dim, unrolled=False)
     joins = any(v is not None and v.producer and v.producer.op == "Concat" for v in node.inputs)
     gathered = not joins or pairs[0][0].matrix is not None
-    return refusal or _shaped(rw, _emit(rw, pairs, dim, gathered), node.output.tensor)
+    return refusal or _emit(rw, pairs, dim, gathered, node.output.tensor.dims)
 
 
 @rule(op.Concat(x, ...))
@@ -160,7 +152,7 @@ def _joined(rw: Rewriter, node: Node, run: Run, dim: int) -> Value | NoMatch:
     assert axis is not None
     sizes = [value.tensor.dims for value, _ in run]
     shape = (*sizes[0][:axis], sum(s[axis] for s in sizes), *sizes[0][axis + 1 :])
-    return _shaped(rw, _emit(rw, pairs, dim, gathered=False), TensorType(run[0][0].dtype, shape))
+    return _emit(rw, pairs, dim, False, shape)
 
 
 @rule(op.Transpose(op.ReduceSum(op.Mul(x, w).named("products"), ...).named("sums")))
@@ -177,12 +169,11 @@ def sums_to_product(
         return NoMatch("it does not add up over the last axis")
     if list(node.attr("perm") or ()) != [0, 2, 1]:
         return NoMatch("what it adds up is not turned")
-    rows = TensorType(x.dtype, (shape[0], shape[2], 1, shape[3]))
-    down, up = reshape_target(x.tensor, rows), reshape_target(rows, node.output.tensor)
-    if down is None or up is None:
-        return NoMatch("a shape cannot be written with constants")
+    rows = reshaped(rw, x, (shape[0], shape[2], 1, shape[3]))
+    if isinstance(rows, NoMatch):
+        return rows
     matrices = rw.const(np.ascontiguousarray(kernel.transpose(1, 2, 0)))
-    return rw.op.Reshape(rw.op.MatMul(rw.op.Reshape(x, rw.ints(*down)), matrices), rw.ints(*up))
+    return reshaped(rw, rw.op.MatMul(rows, matrices), node.output.shape)
 
 
 class FusePairProducts(RewritePass):

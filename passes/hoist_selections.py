@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from graphopt.ir.graph import Node, Use, Value
 from graphopt.passes._one_position import Place, Selection, at_one, selection
 from graphopt.passes._rowwise import operands_at
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshape_target, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -36,13 +36,7 @@ def select_first(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     rebuilt = {value: chosen.of(rw, value, place) for value, place in ends.items()}
     for inner, place in reversed(region.items()):
         rebuilt[inner.output] = _at_one_position(rw, inner, rebuilt, place)
-    result = rebuilt[chosen.source]
-    if result.type == node.output.type:
-        return result
-    target = reshape_target(result.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("the shape of its result cannot be written with constants")
-    return rw.op.Reshape(result, rw.ints(*target))
+    return reshaped(rw, rebuilt[chosen.source], node.output.shape)
 
 
 def _copies_less(region: Iterable[Node], ends: Sized) -> bool:

@@ -6,7 +6,7 @@ from graphopt.ir.dims import symbols
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import is_float
 from graphopt.passes._all_rows import AllRows, Stuck, rows_axis
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -43,13 +43,11 @@ def compute_all(
         result = found.of(computed, axis)
     except Stuck as reason:
         return NoMatch(str(reason))
-    if result.shape != data.shape:
-        target = reshape_target(result.tensor, data.tensor)
-        if target is None:
-            return NoMatch("the shape of its result cannot be written with constants")
-        result = rw.op.Reshape(result, rw.ints(*target))
+    whole = reshaped(rw, result, data.shape)
+    if isinstance(whole, NoMatch):
+        return whole
     column = rw.op.Reshape(mask, rw.ints(-1, *[1] * (len(data.shape) - 1)))
-    return rw.op.Where(column, result, filler)
+    return rw.op.Where(column, whole, filler)
 
 
 @rule(op.GatherND(data, places, batch_dims=0))

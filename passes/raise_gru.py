@@ -13,10 +13,11 @@ from graphopt.ops import attentional_gru, gru
 from graphopt.passes._gru_chain import chains
 from graphopt.passes._gru_step import Step
 from graphopt.passes._positions import Positions
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.passes._step_reader import is_zero
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
-from graphopt.rewrite.rewriter import Rewriter, erase_dead
+from graphopt.rewrite import NoMatch, Rewriter
+from graphopt.rewrite.rewriter import erase_dead
 
 RULE = "steps_to_gru"
 _SATURATED = 1e6
@@ -118,12 +119,12 @@ def _replace(steps: list[Step]) -> str | None:
     assert root is not None and root.graph is not None
     rw = Rewriter(root, [node for step in steps for node in step.nodes])
     x, mask, gate = (None if found is None else found.time_first(rw) for found in axes)
-    result = _emit(rw, steps[0], x, mask, gate)  # type: ignore[arg-type]
-    target = reshape_target(result.tensor, last.new.tensor)
-    if target is None:
+    state = _emit(rw, steps[0], x, mask, gate)  # type: ignore[arg-type]
+    result = reshaped(rw, state, last.new.shape)
+    if isinstance(result, NoMatch):
         rw.take_back()
-        return "the shape of its state cannot be written with constants"
-    root.graph.replace_uses(last.new, rw.op.Reshape(result, rw.ints(*target)))
+        return result.reason
+    root.graph.replace_uses(last.new, result)
     erase_dead(root.graph, [root])
     return None
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.passes._linear import is_per_column
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -78,12 +77,14 @@ def comparison_product_to_gather(
     size = len(rows) - 1
     if numbers.shape[-1:] != (size,) or not np.array_equal(numbers.reshape(-1), np.arange(size)):
         return NoMatch("it does not compare with 0, 1, 2 and so on, one for each row")
-    target = reshape_target(ids.tensor, TensorType(ids.dtype, shape[:-1]))
-    if target is None or len(shape) != node.output.rank:
-        return NoMatch("its shape cannot be written with constants")
+    if len(shape) != node.output.rank:
+        return NoMatch("its result has another rank than what it compares")
+    bare = reshaped(rw, ids, shape[:-1])
+    if isinstance(bare, NoMatch):
+        return bare
     # One below 0 reads the last row, which is that of zeros.
     bounds = [rw.const(np.array(bound, ids.dtype)) for bound in (-1, size)]
-    row = rw.op.Clip(rw.op.Reshape(ids, rw.ints(*target)), *bounds)
+    row = rw.op.Clip(bare, *bounds)
     return rw.op.Gather(rw.const(rows), row, axis=0)
 
 

@@ -18,7 +18,7 @@ from graphopt.passes._id_masks import (
     plain_ids,
     sum_along,
 )
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 from graphopt.rewrite.pattern import Pattern
@@ -55,12 +55,7 @@ def _pooled(
 ) -> Value | NoMatch:
     """The bag, with the shape of `wanted`."""
     made = rw.insert(OP_TYPE, [table, ids], attrs.attrs, domain=DOMAIN).output
-    if made.shape == wanted.shape:
-        return made
-    target = reshape_target(made.tensor, wanted.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(made, rw.ints(*target))
+    return reshaped(rw, made, wanted.shape)
 
 
 @rule(op.ReduceSum(rows, ...), op.ReduceMean(rows, ...))

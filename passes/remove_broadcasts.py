@@ -5,9 +5,8 @@ from __future__ import annotations
 from graphopt.ir.broadcast import broadcast
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.passes._broadcasts import BINARY, VARIADIC, broadcast_shape, unexpanded
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -60,10 +59,10 @@ def reshape_then_expand(rw: Rewriter, x: Value, larger: Value, node: Node) -> Va
     rest = iter(kept)
     own: list[Dim] = [1 if size == 1 else x.shape[next(rest)] for size in after]
     wanted = [1 if size == mine else size for size, mine in zip(after, own)]
-    target = reshape_target(x.tensor, TensorType(x.dtype, tuple(own)))
-    if target is None or not all(isinstance(size, int) for size in wanted):
+    if not all(isinstance(size, int) for size in wanted):
         return NoMatch("it grows to a size known only at run time")
-    return rw.op.Expand(rw.op.Reshape(x, rw.ints(*target)), rw.ints(*wanted))
+    made = reshaped(rw, x, tuple(own))
+    return made if isinstance(made, NoMatch) else rw.op.Expand(made, rw.ints(*wanted))
 
 
 @rule(op.Tile(x, repeats))

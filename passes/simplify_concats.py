@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
 from graphopt.passes._concats import axis_of, concat, operands_of, restacked, sliced
 from graphopt.passes._positions import Positions
-from graphopt.passes._shapes import reshape_target, slice_bounds
+from graphopt.passes._shapes import reshaped, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -95,10 +94,7 @@ def concat_of_positions(rw: Rewriter, node: Node) -> Value | NoMatch:
     if source.tensor.dims[found.axis] != found.steps:
         return NoMatch("the sequence has more positions")
     turned = source if found.axis == 1 else rw.op.Transpose(source, perm=[1, 0, 2])
-    target = reshape_target(turned.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(turned, rw.ints(*target))
+    return reshaped(rw, turned, node.output.shape)
 
 
 @rule(op.Concat(x, ...))
@@ -115,14 +111,10 @@ def parts_of_split_beside(rw: Rewriter, node: Node) -> Value | NoMatch | None:
         return NoMatch("its parts are joined along an axis before that which was split")
     if any(len(value.uses) > 1 for value in (*operands_of(node), *found.parts)):
         return NoMatch("its parts are also read elsewhere")
-    target = reshape_target(found.whole.tensor, TensorType(node.output.dtype, found.apart))
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    turned = rw.op.Transpose(rw.op.Reshape(found.whole, rw.ints(*target)), perm=found.perm)
-    target = reshape_target(turned.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(turned, rw.ints(*target))
+    apart = reshaped(rw, found.whole, found.apart)
+    if isinstance(apart, NoMatch):
+        return apart
+    return reshaped(rw, rw.op.Transpose(apart, perm=found.perm), node.output.shape)
 
 
 @rule(op.Concat(x, ...))
@@ -157,11 +149,10 @@ def flattened_stack(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch |
     for value in operands_of(whole.producer):  # type: ignore[arg-type]
         if value.producer is None or value.producer.op != "Reshape" or len(value.uses) > 1:
             return NoMatch("an operand is no reshape that can be undone")
-        shape = (*whole.shape[:axis], product(value.tensor.dims[axis:]))
-        target = reshape_target(value.tensor, TensorType(value.dtype, shape))
-        if target is None:
-            return NoMatch("a shape cannot be written with constants")
-        flat.append(rw.op.Reshape(value, rw.ints(*target)))
+        part = reshaped(rw, value, (*whole.shape[:axis], product(value.tensor.dims[axis:])))
+        if isinstance(part, NoMatch):
+            return part
+        flat.append(part)
     return concat(rw, flat, axis)
 
 
@@ -176,13 +167,7 @@ def stacked_twin(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
         return NoMatch("its operands are not also stacked")
     if len({v.tensor.dims[-1] for v in operands}) > 1:
         return NoMatch("its operands differ in width")
-    stack = rw.op.Concat(*operands, axis=axis - 1)
-    target = reshape_target(stack.tensor, node.output.tensor)
-    return (
-        NoMatch("its shape cannot be written with constants")
-        if target is None
-        else rw.op.Reshape(stack, rw.ints(*target))
-    )
+    return reshaped(rw, rw.op.Concat(*operands, axis=axis - 1), node.output.shape)
 
 
 @rule(op.Concat(x, ...))
@@ -197,11 +182,7 @@ def stack_to_reshape(rw: Rewriter, node: Node) -> Value | NoMatch | None:
         return None
     if any(reader.op in ("Gather", "Slice", "Split") for reader in node.output.users):
         return NoMatch("parts of it are read, which may be those that it stacks")
-    joined = rw.op.Concat(*known, axis=axis)
-    target = reshape_target(joined.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(joined, rw.ints(*target))
+    return reshaped(rw, rw.op.Concat(*known, axis=axis), node.output.shape)
 
 
 def _unstacked(value: Value, axis: int) -> Value | None:

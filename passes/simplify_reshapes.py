@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Use, Value
-from graphopt.ir.types import TensorType
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshape_target, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -72,13 +71,10 @@ def squeeze_to_needed_rank(rw: Rewriter, x: Value, node: Node) -> Value | NoMatc
     """Squeeze(x) -> Reshape(x), where a reader needs the rank without the axes known to be 1"""
     if node.output.shape is not None or x.shape is None:
         return None
-    kept = TensorType(x.dtype, tuple(dim for dim in x.shape if dim != 1))
-    if not any(_needed_rank(use) == kept.rank for use in node.output.uses):
+    kept = tuple(dim for dim in x.shape if dim != 1)
+    if not any(_needed_rank(use) == len(kept) for use in node.output.uses):
         return NoMatch("a size that is not known may be 1, and no reader says that it is not")
-    target = reshape_target(x.tensor, kept)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(x, rw.ints(*target))
+    return reshaped(rw, x, kept)
 
 
 def _needed_rank(use: Use) -> int | None:
@@ -100,10 +96,7 @@ def reshape_around_unary(rw: Rewriter, x: Value, inner: Value, node: Node) -> Va
     """Reshape(Relu(Reshape(x))) -> Reshape(Relu(x))"""
     assert inner.producer is not None
     moved = rw.insert(inner.producer.op_type, [x], dict(inner.producer.attrs)).output
-    target = reshape_target(moved.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(moved, rw.ints(*target))
+    return reshaped(rw, moved, node.output.shape)
 
 
 @rule(op.Transpose(op.Reshape(x, ...).named("inner")))
@@ -120,15 +113,11 @@ def transpose_of_unit_axes(rw: Rewriter, x: Value, inner: Value, node: Node) -> 
     if len(kept) < len(x.shape):  # to move axes of one element too takes ONNX Runtime longer
         if len(axes) == len(inner.shape):
             return NoMatch("the reshape drops axes of size 1")
-        target = reshape_target(x.tensor, TensorType(x.dtype, tuple(x.shape[k] for k in kept)))
-        if target is None:
-            return NoMatch("its shape cannot be written with constants")
-        x, order = rw.op.Reshape(x, rw.ints(*target)), [kept.index(axis) for axis in order]
-    moved = rw.op.Transpose(x, perm=order)
-    target = reshape_target(moved.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(moved, rw.ints(*target))
+        bare = reshaped(rw, x, tuple(x.shape[k] for k in kept))
+        if isinstance(bare, NoMatch):
+            return bare
+        x, order = bare, [kept.index(axis) for axis in order]
+    return reshaped(rw, rw.op.Transpose(x, perm=order), node.output.shape)
 
 
 @rule(op.Transpose(x))
@@ -140,12 +129,7 @@ def transpose_to_less(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     moving = [axis for axis in perm if x.shape[axis] != 1]
     if moving != sorted(moving):
         return NoMatch("it moves elements")
-    if list(perm) == sorted(perm):
-        return x
-    target = reshape_target(x.tensor, node.output.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(x, rw.ints(*target))
+    return reshaped(rw, x, node.output.shape)
 
 
 @rule(op.Transpose(op.Transpose(x).named("inner").shared()))

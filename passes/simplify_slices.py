@@ -6,9 +6,8 @@ import numpy as np
 
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.slices import LONGEST
-from graphopt.ir.types import TensorType
 from graphopt.passes._counters import Number, element, greatest_of
-from graphopt.passes._shapes import INT64_MAX, ints_of, reshape_target, slice_bounds
+from graphopt.passes._shapes import INT64_MAX, ints_of, reshaped, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -81,10 +80,8 @@ def gather_nd_to_gather(rw: Rewriter, x: Value, indices: Value, node: Node) -> V
         return NoMatch("it takes positions of several axes, or of a sample's own")
     if indices.const is not None:
         return rw.op.Gather(x, rw.const(indices.const[..., 0]), axis=0)
-    target = reshape_target(indices.tensor, TensorType(indices.tensor.dtype, dims[:-1]))
-    if target is None:
-        return NoMatch("the shape of its indices cannot be written with constants")
-    return rw.op.Gather(x, rw.op.Reshape(indices, rw.ints(*target)), axis=0)
+    bare = reshaped(rw, indices, dims[:-1])
+    return bare if isinstance(bare, NoMatch) else rw.op.Gather(x, bare, axis=0)
 
 
 @rule(op.Reshape(op.Slice(x, ...).named("inner"), ...))

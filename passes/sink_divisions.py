@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._shapes import ints_of, reshape_target
+from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
 x, y, divisor = var("x"), var("y"), var("divisor")
-
-
-def _shaped(rw: Rewriter, value: Value, wanted: Value) -> Value | NoMatch:
-    """`value` with the shape of `wanted`."""
-    if value.shape == wanted.shape:
-        return value
-    target = reshape_target(value.tensor, wanted.tensor)
-    if target is None:
-        return NoMatch("its shape cannot be written with constants")
-    return rw.op.Reshape(value, rw.ints(*target))
 
 
 @rule(op.ReduceSum(op.Mul(op.Div(x, divisor).named("quotient"), y).named("products"), ...))
@@ -38,7 +28,7 @@ def sum_then_divide(
     if products.dtype not in ("float32", "float64"):
         return NoMatch("it adds up integers or short floats")
     sums = rw.op.ReduceSum(rw.op.Mul(x, y), node.inputs[1], keepdims=1)
-    return _shaped(rw, rw.op.Div(sums, divisor), node.output)
+    return reshaped(rw, rw.op.Div(sums, divisor), node.output.shape)
 
 
 @rule(op.MatMul(x, y))
@@ -49,7 +39,8 @@ def row_times_column(rw: Rewriter, x: Value, y: Value, node: Node) -> Value | No
     left, right = _row(x, 1), _row(y, 2)
     if left is None or right is None or left.shape != right.shape:
         return NoMatch("its operands are not two vectors for each sample, reshaped")
-    return _shaped(rw, rw.op.ReduceSum(rw.op.Mul(left, right), rw.ints(1), keepdims=1), node.output)
+    sums = rw.op.ReduceSum(rw.op.Mul(left, right), rw.ints(1), keepdims=1)
+    return reshaped(rw, sums, node.output.shape)
 
 
 def _row(value: Value, axis: int) -> Value | None:

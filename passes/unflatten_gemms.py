@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.ir.types import TensorType
-from graphopt.passes._shapes import reshape_target
+from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -31,13 +30,10 @@ def gemm_between_reshapes(
     bias = gemm.const(2)
     if bias is not None and bias.shape[:-1] not in ((), (1,)):
         return NoMatch("its bias differs from row to row")
-    rows = TensorType(x.dtype, (*result.dims[:-1], weight.shape[0]))
-    if x.type != rows:
-        target = reshape_target(x.tensor, rows)
-        if target is None:
-            return NoMatch("the shape of its rows cannot be written with constants")
-        x = rw.op.Reshape(x, rw.ints(*target))
-    product = rw.op.MatMul(x, w if weight is w.const else rw.const(weight))
+    rows = reshaped(rw, x, (*result.dims[:-1], weight.shape[0]))
+    if isinstance(rows, NoMatch):
+        return rows
+    product = rw.op.MatMul(rows, w if weight is w.const else rw.const(weight))
     return product if bias is None else rw.op.Add(product, rw.const(bias.reshape(-1)))
 
 

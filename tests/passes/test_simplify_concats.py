@@ -272,8 +272,7 @@ def test_other_positions_stay(body: str) -> None:
 SPLIT = """(float[N,3,8] x, float[2,N,3,4] h, float[4,6] m) => ({outputs})
     <int64[4] first = {{1, -1, 3, 4}}, int64[4] second = {{-1, 1, 3, 4}},
      int64[2] uneven = {{3, 5}}, int64[4] one = {{1, -1, 3, 8}}, int64[3] halves = {{2, 2, 6}},
-     int64[2] wide = {{2, 12}}, int64[4] stack = {{2, -1, 3, 4}},
-     int64[4] beside = {{-1, 2, 3, 4}}> {{
+     int64[2] wide = {{2, 12}}> {{
     {body} }}"""
 HEADS = "p, q = Split<axis=0, num_outputs=2>(h) "
 
@@ -283,11 +282,11 @@ HEADS = "p, q = Split<axis=0, num_outputs=2>(h) "
     [
         (
             HEADS + "y = Concat<axis=-1>(p, q)",
-            "r = Reshape(h, stack) t = Transpose<perm=[1, 2, 0, 3]>(r) y = Reshape(t, one)",
+            "t = Transpose<perm=[1, 2, 0, 3]>(h) y = Reshape(t, one)",
         ),
         (
             HEADS + "a = Reshape(p, second) b = Reshape(q, second) y = Concat<axis=1>(a, b)",
-            """r = Reshape(h, stack) t = Transpose<perm=[1, 0, 2, 3]>(r) y = Reshape(t, beside)""",
+            "y = Transpose<perm=[1, 0, 2, 3]>(h)",
         ),
         (
             "p, q = Split<axis=0, num_outputs=2>(m) y = Concat<axis=1>(p, q)",
