@@ -32,7 +32,7 @@ from rich.table import Table
 
 import graphopt
 from graphopt.accuracy import metrics
-from graphopt.accuracy.budget import Spending
+from graphopt.accuracy.budget import Speed, Spending
 from graphopt.accuracy.datasets import in_batches
 from graphopt.accuracy.judge import Judge
 from graphopt.ir import onnx_io
@@ -73,7 +73,9 @@ def in_8_bits(source: Graph, judge: Judge, activations: QuantizeActivations) -> 
     """`source`, optimized, with all that can be in 8 bits."""
     graph = source.clone()
     pipeline = Pipeline((*presets.O2.steps, *QUANTIZED, activations, *presets.O1.steps))
-    PassManager(budget=EightBits(judge, limit=np.inf, row_levels=255)).run(graph, pipeline)
+    PassManager(budget=EightBits(judge, limit=np.inf, speed=Speed(row_levels=255))).run(
+        graph, pipeline
+    )
     return graph
 
 

@@ -16,17 +16,17 @@ from typing import Literal, Union
 import numpy as np
 import onnx
 
-from graphopt.accuracy.budget import Budget, Spending
+from graphopt.accuracy.budget import Budget, Speed, Spending
 from graphopt.accuracy.compression import Compression, require_spender
 from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.analysis.ids import IdRange, inexact_ids
+from graphopt.analysis.tables import tables_of
 from graphopt.checking.comparison import Comparison, compare
 from graphopt.checking.feeds import random_feeds
 from graphopt.checking.verification import Original, original_model, signature_of
 from graphopt.deployment.engine_choice import record_engines
 from graphopt.deployment.writing import Stages, temporary_artifact, write_artifact, write_portable
 from graphopt.errors import SpecError
-from graphopt.inspection import tables_of
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import scratch_folder
 from graphopt.ir.graph import Graph, Value
@@ -94,8 +94,9 @@ def _compression(original: OnnxModel, budget: Budget, target: base.Target | None
     if target.runs_here:
         build = partial(temporary_artifact, target=target)
         stopwatch = Stopwatch(build, bool(target.multiplies_bytes))
-    fast = (*target.multiplies, stopwatch)
-    return Compression.of(original, original.signature, budget, *fast)
+    levels = target.row_levels
+    speed = Speed(target.multiplies_bytes, target.multiplies_bfloat16, levels, stopwatch)
+    return Compression.of(original, original.signature, budget, speed)
 
 
 @cache

@@ -13,23 +13,21 @@ _ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _TILE_DATA = 158, 0x1023, 18  # of Linux on x
 
 def cpu_name() -> str:
     """What this CPU calls itself."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _told("model name") or platform.processor() or platform.machine()
 
 
 def host_features() -> set[str]:
     """Instruction sets of this CPU, as Linux names them; empty where that is not known."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
+    return set(_told("flags", "Features").split())
+
+
+def _told(*names: str) -> str:
+    """What Linux says of this CPU under one of `names`; "" where it does not."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(names):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def sums_bytes_exactly() -> bool:

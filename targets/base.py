@@ -89,11 +89,6 @@ class Target(ABC):
         """True if this machine runs what `compile` makes, so that it can be timed."""
         return False
 
-    @property
-    def multiplies(self) -> tuple[bool | None, bool, int]:
-        """`multiplies_bytes`, `multiplies_bfloat16` and `row_levels`."""
-        return self.multiplies_bytes, self.multiplies_bfloat16, self.row_levels
-
     @classmethod
     @abstractmethod
     def parse(cls, argument: str) -> Target:

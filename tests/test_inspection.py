@@ -9,8 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
+from graphopt.analysis.batch_sizes import sizes_at
+from graphopt.analysis.tables import find_tables, tables_of
 from graphopt.errors import ArtifactError, InvalidModelError
-from graphopt.inspection import find_tables, inspect, sizes_at, tables_of
+from graphopt.inspection import inspect
 from graphopt.ir import onnx_io
 from graphopt.ir.dims import Sym
 from graphopt.ir.types import TensorType

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     },
     "serving.auto_engine": {"serving.artifact", "serving.manifest", "targets"},
     "serving.loading": {"ir", "serving.artifact", "serving.auto_engine"},
-    "checking": {"analysis", "ir", "inspection", "pipeline", "serving", "targets", "testing"},
+    "checking": {"analysis", "ir", "pipeline", "serving", "targets"},
     "deployment": {"analysis", "checking", "ir", "latency", "pipeline", "serving", "targets"},
 }
 

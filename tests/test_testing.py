@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from graphopt.checking.random_inputs import DEFAULT_SIZE
 from graphopt.errors import InputError
 from graphopt.ir.graph import Graph
 from graphopt.passes.canonicalize import Canonicalize
 from graphopt.passes.dce import Dce
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 from graphopt.testing import (
-    DEFAULT_SIZE,
     assert_keeps_outputs,
     assert_rewrites,
     assert_same_outputs,

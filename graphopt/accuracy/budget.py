@@ -78,6 +78,24 @@ class Budget:
         return first, second
 
 
+@dataclass(frozen=True)
+class Speed:
+    """What makes a model faster where it is to run.
+
+    Attributes:
+        multiplies_bytes: whether what is done for speed alone does; None to measure it on the
+            bench.
+        multiplies_bfloat16: whether products of bfloat16 are faster than those of float32.
+        row_levels: steps in the range of a row, where rows with a range each are multiplied; or 0.
+        stopwatch: times layers on the target; None if that is not here.
+    """
+
+    multiplies_bytes: bool | None = True
+    multiplies_bfloat16: bool = False
+    row_levels: int = 0
+    stopwatch: Stopwatch | None = None
+
+
 @dataclass
 class Spending:
     """Chooses among proposals so that the drop stays within `limit` on the judge's rows.
@@ -89,11 +107,7 @@ class Spending:
         trials: models measured.
         trace: what passes may know of the requests to come.
         bench: where models run.
-        multiplies_bytes: whether what is done for speed alone makes the target faster; None to
-            measure it on the bench.
-        multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
-        row_levels: steps in the range of a row, where it multiplies rows with a range each; or 0.
-        stopwatch: times layers on the target; None if that is not here.
+        speed: what makes the target faster.
     """
 
     judge: Judge
@@ -104,10 +118,17 @@ class Spending:
     trials: int = 0
     trace: Trace | None = None
     bench: Workbench = field(default_factory=Workbench, repr=False)
-    multiplies_bytes: bool | None = True
-    multiplies_bfloat16: bool = False
-    row_levels: int = 0
-    stopwatch: Stopwatch | None = None
+    speed: Speed = field(default_factory=Speed)
+
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """See `ErrorBudget`."""
+        return self.speed.multiplies_bfloat16
+
+    @property
+    def row_levels(self) -> int:
+        """See `ErrorBudget`."""
+        return self.speed.row_levels
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
@@ -119,12 +140,12 @@ class Spending:
         What is done for speed alone must make the target faster, and nothing keeps a target that
         is faster with bytes from multiplying them. Where that is measured, it is of one kind.
         """
-        if self.multiplies_bytes is not None:
-            fast = self.multiplies_bytes
+        fast = self.speed.multiplies_bytes
+        if fast is not None:
             proposals = [p for p in proposals if not (p.in_floats if fast else p.for_speed)]
         self.proposed += len(proposals)
         kinds = list(dict.fromkeys(p.what for p in proposals if p.for_speed))
-        if self.multiplies_bytes is not None or not kinds:
+        if fast is not None or not kinds:
             taken = self._fitting(graph, proposals, self.limit * share)
         else:
             for kind in kinds:
@@ -165,10 +186,10 @@ class Spending:
     def _not_slower(self, graph: Graph, taken: list[Proposal]) -> list[Proposal]:
         """`taken` without what makes its own layer slower, as far as there is a stopwatch."""
         timed = [proposal for proposal in taken if proposal.may_slow]
-        if self.stopwatch is None or not timed:
+        if self.speed.stopwatch is None or not timed:
             return taken
         kept = [proposal for proposal in taken if proposal not in timed]
-        slower = self.stopwatch.slower(graph, kept, timed, self.judge.data, self.bench)
+        slower = self.speed.stopwatch.slower(graph, kept, timed, self.judge.data, self.bench)
         return [proposal for proposal in taken if proposal not in slower]
 
     def _extended(

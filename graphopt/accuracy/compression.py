@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from graphopt.accuracy.budget import Budget, Spending
+from graphopt.accuracy.budget import Budget, Speed, Spending
 from graphopt.accuracy.judge import Judge, Runnable, Verdict
-from graphopt.accuracy.stopwatch import Stopwatch
 from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import BudgetExceededError, SpecError
@@ -33,41 +32,22 @@ class Compression:
         limit: the drop that is allowed.
         chooser, judge: the two halves of the data.
         trace: a log of requests, if there is one.
-        multiplies_bytes, multiplies_bfloat16, row_levels: what the target says of itself; see
-            `Spending`.
-        stopwatch: times layers on the target; None if that is not here.
+        speed: what makes the target faster.
     """
 
     limit: float
     chooser: Judge
     judge: Judge
     trace: Trace | None = None
-    multiplies_bytes: bool | None = True
-    multiplies_bfloat16: bool = False
-    row_levels: int = 0
-    stopwatch: Stopwatch | None = None
+    speed: Speed = field(default_factory=Speed)
 
     @staticmethod
     def of(
-        original: Runnable,
-        signature: Signature,
-        budget: Budget,
-        multiplies_bytes: bool | None = True,
-        multiplies_bfloat16: bool = False,
-        row_levels: int = 0,
-        stopwatch: Stopwatch | None = None,
+        original: Runnable, signature: Signature, budget: Budget, speed: Speed | None = None
     ) -> Compression:
         """Read the data and measure the original on it."""
-        judges, trace = budget.judges(original, signature), budget.requests()
-        return Compression(
-            budget.max_drop,
-            *judges,
-            trace,
-            multiplies_bytes,
-            multiplies_bfloat16,
-            row_levels,
-            stopwatch,
-        )
+        judges = budget.judges(original, signature)
+        return Compression(budget.max_drop, *judges, budget.requests(), speed or Speed())
 
     def run(self, source: Graph, passes: Run, report: Report) -> Graph:
         """A copy of `source` after `passes`, compressed as far as the budget allows.
@@ -86,10 +66,7 @@ class Compression:
                     caution,
                     trace=self.trace,
                     bench=bench,
-                    multiplies_bytes=self.multiplies_bytes,
-                    multiplies_bfloat16=self.multiplies_bfloat16,
-                    row_levels=self.row_levels,
-                    stopwatch=self.stopwatch,
+                    speed=self.speed,
                 )
                 passes(graph, spending)
                 if spending.proposed and not spending.taken:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from graphopt.analysis.batch_sizes import batch_sizes, sizes_at
+from graphopt.checking.random_inputs import random_inputs
 from graphopt.errors import InputError
-from graphopt.inspection import batch_sizes, sizes_at
 from graphopt.ir.graph import Graph
-from graphopt.testing import random_inputs
 
 Feeds = dict[str, np.ndarray]
 LENGTHS = (3, *range(1, 129), 200, 256, 500, 512, 1000, 1024)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from graphopt import api
+from graphopt.analysis.batch_sizes import sizes_at
 from graphopt.analysis.program import evaluate, operations
 from graphopt.errors import ArtifactError
-from graphopt.inspection import sizes_at
 from graphopt.ir import onnx_io
 from graphopt.machine import cpu_name
 from graphopt.measuring.feature_times import FeatureTime, TableTime, feature_times, table_times

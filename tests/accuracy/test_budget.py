@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import graphopt
-from graphopt.accuracy.budget import Budget, Spending
+from graphopt.accuracy.budget import Budget, Speed, Spending
 from graphopt.accuracy.compression import Compression
 from graphopt.accuracy.datasets import Dataset, in_batches
 from graphopt.accuracy.judge import Judge, Runnable
@@ -126,7 +126,7 @@ def test_what_is_for_speed_must_be_faster(
     """The target is faster with as many columns changed as `fastest` says, or fewer."""
     graph, small = parse(MODEL), proposals(dict.fromkeys(range(4), 0.01))
     changes = [replace(p, saves=100 - k, for_speed=k < 3) for k, p in enumerate(small)]
-    budget = replace(spending(graph, 1.0), multiplies_bytes=multiplies)
+    budget = replace(spending(graph, 1.0), speed=Speed(multiplies))
 
     def is_faster(before: OnnxModel, after: OnnxModel, data: Dataset) -> bool:
         changed = [round(100 * (SITES - m.run(data.batches[0])["y"][0])) for m in (before, after)]
@@ -141,7 +141,7 @@ def test_what_keeps_a_layer_from_multiplying_bytes(multiplies: bool | None, what
     graph = parse(MODEL)
     (eight,) = proposals({0: 0.01}, "int8")
     four = replace(eight, what="int4", saves=200, in_floats=True)
-    budget = replace(spending(graph, 1.0), multiplies_bytes=multiplies)
+    budget = replace(spending(graph, 1.0), speed=Speed(multiplies))
     assert [p.what for p in budget.choose(graph, [eight, four])] == [what]
 
 
@@ -393,7 +393,7 @@ def test_what_is_not_faster_gives_way_to_another_kind(monkeypatch: pytest.Monkey
         "graphopt.accuracy.budget.is_faster",
         lambda before, after, data: tried.append(1) is None and len(tried) > 2,
     )
-    budget = replace(spending(graph, 1.0), multiplies_bytes=None)
+    budget = replace(spending(graph, 1.0), speed=Speed(None))
     taken = budget.choose(graph, [*first, *second])
     assert {p.what for p in taken} == {"by row"}
     assert len(tried) == 3  # two of the first kind and one alone, then two of the second

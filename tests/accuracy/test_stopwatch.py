@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graphopt.accuracy.budget import Spending
+from graphopt.accuracy.budget import Speed, Spending
 from graphopt.accuracy.datasets import in_batches
 from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import find
@@ -137,13 +137,12 @@ def test_what_cannot_be_compiled_is_not_called_slower(graph: Graph) -> None:
 def test_the_driver_leaves_what_is_slower(graph: Graph) -> None:
     machine = Machine(lambda weight: float(weight[0, 0]))
     original = Workbench().load(graph)
-    spending = Spending(
-        Judge(original, data(), find("max-error")), 1e9, stopwatch=Stopwatch(machine.build)
-    )
+    speed = Speed(stopwatch=Stopwatch(machine.build))
+    spending = Spending(Judge(original, data(), find("max-error")), 1e9, speed=speed)
     changes = [doubled(graph, "u", may_slow=True), doubled(graph, "y")]
     assert spending.choose(graph, changes) == changes[1:]
     assert spending.taken == 1
-    assert replace(spending, stopwatch=None).choose(graph, changes) == changes
+    assert replace(spending, speed=Speed()).choose(graph, changes) == changes
 
 
 @pytest.mark.parametrize("op", ["MatMul(x, w)", "Gemm(x, w)", "Gemm<transB=1>(x, w)"])

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 import graphopt
+from graphopt.analysis.batch_sizes import batch_sizes
 from graphopt.errors import InputError
-from graphopt.inspection import batch_sizes
 from graphopt.ir.declared_sizes import read
 from graphopt.ir.onnx_io import from_proto
 from graphopt.testing import run_onnxruntime

@@ -14,13 +14,13 @@ import onnx
 import pytest
 
 import graphopt
+from graphopt.analysis.batch_sizes import batch_sizes
 from graphopt.errors import (
     ArtifactError,
     IdError,
     InputError,
     SpecError,
 )
-from graphopt.inspection import batch_sizes
 from graphopt.ir.types import dtype_to_numpy
 from graphopt.serving.artifact import Artifact
 from graphopt.serving.runtime import ffi

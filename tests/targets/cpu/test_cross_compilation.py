@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import graphopt
+from graphopt.analysis.batch_sizes import batch_sizes
 from graphopt.errors import ArtifactError, OutputError
-from graphopt.inspection import batch_sizes
 from graphopt.machine import host_features
 from graphopt.serving import manifest
 from graphopt.serving.artifact import Artifact
