@@ -201,7 +201,7 @@ def _multiplied(node: Node) -> list[Value]:
     """The operands that `node` may multiply by something, or set to 0 in places."""
     if node.op not in ("Div", "Mul", "Where"):
         return []
-    a, b = [value for value in node.inputs if value is not None][-2:]
+    a, b = node.operands[-2:]
     if node.op == "Where":
         return [x for x, y in ((a, b), (b, a)) if y.const is not None and not y.const.any()]
     return [a] if node.op == "Div" else [a, b]
@@ -209,7 +209,7 @@ def _multiplied(node: Node) -> list[Value]:
 
 def _factor(rw: Rewriter, node: Node, part: Value) -> Value:
     """What `node` multiplies `part` by."""
-    *first, a, b = [value for value in node.inputs if value is not None]
+    *first, a, b = node.operands
     if node.op == "Where":
         return Mask(first[0], part is b, 0.0).beside(rw, 1.0)
     if node.op == "Div":

@@ -10,11 +10,6 @@ from graphopt.passes._shapes import INT64_MAX
 from graphopt.rewrite import Rewriter
 
 
-def operands_of(node: Node) -> list[Value]:
-    """The values that `node` joins."""
-    return [value for value in node.inputs if value is not None]
-
-
 def axis_of(node: Node) -> int | None:
     """The axis that a Concat joins, from the front; None if the rank is not known."""
     rank = node.output.rank
@@ -56,7 +51,7 @@ class Restacked:
 
 def restacked(node: Node) -> Restacked | None:
     """What a Concat joins all parts of, in order; they may get or lose axes of size 1 before."""
-    axis, operands = axis_of(node) if node.op == "Concat" else None, operands_of(node)
+    axis, operands = axis_of(node) if node.op == "Concat" else None, node.operands
     if axis is None:
         return None
     parts = [_less_ones(value) for value in operands]

@@ -73,7 +73,7 @@ def element(value: Value, k: int) -> Value | None:
         if node.op in _SAME_ORDER or keeps_count(node):
             (value, *_) = node.inputs  # type: ignore[assignment]
             continue
-        parts = [part for part in node.inputs if part is not None]
+        parts = node.operands
         sizes = [n for part in parts if isinstance(n := part.tensor.elements, int)]
         if node.op != "Concat" or value.rank != 1 or len(sizes) != len(parts):
             return None

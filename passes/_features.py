@@ -50,7 +50,7 @@ def _moved(value: Value, dim: int) -> list[Feature] | None:
     if node.op == "Reshape":
         return features(data, dim) if size_of(data) == size_of(value) else None
     if node.op == "Concat":
-        parts = [part for part in node.inputs if part is not None]
+        parts = node.operands
         whole = all(_holds(part, dim, value) for part in parts)
         return [f for part in parts for f in features(part, dim)] if whole and leads(node) else None
     if node.op == "MatMul":

@@ -72,7 +72,7 @@ def _rows_form(lane: Lane, value: Value) -> tuple[object, ...] | None:
     if value is not lane.value and (len(value.uses) > 1 or value.is_graph_output):
         return None
     lane.nodes.append(node)
-    inputs = [operand for operand in node.inputs if operand is not None]
+    inputs = node.operands
     if node.op in _VIEWS and value.shape[-1:] == inputs[0].tensor.dims[-1:]:
         same = without_ones(value) == without_ones(inputs[0])
         return _rows_form(lane, inputs[0]) if same else None
@@ -101,7 +101,7 @@ def _ids_form(lane: Lane, ids: Value) -> tuple[object, ...] | None:
     if node is None or not node.inputs or len(lane.nodes) > _MAX_NODES:
         return None
     lane.nodes.append(node)
-    inputs = [operand for operand in node.inputs if operand is not None]
+    inputs = node.operands
     if node.op in _VIEWS and without_ones(inputs[0]) == without_ones(ids):
         return _ids_form(lane, inputs[0])
     if node.op not in _OF_IDS or any(

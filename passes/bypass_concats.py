@@ -8,7 +8,7 @@ import numpy as np
 
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._concats import axis_of, concat, operands_of, sliced
+from graphopt.passes._concats import axis_of, concat, sliced
 from graphopt.passes._shapes import ints_of, reshaped, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
@@ -33,7 +33,7 @@ def slice_of_concat(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch:
     bounds, axis = slice_bounds(node), axis_of(whole.producer)
     if bounds is None or axis is None or set(bounds) != {axis}:
         return NoMatch("it does not slice the axis of the concatenation with constant bounds")
-    operands, (start, end) = operands_of(whole.producer), bounds[axis]
+    operands, (start, end) = whole.producer.operands, bounds[axis]
     borders = _borders([value.tensor.dims[axis] for value in operands])
     if start in borders and end in borders and start < end:
         return concat(rw, operands[borders.index(start) : borders.index(end)], axis)
@@ -47,7 +47,7 @@ def slice_of_concat(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch:
 def split_of_concat(rw: Rewriter, whole: Value, node: Node) -> list[Value] | NoMatch:
     """Split(Concat(a, b)) -> a, b"""
     assert whole.producer is not None
-    operands, axis = operands_of(whole.producer), axis_of(whole.producer)
+    operands, axis = whole.producer.operands, axis_of(whole.producer)
     if axis is None or node.attr("axis") % (whole.rank or 1) != axis:
         return NoMatch("it splits another axis")
     if [v.type for v in operands] != [v.type for v in node.outputs]:
@@ -64,7 +64,7 @@ def gather_of_concat(rw: Rewriter, whole: Value, index: Value, node: Node) -> Va
         return NoMatch("it does not take one position")
     if node.attr("axis") % (whole.rank or 1) != axis:
         return NoMatch("it takes from another axis")
-    operands = operands_of(whole.producer)
+    operands = whole.producer.operands
     borders = _borders([value.tensor.dims[axis] for value in operands])
     size = whole.tensor.dims[axis]
     wanted = position[0] + size if position[0] < 0 and isinstance(size, int) else position[0]

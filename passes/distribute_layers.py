@@ -8,7 +8,7 @@ import numpy as np
 
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Value
-from graphopt.passes._concats import axis_of, operands_of
+from graphopt.passes._concats import axis_of
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -55,7 +55,7 @@ def _added_up(parts: list[Value], weights: np.ndarray) -> dict[Value, np.ndarray
 def layer_of_sums(rw: Rewriter, joined: Value, w: Value) -> Value | NoMatch:
     """MatMul(Concat(Expand(q), h, q - h), w) -> MatMul(h, w2 - w3) + MatMul(q, w1 + w3)"""
     assert joined.producer is not None and w.const is not None
-    parts, rank = operands_of(joined.producer), joined.rank or 0
+    parts, rank = joined.producer.operands, joined.rank or 0
     if w.const.ndim != 2 or axis_of(joined.producer) != rank - 1 or rank < 3:
         return NoMatch("it is no layer over rows of several axes")
     same_rank = all(part.rank == rank for part in parts)

@@ -69,7 +69,7 @@ def columns_combined(rw: Rewriter, x: Value, y: Value, node: Node) -> Value | No
     """Reshape(a, [..., 1]) + Reshape(b, [..., 1]) -> Reshape(a + b, [..., 1])"""
     if not node.output.rank or node.output.tensor.dims[-1] != 1:
         return None
-    operands = [value for value in node.inputs if value is not None]
+    operands = node.operands
     bare = [_without_column(rw, value) for value in operands]
     known = [value for value in bare if value is not None]
     if len(known) < 2 or all(value.const is not None for value in operands):
@@ -104,7 +104,7 @@ def column_normalized(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | N
 def columns_mixed(rw: Rewriter, whole: Value, y: Value, node: Node) -> Value | NoMatch | None:
     """MatMul(Concat<axis=-1>(columns), shares) -> MatMul(shares as a row, the columns as rows)"""
     assert whole.producer is not None
-    columns = [value for value in whole.producer.inputs if value is not None]
+    columns = whole.producer.operands
     shape = whole.tensor.dims
     if whole.rank != 3 or y.rank != 3 or y.tensor.dims[-1] != 1 or y.tensor.dims[0] != shape[0]:
         return None

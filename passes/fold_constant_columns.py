@@ -39,7 +39,7 @@ def constants_into_bias(rw: Rewriter, whole: Value, w: Value, node: Node) -> Val
     assert joined is not None
     if isinstance(rows, NoMatch):
         return rows
-    operands = [value for value in joined.inputs if value is not None]
+    operands = joined.operands
     shifts = [_same_in_all_rows(value) for value in operands]
     widths = [width for value in operands if (width := _width(value)) is not None]
     if axis_of(joined) != 1 or len(widths) < len(operands) or all(s is None for s in shifts):

@@ -7,7 +7,7 @@ from typing import Any
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
 from graphopt.ops.dot_interaction import DOMAIN, OP_TYPE
-from graphopt.passes._concats import axis_of, concat, operands_of
+from graphopt.passes._concats import axis_of, concat
 from graphopt.passes._selections import Selection, selection
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
@@ -76,7 +76,7 @@ def head_into_interaction(rw: Rewriter, head: Value, x: Value, dots: Value, node
     if axis_of(node) != 1 or not isinstance(head.tensor.dims[1], int):
         return NoMatch("it does not put columns of known number before the products")
     joined = _interaction(rw, [x, head], dots.producer.attrs["pairs"])
-    return concat(rw, [joined, *operands_of(node)[2:]], 1)
+    return concat(rw, [joined, *node.operands[2:]], 1)
 
 
 class FuseDotInteraction(RewritePass):

@@ -10,7 +10,7 @@ import numpy as np
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Attr, Node, Value
 from graphopt.ops.pair_products import DOMAIN, OP_TYPE
-from graphopt.passes._concats import axis_of, concat, operands_of
+from graphopt.passes._concats import axis_of, concat
 from graphopt.passes._features import Feature, features, joined, leads, size_of, starts_of
 from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
@@ -109,7 +109,7 @@ def joined_products(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | Non
         return None
     parts: list[Value] = []
     refused = NoMatch("no operands that follow one another are products of features")
-    for run, dim in _runs(operands_of(node)):
+    for run, dim in _runs(node.operands):
         result = _joined(rw, node, run, dim) if dim and len(run) > 1 else refused
         if isinstance(result, NoMatch):
             refused = result

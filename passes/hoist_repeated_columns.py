@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._concats import axis_of, concat, operands_of
+from graphopt.passes._concats import axis_of, concat
 from graphopt.passes._linear import is_per_column
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
@@ -29,7 +29,7 @@ def _narrow(value: Value) -> Value | None:
 
 def _parts(node: Node) -> list[tuple[Value, Value | None, int]] | NoMatch:
     """Operands of a Concat of columns: each, the row that it repeats if so, and its width."""
-    operands = operands_of(node)
+    operands = node.operands
     if axis_of(node) != (node.output.rank or 0) - 1:
         return NoMatch("it does not join columns")
     parts = [(v, _narrow(v), v.tensor.dims[-1]) for v in operands]

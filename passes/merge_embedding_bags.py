@@ -8,7 +8,7 @@ from itertools import groupby
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.ops.embedding_bags import DOMAIN, OP_TYPE, EmbeddingBags
-from graphopt.passes._concats import axis_of, concat, operands_of
+from graphopt.passes._concats import axis_of, concat
 from graphopt.passes._shapes import ints_of
 from graphopt.passes._stacked import stacked, stacking_refusal
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
@@ -66,7 +66,7 @@ class MergeEmbeddingBags(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         before = ctx.stats.hits[RULE]
         for node in [node for node in graph.walk() if node.op == "Concat" and axis_of(node) == 1]:
-            runs = [list(run) for _, run in groupby(operands_of(node), _kind)]
+            runs = [list(run) for _, run in groupby(node.operands, _kind)]
             merged = [self._merge(node, run, ctx) for run in runs]
             if all(value is None for value in merged):
                 continue

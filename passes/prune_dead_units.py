@@ -109,7 +109,7 @@ def _joined_for(layer: Node) -> list[Value] | None:
         return None
     if concat.attr("axis") not in (-1, (concat.output.rank or 0) - 1):
         return None
-    parts = [part for part in concat.inputs if part is not None]
+    parts = concat.operands
     known = all(part.rank and isinstance(part.tensor.dims[-1], int) for part in parts)
     return parts if known else None
 

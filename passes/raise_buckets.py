@@ -60,7 +60,7 @@ class _Search:
 
     def _operands(self, node: Node) -> list[Value] | None:
         """What a step reads besides the number; None if it is none."""
-        operands = [value for value in node.inputs if value is not None]
+        operands = node.operands
         if node.op == "Gather" and operands[0].const is not None and operands[0].rank == 1:
             self.tables.append(operands[0].const)
             return operands[1:]

@@ -151,7 +151,7 @@ def _concatenated(node: Node, elements: list[Value]) -> Value | None:
 
 _BUILDERS: dict[str, Callable[[Node, Known], list[Value] | None]] = {
     "SequenceEmpty": lambda node, known: [],
-    "SequenceConstruct": lambda node, known: [v for v in node.inputs if v is not None],
+    "SequenceConstruct": lambda node, known: node.operands,
     "SequenceInsert": _inserted,
     "SequenceErase": _erased,
     "SplitToSequence": _split,

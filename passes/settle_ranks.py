@@ -166,7 +166,7 @@ def _loses_broadcast(node: Node, lost: Lost) -> bool:
 
 def _meets_scalars(node: Node, lost: Lost) -> bool | None:
     others = [value for value in node.inputs if value is not None and value not in lost]
-    alone = len(others) == len([v for v in node.inputs if v is not None]) - 1
+    alone = len(others) == len(node.operands) - 1
     return True if alone and all(value.rank == 0 for value in others) else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.ir.dims import product
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._concats import axis_of, concat, operands_of, restacked, sliced
+from graphopt.passes._concats import axis_of, concat, restacked, sliced
 from graphopt.passes._positions import Positions
 from graphopt.passes._shapes import reshaped, slice_bounds
 from graphopt.pipeline.base import Fidelity, RewritePass
@@ -20,14 +20,14 @@ def concat_of_concat(rw: Rewriter, node: Node) -> Value | NoMatch:
     if axis is None:
         return NoMatch("the rank is not known")
     flat: list[Value] = []
-    for value in operands_of(node):
+    for value in node.operands:
         inner = value.producer
         alone = len(value.uses) == 1 and inner is not None and inner.graph is node.graph
         if alone and inner is not None and inner.op == "Concat" and axis_of(inner) == axis:
-            flat += operands_of(inner)
+            flat += inner.operands
         elif value.tensor.dims[axis] != 0:
             flat.append(value)
-    if flat == operands_of(node) or not flat:
+    if flat == node.operands or not flat:
         return NoMatch("no operand is a concatenation of its own or empty")
     return concat(rw, flat, axis)
 
@@ -39,7 +39,7 @@ def concat_of_slices(rw: Rewriter, node: Node) -> Value | NoMatch:
     if axis is None:
         return NoMatch("the rank is not known")
     merged: list[Value | tuple[Value, int, int]] = []
-    for value in operands_of(node):
+    for value in node.operands:
         piece = _piece(value, axis)
         last = merged[-1] if merged else None
         if (
@@ -72,7 +72,7 @@ def _piece(value: Value, axis: int) -> tuple[Value, int, int] | None:
 def concat_of_split(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
     """Concat(Split(x)) -> x"""
     split = x.producer
-    if split is None or split.op != "Split" or list(split.outputs) != operands_of(node):
+    if split is None or split.op != "Split" or list(split.outputs) != node.operands:
         return NoMatch("the operands are not the parts of one Split, in order")
     data = split.inputs[0]
     if (
@@ -87,7 +87,7 @@ def concat_of_split(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch:
 @rule(op.Concat(op.Gather(x, ...).shared(), ...))
 def concat_of_positions(rw: Rewriter, node: Node) -> Value | NoMatch:
     """Concat<axis=1>(s[0], s[1]) -> Reshape(Transpose(s)), if these are all positions of s"""
-    found = Positions.of([*operands_of(node)])
+    found = Positions.of([*node.operands])
     if found is None or axis_of(node) != 1 or node.output.rank != 2:
         return NoMatch("its operands are not positions 0, 1, 2, … of one sequence")
     source = found.source
@@ -109,7 +109,7 @@ def parts_of_split_beside(rw: Rewriter, node: Node) -> Value | NoMatch | None:
         return None
     if found.perm.index(found.axis) <= found.axis:
         return NoMatch("its parts are joined along an axis before that which was split")
-    if any(len(value.uses) > 1 for value in (*operands_of(node), *found.parts)):
+    if any(len(value.uses) > 1 for value in (*node.operands, *found.parts)):
         return NoMatch("its parts are also read elsewhere")
     apart = reshaped(rw, found.whole, found.apart)
     if isinstance(apart, NoMatch):
@@ -120,9 +120,9 @@ def parts_of_split_beside(rw: Rewriter, node: Node) -> Value | NoMatch | None:
 @rule(op.Concat(x, ...))
 def concat_of_joined(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     """Concat(a, b, c) -> Concat(Concat(a, b), c), if a and b are joined before it anyway"""
-    axis, operands = axis_of(node), operands_of(node)
+    axis, operands = axis_of(node), node.operands
     for other in x.users:
-        joined = operands_of(other) if other.op == "Concat" and other is not node else []
+        joined = other.operands if other.op == "Concat" and other is not node else []
         if not 1 < len(joined) < len(operands) or axis_of(other) != axis:
             continue
         if joined == operands[: len(joined)] and _is_before(other, node):
@@ -146,7 +146,7 @@ def flattened_stack(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch |
     if result != (*whole.shape[:axis], product(whole.shape[axis:])):
         return NoMatch("it does more than flattening the joined axis and those after it")
     flat: list[Value] = []
-    for value in operands_of(whole.producer):  # type: ignore[arg-type]
+    for value in whole.producer.operands:  # type: ignore[union-attr]
         if value.producer is None or value.producer.op != "Reshape" or len(value.uses) > 1:
             return NoMatch("an operand is no reshape that can be undone")
         part = reshaped(rw, value, (*whole.shape[:axis], product(value.tensor.dims[axis:])))
@@ -159,10 +159,10 @@ def flattened_stack(rw: Rewriter, whole: Value, node: Node) -> Value | NoMatch |
 @rule(op.Concat(x, ...))
 def stacked_twin(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
     """Concat<axis=2>(a[N,1,D], b[N,1,D]) -> Reshape(Concat<axis=1>(a, b)), if that is there too"""
-    axis, operands = axis_of(node), operands_of(node)
+    axis, operands = axis_of(node), node.operands
     if not axis or axis + 1 != x.rank or {v.tensor.dims[-2] for v in operands} != {1}:
         return None
-    joins = [n for n in x.users if n.op == "Concat" and operands_of(n) == operands]
+    joins = [n for n in x.users if n.op == "Concat" and n.operands == operands]
     if all(axis_of(other) != axis - 1 for other in joins):
         return NoMatch("its operands are not also stacked")
     if len({v.tensor.dims[-1] for v in operands}) > 1:
@@ -173,7 +173,7 @@ def stacked_twin(rw: Rewriter, x: Value, node: Node) -> Value | NoMatch | None:
 @rule(op.Concat(x, ...))
 def stack_to_reshape(rw: Rewriter, node: Node) -> Value | NoMatch | None:
     """Concat<axis=1>(Reshape(a, [N,1,D]), Reshape(b, [N,1,D])) -> Reshape(Concat<axis=1>(a, b))"""
-    axis, stacked = axis_of(node), operands_of(node)
+    axis, stacked = axis_of(node), node.operands
     if not axis or len(stacked) < 2:
         return None
     rows = [_unstacked(value, axis) for value in stacked]

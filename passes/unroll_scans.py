@@ -48,7 +48,7 @@ class UnrollScans(Pass):
         for node in graph.walk():
             if node.op != "Scan":
                 continue
-            values = [value for value in node.inputs if value is not None]
+            values = node.operands
             count = node.attr("num_scan_inputs")
             unrolled = Unrolled(node, values[:-count])
             reason = _write_out(unrolled, values[-count:], self.max_unroll) or _finish(unrolled)

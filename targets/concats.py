@@ -26,7 +26,7 @@ class Columns:
 
 def joined_columns(concat: Node) -> Columns | NoMatch:
     """The columns that a Concat of float32 joins, if their widths are known when compiling."""
-    operands = [value for value in concat.inputs if value is not None]
+    operands = concat.operands
     shapes = [value.shape for value in operands]
     if concat.output.dtype != "float32" or any(shape is None for shape in shapes):
         return NoMatch("not float32, or of unknown rank")

@@ -171,7 +171,7 @@ def _tuples(node: Node) -> Iterator[tuple[Value, Dim, Dim]]:
         and made.op == "Concat"
         and made.attr("axis") in (-1, len(indices.shape) - 1)
     ):
-        parts = [part for part in made.inputs if part is not None]
+        parts = made.operands
         if all(part.rank and part.tensor.dims[-1] == 1 for part in parts):
             yield from ((part, 0, data.shape[first + k]) for k, part in enumerate(parts))
 

@@ -14,20 +14,10 @@ from graphopt.ir.graph import Graph, Node, Value
 _ELEMENTWISE = frozenset(
     [
         *("Abs", "Ceil", "Clip", "Cast", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
-        *(
-            "HardSwish",
-            "Identity",
-            "IsNaN",
-            "LeakyRelu",
-            "Log",
-            "Neg",
-            "Not",
-            "PRelu",
-            "Reciprocal",
-        ),
-        *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh"),
-        *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max"),
-        *("Min", "Mod", "Mul", "Or", "Pow", "Sub", "Where", "Xor"),
+        *("HardSwish", "Identity", "IsNaN", "LeakyRelu", "Log", "Neg", "Not", "PRelu"),
+        *("Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign"),
+        *("Sqrt", "Tanh", "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less"),
+        *("LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Where", "Xor"),
     ]
 )
 _BATCH_FIRST = frozenset(

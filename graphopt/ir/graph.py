@@ -122,6 +122,11 @@ class Node:
         """The first output."""
         return self.outputs[0]
 
+    @property
+    def operands(self) -> list[Value]:
+        """The inputs that are not omitted."""
+        return [value for value in self.inputs if value is not None]
+
     def input(self, index: int) -> Value | None:
         """Input `index`, None where it was omitted."""
         return self.inputs[index] if index < len(self.inputs) else None

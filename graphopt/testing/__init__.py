@@ -320,7 +320,7 @@ def _by_use(graph: Graph) -> list[Node]:
 
 def _producers(node: Node, graph: Graph) -> list[Node]:
     """The nodes of `graph` that `node` reads from, through its subgraphs too."""
-    read = [v for v in node.inputs if v is not None]
+    read = node.operands
     for subgraph in node.subgraphs:
         read += [v for inner in subgraph.walk() for v in inner.inputs if v is not None]
         read += [v for s in [subgraph, *_inner_graphs(subgraph)] for v in s.outputs]

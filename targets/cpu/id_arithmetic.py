@@ -222,7 +222,7 @@ class _Reader:
     def _computed(self, node: Node, frame: _Frame) -> tuple[Expression, Bounds] | None:
         """What an op computes, if it is one of those known here, on operands of its shape."""
         rule = _BOUNDS.get(node.op)
-        operands = [value for value in node.inputs if value is not None]
+        operands = node.operands
         fits = all(v.const is not None or _fits(v, frame) for v in operands)
         if rule is None or not fits or len(self.nodes) >= _MAX_OPS:
             return None

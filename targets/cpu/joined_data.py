@@ -62,7 +62,7 @@ def _made_of(value: Value) -> list[Part] | None:
             return None
         matrix, start = taken
         return [(matrix, Columns(start, width, matrix.tensor.dims[1]))]  # type: ignore[arg-type]
-    operands = [operand for operand in node.inputs if operand is not None]
+    operands = node.operands
     widths = [operand.tensor.dims[-1] for operand in operands]
     joined = node.attr("axis") % (value.rank or 1) == (value.rank or 1) - 1
     alike = all(operand.tensor.dims[:-1] == value.tensor.dims[:-1] for operand in operands)

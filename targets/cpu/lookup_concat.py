@@ -71,7 +71,7 @@ def _looked_up(node: Node, width: int) -> _Matched | None:
 
 def _sum_of(node: Node, width: int) -> _Matched | None:
     """Rows that a node adds or multiplies, element by element."""
-    operands = [value for value in node.inputs if value is not None]
+    operands = node.operands
     if any(value.shape != node.output.shape for value in operands) or operands[0] is operands[1]:
         return None
     found = [part for value in operands if (part := _matched(value, width)) is not None]
@@ -91,7 +91,7 @@ def _sum_of(node: Node, width: int) -> _Matched | None:
 
 def _lookup(node: Node, width: int) -> _Matched | None:
     """The rows of a constant table that a node looks up."""
-    inputs = [value for value in node.inputs if value is not None]
+    inputs = node.operands
     if node.op == "Gather" and node.attr("axis") == 0 and inputs[0].dtype in _FLOATS:
         (*tables, ids), bits = inputs, _FLOATS[inputs[0].dtype]
     elif node.op == f"{quantized_lookup.DOMAIN}::{quantized_lookup.OP_TYPE}":
@@ -177,7 +177,7 @@ def _copied(value: Value, width: int, rows: Dim) -> tuple[list[Part], list[Value
         return [Part(width, source=width)], [value], []
     if node.attrs["rows"] != rows or "summed" in node.attrs:
         return [Part(width, source=width)], [value], []
-    return node.attrs["parts"], [v for v in node.inputs if v is not None], [*views, node]
+    return node.attrs["parts"], node.operands, [*views, node]
 
 
 def _width(matrix: Value) -> int:

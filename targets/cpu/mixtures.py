@@ -95,7 +95,7 @@ class _Sum:
 
     def _joined(self, node: Node) -> list[tuple[Value, int]]:
         """The operands of a Concat along the columns, with their widths; none of anything else."""
-        operands = [operand for operand in node.inputs if operand is not None]
+        operands = node.operands
         if node.op != "Concat" or any(operand.shape is None for operand in operands):
             return []
         outer = 1 if self.apart else self.rows

@@ -61,7 +61,7 @@ def expand_function(node: Node) -> None:
         reason = f"its function body cannot be instantiated ({error})"
         raise UnsupportedOpError(node.op, reason, node.where) from None
     values: dict[Value, Value] = {}
-    present = [value for value in node.inputs if value is not None]
+    present = node.operands
     values.update(zip(body.inputs, present))
     for inner in body.nodes:
         copied = copy_node(inner, graph, values, before=node)

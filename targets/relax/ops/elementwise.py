@@ -19,17 +19,13 @@ Scalar = Any
 Unary = Callable[[Node, Scalar], Scalar]
 
 
-def _operands(node: Node) -> list[Any]:
-    return [value for value in node.inputs if value is not None]
-
-
 def unary(*ops: str) -> Callable[[Unary], Unary]:
     """Register ops given by a function of the node and one element."""
 
     def register(function: Unary) -> Unary:
         @lowers(*ops)
         def convert(lower: Lowering, node: Node) -> relax.Expr:
-            return elementwise(lower, node, functools.partial(function, node), _operands(node)[:1])
+            return elementwise(lower, node, functools.partial(function, node), node.operands[:1])
 
         return function
 
@@ -172,7 +168,7 @@ def _prelu(lower: Lowering, node: Node) -> relax.Expr:
     def element(x: Scalar, slope: Scalar) -> Scalar:
         return tirx.Select(x < _like(x, 0), x * slope, x)
 
-    return elementwise(lower, node, element, _operands(node))
+    return elementwise(lower, node, element, node.operands)
 
 
 @lowers("Clip")
@@ -189,7 +185,7 @@ def _clip(lower: Lowering, node: Node) -> relax.Expr:
             x = tirx.Select(x > most, most, x)
         return x
 
-    return elementwise(lower, node, element, _operands(node))
+    return elementwise(lower, node, element, node.operands)
 
 
 # ------------------------------------------------------------ several operands
@@ -223,7 +219,7 @@ def _folded(lower: Lowering, node: Node) -> relax.Expr:
     def element(*operands: Scalar) -> Scalar:
         return functools.reduce(function, operands)
 
-    return elementwise(lower, node, element, _operands(node))
+    return elementwise(lower, node, element, node.operands)
 
 
 @lowers("Mean")
@@ -232,29 +228,29 @@ def _mean(lower: Lowering, node: Node) -> relax.Expr:
         total = functools.reduce(lambda a, b: a + b, operands)
         return total / _like(total, len(operands))
 
-    return elementwise(lower, node, element, _operands(node))
+    return elementwise(lower, node, element, node.operands)
 
 
 @lowers("Mod")
 def _mod(lower: Lowering, node: Node) -> relax.Expr:
     c_sign = bool(node.attr("fmod"))
-    return elementwise(lower, node, lambda a, b: scalar.remainder(a, b, c_sign), _operands(node))
+    return elementwise(lower, node, lambda a, b: scalar.remainder(a, b, c_sign), node.operands)
 
 
 @lowers("BitShift")
 def _bit_shift(lower: Lowering, node: Node) -> relax.Expr:
     left = node.attr("direction") == "LEFT"
-    return elementwise(lower, node, lambda a, b: scalar.shift(a, b, left), _operands(node))
+    return elementwise(lower, node, lambda a, b: scalar.shift(a, b, left), node.operands)
 
 
 @lowers("Where")
 def _where(lower: Lowering, node: Node) -> relax.Expr:
-    return elementwise(lower, node, tirx.Select, _operands(node))
+    return elementwise(lower, node, tirx.Select, node.operands)
 
 
 @lowers("Pow")
 def _pow(lower: Lowering, node: Node) -> relax.Expr:
-    base, exponent = _operands(node)
+    base, exponent = node.operands
     power = (
         exponent.const.item() if exponent.const is not None and exponent.const.size == 1 else None
     )

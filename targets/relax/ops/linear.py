@@ -206,7 +206,7 @@ def _scaled(x: Scalar, factor: float) -> Scalar:
 
 @lowers("Einsum")
 def _einsum(lower: Lowering, node: Node) -> relax.Expr:
-    operands = [value for value in node.inputs if value is not None]
+    operands = node.operands
     terms, result = _parsed(lower, node, operands)
     sizes, checks = _letter_sizes(lower, terms, operands)
     work = scalar.working_dtype(lower.checked_dtype(node.output.dtype))

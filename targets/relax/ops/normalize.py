@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from graphopt.ir.graph import Node, Value
+from graphopt.ir.graph import Node
 from graphopt.targets.relax import reduction, scalar
 from graphopt.targets.relax.broadcast import index_into
 from graphopt.targets.relax.lowering import Lowering, compute, int64, lowers
@@ -16,10 +16,6 @@ from graphopt.targets.relax.reduction import Region
 from graphopt.targets.relax.scalar import const
 
 Scalar = Any
-
-
-def _inputs(node: Node) -> list[Value]:
-    return [value for value in node.inputs if value is not None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,7 @@ def _normalized(
     parameters: Sequence[Callable[[tuple[Any, ...]], list[Any]]],
 ) -> relax.Expr:
     """(x - mean) / deviation * scale + shift; each of `parameters` finds its element."""
-    values, dtype = _inputs(node), lower.checked_dtype(node.output.dtype)
+    values, dtype = node.operands, lower.checked_dtype(node.output.dtype)
 
     def emit(x: te.Tensor, *given: te.Tensor) -> te.Tensor:
         mean, inverse = moments.of(x)
@@ -88,7 +84,7 @@ def _normalized(
 
 @lowers("LayerNormalization", "RMSNormalization")
 def _layer_normalization(lower: Lowering, node: Node) -> list[relax.Expr]:
-    x, *parameters = _inputs(node)
+    x, *parameters = node.operands
     shape = x.tensor.dims
     first = node.attr("axis", -1) % len(shape)
     moments = _Moments(
@@ -105,7 +101,7 @@ def _layer_normalization(lower: Lowering, node: Node) -> list[relax.Expr]:
 
 
 def _moment_outputs(lower: Lowering, node: Node, moments: _Moments) -> list[relax.Expr]:
-    (x, *_), wanted = _inputs(node), node.outputs[1:]
+    (x, *_), wanted = node.operands, node.outputs[1:]
 
     def emit(data: te.Tensor) -> list[te.Tensor]:
         return [
@@ -123,7 +119,7 @@ def _cast_of(tensor: te.Tensor, dtype: str) -> Callable[..., Scalar]:
 
 @lowers("InstanceNormalization")
 def _instance_normalization(lower: Lowering, node: Node) -> relax.Expr:
-    x = _inputs(node)[0]
+    x = node.operands[0]
     shape = lower.shape(x)
     work = scalar.working_dtype(lower.checked_dtype(x.dtype))
     moments = _Moments(Region.over(shape, range(2, len(shape))), work, node.attr("epsilon"))
@@ -138,7 +134,7 @@ def _instance_normalization(lower: Lowering, node: Node) -> relax.Expr:
 def _batch_normalization(lower: Lowering, node: Node) -> relax.Expr:
     if node.attr("training_mode") or len(node.outputs) > 1:
         raise lower.unsupported("it is in training mode; export the model for inference")
-    x, *parameters = _inputs(node)
+    x, *parameters = node.operands
     dtype = lower.checked_dtype(x.dtype)
     epsilon = node.attr("epsilon")
 
@@ -159,7 +155,7 @@ def _batch_normalization(lower: Lowering, node: Node) -> relax.Expr:
 
 @lowers("LpNormalization")
 def _lp_normalization(lower: Lowering, node: Node) -> relax.Expr:
-    (x,) = _inputs(node)
+    (x,) = node.operands
     shape, dtype = lower.shape(x), lower.checked_dtype(x.dtype)
     region = Region.over(shape, [node.attr("axis", -1)])
     squared = node.attr("p", 2) == 2
