@@ -110,15 +110,15 @@ class Proposal:
 
 
 class ErrorBudget(Protocol):
-    """Decides which proposals a graph can bear, by measuring it.
+    """Decides which proposals a graph can bear, by measuring it."""
 
-    Attributes:
-        multiplies_bfloat16: whether the target multiplies bfloat16 faster than float32.
-        row_levels: steps in the range of a row, where it multiplies rows with a range each; or 0.
-    """
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether the target multiplies bfloat16 faster than float32."""
 
-    multiplies_bfloat16: bool
-    row_levels: int
+    @property
+    def row_levels(self) -> int:
+        """Steps in the range of a row, where it multiplies rows with a range each; or 0."""
 
     def choose(
         self, graph: Graph, proposals: Sequence[Proposal], share: float = 1.0
