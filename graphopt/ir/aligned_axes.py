@@ -7,23 +7,8 @@ from graphopt.ir.graph import Node
 from graphopt.ir.types import TensorType
 
 _ALIGNED = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Mod",
-        "Max",
-        "Min",
-        "Sum",
-        "Mean",
-        "Where",
-        "And",
-        "Or",
-        "Xor",
-    ]
-    + ["Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "MatMul", "PRelu"]
+    ["Add", "Sub", "Mul", "Div", "Pow", "Mod", "Max", "Min", "Sum", "Mean", "Where", "MatMul"]
+    + ["And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "PRelu"]
 )
 
 

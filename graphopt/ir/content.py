@@ -17,6 +17,7 @@ import numpy as np
 from graphopt.ir import dims
 from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Node
+from graphopt.ir.slices import sliced
 from graphopt.ir.types import TensorType, dtype_to_numpy, is_integer
 
 MAX_ELEMENTS = 256
@@ -124,11 +125,8 @@ def _slice(node: Node, contents: list[np.ndarray]) -> Content:
     axes = list(contents[3]) if len(contents) > 3 else range(len(starts))
     steps = list(contents[4]) if len(contents) > 4 else [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps):
-        index: list[Any] = [slice(None)] * data.ndim
-        start = max(start, -data.shape[axis]) if step < 0 else start  # where ONNX is not NumPy
-        stop = None if step < 0 and end < -data.shape[axis] else end
-        index[axis] = slice(start, stop, step)
-        data = data[tuple(index)]
+        positions = np.array(sliced(data.shape[axis], start, end, step), np.int64)
+        data = data.take(positions, axis)
     return data
 
 

@@ -50,11 +50,12 @@ def said(graph: Graph) -> dict[str, Dim]:
     labels = {
         name: name.removesuffix(f"@{value.name}")
         for value in graph.inputs
-        for dim in _dims(value.type)
+        for dim in value.shape or ()
         for name in sorted(dims.symbols(dim))
     }
     first = {label: name for name, label in reversed(labels.items())}
-    plain = {str(dim) for value in graph.inputs for dim in _dims(value.type) if _is_name(dim)}
+    shapes = [value.shape or () for value in graph.inputs]
+    plain = {dim.text for shape in shapes for dim in shape if dims.is_name(dim)}
     found = {}
     for name, label in labels.items():
         size = _read_sum(label)
@@ -110,17 +111,17 @@ def _compared(node: Node) -> Iterator[tuple[Dim, Dim, _Known]]:
         yield from ((column[0], other, operator.eq) for other in column[1:] if other != 1)
     if node.op not in ("Reshape", "Expand") or node.inputs[1] is None:
         return
-    data, content = _dims(node.inputs[0].type), node.inputs[1].content  # type: ignore[union-attr]
+    data, content = node.inputs[0], node.inputs[1].content
     wanted = [] if content is None else list(content.reshape(-1))
-    if not data or not wanted or 0 in wanted:
+    if data is None or not data.shape or not wanted or 0 in wanted:
         return
     if node.op == "Expand":
         yield from (
-            (a, b, operator.eq) for a, b in zip(data[::-1], wanted[::-1]) if 1 not in (a, b)
+            (a, b, operator.eq) for a, b in zip(data.shape[::-1], wanted[::-1]) if 1 not in (a, b)
         )
         return
     rest = dims.product(size for size in wanted if size != -1)
-    yield dims.product(data), rest, _leaves_some if -1 in wanted else operator.eq
+    yield dims.product(data.shape), rest, _leaves_some if -1 in wanted else operator.eq
 
 
 def _leaves_some(elements: Dim, others: Dim) -> bool:
@@ -129,11 +130,3 @@ def _leaves_some(elements: Dim, others: Dim) -> bool:
     A reshape that would only add an axis of 1 was written for sizes that differ: ids and bags.
     """
     return dims.exact_div(elements, others) not in (None, 1)
-
-
-def _dims(type_: object) -> tuple[Dim, ...]:
-    return type_.shape or () if isinstance(type_, TensorType) else ()
-
-
-def _is_name(dim: Dim) -> bool:
-    return isinstance(dim, Sym) and dims.symbols(dim) == {dim.text}

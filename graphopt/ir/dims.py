@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
-from typing import Union
+from typing import TypeGuard, Union
 
 Dim = Union[int, "Sym"]
 
@@ -241,6 +241,11 @@ def symbols(dim: Dim) -> set[str]:
             else:
                 found.add(atom.name)
     return found
+
+
+def is_name(dim: Dim) -> TypeGuard[Sym]:
+    """True for one named size, as it is."""
+    return isinstance(dim, Sym) and symbols(dim) == {dim.text}
 
 
 def substitute(dim: Dim, values: Callable[[str], Dim | None]) -> Dim:

@@ -81,10 +81,8 @@ def _slice(node: Node) -> list[Type | None]:
     if data.shape is None:
         return [data]
     starts, ends, axes, steps = (content_input(node, k) for k in range(1, 5))
-    if node.input(3) is None:
-        axes = list(range(len(starts))) if starts is not None else None
-    elif axes is None:
-        return [tensor_type(data.dtype, [None] * len(data.shape))]
+    if node.input(3) is None and starts is not None:
+        axes = list(range(len(starts)))
     if axes is None:
         return [tensor_type(data.dtype, [None] * len(data.shape))]
     if node.input(4) is None:

@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Graph
-from graphopt.ir.types import TensorType
 
 
 def made_up_sizes(graph: Graph, given: set[str]) -> set[str]:
     """Names that inference gave to axes of reshaped values because it could not tell their size."""
-    reshapes = (node for node in graph.walk() if node.op == "Reshape")
-    found = {name for node in reshapes for name in map(_name, _dims(node.output.type)) if name}
-    return found - given
+    shapes = (node.output.shape or () for node in graph.walk() if node.op == "Reshape")
+    return {dim.text for shape in shapes for dim in shape if dims.is_name(dim)} - given
 
 
 def solved(graph: Graph, given: set[str], equal: dict[str, Dim]) -> dict[str, Dim]:
@@ -44,9 +42,11 @@ def _equations(graph: Graph) -> Iterator[tuple[Dim, Dim]]:
     for node in graph.walk():
         if node.op != "Reshape" or node.inputs[0] is None:
             continue
-        source, result = _dims(node.inputs[0].type), _dims(node.output.type)
+        source, result = node.inputs[0].shape, node.output.shape
+        if not source or not result:
+            continue
         before, after = dims.product(source), dims.product(result)
-        if source and result and before != after:
+        if before != after:
             yield before, after
 
 
@@ -60,12 +60,3 @@ def number(difference: Dim, given: set[str]) -> dict[str, Dim]:
     slope = dims.exact_div(difference - constant, Sym.named(name))
     size = dims.exact_div(-constant, slope) if isinstance(slope, int) else None
     return {name: size} if isinstance(size, int) and size > 0 else {}
-
-
-def _dims(type_: object) -> tuple[Dim, ...]:
-    return type_.shape or () if isinstance(type_, TensorType) else ()
-
-
-def _name(dim: Dim) -> str:
-    """The name of a dim that is one named size, "" for any other."""
-    return dim.text if isinstance(dim, Sym) and dims.symbols(dim) == {dim.text} else ""

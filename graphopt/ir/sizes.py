@@ -26,7 +26,7 @@ def unify_sizes(graph: Graph) -> dict[str, Dim]:
     Returns:
         what each size that was replaced became: another one, one plus a number, or a number.
     """
-    order = [name for v in graph.inputs for d in _dims(v.type) for name in sorted(dims.symbols(d))]
+    order = [name for v in graph.inputs for d in v.shape or () for name in sorted(dims.symbols(d))]
     rank = {name: k for k, name in reversed(list(enumerate(order)))}
     replaced: dict[str, Dim] = {}
     claims = declared_sizes.said(graph)
@@ -70,8 +70,8 @@ def _about_others(claims: Mapping[str, Dim], changes: Mapping[str, Dim]) -> dict
     found = {}
     for name, size in claims.items():
         now, size = changes.get(name, Sym.named(name)), dims.substitute(size, changes.get)
-        if dims.symbols(now) == {str(now)} and now != size:
-            found[str(now)] = size
+        if dims.is_name(now) and now != size:
+            found[now.text] = size
     return found
 
 
@@ -106,10 +106,6 @@ class _Shifted(NamedTuple):
 
     name: str
     plus: int
-
-
-def _dims(type_: object) -> tuple[Dim, ...]:
-    return type_.shape or () if isinstance(type_, TensorType) else ()
 
 
 def _find(size: _Shifted, known: dict[str, _Shifted]) -> _Shifted:
@@ -153,14 +149,14 @@ def _bags(node: Node) -> tuple[Dim, Dim] | tuple[()]:
     offsets, ids = node.input(2), node.input(1)
     bag = node.op == "graphopt::EmbeddingBag" and not node.attr("include_last_offset", 0)
     strided = None if offsets is None or ids is None or not bag else offsets.producer
-    if strided is None or strided.op != "Range" or not _dims(ids.type):  # type: ignore[union-attr]
+    if strided is None or strided.op != "Range" or ids is None or not ids.shape:
         return ()
     found = [None if v is None or v.content is None else v.content.item() for v in strided.inputs]
     start, limit, step = found
     if start != 0 or limit is None or not isinstance(step, int) or step < 1:
         return ()
     by_offsets = dims.exact_div(limit, step)
-    by_ids = dims.exact_div(_dims(ids.type)[0], step)  # type: ignore[union-attr]
+    by_ids = dims.exact_div(ids.shape[0], step)
     return () if by_offsets is None or by_ids is None else (by_offsets, by_ids)
 
 
@@ -168,9 +164,7 @@ def _shifted(dim: Dim) -> _Shifted | None:
     """A dim that is one named size plus a number, None for any other."""
     plus = dim.terms.get((), 0) if isinstance(dim, Sym) else 0
     rest = dim - plus
-    if isinstance(rest, Sym) and dims.symbols(rest) == {rest.text}:
-        return _Shifted(rest.text, plus)
-    return None
+    return _Shifted(rest.text, plus) if dims.is_name(rest) else None
 
 
 def _replace(graph: Graph, sizes: dict[str, Dim]) -> None:

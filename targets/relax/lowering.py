@@ -19,13 +19,13 @@ from tvm.error import InternalError
 
 from graphopt.errors import UnsupportedOpError
 from graphopt.ir.content import as_array
-from graphopt.ir.dims import Dim, Sym, symbols
+from graphopt.ir.dims import Dim, Sym, is_name, symbols
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import TensorType, dtype_to_numpy
 from graphopt.targets.relax.converters import converter_of, lowers
 from graphopt.targets.relax.emitter import Emitter, outside
 from graphopt.targets.relax.primfunc import OPAQUE, Check, compute, int64
-from graphopt.targets.relax.sizes import UnboundSizeError, chosen_by_place, evaluated, is_name
+from graphopt.targets.relax.sizes import UnboundSizeError, chosen_by_place, evaluated
 
 _OPEN_RANKS = {
     "Squeeze": "; where a model squeezes, write reshape or squeeze(1)",

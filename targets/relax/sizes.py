@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from graphopt.ir.dims import Atom, Dim, Sym
+from graphopt.ir.dims import Atom, Dim
 from graphopt.targets.relax.primfunc import compute, int64
 
 
@@ -45,11 +45,6 @@ def _of_atom(atom: Atom, bound: Mapping[str, tirx.Var]) -> Any:
         return bound[atom.name]
     a, b = (int64(evaluated(arg, bound)) for arg in atom.args)
     return {"floordiv": tirx.floordiv, "min": tirx.min, "max": tirx.max}[atom.fn](a, b)
-
-
-def is_name(dim: Sym) -> bool:
-    """True if a size is one name and nothing else."""
-    return list(dim.terms.items()) == [((Atom(dim.text),), 1)]
 
 
 def chosen_by_place(elements: Sequence[Any], shape: Sequence[int], dtype: str) -> te.Tensor:
