@@ -118,7 +118,11 @@ def in_batches(
         raise InputError("an input is one number; give an array with a row a sample")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise InputError(f"inputs differ in length: {lengths}; store it in chunks")
+        first = min(lengths)
+        raise InputError(
+            f"inputs differ in length: {lengths}; store whole batches, as '0/{first}', "
+            f"'1/{first}' and so on, and how many there are as 'chunks'"
+        )
     starts = range(0, max(lengths.values(), default=0), BATCH)
     batches = tuple({n: a[k : k + BATCH] for n, a in arrays.items()} for k in starts)
     labels, groups = (None if a is None else np.asarray(a) for a in (labels, groups))

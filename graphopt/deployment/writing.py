@@ -10,7 +10,9 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from graphopt.analysis.ids import id_ranges
 from graphopt.analysis.rows import batch_inputs
 from graphopt.checking.verification import Original, signature_of
 from graphopt.errors import OutputError
@@ -124,6 +126,8 @@ def write_artifact(
         (folder / PORTABLE).write_bytes(portable.SerializeToString())
         manifest = {"oob": oob, **compiled.facts, **signature_to_json(signature_of(graph))}
         manifest["batch_inputs"] = batch_inputs(graph)
+        if oob == "error":
+            manifest["ids"] = _valid_ids(graph)
         write_manifest(folder, {**manifest, "weights": entries})
         report.facts |= compiled.facts | compiled.kernels
         report.facts["artifact_bytes"] = sum(f.stat().st_size for f in folder.iterdir())
@@ -150,6 +154,24 @@ def temporary_artifact(graph: Graph, target: base.Target) -> Artifact:
     result = write_artifact(graph, target, place, "error", None, silent, None)
     weakref.finalize(result, folder.cleanup)
     return result
+
+
+def _valid_ids(graph: Graph) -> list[dict[str, Any]]:
+    """The ids that lookups take where they come straight from inputs, for `serving.bad_ids`."""
+    marks = {node.where for node in graph.walk() if node.op == "OneHot"}  # of which none is wrong
+    return [
+        {
+            "input": name,
+            "node": ids.node[0],
+            "region": ids.region,
+            "low": 2 * ids.low - ids.high,  # negative ones count from the end
+            "high": ids.high,
+        }
+        for name, ranges in id_ranges(graph).items()
+        for ids in ranges
+        if ids.sorted_axis is None and ids.node and ids.node not in marks
+        if isinstance(ids.low, int) and isinstance(ids.high, int)
+    ]
 
 
 def _parent(output: Path) -> Path:

@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from graphopt.errors import ArtifactError, GraphoptError, InputError
+from graphopt.errors import ArtifactError, GraphoptError, IdError, InputError
 from graphopt.serving import gpu_runtime
+from graphopt.serving.bad_ids import located
 from graphopt.serving.manifest import (
     LIBRARY,
     MANIFEST,
@@ -136,11 +137,13 @@ class Artifact:
             if len(feeds) != len(self._names):
                 raise KeyError
             results = program(self._ordered(feeds))
+        except IdError as error:
+            raise located(error, self.manifest.get("ids", ()), feeds) from None
         except (InputError, ArtifactError):
             raise
         except Exception:
             # Compiled code refused the arrays: find out why, or bring them into the form it takes.
-            results = _run_bound(program, self.signature.bind(feeds))
+            results = self._run_bound(program, self.signature.bind(feeds))
         return {
             name: array if array.dtype is dtype else array.view(dtype)
             for (name, dtype), array in zip(self._results, results)
@@ -245,24 +248,26 @@ class Artifact:
             return self._program
         return Splitting(self._program, batched, threads)
 
+    def _run_bound(self, program: Program, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run on arrays that fit the signature: if it fails, it is what the model makes of them."""
+        try:
+            return program(passed(arrays))
+        except IdError as error:
+            feeds = dict(zip(self._names, arrays))
+            raise located(error, self.manifest.get("ids", ()), feeds) from None
+        except (GraphoptError, MemoryError):
+            raise
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if "bad_alloc" in reason:
+                raise MemoryError("the model asks for more memory than there is") from None
+            raise InputError(f"the model fails on these inputs: {reason}") from None
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be pickled or copied; load it from its path again")
 
     def __repr__(self) -> str:
         return f"<Artifact {self.path} for {self.manifest['target']}>"
-
-
-def _run_bound(program: Program, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Run on arrays that fit the signature: if this fails, it is what the model makes of them."""
-    try:
-        return program(passed(arrays))
-    except (GraphoptError, MemoryError):
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if "bad_alloc" in reason:
-            raise MemoryError("the model asks for more memory than there is") from None
-        raise InputError(f"the model fails on these inputs: {reason}") from None
 
 
 def _reader(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:

@@ -18,6 +18,7 @@ from graphopt.targets.concats import joined_columns
 from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.id_arithmetic import UNROLLED, Ids, columns_of, ids_of
 from graphopt.targets.cpu.lookup_parts import OP_TYPE, Extents, Part, Term
+from graphopt.targets.relax.operands import describe_stack
 from graphopt.targets.relax.ops.indexing import out_of_range
 
 x, y = var("x"), var("y")
@@ -109,7 +110,7 @@ def _lookup(node: Node, width: int) -> _Matched | None:
     covered: Sequence[Node] = ()
     if stacked is not None:
         ids, extents, covered = stacked
-        complaint = f"graphopt: id out of range: TableRows {covered[0].where[0]}"
+        complaint = f"graphopt: id out of range: {describe_stack(covered[0])}"
     found = ids_of(ids, width // dim)
     return _matched_term(bits, dim, width // dim, tables, found, complaint, extents, covered)
 

@@ -26,7 +26,7 @@ from graphopt.targets.cuda.lowering import ID_ERROR, CudaLowering, lowers
 from graphopt.targets.kernels import bounds
 from graphopt.targets.relax.loops import loops
 from graphopt.targets.relax.lowering import int64
-from graphopt.targets.relax.operands import describe
+from graphopt.targets.relax.operands import describe, describe_stack
 
 x, table, ids = var("x"), var("table"), var("ids")
 _OPERANDS = {"value": 1, "rows": 2, "codes": 3, "books": 3}
@@ -167,7 +167,7 @@ def _with_tables(part: _Part) -> _Part:
     if rows is None or starts is None or rows.min(initial=1) < 1:
         return part
     operands = (*part.operands[:-1], *(_value(node, k) for k in range(3)))
-    return _Part(part.kind, operands, True, part.bits, f"TableRows {node.where[0]!r}")
+    return _Part(part.kind, operands, True, part.bits, describe_stack(node))
 
 
 def _value(node: Node, index: int) -> Value:

@@ -120,3 +120,9 @@ def same_sizes(lower: Lowering, a: Sequence[Dim], b: Sequence[Dim]) -> Any:
 def describe(node: Node) -> str:
     """`Op 'node'`, for the run-time errors of generated code."""
     return f"{node.op} {node.where[0]!r}"
+
+
+def describe_stack(node: Node) -> str:
+    """As `describe`, of an op of ours that stands for lookups in several tables."""
+    first, *more = node.where
+    return f"{node.op.partition('::')[2]} {first!r}" + (f" and {len(more)} more" if more else "")

@@ -16,13 +16,14 @@ from graphopt.targets.cpu.kernels.table_rows import table_rows
 from graphopt.targets.kernels.pooling import Pooling
 from graphopt.targets.relax.loops import loops, store
 from graphopt.targets.relax.lowering import Lowering, int64, lowers
+from graphopt.targets.relax.operands import describe_stack
 
 
 @lowers("TableRows", domain=DOMAIN)
 def _table_rows(lower: Lowering, node: Node) -> relax.Expr:
     ids, (rows, starts) = node.inputs[0], _extents(lower, node)
     assert ids is not None
-    message = f"graphopt: id out of range: TableRows {node.where[0]}"
+    message = f"graphopt: id out of range: {describe_stack(node)}"
     total = int((rows + starts).max(initial=0))
     kernel = table_rows(total, len(rows), ids.dtype, lower.oob, message)
     args = [lower.expr(ids), lower.constant(np.stack([starts, rows]))]
@@ -44,12 +45,12 @@ def _embedding_bags(lower: Lowering, node: Node) -> relax.Expr:
     (total, dim), (rows, starts) = table.tensor.dims, _extents(lower, node)
     if not (isinstance(total, int) and isinstance(dim, int)):
         raise lower.unsupported("the size of its tables is known only at run time")
-    bags, name = EmbeddingBags.of(node), f"EmbeddingBags {node.where[0]}"
+    bags, message = EmbeddingBags.of(node), f"graphopt: id out of range: {describe_stack(node)}"
     pooling = Pooling(
         bags.mode,
         oob=lower.oob,
-        message=f"graphopt: id out of range: {name}",
-        offsets_message=f"graphopt: id out of range: {name} (offsets decrease or leave the ids)",
+        message=message,
+        offsets_message=f"{message} (offsets decrease or leave the ids)",
     )
     first = ids[0]
     assert first is not None
