@@ -53,7 +53,9 @@ MAY_IMPORT = {
     "serving.splitting": {"serving.runtime"},
     "serving.small_pages": set(),
     "serving.manifest": {"machine", "serving.gpu_runtime", "serving.signature"},
+    "serving.bad_ids": set(),
     "serving.artifact": {
+        "serving.bad_ids",
         "serving.gpu_runtime",
         "serving.manifest",
         "serving.runtime",

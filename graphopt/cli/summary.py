@@ -24,7 +24,8 @@ def print_summary(report: Report, destination: Path, verbose: bool) -> None:
         err.print(table(columns, (row for record in shown for row in _rows(record, verbose))))
     idle = len(report.passes) - len(shown)
     if idle:
-        err.print(f"({idle} more pass{'es' if idle > 1 else ''} found nothing to do)", style="dim")
+        runs = "runs of passes" if idle > 1 else "run of a pass"
+        err.print(f"({idle} other {runs} found nothing to do)", style="dim")
     err.print()
     for label, text in _facts(report, destination):
         err.print(f"{label:<10}{text}", soft_wrap=True)
@@ -72,7 +73,8 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
 def _tuned(tuning: dict[str, Any]) -> str:
     known, problems, measured = (tuning[name] for name in ("known", "problems", "measured"))
     gain = f"; {tuning['speedup']:.2f} times as fast as by default" if known else ""
-    return f"{known} of {problems} kernels known, {measured} measurements{gain}"
+    runs = "measurement" if measured == 1 else "measurements"
+    return f"{known} of {problems} kernels known, {measured} {runs}{gain}"
 
 
 def _searched(search: dict[str, Any]) -> str:

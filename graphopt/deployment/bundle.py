@@ -40,7 +40,7 @@ def bundle(artifact: str | Path, output: str | Path) -> None:
     with replacing_folder(output) as folder:
         (folder / ARTIFACT).mkdir()
         for name in (MANIFEST, LIBRARY, WEIGHTS):
-            shutil.copy2(artifact / name, folder / ARTIFACT / name)
+            _copied(artifact / name, folder / ARTIFACT / name)
         copy_runtime(folder)
 
 
@@ -49,6 +49,7 @@ def copy_runtime(folder: Path) -> None:
 
     Raises:
         ArtifactError: the runtime is not installed.
+        OutputError: a file cannot be copied.
     """
     own, bridge, libraries = Path(__file__).parents[1], _package("tvm_ffi"), runtime_folder()
     (folder / "graphopt").mkdir()
@@ -57,7 +58,7 @@ def copy_runtime(folder: Path) -> None:
     _copied(bridge, folder / "tvm_ffi")
     (folder / "tvm" / "lib").mkdir(parents=True)
     for library in libraries.glob("libtvm_runtime*.so"):
-        shutil.copy2(library, folder / "tvm" / "lib")
+        _copied(library, folder / "tvm" / "lib" / library.name)
 
 
 def _package(name: str) -> Path:
@@ -69,6 +70,14 @@ def _package(name: str) -> Path:
 
 def _copied(source: Path, target: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, target, ignore=_LEFT_OUT)
+        shutil.copytree(source, target, ignore=_LEFT_OUT, copy_function=_copy_file)
     else:
+        _copy_file(source, target)
+
+
+def _copy_file(source: str | Path, target: str | Path) -> None:
+    """An error of the system's would not stop `copytree`, which goes on and lists all of them."""
+    try:
         shutil.copy2(source, target)
+    except OSError as error:
+        raise OutputError(f"{source}: cannot be copied ({error.strerror or error})") from error

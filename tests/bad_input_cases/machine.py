@@ -67,12 +67,19 @@ def _portable(kit: Kit) -> list[Any]:
     return ["optimize", EXAMPLE, "--target", "onnxruntime", "-o", kit.folder / "out.onnx"]
 
 
+def _bundle(kit: Kit) -> list[Any]:
+    return ["bundle", kit.compiled(), "-o", kit.folder / "served"]
+
+
 CASES = [
     Case("a full disk, compiling", _example, "cannot be written|No space|too large", 1, full_disk),
     Case("a full disk, portable", _portable, "cannot be written|too large", 1, full_disk),
     Case("a full disk, outputs",
          lambda kit: ["run", EXAMPLE, "--random", "--batch", 999, "-o", kit.folder / "y.npz"],
          "cannot be written|too large", 1, full_disk),
+    Case("a full disk, bundle", _bundle, "manifest.json: cannot be copied", 1, full_disk),
+    Case("a full disk, wheel", lambda kit: ["bundle", "--wheel", "-o", kit.folder],
+         "cannot be copied", 1, full_disk),
     Case("a full device for stdout", lambda kit: ["passes"], "No space left", 1, onto("/dev/full")),
     Case("nobody reads stdout", lambda kit: ["passes"], "", 141, to_nobody),
     Case("Ctrl-C while compiling", _example, "interrupted", 130, interrupted(signal.SIGINT)),
