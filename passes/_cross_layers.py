@@ -9,6 +9,7 @@ from itertools import permutations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.passes._linear import turned
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _weights(node: Node) -> tuple[np.ndarray, float] | None:
     plain = not node.attr("transA", 0) and node.attr("alpha", 1.0) == node.attr("beta", 1.0) == 1.0
     if matrix is None or matrix.ndim != 2 or not plain or (bias is None) != (len(node.inputs) < 3):
         return None
-    columns = matrix.T if node.attr("transB", 0) else matrix
+    columns = turned(node, matrix)
     if columns.shape[1] != 1 or (bias is not None and bias.size != 1):
         return None
     return columns[:, 0], 0.0 if bias is None else float(bias.item())

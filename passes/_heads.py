@@ -12,13 +12,11 @@ from graphopt.ir.graph import Node, Use, Value
 from graphopt.ops.attention import DOMAIN, OP_TYPE, Attention
 from graphopt.passes._layer_columns import (
     column_input,
-    has_plain_bias,
-    matrix_of,
     on_columns,
-    weight_of,
     with_inputs,
     with_outputs,
 )
+from graphopt.passes._linear import is_per_column, matrix_of, weight_of
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ def _path_to(value: Value | None) -> tuple[Node, ...] | None:
         node = value.producer
         path.append(node)
         if weight_of(node) is not None:
-            return tuple(reversed(path)) if has_plain_bias(node) else None
+            return tuple(reversed(path)) if is_per_column(node.input(2)) else None
         index = column_input(node)
         value = node.inputs[index] if index is not None else None
     return None
@@ -157,7 +155,7 @@ def _path_from(attention: Node) -> tuple[tuple[Node, ...], Node] | None:
         if not isinstance(node, Node) or node.graph is not attention.graph:
             return None
         if weight_of(node) is not None:
-            return (tuple(path), node) if slot == 0 and has_plain_bias(node) else None
+            return (tuple(path), node) if slot == 0 and is_per_column(node.input(2)) else None
         if column_input(node) != slot:
             return None
         path.append(node)

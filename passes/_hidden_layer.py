@@ -9,13 +9,11 @@ import numpy as np
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._layer_columns import (
     elementwise_input,
-    has_plain_bias,
-    matrix_of,
     on_columns,
-    weight_of,
     with_inputs,
     with_outputs,
 )
+from graphopt.passes._linear import is_per_column, matrix_of, weight_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class HiddenLayer:
     @staticmethod
     def before(second: Node) -> HiddenLayer | str | None:
         """The hidden layer that `second` reads; None if it reads none, or why it must stay."""
-        if weight_of(second) is None or not has_plain_bias(second):
+        if weight_of(second) is None or not is_per_column(second.input(2)):
             return None
         between: list[Node] = []
         value = second.inputs[0]
@@ -48,7 +46,7 @@ class HiddenLayer:
                     len(n.output.uses) > 1 or n.output.is_graph_output for n in (node, *between)
                 ):
                     return "its units are also read elsewhere"
-                if not has_plain_bias(node):
+                if not is_per_column(node.input(2)):
                     return None
                 return HiddenLayer(node, tuple(reversed(between)), second)
             index = elementwise_input(node)

@@ -9,7 +9,7 @@ import numpy as np
 
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._shapes import ints_of
+from graphopt.passes._shapes import ints_of, without_ones
 
 _INTEGERS = ("int32", "int64")
 # What comes of `ids` and a number: padding less that number, whether it holds for padding, and
@@ -46,7 +46,7 @@ class Mask:
 def mask_of(value: Value, dims: tuple[Dim, ...]) -> Mask | None:
     """What `value`, in the order of ids [n, k] of the sizes `dims`, says of them."""
     turned = False
-    if value.shape is None or tuple(d for d in value.shape if d != 1) != without_ones(dims):
+    if value.shape is None or without_ones(value.shape) != without_ones(dims):
         return None
     while (node := value.producer) is not None and node.op in ("Cast", "Not", "Reshape"):
         before = node.inputs[0]
@@ -64,11 +64,6 @@ def mask_of(value: Value, dims: tuple[Dim, ...]) -> Mask | None:
                 padding = int(bound.const.item()) + shift
                 return Mask(plain, padding, at_padding != turned, below)
     return None
-
-
-def without_ones(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
-    """The sizes other than 1."""
-    return tuple(dim for dim in dims if dim != 1)
 
 
 def plain_ids(ids: Value) -> Value:

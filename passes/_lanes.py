@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node, Value
 from graphopt.ir.types import UnknownRankError
 from graphopt.ops.table_rows import DOMAIN, OP_TYPE
-from graphopt.passes._shapes import ints_of, slice_bounds
+from graphopt.passes._shapes import ints_of, slice_bounds, without_ones
 from graphopt.passes._stacked import stacked
 from graphopt.rewrite import Rewriter
 
@@ -74,7 +73,7 @@ def _rows_form(lane: Lane, value: Value) -> tuple[object, ...] | None:
     lane.nodes.append(node)
     inputs = node.operands
     if node.op in _VIEWS and value.shape[-1:] == inputs[0].tensor.dims[-1:]:
-        same = without_ones(value) == without_ones(inputs[0])
+        same = without_ones(value.tensor.dims) == without_ones(inputs[0].tensor.dims)
         return _rows_form(lane, inputs[0]) if same else None
     if node.op in _OF_ROWS and all(operand.shape == value.shape for operand in inputs):
         forms = [_rows_form(lane, operand) for operand in inputs]
@@ -102,19 +101,15 @@ def _ids_form(lane: Lane, ids: Value) -> tuple[object, ...] | None:
         return None
     lane.nodes.append(node)
     inputs = node.operands
-    if node.op in _VIEWS and without_ones(inputs[0]) == without_ones(ids):
+    if node.op in _VIEWS and without_ones(inputs[0].tensor.dims) == without_ones(ids.tensor.dims):
         return _ids_form(lane, inputs[0])
     if node.op not in _OF_IDS or any(
-        v.const is None and without_ones(v) != without_ones(ids) for v in inputs
+        v.const is None and without_ones(v.tensor.dims) != without_ones(ids.tensor.dims)
+        for v in inputs
     ):
         return None
     forms = [_ids_form(lane, operand) for operand in inputs]
     return None if None in forms else (node.op, *sorted(node.attrs.items()), *forms)
-
-
-def without_ones(value: Value) -> tuple[Dim, ...]:
-    """The sizes of `value` other than 1."""
-    return tuple(dim for dim in value.tensor.dims if dim != 1)
 
 
 def column_of(ids: Value) -> tuple[Value, int] | None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from graphopt.ir.graph import Node
 from graphopt.passes._evaluate import evaluate
+from graphopt.passes._linear import turned
 
 _STORED = ("DequantizeLinear", "graphopt::StoredWeights")
 
@@ -44,4 +45,4 @@ def weight_of(layer: Node) -> np.ndarray | None:
         weight = None if isinstance(found, str) else found[0]
     if weight is None or weight.ndim != 2:
         return None
-    return weight.T if layer.op == "Gemm" and layer.attr("transB") else weight
+    return turned(layer, weight)

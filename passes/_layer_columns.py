@@ -1,4 +1,4 @@
-"""Layers with constant weights, and ops that act on each of their columns by itself."""
+"""Columns of layers with constant weights, and ops that act on each of them by itself."""
 
 from __future__ import annotations
 
@@ -6,31 +6,11 @@ import numpy as np
 
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._inline import replace
+from graphopt.passes._linear import matrix_of
 from graphopt.passes._shapes import slice_bounds
 
 _UNARY = frozenset(["Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Softplus", "HardSigmoid"])
 _BINARY = frozenset(["Add", "Mul"])
-
-
-def weight_of(node: Node) -> np.ndarray | None:
-    """The constant float32 matrix of a Gemm or MatMul, as it is stored; None for other nodes."""
-    weight = node.const(1)
-    if node.op not in ("Gemm", "MatMul") or weight is None or weight.ndim != 2:
-        return None
-    return None if weight.dtype != np.float32 or node.attr("transA", 0) else weight
-
-
-def has_plain_bias(node: Node) -> bool:
-    """True if a Gemm or MatMul has no bias, or a constant row."""
-    bias = node.input(2)
-    return bias is None or (bias.const is not None and bias.const.shape[:-1] in ((), (1,)))
-
-
-def matrix_of(node: Node) -> np.ndarray:
-    """The constant weight of a Gemm or MatMul as [inputs, outputs]."""
-    weight = node.const(1)
-    assert weight is not None
-    return weight.T if node.op == "Gemm" and node.attr("transB") else weight
 
 
 def elementwise_input(node: Node) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.passes._linear import turned
 from graphopt.passes._shapes import slice_bounds
 
 
@@ -91,9 +92,7 @@ def _gemm(node: Node, value: Value, width: int) -> Terms | None:
         return None
     if node.attr("alpha") != 1.0 or node.attr("beta") != 1.0:
         return None
-    product = Terms(
-        width, np.zeros(width, np.float32), {data: weight.T if node.attr("transB") else weight}
-    )
+    product = Terms(width, np.zeros(width, np.float32), {data: turned(node, weight)})
     return product if bias is None else product.plus(terms_of(bias, width))
 
 

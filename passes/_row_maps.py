@@ -35,11 +35,8 @@ class RowMap:
         """The map to distinct rows `kept` [k, dim], which `numbers` [old rows] name."""
         marked = words(kept).any(axis=1)
         rows = np.concatenate([np.zeros_like(kept[:1]), kept[marked]])
-        narrow = next(
-            t for t in (np.uint8, np.uint16, np.int32) if len(rows) - 1 <= np.iinfo(t).max
-        )
         place = np.where(marked, np.cumsum(marked), 0)
-        return RowMap(rows, place[numbers].astype(narrow))
+        return RowMap(rows, narrowed(place[numbers]))
 
     @property
     def pays(self) -> bool:

@@ -61,6 +61,11 @@ def _target_of_none(data: tuple[Dim, ...], result: tuple[Dim, ...]) -> list[int]
     return target if same else None
 
 
+def without_ones(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The sizes other than 1."""
+    return tuple(dim for dim in dims if dim != 1)
+
+
 def ints_of(value: Value | None) -> list[int] | None:
     """The elements of a small integer tensor if all are known."""
     return None if value is None else known_ints(value.content)

@@ -11,6 +11,7 @@ import scipy  # loads its parts on first use
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.passes._inline import replace
+from graphopt.passes._linear import matrix_of
 from graphopt.passes._ranks import ranks_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
@@ -75,7 +76,7 @@ class FactorizeLowRank(LossyPass):
         return not reason
 
     def _proposals(self, node: Node, batches: list[np.ndarray]) -> Iterator[Proposal]:
-        weight = weight_of(node)
+        weight = matrix_of(node)
         data = np.concatenate([batch.reshape(-1, len(weight)) for batch in batches])
         if not np.isfinite(data).all():
             return
@@ -104,13 +105,6 @@ def _refusal(node: Node, weight: Value) -> str:
 
 def _is_linear(node: Node) -> bool:
     return node.op in ("Gemm", "MatMul") and node.const(1) is not None
-
-
-def weight_of(layer: Node) -> np.ndarray:
-    """The weight of a Gemm or MatMul as [inputs, outputs]."""
-    weight = layer.const(1)
-    assert weight is not None
-    return weight.T if layer.op == "Gemm" and layer.attr("transB") else weight
 
 
 def whitened_svd(weight: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

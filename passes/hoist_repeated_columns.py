@@ -6,7 +6,7 @@ import numpy as np
 
 from graphopt.ir.graph import Node, Value
 from graphopt.passes._concats import axis_of, concat
-from graphopt.passes._linear import is_per_column
+from graphopt.passes._linear import is_per_column, turned
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
 
@@ -53,7 +53,7 @@ def repeated_columns_once(rw: Rewriter, whole: Value, w: Value, node: Node) -> V
         return parts
     if w.const.ndim != 2 or node.attr("transA", 0) or not is_per_column(node.input(2)):
         return NoMatch("its weight is not one matrix, or its bias is not a constant per column")
-    rows = w.const.T if node.attr("transB", 0) else w.const
+    rows = turned(node, w.const)
     repeated, widths = [n is not None for _, n, _ in parts], [d for _, _, d in parts]
     if int(np.dot(repeated, widths)) * rows.shape[1] < MIN_PRODUCTS:
         return NoMatch(f"it would save less than {MIN_PRODUCTS} products a row")

@@ -10,8 +10,7 @@ from graphopt.analysis.intervals import Intervals
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.passes._hidden_layer import HiddenLayer
 from graphopt.passes._inline import replace
-from graphopt.passes._layer_columns import matrix_of
-from graphopt.passes._linear import is_per_column
+from graphopt.passes._linear import is_per_column, matrix_of
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
 
 _NOT_FINITE = "a weight is not finite, so that its product with 0 is NaN"

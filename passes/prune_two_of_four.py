@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.passes._layer_columns import matrix_of
+from graphopt.passes._linear import matrix_of, turned
 from graphopt.passes._reconstruction import inverse_root, with_damping
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
@@ -104,7 +104,7 @@ def thinned(matrix: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _change(node: Node, matrix: np.ndarray) -> Callable[[Graph, Mapping[Value, Value]], None]:
-    stored = np.ascontiguousarray(matrix.T if node.attr("transB", 0) else matrix)
+    stored = np.ascontiguousarray(turned(node, matrix))
 
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
         layer = values[node.output].producer

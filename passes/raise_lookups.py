@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
-from graphopt.passes._linear import is_per_column
+from graphopt.passes._linear import is_per_column, turned
 from graphopt.passes._shapes import ints_of, reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
@@ -24,7 +24,7 @@ def _rows(node: Node, w: Value) -> np.ndarray | NoMatch:
     assert weight is not None
     if weight.ndim != 2 or node.attr("transA", 0) or not is_per_column(node.input(2)):
         return NoMatch("its weight is not one matrix, or its bias is not a constant per column")
-    rows = weight.T if node.attr("transB", 0) else weight
+    rows = turned(node, weight)
     if not np.isfinite(rows).all():
         return NoMatch("a weight is not finite, so that its product with 0 is NaN")
     if rows.nbytes > MAX_GROWTH:

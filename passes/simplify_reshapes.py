@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphopt.ir import dims
 from graphopt.ir.graph import Node, Use, Value
-from graphopt.passes._shapes import reshape_target, reshaped
+from graphopt.passes._shapes import reshape_target, reshaped, without_ones
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, op, rule, var
 
@@ -71,7 +71,7 @@ def squeeze_to_needed_rank(rw: Rewriter, x: Value, node: Node) -> Value | NoMatc
     """Squeeze(x) -> Reshape(x), where a reader needs the rank without the axes known to be 1"""
     if node.output.shape is not None or x.shape is None:
         return None
-    kept = tuple(dim for dim in x.shape if dim != 1)
+    kept = without_ones(x.shape)
     if not any(_needed_rank(use) == len(kept) for use in node.output.uses):
         return NoMatch("a size that is not known may be 1, and no reader says that it is not")
     return reshaped(rw, x, kept)
