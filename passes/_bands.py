@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.ir.graph import Attr, Graph, Node, Value
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops import quantized_embedding_bag, quantized_lookup
 from graphopt.ops.coded_bags import attributes_of
 from graphopt.ops.quantized_lookup import DOMAIN, packed
 from graphopt.passes._rounding import RoundedRows
 from graphopt.passes._row_maps import narrowed, numbered
+from graphopt.rewrite import Rewriter
 
 _SHARES = (0.95, 0.8, 0.5)  # of what is looked up, as offers of what the wide rows serve
 _WORTH = 0.9  # of the bytes that 8 bits for every row take
@@ -51,30 +52,17 @@ class Bands:
 
     def lookup(self, node: Node, constants: list[Value]) -> Value:
         """What `node`, a Gather or a bag, makes of its ids: the sum of both parts."""
-        graph = node.graph
-        assert graph is not None
+        rw, number = Rewriter(node, [node]), numbered(node, self.numbers)
+        border, rest = len(self.parts[0]), node.inputs[2:]
+        first, last, zero = (rw.const(k, number.dtype) for k in (border, border - 1, 0))
+        near = rw.op.Where(rw.op.Less(number, first), number, zero)
+        far = rw.op.Max(rw.op.Sub(number, last), zero)
 
-        def insert(op: str, *inputs: Value | None, **attrs: Attr) -> Value:
-            domain = DOMAIN if op in _LOOKUPS.values() else ""
-            return graph.insert(
-                op, inputs, attrs, domain=domain, before=node, origin=node.origin
-            ).output
+        def looked_up(part: list[Value], ids: Value, bits: int) -> Value:
+            op, attrs = _LOOKUPS[node.op_type], {**attributes_of(node), "bits": bits}
+            return rw.insert(op, [*part, ids, *rest], attrs, domain=DOMAIN).output
 
-        wide, wide_scales, narrow, narrow_scales = constants
-        number = numbered(node, self.numbers)
-        first, last, zero = (
-            graph.constant(np.array(k, number.tensor.dtype))
-            for k in (len(self.parts[0]), len(self.parts[0]) - 1, 0)
-        )
-        near = insert("Where", insert("Less", number, first), number, zero)
-        far = insert("Max", insert("Sub", number, last), zero)
-        op, rest = _LOOKUPS[node.op_type], node.inputs[2:]
-        attrs = attributes_of(node)
-        return insert(
-            "Add",
-            insert(op, wide, wide_scales, near, *rest, **attrs, bits=8),
-            insert(op, narrow, narrow_scales, far, *rest, **attrs, bits=4),
-        )
+        return rw.op.Add(looked_up(constants[:2], near, 8), looked_up(constants[2:], far, 4))
 
 
 def bands_of(table: np.ndarray, counts: np.ndarray) -> Iterator[Bands]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops import dynamic_matmul
+from graphopt.rewrite import Rewriter
 
 _RESTORES = ("DequantizeLinear", "graphopt::StoredWeights")
 _LEAST = 64
@@ -81,23 +82,16 @@ class DynamicLayer:
     def put(self, graph: Graph, values: dict[Value, Value]) -> None:
         """Make the change in a copy of the graph."""
         before = values[self.layer.output].producer
-        assert before is not None and before.graph is not None
-        home = before.graph
-        weight, origin = before.inputs[1], before.origin
-        constants = [graph.constant(self.codes), graph.constant(self.scales)]
-        made = home.insert(
-            dynamic_matmul.OP_TYPE,
-            [values[self.data], *constants],
-            {"levels": self.levels},
-            domain=dynamic_matmul.DOMAIN,
-            before=before,
-            origin=origin,
-        ).output
+        assert before is not None
+        weight, rw = before.inputs[1], Rewriter(before, [before])
+        inputs = [values[self.data], rw.const(self.codes), rw.const(self.scales)]
+        attrs = {"levels": self.levels}
+        domain = dynamic_matmul.DOMAIN
+        made = rw.insert(dynamic_matmul.OP_TYPE, inputs, attrs, domain=domain).output
         if self.bias is not None:
-            inputs = [made, graph.constant(self.bias)]
-            made = home.insert("Add", inputs, before=before, origin=origin).output
-        home.replace_uses(before.output, made)
-        home.erase(before)
+            made = rw.op.Add(made, rw.const(self.bias))
+        rw.graph.replace_uses(before.output, made)
+        rw.graph.erase(before)
         values[self.layer.output] = made
         restore = weight.producer if weight is not None else None
         if restore is not None and not restore.output.uses and restore.graph is not None:

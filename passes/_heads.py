@@ -17,6 +17,7 @@ from graphopt.passes._layer_columns import (
     with_outputs,
 )
 from graphopt.passes._linear import is_per_column, matrix_of, weight_of
+from graphopt.rewrite import Rewriter
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,8 @@ class HeadLayers:
         attrs = {**self.attention.attrs, "heads": len(heads), "columns": [int(c) for c in at]}
         inputs: list[Value | None] = [made[path[-1]] for path in self.paths]
         inputs += [self._beside(value, heads) for value in self.attention.inputs[3:]]
-        graph, where = self.attention.graph, self.attention
-        assert graph is not None
-        result = data = graph.insert(
-            OP_TYPE, inputs, attrs, domain=DOMAIN, before=where, origin=where.origin
-        ).output
+        rw = Rewriter(self.attention, [self.attention])
+        result = data = rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN).output
         for node in self.after:
             data = on_columns(node, self.second, data, self.columns_of(heads))
         with_inputs(self.second, data, mixing, offset)
@@ -124,13 +122,10 @@ class HeadLayers:
         """A bias or factor of the scores of `heads` only."""
         if value is None or _heads_of(value) == 1:
             return value
-        graph, where = self.attention.graph, self.attention
-        assert graph is not None
-        axis, chosen = len(value.tensor.dims) - 3, np.array(heads, np.int64)
+        rw, axis = Rewriter(self.attention, [self.attention]), len(value.tensor.dims) - 3
         if value.const is not None:
-            return graph.constant(np.ascontiguousarray(value.const.take(chosen, axis)))
-        inputs, attrs = [value, graph.constant(chosen)], {"axis": axis}
-        return graph.insert("Gather", inputs, attrs, before=where, origin=where.origin).output
+            return rw.const(np.ascontiguousarray(value.const.take(heads, axis)))
+        return rw.op.Gather(value, rw.ints(*heads), axis=axis)
 
 
 def _path_to(value: Value | None) -> tuple[Node, ...] | None:

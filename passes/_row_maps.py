@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.types import dtype_to_onnx
 from graphopt.pipeline.base import PassContext
+from graphopt.rewrite import Rewriter
 
 MIN_BYTES = 4096  # of a table that is worth a map
 _WORTH = 0.9  # of the bytes: a map that saves less costs more time than it is worth
@@ -70,8 +72,8 @@ def narrowed(numbers: np.ndarray) -> np.ndarray:
 
 def numbered(node: Node, numbers: np.ndarray) -> Value:
     """The numbers, int32 or int64, of the ids that a lookup `node` takes; one map for two."""
-    graph, ids = node.graph, node.inputs[1]
-    assert graph is not None and ids is not None
+    rw, ids = Rewriter(node, [node]), node.inputs[1]
+    assert ids is not None
     before = ids.producer
     if before is not None and before.op == "Cast" and len(ids.uses) == 1:
         before = before.inputs[0].producer if before.inputs[0] is not None else None
@@ -79,11 +81,8 @@ def numbered(node: Node, numbers: np.ndarray) -> Value:
         first = before.const(0)
         assert first is not None
         ids, numbers = before.inputs[1], numbers[first]
-    place = graph.constant(narrowed(numbers))
-    found = graph.insert("Gather", [place, ids], {"axis": 0}, before=node, origin=node.origin)
-    if place.dtype != "int32":
-        found = graph.insert("Cast", [found.output], {"to": 7}, before=node, origin=node.origin)
-    return found.output
+    found = rw.op.Gather(rw.const(narrowed(numbers)), ids, axis=0)
+    return found if found.dtype == "int32" else rw.op.Cast(found, to=dtype_to_onnx("int64"))
 
 
 def _is_map(node: Node) -> bool:

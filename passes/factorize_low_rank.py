@@ -14,6 +14,7 @@ from graphopt.passes._inline import replace
 from graphopt.passes._linear import matrix_of
 from graphopt.passes._ranks import ranks_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+from graphopt.rewrite import Rewriter
 
 _LOSSES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the outputs' norm, as offers to the budget
 _STEP = 8  # ranks are multiples: kernels compute no fewer columns at once
@@ -125,14 +126,11 @@ def whitened_svd(weight: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.n
 def _into(node: Node, factors: list[np.ndarray]) -> Callable[[Graph, Mapping[Value, Value]], None]:
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
         layer = values[node.output].producer
-        assert layer is not None and layer.graph is not None
-        first, second = (graph.constant(factor) for factor in factors)
-        data, rest, origin = layer.inputs[0], layer.inputs[2:], layer.origin
-        thin = layer.graph.insert("MatMul", [data, first], before=layer, origin=origin)
+        assert layer is not None
+        rw = Rewriter(layer, [layer])
+        first, second = map(rw.const, factors)
+        thin = rw.op.MatMul(layer.inputs[0], first)
         attrs = {name: attr for name, attr in layer.attrs.items() if name != "transB"}
-        made = layer.graph.insert(
-            layer.op, [thin.output, second, *rest], attrs, before=layer, origin=origin
-        )
-        replace(layer, [made.output])
+        replace(layer, [rw.insert(layer.op, [thin, second, *layer.inputs[2:]], attrs).output])
 
     return apply

@@ -13,6 +13,7 @@ from graphopt.ops.compressed_interaction import DOMAIN, OP_TYPE
 from graphopt.passes._cp import BilinearLayer, CpFactors, is_available
 from graphopt.passes._inline import replace
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+from graphopt.rewrite import Rewriter
 
 _LEAST_RANK = 8  # kernels compute no fewer columns at once; each rank offered is twice the last one
 _ENOUGH = 1e-3  # a loss of the outputs' norm, below which no larger rank is worth a trial
@@ -158,23 +159,19 @@ class _Into:
 
     def apply(self, graph: Graph, values: Mapping[Value, Value]) -> None:
         layer, found = values[self.layer.output].producer, self.factors
-        assert layer is not None and layer.graph is not None
-        target, origin = layer.graph, layer.origin
-
-        def put(op: str, *inputs: Value, **attrs: list[int]) -> Value:
-            return target.insert(op, inputs, attrs, before=layer, origin=origin).output  # type: ignore[arg-type]
+        assert layer is not None
+        rw, bias = Rewriter(layer, [layer]), layer.const(3)
+        assert bias is not None
 
         def constant(array: np.ndarray) -> Value:
-            return graph.constant(np.ascontiguousarray(array, np.float32))
+            return rw.const(np.ascontiguousarray(array, np.float32))
 
         sums = [
-            put("MatMul", put("Transpose", value, perm=_COLUMNS), constant(factor))
+            rw.op.MatMul(rw.op.Transpose(value, perm=_COLUMNS), constant(factor))
             for value, factor in zip(_features(layer), (found.left, found.right))
         ]
-        bias = layer.const(3)
-        assert bias is not None
-        outputs = put("MatMul", put("Mul", *sums), constant(found.outgoing))
-        result = put("Add", outputs, constant(bias + found.shift))
+        outputs = rw.op.MatMul(rw.op.Mul(*sums), constant(found.outgoing))
+        result = rw.op.Add(outputs, constant(bias + found.shift))
         if layer.attr("activation", "none") == "relu":
-            result = put("Relu", result)
-        replace(layer, [put("Transpose", result, perm=_COLUMNS)])
+            result = rw.op.Relu(result)
+        replace(layer, [rw.op.Transpose(result, perm=_COLUMNS)])

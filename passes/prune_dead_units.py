@@ -8,10 +8,12 @@ import numpy as np
 
 from graphopt.analysis.intervals import Intervals
 from graphopt.ir.graph import Graph, Node, Value
+from graphopt.passes._concats import concat
 from graphopt.passes._hidden_layer import HiddenLayer
 from graphopt.passes._inline import replace
 from graphopt.passes._linear import is_per_column, matrix_of
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
+from graphopt.rewrite import Rewriter
 
 _NOT_FINITE = "a weight is not finite, so that its product with 0 is NaN"
 
@@ -115,22 +117,16 @@ def _joined_for(layer: Node) -> list[Value] | None:
 
 def _rebuild(layer: Node, parts: list[Value], matrix: np.ndarray, shift: np.ndarray) -> None:
     """`layer` on fewer columns, whose others added `shift` to its outputs."""
-    graph = layer.graph
-    assert graph is not None
-    data = parts[0]
-    if len(parts) > 1:
-        joined = graph.insert("Concat", parts, {"axis": -1}, before=layer, origin=layer.origin)
-        data = joined.output
-    inputs: list[Value | None] = [data, graph.constant(matrix)]
+    rw = Rewriter(layer, [layer])
+    inputs: list[Value | None] = [concat(rw, parts, -1), rw.const(matrix)]
     attrs = {name: attr for name, attr in layer.attrs.items() if name not in ("transB", "beta")}
     if layer.op == "Gemm":
         bias = layer.const(2)
         offset = layer.attr("alpha") * shift
         if bias is not None:
             offset = offset + layer.attr("beta") * bias.astype(np.float64).reshape(-1)
-        inputs.append(graph.constant(offset.astype(matrix.dtype)))
-    made = graph.insert(layer.op, inputs, attrs, before=layer, origin=layer.origin)
+        inputs.append(rw.const(offset.astype(matrix.dtype)))
+    made = rw.insert(layer.op, inputs, attrs).output
     if layer.op == "MatMul" and shift.any():
-        added = [made.output, graph.constant(shift.astype(matrix.dtype))]
-        made = graph.insert("Add", added, before=layer, origin=layer.origin)
-    replace(layer, [made.output])
+        made = rw.op.Add(made, rw.const(shift.astype(matrix.dtype)))
+    replace(layer, [made])

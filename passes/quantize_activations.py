@@ -13,6 +13,7 @@ from graphopt.passes._calibration import CodeRange
 from graphopt.passes._dynamic_layer import DynamicLayer, codes_of, row_error
 from graphopt.passes._layer_bias import bias_for_shift, mean_row
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+from graphopt.rewrite import Rewriter
 
 Change = Callable[[Graph, dict[Value, Value]], None]
 _SURE, _SURE_BY_ROW = 64 * 64, 256 * 64
@@ -119,27 +120,19 @@ def _data_of(node: Node, ctx: PassContext) -> Value | None:
 def _quantized(node: Node, data: Value, chosen: CodeRange, bias: np.ndarray | None) -> Change:
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
         layer = values[node.output].producer
-        assert layer is not None and layer.graph is not None
-        scale, zero = graph.constant(chosen.scale), graph.constant(chosen.zero)
-        value = values[data]
-        for op in ("QuantizeLinear", "DequantizeLinear"):
-            inputs = [value, scale, zero]
-            made = layer.graph.insert(op, inputs, before=layer, origin=layer.origin)
-            value = made.output
-        layer.graph.set_input(layer, 0, value)
+        assert layer is not None
+        rw = Rewriter(layer, [layer])
+        steps = rw.const(chosen.scale), rw.const(chosen.zero)
+        codes = rw.op.QuantizeLinear(values[data], *steps)
+        rw.graph.set_input(layer, 0, rw.op.DequantizeLinear(codes, *steps))
         restore = layer.inputs[1].producer  # type: ignore[union-attr]
         if restore is not None and restore.domain:
-            made = layer.graph.insert(
-                "DequantizeLinear",
-                restore.inputs,
-                {"axis": restore.attrs["axis"]},
-                before=layer,
-                origin=restore.origin,
-            )
-            layer.graph.set_input(layer, 1, made.output)
+            axis = restore.attrs["axis"]
+            weight = Rewriter(layer, [restore]).op.DequantizeLinear(*restore.inputs, axis=axis)
+            rw.graph.set_input(layer, 1, weight)
             if not restore.output.uses:
-                layer.graph.erase(restore)
+                rw.graph.erase(restore)
         if bias is not None:
-            layer.graph.set_input(layer, 2, graph.constant(bias))
+            rw.graph.set_input(layer, 2, rw.const(bias))
 
     return apply

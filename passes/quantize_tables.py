@@ -25,6 +25,7 @@ from graphopt.passes._inline import replace
 from graphopt.passes._rounding import RoundedRows
 from graphopt.passes._row_maps import reads_of
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+from graphopt.rewrite import Rewriter
 
 _NARROWEST = 4  # elements of a row that are worth a scale of their own
 _PARTS = (8, 4)  # elements that share a byte, in codebooks
@@ -235,8 +236,4 @@ class _InHalves:
 def _insert(
     before: Node, op: str, inputs: list[Value | None], attrs: dict[str, Attr], domain: str = ""
 ) -> Value:
-    assert before.graph is not None
-    made = before.graph.insert(
-        op, inputs, attrs, domain=domain, before=before, origin=before.origin
-    )
-    return made.output
+    return Rewriter(before, [before]).insert(op, inputs, attrs, domain=domain).output

@@ -10,6 +10,7 @@ import numpy as np
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.types import dtype_to_numpy, dtype_to_onnx
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+from graphopt.rewrite import Rewriter
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,13 @@ def _weights_of(node: Node) -> np.ndarray | None:
 def _rounded(node: Node, narrow: np.ndarray) -> Callable[[Graph, Mapping[Value, Value]], None]:
     def apply(graph: Graph, values: Mapping[Value, Value]) -> None:
         layer = values[node.output].producer
-        assert layer is not None and layer.graph is not None and layer.inputs[0] is not None
-        weight, before = graph.constant(narrow), layer.inputs[1]
-        data = _cast(layer, layer.inputs[0], "bfloat16")
-        layer.graph.set_input(layer, 0, _cast(layer, data, "float32"))
-        layer.graph.set_input(layer, 1, _cast(layer, weight, "float32"))
+        assert layer is not None
+        rw, before = Rewriter(layer, [layer]), layer.inputs[1]
+        short, long = dtype_to_onnx("bfloat16"), dtype_to_onnx("float32")
+        data = rw.op.Cast(rw.op.Cast(layer.inputs[0], to=short), to=long)
+        rw.graph.set_input(layer, 0, data)
+        rw.graph.set_input(layer, 1, rw.op.Cast(rw.const(narrow), to=long))
         if before is not None and before.producer is not None:
-            layer.graph.erase(before.producer)
+            rw.graph.erase(before.producer)
 
     return apply
-
-
-def _cast(layer: Node, value: Value, dtype: str) -> Value:
-    assert layer.graph is not None
-    attrs = {"to": dtype_to_onnx(dtype)}
-    return layer.graph.insert("Cast", [value], attrs, before=layer, origin=layer.origin).output

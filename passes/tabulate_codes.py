@@ -12,6 +12,7 @@ from graphopt.passes._evaluate import evaluate
 from graphopt.passes._inline import replace
 from graphopt.passes._rowwise import is_elementwise
 from graphopt.pipeline.base import Fidelity, Pass, PassContext
+from graphopt.rewrite import Rewriter
 
 _CODES = ("int8", "uint8")
 _COSTLY = frozenset(
@@ -58,14 +59,10 @@ class TabulateCodes(Pass):
             if isinstance(table, str):
                 ctx.stats.refuse("tabulate", node, table)
             else:
-                origin = tuple(dict.fromkeys(name for inner in region for name in inner.origin))
-                found.append((node, table, origin))
-        for node, table, origin in found:
-            attrs = {"to": dtype_to_onnx("int32")}
-            ids = graph.insert("Cast", [sources[node]], attrs, before=node, origin=origin)
-            given = [graph.constant(table), ids.output]
-            rows = graph.insert("Gather", given, {"axis": 0}, before=node, origin=origin)
-            replace(node, [rows.output])
+                found.append((node, table, Rewriter(node, region)))
+        for node, table, rw in found:
+            ids = rw.op.Cast(sources[node], to=dtype_to_onnx("int32"))
+            replace(node, [rw.op.Gather(rw.const(table), ids, axis=0)])
             ctx.stats.hits["tabulate"] += 1
         return bool(found)
 
