@@ -22,8 +22,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from graphopt.accuracy.judge import Judge, Runnable
+from graphopt.accuracy.judge import Judge
 from graphopt.measuring import peers
+from graphopt.serving.signature import Runnable
 from graphopt.targets.portable import OnnxModel
 
 MAX_DROP = 0.001  # that NNCF's accuracy control may spend

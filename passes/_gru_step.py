@@ -1,4 +1,4 @@
-"""One step of a GRU, as frameworks write it out."""
+"""Steps of a GRU, as frameworks write them out, and those that follow one another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graphopt.ir.graph import Node, Value
+from graphopt.ir.graph import Graph, Node, Value
 from graphopt.passes._linear_terms import Terms
 from graphopt.passes._step_reader import StepReader, both_ways, computes, same_state
 
@@ -44,6 +44,25 @@ class Step:
         ]
         arrays = zip((self.w, self.r, self.bias), (first.w, first.r, first.bias))
         return plans[0] == plans[1] and all(np.array_equal(a, b) for a, b in arrays)
+
+
+def gru_chains(graph: Graph) -> list[list[Step]]:
+    """The steps of each GRU, in order of time."""
+    steps: dict[Value, Step] = {}
+    for node in graph.walk():
+        step = gru_step(node.output) if node.op in ("Add", "Where") else None
+        if step is not None:
+            inner = {n.output for n in step.nodes if n is not node}
+            steps = {new: other for new, other in steps.items() if new not in inner}
+            steps[node.output] = step
+    followed = {step.h for step in steps.values()}
+    found = []
+    for new in (new for new in steps if new not in followed):
+        chain = [steps[new]]
+        while chain[-1].h in steps:
+            chain.append(steps[chain[-1].h])
+        found.append(chain[::-1])
+    return [chain for chain in found if len(chain) > 1]
 
 
 def gru_step(new: Value) -> Step | None:

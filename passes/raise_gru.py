@@ -10,8 +10,7 @@ import numpy as np
 from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import dtype_to_onnx
 from graphopt.ops import attentional_gru, gru
-from graphopt.passes._gru_chain import chains
-from graphopt.passes._gru_step import Step
+from graphopt.passes._gru_step import Step, gru_chains
 from graphopt.passes._positions import Positions
 from graphopt.passes._shapes import reshaped
 from graphopt.passes._step_reader import is_zero
@@ -89,7 +88,7 @@ class RaiseGru(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> bool:
         changed = False
-        for steps in chains(graph):
+        for steps in gru_chains(graph):
             reason = _replace(steps)
             if reason is None:
                 ctx.stats.hits[RULE] += 1

@@ -11,7 +11,7 @@ import numpy as np
 
 from graphopt.accuracy import datasets, metrics
 from graphopt.accuracy.datasets import Dataset
-from graphopt.accuracy.judge import Judge, Runnable
+from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import Metric
 from graphopt.accuracy.pace import is_faster
 from graphopt.accuracy.stopwatch import Stopwatch
@@ -20,7 +20,7 @@ from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import SpecError
 from graphopt.ir.graph import Graph, Value
 from graphopt.pipeline.base import Proposal
-from graphopt.serving.signature import Signature
+from graphopt.serving.signature import Runnable, Signature
 
 OFFENDERS = 3  # so many sites in a row that do not fit, and the rest is not tried at that step
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from graphopt.accuracy.budget import Budget, Speed, Spending
-from graphopt.accuracy.judge import Judge, Runnable, Verdict
+from graphopt.accuracy.judge import Judge, Verdict
 from graphopt.accuracy.traces import Trace
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import BudgetExceededError, SpecError
@@ -15,7 +15,7 @@ from graphopt.ir.graph import Graph
 from graphopt.pipeline.base import Fidelity
 from graphopt.pipeline.report import Report
 from graphopt.pipeline.spec import Fixpoint, Pipeline, Step
-from graphopt.serving.signature import Signature
+from graphopt.serving.signature import Runnable, Signature
 
 ATTEMPTS = ((1.0, 0.0), (1.0, 1.0), (0.5, 1.0), (0.25, 2.0))
 """What may be spent while choosing, as a share of the budget, and with how many standard errors of

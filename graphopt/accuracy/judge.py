@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy  # loads its parts on first use
@@ -13,15 +13,10 @@ import scipy  # loads its parts on first use
 from graphopt.accuracy.datasets import Dataset
 from graphopt.accuracy.metrics import Answers, Metric, mean, output_errors
 from graphopt.errors import InputError
+from graphopt.serving.signature import Runnable
 
 FEW_RESAMPLES = 40  # a standard error to about a tenth
 RESAMPLES = 200  # the 95 % interval of a drop is then known to about a tenth of its width
-
-
-class Runnable(Protocol):
-    """Anything that computes named outputs from named inputs."""
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from graphopt.accuracy.datasets import Dataset
-from graphopt.accuracy.judge import Runnable
 from graphopt.latency import interleaved
+from graphopt.serving.signature import Runnable
 
 ROWS = (1, 64, 512)  # rows at once, of which no number may become slower
 NOISE = 1.03  # a smaller ratio of two medians is no difference

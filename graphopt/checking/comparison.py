@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from graphopt.errors import VerificationError
+from graphopt.serving.signature import Runnable
 
 TOP = 10
 MAX_PAIRS = 4_000_000  # candidate pairs compared per output; longer lists are thinned out evenly
-
-
-class Runnable(Protocol):
-    """Anything that computes named outputs from named inputs."""
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from graphopt.analysis.ids import SAME_ELEMENTS
-from graphopt.checking.comparison import Runnable, compare
+from graphopt.checking.comparison import compare
 from graphopt.checking.feeds import random_feeds
 from graphopt.errors import InputError, UnsupportedOpError, VerificationError
 from graphopt.ir import onnx_io
@@ -19,7 +19,7 @@ from graphopt.ir.graph import Graph, Value
 from graphopt.ir.types import TensorType
 from graphopt.pipeline.report import Report
 from graphopt.serving.artifact import Artifact
-from graphopt.serving.signature import Signature, TensorSpec
+from graphopt.serving.signature import Runnable, Signature, TensorSpec
 from graphopt.targets.portable import OnnxModel
 
 

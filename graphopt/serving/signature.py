@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,12 @@ from graphopt.errors import InputError
 ALIGNMENT = 64  # bytes: a cache line
 HOST_DEVICES = (1, 3)
 """DLPack's numbers of devices whose memory the CPU reads: its own, and what CUDA has pinned."""
+
+
+class Runnable(Protocol):
+    """Anything that computes named outputs from named inputs."""
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import graphopt
 from graphopt.accuracy.budget import Budget, Speed, Spending
 from graphopt.accuracy.compression import Compression
 from graphopt.accuracy.datasets import Dataset, in_batches
-from graphopt.accuracy.judge import Judge, Runnable
+from graphopt.accuracy.judge import Judge
 from graphopt.accuracy.metrics import find
 from graphopt.accuracy.workbench import Workbench
 from graphopt.errors import BudgetExceededError, InputError, SpecError
@@ -22,6 +22,7 @@ from graphopt.ir.graph import Graph, Value
 from graphopt.passes.quantize_tables import QuantizeTables
 from graphopt.pipeline.base import PassContext, Proposal
 from graphopt.pipeline.report import Report
+from graphopt.serving.signature import Runnable
 from graphopt.targets.portable import OnnxModel
 from graphopt.testing import parse
 
