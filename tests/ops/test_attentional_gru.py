@@ -10,7 +10,7 @@ from graphopt.ir.dims import Sym
 from graphopt.ir.graph import Graph
 from graphopt.ir.types import TensorType
 from graphopt.ops.attentional_gru import DOMAIN, OP_TYPE
-from graphopt.testing import run_compiled, run_onnxruntime
+from graphopt.testing import Compiled, run_onnxruntime
 
 STEPS, BATCH = Sym.named("T"), Sym.named("N")
 
@@ -51,22 +51,18 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("inputs", "hidden"), [(3, 4), (16, 16), (5, 33)])
-@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (7, 5), (20, 9)])
-def test_body_and_kernel(inputs: int, hidden: int, steps: int, batch: int) -> None:
-    rng = np.random.default_rng(0)
-    sizes = {"T": steps, "N": batch}
-    graph = graph_of(inputs, hidden)
-    feeds = {
-        value.name: rng.normal(0, 0.5, [sizes.get(str(d), d) for d in value.tensor.dims]).astype(
-            np.float32
-        )
-        for value in graph.inputs
-    }
-    feeds["attention"] = rng.random((steps, batch, 1)).astype(np.float32)
-    wanted = by_hand(*(feeds[v.name].astype(np.float64) for v in graph.inputs))
-    # float32 through up to 20 steps
-    for run in (run_onnxruntime, run_compiled):
-        np.testing.assert_allclose(run(graph, feeds)["y"], wanted, rtol=1e-4, atol=1e-5)
+def test_body_and_kernel(inputs: int, hidden: int) -> None:
+    graph, rng = graph_of(inputs, hidden), np.random.default_rng(0)
+    compiled = Compiled(graph)
+    for steps, batch in ((1, 1), (7, 5), (20, 9)):
+        sizes = {"T": steps, "N": batch}
+        shapes = {v.name: [sizes.get(str(d), d) for d in v.tensor.dims] for v in graph.inputs}
+        feeds = {name: rng.normal(0, 0.5, s).astype(np.float32) for name, s in shapes.items()}
+        feeds["attention"] = rng.random((steps, batch, 1)).astype(np.float32)
+        wanted = by_hand(*(feeds[v.name].astype(np.float64) for v in graph.inputs))
+        for found in (run_onnxruntime(graph, feeds), compiled(feeds)):
+            # float32 through up to 20 steps
+            np.testing.assert_allclose(found["y"], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_inputs_are_refused() -> None:

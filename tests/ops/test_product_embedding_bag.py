@@ -74,14 +74,15 @@ def test_padding() -> None:
 def test_ids_and_offsets_that_are_out_of_range() -> None:
     graph, table = graph_of(2, 4, mode="sum")
     stray = {"ids": np.array([2, ROWS, 2**62]), "offsets": np.array([0, 1])}
+    compiled = Compiled(graph)
     with pytest.raises(IdError, match="out of range"):
-        Compiled(graph)(stray)
+        compiled(stray)
     pooled = Compiled(graph, "zero")(stray)["pooled"]
     np.testing.assert_array_equal(pooled, [table[2], np.zeros(8)])
     pooled = Compiled(graph, "clamp")(stray)["pooled"]
     np.testing.assert_allclose(pooled, [table[2], 2 * table[8]], rtol=1e-6)
     with pytest.raises(IdError, match="offsets decrease or leave the ids"):
-        Compiled(graph)({"ids": np.array([2, 1]), "offsets": np.array([0, 5])})
+        compiled({"ids": np.array([2, 1]), "offsets": np.array([0, 5])})
 
 
 def test_types_that_do_not_fit() -> None:

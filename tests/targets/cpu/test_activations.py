@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -9,13 +11,13 @@ from graphopt.targets.cpu import DOMAIN
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.testing import Compiled, parse, random_inputs, run_onnxruntime
 
-TEXT = """(float[N,3,5] x) => (float[] y)
+TEXT = """(float[N,3,5] x) => ({outputs})
     <float[5,20] w, float[20] b, float half = {{0.5}}, float one = {{1}}, float two = {{2}},
      float root = {{1.4142135}}, float rooth = {{0.70710678}}, float three = {{3}},
      float six = {{6}}, float zero = {{0}}, float cubic = {{0.044715}},
      float tilt = {{0.7978845608}},
      float[1] slope = {{0.25}}, float[20] slopes,
-     float[3,1] each> {{ h = MatMul(x, w) z = Add(h, b) {} }}"""
+     float[3,1] each> {{ {body} }}"""
 
 ERF = "d = Div(z, root) e = Erf(d) p = Add(e, one) "
 NORMED = "m = Mul(z, slopes) n = Add(m, b) p = Sigmoid(n) "
@@ -60,55 +62,73 @@ FORMS = {
 }
 
 
+def text_of(*bodies: str) -> str:
+    """Models of one layer, side by side: what one calls `a` is `a0` in the first of them."""
+    found = []
+    for k, body in enumerate(bodies):
+        body = f"h = MatMul(x, w) z = Add(h, b) {body}"
+        names = "|".join(set(re.findall(r"(\w+) =", body)))
+        found.append(re.sub(rf"\b({names})\b", rf"\g<1>{k}", body))
+    whole = " ".join(found)
+    outputs = ", ".join(f"float[] {name}" for name in re.findall(r"\b([yv]\d+) =", whole))
+    return TEXT.format(outputs=outputs, body=whole)
+
+
+def check_answers(bodies: dict[str, str]) -> None:
+    graph = parse(text_of(*bodies.values()))
+    feeds = random_inputs(graph, {"N": 7})
+    wanted, found = run_onnxruntime(graph, feeds), Compiled(graph)(feeds)
+    for k, name in enumerate(bodies):
+        # both approximate what is transcendental to a few units in the last place
+        pair = found[f"y{k}"], wanted[f"y{k}"]
+        np.testing.assert_allclose(*pair, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_into_the_layer(form: str) -> None:
-    graph = parse(TEXT.format(FORMS[form]))
-    source = graph.clone()
+    graph = parse(text_of(FORMS[form]))
     legalize(graph, lanes=8)
     (layer,) = graph.nodes
     assert (layer.op, layer.attrs["activation"]) == (f"{DOMAIN}::Dense", form.split()[0])
-    feeds = random_inputs(source, {"N": 7})
-    wanted = run_onnxruntime(source, feeds)["y"]
-    # both approximate what is transcendental to a few units in the last place
-    np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_answers_of_layers() -> None:
+    check_answers(FORMS)
 
 
 def test_gelu_of_opset_20() -> None:
     for attribute, kind in (("", "gelu"), ('<approximate="tanh">', "tanh_gelu")):
-        graph = parse(TEXT.format(f"y = Gelu{attribute}(z)"), opset=20)
+        graph = parse(text_of(f"y = Gelu{attribute}(z)"), opset=20)
         legalize(graph, lanes=8)
         assert [node.attrs["activation"] for node in graph.nodes] == [kind]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "y = Exp(z)",
-        "y = PRelu(z, each)",
-        NORMED + "q = Mul(p, p) y = Mul(q, z)",
-        NORMED + "q = Sigmoid(z) s = Mul(p, z) y = Mul(q, s)",
-        DICE + "y = Mul(z, k) v = Exp(p)",
-        "r = Relu(z) m = Neg(h) n = Relu(m) s = Mul(slopes, n) y = Add(r, s)",
-        "s = Sigmoid(h) y = Mul(z, s)",
-        "s = HardSigmoid(z) y = Mul(s, z)",
-        "d = Div(z, two) e = Erf(d) p = Add(e, one) m = Mul(z, half) y = Mul(m, p)",
-        ERF + "m = Mul(z, one) y = Mul(m, p)",
-        "d = Div(z, two) e = Erf(d) p = Add(e, one) y = Mul(z, p)",
-        "a = Relu(z) y = Softplus(a)",
-        "s = Sigmoid(z) y = Mul(z, s) v = Exp(z)",
-    ],
-)
+OTHERS = [
+    "y = Exp(z)",
+    "y = PRelu(z, each)",
+    NORMED + "q = Mul(p, p) y = Mul(q, z)",
+    NORMED + "q = Sigmoid(z) s = Mul(p, z) y = Mul(q, s)",
+    DICE + "y = Mul(z, k) v = Exp(p)",
+    "r = Relu(z) m = Neg(h) n = Relu(m) s = Mul(slopes, n) y = Add(r, s)",
+    "s = Sigmoid(h) y = Mul(z, s)",
+    "s = HardSigmoid(z) y = Mul(s, z)",
+    "d = Div(z, two) e = Erf(d) p = Add(e, one) m = Mul(z, half) y = Mul(m, p)",
+    ERF + "m = Mul(z, one) y = Mul(m, p)",
+    "d = Div(z, two) e = Erf(d) p = Add(e, one) y = Mul(z, p)",
+    "a = Relu(z) y = Softplus(a)",
+    "s = Sigmoid(z) y = Mul(z, s) v = Exp(z)",
+]
+
+
+@pytest.mark.parametrize("body", OTHERS)
 def test_others_stay(body: str) -> None:
-    text = TEXT.format(body)
-    if "v = " in body:
-        text = text.replace("(float[] y)", "(float[] y, float[] v)")
-    graph = parse(text)
-    source = graph.clone()
+    graph = parse(text_of(body))
     legalize(graph, lanes=8)
     assert any(node.domain != DOMAIN for node in graph.nodes)
-    feeds = random_inputs(source, {"N": 2})
-    wanted = run_onnxruntime(source, feeds)["y"]
-    np.testing.assert_allclose(Compiled(source)(feeds)["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_answers_of_others() -> None:
+    check_answers({body: body for body in OTHERS})
 
 
 @pytest.mark.parametrize("shape", ["", "[N]"])

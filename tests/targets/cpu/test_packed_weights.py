@@ -12,7 +12,7 @@ from graphopt.rewrite import RewriteStats, rewrite
 from graphopt.targets.cpu.legalize import legalize
 from graphopt.targets.cpu.packed_weights import dequantize_to_weights
 from graphopt.targets.cpu.target import CpuTarget
-from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
+from graphopt.testing import Compiled, parse, random_inputs, run_compiled, run_onnxruntime
 
 LAYER = """(float[N,6] x) => (float[N,4] y) <{weights}> {{
     w = {restore}
@@ -88,11 +88,12 @@ def test_left_alone(text: str) -> None:
 def test_layers_read_8_bits(text: str) -> None:
     assert layers(text) == [("Dense", "int8")]
     graph = parse(text)
+    compiled = Compiled(graph)
     for rows in (1, 5, 33):
         feeds = random_inputs(graph, {"N": rows}, seed=rows)
         wanted = run_onnxruntime(graph, feeds)["y"]
         # Sums of 6 terms, of codes here and of their products with scales there.
-        np.testing.assert_allclose(run_compiled(graph, feeds)["y"], wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(compiled(feeds)["y"], wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -149,20 +149,22 @@ def test_layers_give_floats(text: str, why: str) -> None:
 )
 def test_the_same_numbers(text: str) -> None:
     graph = parse(text)
+    compiled = Compiled(graph)
     for batch in (1, 7, 65):
         feeds = random_inputs(graph, {"N": batch}, seed=batch)
         expected = run_onnxruntime(graph, feeds)["y"]
         # Sums of 12 products, rounded in float32 there, exact here.
-        np.testing.assert_allclose(Compiled(graph)(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(compiled(feeds)["y"], expected, rtol=1e-5, atol=1e-5)
 
 
 @MULTIPLIES_BYTES
 def test_the_same_codes_between_layers() -> None:
     graph = parse(CHAIN)
+    compiled = Compiled(graph)
     for batch in (1, 7, 65):
         feeds = random_inputs(graph, {"N": batch}, seed=batch)
         expected = run_onnxruntime(graph, feeds)["y"]
-        found = Compiled(graph)(feeds)["y"]
+        found = compiled(feeds)["y"]
         # A sum near the middle of two codes may go to the other one.
         assert np.mean(np.abs(found - expected) > 1e-5) < 0.02
         assert np.abs(found - expected).max() <= 0.02 * 128 * 0.02 + 1e-5

@@ -113,7 +113,7 @@ def in_words(array: np.ndarray, words: Words) -> np.ndarray:
     return stored
 
 
-EPILOGUE = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")), before=1)
+EPILOGUE = Epilogue(Activation("relu"), (Step("mul"), Step("add")), before=1)
 
 
 @EXECUTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from tvm.tirx import PrimFunc
 
 from graphopt.ir.types import dtype_to_numpy
 from graphopt.serving.runtime import passed
@@ -25,6 +27,18 @@ from graphopt.targets.kernels.activation import COLUMNS, Activation
 from graphopt.targets.kernels.epilogue import PLAIN, Epilogue, Step
 
 
+def compiled(kernel: PrimFunc) -> Callable[..., None]:
+    """The kernel, called with arrays."""
+    target = tvm.target.Target({"kind": "llvm", "num-cores": 1})
+    function = tvm.compile(kernel.with_attr("global_symbol", "gemm"), target=target)["gemm"]
+    return lambda *arrays: function(*map(tvm_ffi.from_dlpack, passed(arrays)))
+
+
+@cache
+def made(k: int, n: int, params: GemmParams, epilogue: Epilogue = PLAIN) -> Callable[..., None]:
+    return compiled(gemm(k, n, params, epilogue))
+
+
 def run(
     x: np.ndarray,
     w: np.ndarray,
@@ -35,12 +49,10 @@ def run(
     *others: np.ndarray,
 ) -> np.ndarray:
     k, n = w.shape
-    kernel = gemm(k, n, params, epilogue).with_attr("global_symbol", "gemm")
-    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
     y = np.full((len(x), n), np.nan, np.float32)
     constants = [] if columns is None else [pack_columns(columns, params)]
     operands = (x, pack_weights(w, params), pack_bias(bias, n, params), *constants, *others, y)
-    compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in passed(operands)))
+    made(k, n, params, epilogue)(*operands)
     return y
 
 
@@ -55,17 +67,12 @@ def sample(m: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("n", [1, 16, 33, 93, 100])
 def test_every_row_count_gives_the_same_bits(lanes: int, n: int) -> None:
     params, k = default_params(n, lanes), 13
-    kernel = gemm(k, n, params).with_attr("global_symbol", "gemm")
-    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
     x, w, b = sample(64, k, n)
-    results = {}
-    for m in [64, *range(1, 2 * params.rows + 2)]:
-        y = results[m] = np.full((m, n), np.nan, np.float32)
-        operands = (x[:m], pack_weights(w, params), pack_bias(b, n, params), y)
-        compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
-        np.testing.assert_array_equal(y, results[64][:m])
+    whole = run(x, w, b, params)
+    for m in range(1, 2 * params.rows + 2):
+        np.testing.assert_array_equal(run(x[:m], w, b, params), whole[:m])
     # Sums of 13 products of numbers near 1: a few units in the last place.
-    np.testing.assert_allclose(results[64], x.astype(np.float64) @ w + b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(whole, x.astype(np.float64) @ w + b, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_of_few_rows_span_panels() -> None:
@@ -87,13 +94,12 @@ def test_rows_in_groups_and_weights_asked_for(
     expected = run(x, w, b, params)
     monkeypatch.setattr("graphopt.targets.cpu.kernels.gemm._CACHED", cached)
     monkeypatch.setattr("graphopt.targets.cpu.kernels.panel_ahead.LEAST_BYTES", least)
-    kernel = gemm.__wrapped__(k, n, params, far=True).with_attr("global_symbol", "gemm")
+    kernel = gemm.__wrapped__(k, n, params, far=True)
     assert ("llvm.prefetch" in str(kernel)) == (least == 0)
-    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    call = compiled(kernel)
     for m in (*range(1, 13), 64):
         y = np.full((m, n), np.nan, np.float32)
-        operands = (x[:m], pack_weights(w, params), pack_bias(b, n, params), y)
-        compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+        call(x[:m], pack_weights(w, params), pack_bias(b, n, params), y)
         np.testing.assert_array_equal(y, expected[:m])
 
 
@@ -117,9 +123,8 @@ def test_blocks_read_weights_from_memory_once_for_few_rows() -> None:
 @pytest.mark.parametrize("n", [5, 33])
 def test_weights_in_8_bits(lanes: int, n: int) -> None:
     params, k = default_params(n, lanes), 13
-    kernel = gemm(k, n, params, Epilogue(Activation("relu"), (Step("add"),)), stored="int8")
-    kernel = kernel.with_attr("global_symbol", "gemm")
-    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    epilogue = Epilogue(Activation("relu"), (Step("add"),))
+    call = compiled(gemm(k, n, params, epilogue, stored="int8"))
     codes = np.random.default_rng(n).integers(-128, 128, (k, n)).astype(np.int8)
     for m in [*range(1, params.rows + 2), 64]:
         x, scale, bias = sample(m, k, n)
@@ -128,7 +133,7 @@ def test_weights_in_8_bits(lanes: int, n: int) -> None:
         packed = pack_weights(codes, params)
         assert packed.dtype == np.int8
         rows = pack_bias(bias, n, params), pack_bias(scale, n, params)
-        compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in (x, packed, *rows, other, y)))
+        call(x, packed, *rows, other, y)
         expected = np.maximum(x.astype(np.float64) @ codes * scale + bias, 0) + other
         # Sums of 13 products of numbers near 100, scaled to near 1.
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
@@ -139,27 +144,21 @@ def test_weights_in_bfloat16_are_widened(lanes: int) -> None:
     """The same bits as with float32 weights of the same values, in any number of rows."""
     k, n = 13, 33
     params = default_params(n, lanes)
-    kernel = gemm(k, n, params, stored="bfloat16").with_attr("global_symbol", "gemm")
-    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
+    call = compiled(gemm(k, n, params, stored="bfloat16"))
     for m in [*range(1, params.rows + 2), 64]:
         x, w, bias = sample(m, k, n)
         narrow = w.astype(dtype_to_numpy("bfloat16"))
-        y = tvm.runtime.tensor(np.full((m, n), np.nan, np.float32))
-        operands = x, pack_weights(narrow, params), pack_bias(bias, n, params)
-        compiled["gemm"](*map(tvm.runtime.tensor, operands), y)
-        expected = run(x, narrow.astype(np.float32), bias, params)
-        np.testing.assert_array_equal(y.numpy(), expected)
+        y = np.full((m, n), np.nan, np.float32)
+        call(x, pack_weights(narrow, params), pack_bias(bias, n, params), y)
+        np.testing.assert_array_equal(y, run(x, narrow.astype(np.float32), bias, params))
 
 
 def test_rows_of_the_output_beyond_n_are_not_touched() -> None:
     x, w, _ = sample(5, 3, 2)
     params = GemmParams(lanes=4, vectors=2, rows=3)
     room = np.full(5 * 2 + 64, 7, np.float32)
-    kernel = gemm(3, 2, params).with_attr("global_symbol", "gemm")
-    compiled = tvm.compile(kernel, target=tvm.target.Target({"kind": "llvm", "num-cores": 1}))
     y = room[:10].reshape(5, 2)
-    operands = (x, pack_weights(w, params), pack_bias(None, 2, params), y)
-    compiled["gemm"](*(tvm_ffi.from_dlpack(a) for a in operands))
+    made(3, 2, params)(x, pack_weights(w, params), pack_bias(None, 2, params), y)
     assert (room[10:] == 7).all()
 
 

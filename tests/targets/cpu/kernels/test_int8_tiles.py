@@ -40,7 +40,7 @@ TARGET = {
 }
 FIXED, BY_ROW = Quantization(0.05, 117), RowQuantization()
 RELU = Epilogue(Activation("relu"))
-# Less than a tile, whole ones and parts of them along K; vectors of a panel from one to six.
+# Less than a tile, whole ones and parts of them along K; one vector of a panel, or two.
 SHAPES = {
     FIXED: [(1, 1), (60, 16), (67, 64), (132, 80), (190, 129)],
     BY_ROW: [(5, 33), (64, 48), (128, 96)],
@@ -146,7 +146,7 @@ def test_operands_at_the_store(tiles: Amx, always: Any) -> None:
     always(1)
     layer, rng = Layer(70, 37, FIXED), np.random.default_rng(0)
     others = [rng.normal(size=(50, 37)).astype(np.float32) for _ in range(2)]
-    epilogue = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")))
+    epilogue = Epilogue(Activation("relu"), (Step("mul"), Step("add")))
     vectors, tiled = layer.compiled(None, epilogue), layer.compiled(tiles, epilogue)
     for m in (1, 33, 50):
         given = [other[:m] for other in others]
