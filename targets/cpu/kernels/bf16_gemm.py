@@ -159,10 +159,9 @@ def _storing(n, params, epilogue, words):
     @inlined
     def store_words(y, row, column, values, given):
         apply(values, 0, row, column, given)
-        if n % lanes > 0:
-            for lane in range(lanes):
-                if column + lane >= n:
-                    values[lane] = T.float32(0)
+        if n % lanes > 0 and column + lanes > n:
+            for lane in range(n % lanes, lanes):
+                values[lane] = T.float32(0)
         place = T.meta_var(T.truncdiv(column, PAIR))
         y[row, T.ramp(place, 1, lanes // PAIR)] = words.rounded(values[T.ramp(0, 1, lanes)])
         if beyond > 0 and column + lanes >= n:

@@ -23,8 +23,10 @@ from graphopt.targets.cpu.kernels.int8_blocks import Int8Blocks
 from graphopt.targets.cpu.kernels.panels import (
     Emitted,
     GemmParams,
+    applying,
     by_blocks,
     default_params,
+    storing,
     vectors_across,
 )
 from graphopt.targets.cpu.kernels.row_codes import (
@@ -202,39 +204,22 @@ def _rounding(k: int, rounding: Rounding, lanes: int) -> Emitted:
 def _storing(n: int, lanes: int, epilogue: Epilogue, result: Quantization | None) -> Emitted:
     """For use in a kernel: `store(y, row, column, values, at, given)` writes one vector.
 
-    As that of `panels`, for values that may become codes.
+    As that of `panels`, or for values that become codes.
     """
+    if result is None:
+        return storing(n, lanes, epilogue)
+    apply = applying(n, lanes, epilogue)
 
     @inlined
     def store(y, row, column, values, at, given):
+        apply(values, at, row, column, given)
         if column + lanes <= n:
-            for lane in T.vectorized(lanes):
-                values[at + lane] = epilogue(values[at + lane], given, row, column + lane)
-            if result is not None:
-                y[row, T.ramp(column, 1, lanes)] = quantized(
-                    values[T.ramp(at, 1, lanes)], result, lanes
-                )
-            else:
-                for lane in T.vectorized(lanes):
-                    y[row, column + lane] = values[at + lane]
-        else:
-            if epilogue.before > 0:
-                for lane in range(lanes):
-                    if column + lane < n:
-                        values[at + lane] = epilogue.begin(
-                            values[at + lane], given, row, column + lane
-                        )
-            for lane in T.vectorized(lanes):
-                values[at + lane] = epilogue.activate(values[at + lane], given, column + lane)
-            for lane in range(lanes):
-                if column + lane < n:
-                    values[at + lane] = epilogue.finish(
-                        values[at + lane], given, row, column + lane
-                    )
-                    if result is not None:
-                        y[row, column + lane] = quantized(values[at + lane], result, 1)
-                    else:
-                        y[row, column + lane] = values[at + lane]
+            y[row, T.ramp(column, 1, lanes)] = quantized(
+                values[T.ramp(at, 1, lanes)], result, lanes
+            )
+        elif column < n:
+            for lane in range(n % lanes):
+                y[row, column + lane] = quantized(values[at + lane], result, 1)
 
     return store
 

@@ -289,27 +289,24 @@ def applying(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
     Of values[at:at + lanes], which are those of `row` from `column` on, with what is given for it.
     What lies beyond column `n` becomes some number.
     """
+    rest = n % lanes  # columns of the last vector, if that is not whole
 
     @inlined
     def apply(values, at, row, column, given):
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
                 values[at + lane] = epilogue(values[at + lane], given, row, column + lane)
-        else:
+        elif column < n:
             if epilogue.before > 0:
-                for lane in range(lanes):
-                    if column + lane < n:
-                        values[at + lane] = epilogue.begin(
-                            values[at + lane], given, row, column + lane
-                        )
+                for lane in range(rest):
+                    values[at + lane] = epilogue.begin(values[at + lane], given, row, column + lane)
             for lane in T.vectorized(lanes):
                 values[at + lane] = epilogue.activate(values[at + lane], given, column + lane)
             if epilogue.before < len(epilogue.steps):
-                for lane in range(lanes):
-                    if column + lane < n:
-                        values[at + lane] = epilogue.finish(
-                            values[at + lane], given, row, column + lane
-                        )
+                for lane in range(rest):
+                    values[at + lane] = epilogue.finish(
+                        values[at + lane], given, row, column + lane
+                    )
 
     return apply
 
@@ -327,10 +324,9 @@ def storing(n: int, lanes: int, epilogue: Epilogue) -> Emitted:
         if column + lanes <= n:
             for lane in T.vectorized(lanes):
                 y[row, column + lane] = epilogue(values[at + lane], given, row, column + lane)
-        else:
+        elif column < n:
             apply(values, at, row, column, given)
-            for lane in range(lanes):
-                if column + lane < n:
-                    y[row, column + lane] = values[at + lane]
+            for lane in range(n % lanes):
+                y[row, column + lane] = values[at + lane]
 
     return store

@@ -91,19 +91,15 @@ def test_one_that_is_right(isolated: Isolated) -> None:
 def test_one_that_fails_is_left_out(isolated: Isolated, params: str, reason: str) -> None:
     assert measured(isolated, params) == [math.inf]
     assert isolated.failures[-1] == ("elements=8", reason)
-
-
-def test_others_are_measured_after_a_crash(isolated: Isolated) -> None:
-    assert measured(isolated, "crashes") == [math.inf]
-    assert measured(isolated, "also right") != [math.inf]
+    assert measured(isolated, "also right") != [math.inf]  # others are, whatever came of this one
 
 
 def test_nothing_stays_when_the_work_is_stopped() -> None:
     with pytest.raises(KeyboardInterrupt), Isolated() as found:
-        measured(found, "crashes")
-        process = found._process = module._started()
+        measured(found, "wrong")
+        process = found._process
         raise KeyboardInterrupt
-    assert process.returncode is not None
+    assert process is not None and process.returncode is not None
 
 
 def test_a_process_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
