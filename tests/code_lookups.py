@@ -19,6 +19,21 @@ FORMS = {
         q = QuantizeLinear(g, s, z) f = Flatten(q) y = DequantizeLinear(f, s, z) }}""",
     "by columns": """<float[3] s = {0.1, 0.2, 0.3}, uint8[3] z = {3, 0, 250}> {
         g = Gather(t, i) y = DequantizeLinear<axis=2>(g, s, z) }""",
+    "by columns, in one row": """<float[9] s = {0.1, 0.2, 0.3, 0.1, 0.2, 0.3, 0.1, 0.2, 0.3},
+        uint8[9] z = {3, 0, 250, 3, 0, 250, 3, 0, 250}, int64[2] r = {-1, 9}> {
+        g = Gather(t, i) f = Reshape(g, r) y = DequantizeLinear<axis=1>(f, s, z) }""",
+    "by columns, moved": """<float[3] s = {0.1, 0.2, 0.3}, uint8[3] z = {3, 0, 250},
+        int64[1] a = {1}, int64[1] b = {3}, int64[1] c = {0}> {
+        g = Gather(t, i) h = Transpose<perm=[2,1,0]>(g)
+        p = Slice(h, a, b, c) q = Slice(h, c, a, c, a) e = Concat<axis=0>(q, p)
+        x = Transpose<perm=[1,2,0]>(e) n = Transpose<perm=[1,0,2]>(x)
+        y = DequantizeLinear<axis=-1>(n, s, z) }""",
+    "in parts": """<float[3] s = {0.1, 0.2, 0.3}, uint8[3] z = {3, 0, 250}, float o = {0.1},
+        float[2] p = {0.2, 0.3}, uint8 l = {3}, uint8[2] m = {0, 250}, int64[2] k = {1, 2}> {
+        g = Gather(t, i) u, v = Split<axis=2>(g, k) a = DequantizeLinear(u, o, l)
+        b = DequantizeLinear<axis=2>(v, p, m) y = Concat<axis=2>(a, b) }""",
+    "the greatest": f"""<{ONE}, int64[1] k = {{1}}> {{ g = Gather(t, i) m = ReduceMax(g, k)
+        y = DequantizeLinear(m, s, z) }}""",
     "two meanings": f"""<{ONE}, uint8 k = {{90}}> {{ g = Gather(t, i) f = Flatten(g)
         a = DequantizeLinear(f, s, z) b = DequantizeLinear(f, s, k) c = DequantizeLinear(f, s)
         y = Concat<axis=1>(a, b, c) }}""",
@@ -39,7 +54,7 @@ def lookup(form: str, rows: int = ROWS) -> ModelProto:
     """int64[N,3] i -> float y, of a table of at most `ROWS` rows, or one more, which are zeros."""
     signed = form == "signed"
     codes = np.random.default_rng(1).integers(0, 100, (ROWS, 3))
-    zeros = [3, 0, 250] if form == "by columns" else [-7 if signed else 7] * 3
+    zeros = [3, 0, 250] if "250" in FORMS[form] else [-7 if signed else 7] * 3
     table = np.append(codes, [zeros], 0)[:rows].astype(np.int8 if signed else np.uint8)
     source = model(f"g (int64[N,3] i) => (float[] y) {FORMS[form]}", opset=21)
     source.graph.initializer.append(numpy_helper.from_array(table, "t"))

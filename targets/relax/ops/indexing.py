@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -59,9 +60,22 @@ def load(buffer: Any, index: list[Any], valid: Any, otherwise: int = 0) -> Any:
     return tirx.if_then_else(valid, buffer[tuple(index)], const(otherwise, str(buffer.dtype)))
 
 
-def fill_of(node: Node) -> int:
+def fill_of(lower: Lowering, node: Node) -> int:
     """What a GatherElements or GatherND has where there is no element, if that is to be zero."""
-    return int(node.attrs.get("_fill", 0))
+    return int(known_fill(lower, node)) if lower.oob == "zero" else 0
+
+
+def known_fill(lower: Lowering, node: Node) -> np.ndarray:
+    """The codes that stand for zero in the result of a lookup; see `zero_codes`.
+
+    Raises:
+        UnsupportedOpError: they are not known.
+    """
+    fill = node.attrs.get("_fill", np.zeros((), np.int64))
+    if np.isnan(fill).any():
+        reason = "which codes stand for zero in its result is not known; use --oob clamp or error"
+        raise lower.unsupported(reason)
+    return fill  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------------------ lookups
@@ -118,24 +132,30 @@ def column(lower: Lowering, node: Node, axis: int, at: int) -> relax.Expr:
 
 def fills(lower: Lowering, node: Node) -> bool:
     """True for a Gather of which rows that are not found are codes other than 0."""
-    fill = node.attrs.get("_fill")
-    return lower.oob == "zero" and fill is not None and bool(fill.any())
+    if lower.oob != "zero" or not np.any(node.attrs.get("_fill", 0)):
+        return False
+    ids, size = tensor_input(node, 1).const, tensor_input(node, 0).tensor.dims[node.attr("axis")]
+    found = ids is not None and isinstance(size, int) and ((ids >= -size) & (ids < size)).all()
+    return not found
 
 
 def filled(lower: Lowering, node: Node) -> relax.Expr:
     """The same, with the codes that stand for zero; see `zero_codes`."""
-    data, ids, fill = tensor_input(node, 0), tensor_input(node, 1), node.attrs["_fill"]
+    data, ids, fill = tensor_input(node, 0), tensor_input(node, 1), known_fill(lower, node)
     axis, rank = node.attr("axis") % len(data.tensor.dims), len(ids.tensor.dims)
     shape, size = lower.shape(node.output), int64(lower.dim(data.tensor.dims[axis]))
-    codes = lower.constant(fill.astype(dtype_to_numpy(data.dtype)).reshape(-1))
-    varied = len(shape) - fill.ndim  # which axis has codes of its own
+    fill = fill.reshape([1] * (len(shape) - fill.ndim) + list(fill.shape))
+    codes, varied = (
+        lower.constant(fill.astype(dtype_to_numpy(data.dtype))),
+        np.array(fill.shape) > 1,
+    )
 
     def take(x: te.Tensor, i: te.Tensor, zeros: te.Tensor) -> te.Tensor:
         def element(*o: Any) -> Any:
             before, place, after = o[:axis], o[axis : axis + rank], o[axis + rank :]
             index = i(*place).astype("int64")
             found = x(*before, bounds.row_of(index, size, lower.oob), *after)
-            zero = zeros(o[varied] if fill.ndim else int64(0))
+            zero = zeros(*(k if wide else int64(0) for k, wide in zip(o, varied)))
             return tirx.if_then_else(bounds.is_valid(index, size), found, zero)
 
         return te.compute(shape, element, name="gather")
@@ -148,7 +168,7 @@ def _gather_elements(lower: Lowering, node: Node) -> relax.Expr:
     data, ids = tensor_input(node, 0), tensor_input(node, 1)
     axis = node.attr("axis") % len(data.tensor.dims)
     shape = lower.shape(ids)
-    fits = fitting(lower, ids, data, axis)
+    fits, fill = fitting(lower, ids, data, axis), fill_of(lower, node)
 
     def body(source: Any, indices: Any, out: Any) -> None:
         require(fits, f"{describe(node)}: its indices are larger than its data")
@@ -156,7 +176,7 @@ def _gather_elements(lower: Lowering, node: Node) -> relax.Expr:
             index = as_index(index)
             place = Position(lower, node, indices[index], data.tensor.dims[axis])
             read = [*index[:axis], place.at, *index[axis + 1 :]]
-            store(out, index, load(source, read, place.valid, fill_of(node)))
+            store(out, index, load(source, read, place.valid, fill))
 
     outs = [(shape, lower.checked_dtype(data.dtype))]
     return loops(lower, body, [lower.expr(data), lower.expr(ids)], outs)[0]
@@ -187,7 +207,7 @@ def _gather_nd(lower: Lowering, node: Node) -> relax.Expr:
         lower.dim(dims.product(part)) for part in (sizes[:shared], ids.tensor.dims[shared:-1], rest)
     )
     extents = [lower.dim(size) for size in indexed]
-    same = same_sizes(lower, sizes[:shared], ids.tensor.dims[:shared])
+    same, fill = same_sizes(lower, sizes[:shared], ids.tensor.dims[:shared]), fill_of(lower, node)
 
     def body(source: Any, indices: Any, out: Any) -> None:
         require(same, f"{describe(node)}: its data and indices disagree on the batch")
@@ -197,7 +217,7 @@ def _gather_nd(lower: Lowering, node: Node) -> relax.Expr:
             row = row_major([place.at for place in places], extents)
             valid = all_valid(places)
             with T.serial(int64(inner)) as j:
-                store(out, [b, i, j], load(source, [b, row, j], valid, fill_of(node)))
+                store(out, [b, i, j], load(source, [b, row, j], valid, fill))
 
     flat = lower.reshape(lower.expr(data), [batch, lower.dim(dims.product(indexed)), inner])
     tuples = lower.reshape(lower.expr(ids), [lower.dim(dims.product(ids.tensor.dims[:-1])), depth])
