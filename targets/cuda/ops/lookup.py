@@ -61,7 +61,7 @@ def _gather_elements(lower: CudaLowering, node: Node) -> relax.Expr:
             def load(row: Any) -> Any:
                 return x(*o[:axis], row, *o[axis + 1 :])
 
-            return lower.looked_up(i(*o), size, load, fill_of(node))
+            return lower.looked_up(i(*o), size, load, fill_of(lower, node))
 
         return compute(i.shape, element, "gather_elements")
 
@@ -88,7 +88,7 @@ def _gather_nd(lower: CudaLowering, node: Node) -> relax.Expr:
                 def deeper(row: Any) -> Any:
                     return at(k + 1, [*rows, row])
 
-                return lower.looked_up(index, extents[k], deeper, fill_of(node))
+                return lower.looked_up(index, extents[k], deeper, fill_of(lower, node))
 
             return at(0, [])
 
