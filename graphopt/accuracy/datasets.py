@@ -220,7 +220,9 @@ def _table(
         parts = columns.get(spec.name, [spec.name])
         absent = [name for name in parts if name not in there]
         if absent:
-            raise InputError(f"{path}: has no column {', '.join(map(repr, absent))}")
+            hint = f"; name those that make it up by --columns {spec.name}=a,b,…"
+            hint = "" if spec.name in columns else hint
+            raise InputError(f"{path}: has no column {', '.join(map(repr, absent))}{hint}")
         arrays_of = [_column(path, name, table[name]) for name in parts]
         found[spec.name] = _as_input(path, spec, arrays_of)
     return found

@@ -26,9 +26,9 @@ def bundle(
 ) -> None:
     """Put an artifact and its runtime into one folder.
 
-    Or, with --wheel, the runtime alone into a wheel. They are for images that serve artifacts: with
-    the folder on PYTHONPATH, or the wheel installed, Python needs NumPy and typing_extensions
-    besides, but no compiler.
+    With --wheel, put the runtime alone into a wheel. Both are for images that serve artifacts: with
+    the folder on PYTHONPATH, or the wheel installed, Python needs NumPy and typing_extensions too,
+    but no compiler.
     """
     from graphopt.deployment import bundle as bundles
     from graphopt.deployment import runtime_wheel

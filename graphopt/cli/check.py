@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from graphopt.cli import console, options
 from graphopt.errors import SpecError, VerificationError
 
+WIDE = 100
+"""Characters of a terminal that has room for the worst elements beside all else."""
+
 if TYPE_CHECKING:
     from graphopt.checking.comparison import Comparison, OutputComparison
 
@@ -25,7 +28,7 @@ def check(
 ) -> None:
     """Compare the answers of two models.
 
-    They agree where |a - b| <= atol + rtol * |b| for every element; otherwise the exit status is 3.
+    They agree if |a - b| <= atol + rtol * |b| for every element; otherwise the exit status is 3.
     """
     batches = options.batch_sizes(batch)
     if not (math.isfinite(rtol) and math.isfinite(atol)):
@@ -45,9 +48,14 @@ def check(
 
 
 def _print(found: Comparison) -> None:
-    columns = ("output", ">elements", ">differ", ">abs", ">rel", ">order", "worst")
-    out = console.stdout()
-    out.print(console.table(columns, (_row(output) for output in found.outputs)))
+    columns = ("output", ">elements", ">differ", ">abs", ">rel", ">order")
+    out, rows = console.stdout(), [_row(output) for output in found.outputs]
+    if out.width >= WIDE:
+        out.print(console.table((*columns, "worst"), rows))
+    else:
+        out.print(console.table(columns, (row[:-1] for row in rows)))
+        for name, *_, worst in rows:
+            out.print(f"{name}: {worst}", soft_wrap=True)
     verdict = "agree" if found.agrees else "differ"
     sets = f"{found.samples} set{'s' if found.samples != 1 else ''} of inputs"
     out.print(f"\nThe answers {verdict} on {sets} (rtol {found.rtol:g}, atol {found.atol:g}).")

@@ -22,8 +22,8 @@ def explain(
 ) -> None:
     """Show what becomes of each node of a model.
 
-    Fused into what, folded, removed or left, by which pass, and why rules left what they left.
-    Nothing is written.
+    Says whether it was kept, folded, removed or fused, into what and by which pass, and why rules
+    left alone what was kept. Nothing is written.
     """
     pipeline = options.pipeline(level, passes)
     from graphopt import explanation

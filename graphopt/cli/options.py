@@ -38,7 +38,9 @@ class EngineName(enum.StrEnum):
 
 # What is worked on.
 Model = Annotated[Path, Argument(metavar="MODEL", help="The .onnx file.")]
-Runnable = Annotated[Path, Argument(metavar="MODEL|ARTIFACT", help="An .onnx file or a .gopt.")]
+Runnable = Annotated[
+    Path, Argument(metavar="MODEL|ARTIFACT", help="An .onnx file or a .gopt folder.")
+]
 Compiled = Annotated[Path, Argument(metavar="ARTIFACT", help="A .gopt folder.")]
 First = Annotated[Path, Argument(metavar="A", help="A model or artifact.")]
 Second = Annotated[Path, Argument(metavar="B", help="What to compare it with.")]
@@ -63,18 +65,20 @@ Target = Annotated[
 ]
 Level = Annotated[
     int | None,
-    Option("-O", min=0, max=3, metavar="N", show_default="2", help="The preset of passes."),
+    Option("-O", min=0, max=3, metavar="N", help="The preset of passes; default: 2."),
 ]
 Passes = Annotated[
     str | None, Option(metavar="SPEC", help="Run these passes instead, such as 'canonicalize,dce'.")
 ]
-OobPolicy = Annotated[Oob, Option(metavar="|".join(Oob), help="What an id outside its table does.")]
+OobPolicy = Annotated[
+    Oob, Option(metavar="|".join(Oob), help="What happens to an id outside its table.")
+]
 Precision = Annotated[
     PrecisionName,
     Option(
         metavar="|".join(PrecisionName),
-        help="What wide dense layers multiply: bf16 keeps 3 digits; on GPUs, tf32 and fp16 "
-        "keep 3, tf32x3 6.",
+        help="What wide dense layers multiply: bf16 keeps 2 to 3 digits; on GPUs, tf32 and fp16 "
+        "keep 3, and tf32x3 keeps 6.",
     ),
 ]
 Verify = Annotated[bool, Option(help="Compare with the source model before anything is kept.")]
@@ -87,9 +91,8 @@ MetricName = Annotated[
     str | None,
     Option(
         metavar="NAME",
-        show_default="mean-error",
-        help="auc, gauc, logloss, ne, mse, ndcg@K, hit@K; without labels mean-error, max-error, "
-        "top@K, kendall; or MODULE:FUNCTION.",
+        help="auc, gauc, logloss, ne, mse, ndcg@K or hit@K; without labels mean-error (the "
+        "default), max-error, top@K or kendall; or MODULE:FUNCTION.",
     ),
 ]
 MaxDrop = Annotated[
@@ -98,10 +101,11 @@ MaxDrop = Annotated[
 ]
 Sweep = Annotated[
     str | None,
-    Option(metavar="X,X,…", help="Try several budgets instead and compare them; writes no model."),
+    Option(metavar="X,X,…", help="Compare several values of --max-drop; writes no model."),
 ]
 Plot = Annotated[
-    Path | None, Option(metavar="FILE", help="Plot the sweep there: .png, .svg or .pdf.")
+    Path | None,
+    Option(metavar="FILE", help="Write a plot of the sweep to this .png, .svg or .pdf."),
 ]
 Labels = Annotated[str, Option(metavar="NAME", help="What the labels are called in the data.")]
 Group = Annotated[
@@ -137,14 +141,16 @@ Trials = Annotated[
     int | None, Option(min=1, metavar="N", help="Tune kernels with at most N measurements.")
 ]
 Rpc = Annotated[
-    str | None, Option(metavar="HOST:PORT", help="Tune on the GPU of the TVM RPC server there.")
+    str | None,
+    Option(metavar="HOST:PORT", help="Tune on the GPU of the TVM RPC server at this address."),
 ]
 TuneBatches = Annotated[str, Option(metavar="N,N,…", help="The batch sizes to tune for.")]
 MetaSchedule = Annotated[
     bool, Option("--meta-schedule", help="Also search schedules for kernels without a template.")
 ]
 TuningCache = Annotated[
-    Path | None, Option(metavar="FILE", help="Keep measurements there, and use the ones it has.")
+    Path | None,
+    Option(metavar="FILE", help="Keep measurements in this file, and use those that it has."),
 ]
 CacheReadOnly = Annotated[
     bool, Option("--tuning-cache-read-only", help="Never write to the tuning cache.")
@@ -163,7 +169,7 @@ Engine = Annotated[
 # What is run on.
 Inputs = Annotated[
     Path | None,
-    Option(metavar="FILE.npz", help="Inputs, one array for each, instead of random ones."),
+    Option(metavar="FILE.npz", help="Inputs, one array each, instead of random ones."),
 ]
 Random = Annotated[bool, Option("--random", help="Use random valid inputs.")]
 Batch = Annotated[int, Option(min=1, metavar="N", help="The batch size.")]
@@ -187,10 +193,12 @@ Seconds = Annotated[float, Option(min=0, metavar="X", help="How long to measure 
 
 # What is shown.
 Results = Annotated[
-    Path | None, Option("-o", "--output", metavar="FILE.npz", help="Write the outputs there.")
+    Path | None,
+    Option("-o", "--output", metavar="FILE.npz", help="Write the outputs to this file."),
 ]
 ReportFile = Annotated[
-    Path | None, Option("--report", metavar="FILE", help="Also write the report there, as JSON.")
+    Path | None,
+    Option("--report", metavar="FILE", help="Also write the report to this file, as JSON."),
 ]
 PrintIR = Annotated[
     str | None,
@@ -200,7 +208,7 @@ DumpIR = Annotated[
     Path | None, Option(metavar="DIR", help="Write the graph after every pass that changes it.")
 ]
 TimePasses = Annotated[bool, Option("--time-passes", help="Show the time per pass.")]
-Explain = Annotated[bool, Option("--explain", help="Show what rules left alone, and why.")]
+Explain = Annotated[bool, Option("--explain", help="Show what the rules left alone, and why.")]
 Json = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 Verbose = Annotated[bool, Option("-v", "--verbose", help="Show every pass and rule.")]
 Quiet = Annotated[bool, Option("-q", "--quiet", help="Show errors only.")]

@@ -31,15 +31,15 @@ def profile(
     """Show where the time goes: kernels, tables, features.
 
     The bound is the least time that this machine needs for the operations of a kernel, or to
-    move its bytes from the smallest cache that holds them. The machine's peaks are measured once
-    and kept in the user's cache folder: multiply-adds in registers, by each instruction for
-    products, and copies of several sizes. There are no bounds for a GPU.
+    move its bytes from the smallest cache that holds them. It follows from what the machine does
+    at best: multiply-adds in registers, by each instruction for products, and copies of several
+    sizes. This is measured once and kept in your cache folder. There are no bounds for a GPU.
 
     Narrow terminals show fewer columns and shorter names; --json has everything.
 
     The time of a kernel that reads several tables is divided among them by the bytes moved. A
-    feature is charged with the kernels that depend on it alone. For an artifact of another
-    machine, or of a GPU that is not there, only operations and bytes are shown.
+    feature is charged with the kernels that depend on it alone. For an artifact that was built
+    for another machine, or for a GPU that is not there, only operations and bytes are shown.
     """
     from graphopt import arrays
     from graphopt.measuring import profiling

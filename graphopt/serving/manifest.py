@@ -34,7 +34,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{path}: not a graphopt artifact (no {MANIFEST})") from None
+        raise ArtifactError(f"{path}: {_not_an_artifact(path)}") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path / MANIFEST}: damaged ({error}); compile it again") from None
     if not isinstance(manifest, dict) or "format" not in manifest:
@@ -50,6 +50,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST}: damaged; copy it again, or compile the model again"
         )
     return manifest
+
+
+def _not_an_artifact(path: Path) -> str:
+    if not path.exists():
+        return "no such folder"
+    if path.is_file():
+        return "not a graphopt artifact; `graphopt optimize` makes one of a model"
+    return f"not a graphopt artifact (no {MANIFEST})"
 
 
 def write_manifest(folder: Path, entries: dict[str, Any]) -> None:

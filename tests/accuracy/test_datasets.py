@@ -181,6 +181,7 @@ def test_nothing_to_split(data: Dataset) -> None:
     ("text", "columns", "says"),
     [
         ("ids,a\n1,2.0\n", {"x": ["a", "b"]}, "has no column 'b'"),
+        ("ids,a\n1,2.0\n", {}, r"has no column 'x'; .* --columns x=a,b,"),
         ("ids,a,b\n1.5,2.0,3.0\n", {"x": ["a", "b"]}, "input 'ids' is int64"),
         ("ids,a,b\n1,,3.0\n2,1,3\n", {"x": ["a", "b"]}, "column 'a' has 1 empty"),
         ("ids,a,b\n1,2.0,3.0\n", {"z": ["a", "b"]}, "no input 'z'"),

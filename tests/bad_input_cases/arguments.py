@@ -96,7 +96,8 @@ OUTPUTS = [
 
 AMISS = [
     Case("no name for a model", lambda kit: ["optimize", ""], "is a directory"),
-    Case("profile: a model", lambda kit: ["profile", kit.model()], "not a graphopt artifact"),
+    Case("profile: a model", lambda kit: ["profile", kit.model()], "`graphopt optimize` makes one"),
+    Case("profile: nothing", lambda kit: ["profile", kit.folder / "a.gopt"], "no such folder"),
     Case("run: more samples than numbers",
          lambda kit: ["run", kit.model(), "--random", "--batch", 10**20], "out of memory"),
 ]  # fmt: skip

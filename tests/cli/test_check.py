@@ -44,6 +44,18 @@ def test_other_shapes(model: Path, flat_model: Path) -> None:
     assert "shape (4, 1) against (4,)" in found.errors[0]
 
 
+def test_narrow_terminals_show_the_worst_element_below(
+    model: Path, flat_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column of two characters would take a dozen lines."""
+    monkeypatch.setattr("graphopt.cli.console.PIPE_WIDTH", 60)
+    table, _, below = graphopt("check", model, model, "--batch", "4").out.partition("score: [")
+    assert "worst" not in table
+    assert " of set 0: " in below.splitlines()[0]
+    out = graphopt("check", model, flat_model, "--batch", "4").out
+    assert "score: shape (4, 1) against (4,)\n" in out
+
+
 def test_empty_outputs(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", ids=np.ones((0, 3), int), dense=np.ones((0, 4), np.float32))
     found = graphopt("check", model, model, "--inputs", tmp_path / "none.npz")
