@@ -30,7 +30,6 @@ from graphopt.errors import SpecError
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import scratch_folder
 from graphopt.ir.graph import Graph, Value
-from graphopt.pipeline import presets
 from graphopt.pipeline.instruments import Instrument
 from graphopt.pipeline.manager import PassManager, size_of
 from graphopt.pipeline.report import Report
@@ -284,9 +283,6 @@ def _pipeline(passes: str | Pipeline | None, budget: Budget | None = None) -> Pi
 def _parsed(passes: str | Pipeline) -> Pipeline:
     if isinstance(passes, Pipeline):
         return passes
-    if passes in ("O0", "O1", "O2", "O3"):
-        preset: Pipeline = getattr(presets, passes)
-        return preset
     return Pipeline.parse(passes)
 
 

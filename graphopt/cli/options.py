@@ -68,7 +68,11 @@ Level = Annotated[
     Option("-O", min=0, max=3, metavar="N", help="The preset of passes; default: 2."),
 ]
 Passes = Annotated[
-    str | None, Option(metavar="SPEC", help="Run these passes instead, such as 'canonicalize,dce'.")
+    str | None,
+    Option(
+        metavar="SPEC",
+        help="Run these passes instead, such as 'canonicalize,dce' or 'O2,-fuse-gemm'.",
+    ),
 ]
 OobPolicy = Annotated[
     Oob, Option(metavar="|".join(Oob), help="What happens to an id outside its table.")

@@ -1,6 +1,7 @@
 """Pipelines and their text form: `fixpoint(canonicalize,fold-constants{max_growth=1048576},dce)`.
 
-`parse(str(pipeline)) == pipeline`, so a run can be repeated from its report.
+A preset's name stands for its steps, and `-NAME` takes a pass out of all steps before it:
+`O2,-fuse-gemm`. `parse(str(pipeline)) == pipeline`, so a run can be repeated from its report.
 """
 
 from __future__ import annotations
@@ -64,6 +65,18 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _without(steps: tuple[Step, ...], name: str) -> tuple[Step, ...]:
+    """`steps` but for the pass of that name; a fixpoint of nothing else goes with it."""
+    kept: list[Step] = []
+    for step in steps:
+        if isinstance(step, Fixpoint):
+            inner = _without(step.steps, name)
+            kept += [Fixpoint(inner)] if inner else []
+        elif step.name != name:
+            kept.append(step)
+    return tuple(kept)
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
@@ -80,23 +93,38 @@ class _Parser:
         return steps
 
     def steps(self) -> tuple[Step, ...]:
-        found = [self.step()]
+        found = self.after(())
         while self.accept(","):
-            found.append(self.step())
-        return tuple(found)
+            found = self.after(found)
+        return found
 
-    def step(self) -> Step:
+    def after(self, before: tuple[Step, ...]) -> tuple[Step, ...]:
+        """The steps `before` and those named next, or without the pass named next."""
+        from graphopt.pipeline import presets  # which are made of what is defined here
+
+        if self.accept("-"):
+            start, name = self.at, self.word("a pass name")
+            kept = _without(before, self.pass_called(name, start).name)
+            if kept == before:
+                raise self.fail(f"{name!r} is not among the passes before it", start)
+            return kept
         start, name = self.at, self.word("a pass name")
         if name == "fixpoint" and self.accept("("):
             steps = self.steps()
             self.expect(")")
-            return Fixpoint(steps)
+            return (*before, Fixpoint(steps))
+        if name in presets.PRESETS:
+            return (*before, *presets.PRESETS[name].steps)
+        cls = self.pass_called(name, start)
+        return (*before, cls(**(self.options(cls) if self.accept("{") else {})))
+
+    def pass_called(self, name: str, start: int) -> type[Pass]:
         cls = registry.passes().get(name)
         if cls is None:
             close = difflib.get_close_matches(name, registry.passes(), n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "; `graphopt passes` lists them"
             raise self.fail(f"no pass is called {name!r}{hint}", start)
-        return cls(**(self.options(cls) if self.accept("{") else {}))
+        return cls
 
     def options(self, cls: type[Pass]) -> dict[str, Any]:
         hints = get_type_hints(cls)

@@ -123,7 +123,6 @@ class Negate(Pass):
 
 
 def test_wrong_answers_are_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "O3", Pipeline((Negate(),)))
     monkeypatch.setitem(presets.PRESETS, "O3", Pipeline((Negate(),)))
     found = portable(model, "-O3", "--explain")
     assert found.status == 3

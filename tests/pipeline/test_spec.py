@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -28,6 +29,14 @@ STEPS = st.recursive(
 )
 
 
+@pytest.mark.parametrize("name", ["fuse-gemm", "raise-embedding-bag", "dce"])
+def test_a_pass_is_taken_out_of_a_preset(name: str) -> None:
+    text = str(Pipeline.parse(f"O2,-{name}"))
+    assert name in re.findall(r"[\w-]+", str(presets.O2))
+    assert name not in re.findall(r"[\w-]+", text)
+    assert len(text) < len(str(presets.O2))
+
+
 @given(st.lists(STEPS, max_size=4))
 def test_the_text_gives_the_pipeline_back(steps: list[Pass | Fixpoint]) -> None:
     pipeline = Pipeline(tuple(steps))
@@ -52,6 +61,11 @@ def test_presets_have_a_text(name: str) -> None:
         ("fold-constants{max-growth=7}", Pipeline((FoldConstants(7),))),
         ("fold-constants{ max_growth = 7 }", Pipeline((FoldConstants(7),))),
         ("fold-constants{}", Pipeline((FoldConstants(),))),
+        ("O2", presets.O2),
+        ("O1,dce", Pipeline((*presets.O1.steps, Dce()))),
+        ("dce,fixpoint(cse),-cse,cse", Pipeline.parse("dce,cse")),
+        ("fixpoint(dce,cse),-dce", Pipeline.parse("fixpoint(cse)")),
+        ("fixpoint( O1 , - dce )", Pipeline((Fixpoint(Pipeline.parse("O1,-dce").steps),))),
         ("fixpoint(dce)", Pipeline((Fixpoint((Dce(),)),))),
         ("fixpoint( dce , fixpoint(dce) )", Pipeline((Fixpoint((Dce(), Fixpoint((Dce(),)))),))),
     ],
@@ -66,6 +80,10 @@ def test_text_is_read(text: str, pipeline: Pipeline) -> None:
         ("dze", "did you mean 'dce'?", 0),
         ("xyzzy", "`graphopt passes` lists them", 0),
         ("dce,,cse", "expected a pass name", 4),
+        ("dce,-cse", "'cse' is not among the passes before it", 5),
+        ("-dce", "'dce' is not among the passes before it", 1),
+        ("O2,-fuse-gem", "did you mean 'fuse-gemm'?", 4),
+        ("O1{a=1}", "expected ',' or the end", 2),
         ("dce cse", "expected ',' or the end", 4),
         ("fixpoint(dce", "expected ')'", 12),
         ("dce)", "expected ',' or the end", 3),
