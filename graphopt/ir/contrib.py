@@ -132,23 +132,16 @@ def _fused_conv(do: Steps, attrs: dict[str, Any]) -> Value:
 
 
 def _matmul_to_float(do: Steps, attrs: dict[str, Any]) -> Value:
-    a, b, a_scale, b_scale, a_zero, b_zero, bias = (do.input(slot) for slot in range(7))
-    return _scaled_product(do, (a, b, a_zero, b_zero), do("Mul", a_scale, b_scale), bias)
+    return do.product(
+        [do.input(k) for k in (0, 1, 4, 5)], do("Mul", do.value(2), do.value(3)), do.input(6)
+    )
 
 
 def _dynamic_matmul(do: Steps, attrs: dict[str, Any]) -> Value:
     made = do.graph.insert("DynamicQuantizeLinear", [do.value(0)], outputs=3, origin=do.call.origin)
     codes, scale, zero = made.outputs
     factors = (codes, do.value(1), zero, do.input(3))
-    return _scaled_product(do, factors, do("Mul", scale, do.value(2)), do.input(4))
-
-
-def _scaled_product(
-    do: Steps, factors: Sequence[Value | None], scale: Value, bias: Value | None
-) -> Value:
-    sums = do("Cast", do("MatMulInteger", *_without_end(factors)), to=dtype_to_onnx("float32"))
-    product = do("Mul", sums, scale)
-    return product if bias is None else do("Add", product, bias)
+    return do.product(factors, do("Mul", scale, do.value(2)), do.input(4))
 
 
 def _without_end(inputs: Sequence[Value | None]) -> list[Value | None]:
@@ -209,7 +202,9 @@ _ADAPTERS: dict[str, Adapter] = {
     "MatMulIntegerToFloat": _matmul_to_float,
     "QGemm": _qgemm,
     "QLinearAdd": _on_floats("Add", 2),
+    "QLinearAveragePool": _on_floats("AveragePool", 1),
     "QLinearConcat": _qlinear_concat,
+    "QLinearGlobalAveragePool": _on_floats("GlobalAveragePool", 1),
     "QLinearLeakyRelu": _on_floats("LeakyRelu", 1),
     "QLinearMul": _on_floats("Mul", 2),
     "QLinearSigmoid": _on_floats("Sigmoid", 1),

@@ -26,6 +26,26 @@ def attention(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
     joined = do("MatMul", do.value(0), do.value(1))
     if do.input(2) is not None:
         joined = do("Add", joined, do.value(2))
+    return _self_attended(do, joined, (do.input(3), do.input(4), do.input(5)), attrs)
+
+
+def quantized_attention(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
+    """The same with codes of 8 bits for what the first product multiplies."""
+    if attrs.get("do_rotary") or attrs.get("past_present_share_buffer"):
+        raise do.call.unsupported("it rotates positions or shares a buffer of past keys")
+    scale = do("Mul", do.value(3), do.value(4))
+    joined = do.product([do.input(k) for k in (0, 1, 6, 7)], scale, do.input(2))
+    return _self_attended(do, joined, (do.input(5), do.input(8), None), attrs)
+
+
+def _self_attended(
+    do: Steps,
+    joined: Value,
+    beside: tuple[Value | None, Value | None, Value | None],
+    attrs: dict[str, Any],
+) -> Sequence[Value]:
+    """Attention of queries, keys and values side by side, with a mask, past keys and a bias."""
+    mask, past, bias = beside
     widths = attrs.get("qkv_hidden_sizes")
     if widths is not None and len(widths) != 3:
         raise do.call.invalid("qkv_hidden_sizes must be three numbers")
@@ -36,14 +56,14 @@ def attention(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
     )
     heads = [_heads(do, part, attrs) for part in split.outputs]
     present: list[Value] = []
-    if do.input(4) is not None:
+    if past is not None:
         heads[1:] = [
-            do("Concat", do("Gather", do.value(4), _int(do, k), axis=0), heads[1 + k], axis=2)
+            do("Concat", do("Gather", past, _int(do, k), axis=0), heads[1 + k], axis=2)
             for k in (0, 1)
         ]
     if len(do.call.outputs) > 1:
         present = [do("Concat", *(do("Unsqueeze", h, _ints(do, [0])) for h in heads[1:]), axis=0)]
-    return [_attended(do, heads, do.input(3), do.input(5), attrs), *present]
+    return [_attended(do, heads, mask, bias, attrs), *present]
 
 
 def multi_head_attention(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
@@ -66,23 +86,41 @@ def multi_head_attention(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
 
 def embed_layer_normalization(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
     """Rows of words, positions and segments added and normalized; also how many words there are."""
+    tables = [None if do.input(slot) is None else do.value(slot) for slot in range(2, 7)]
+    return _embedded(do, tables, do.input(8), attrs)
+
+
+def quantized_embed_layer_normalization(do: Steps, attrs: dict[str, Any]) -> Sequence[Value]:
+    """The same of tables, and of numbers to normalize with, that are codes of 8 bits."""
+    tables = [None if do.input(slot) is None else do.value(slot) for slot in range(2, 7)]
+    floats = [
+        None if codes is None else do("DequantizeLinear", codes, do.value(8 + k), do.input(13 + k))
+        for k, codes in enumerate(tables)
+    ]
+    return _embedded(do, floats, None, attrs)[:2]
+
+
+def _embedded(
+    do: Steps, tables: Sequence[Value | None], positions: Value | None, attrs: dict[str, Any]
+) -> Sequence[Value]:
+    """Tables of words, positions and segments, and the two numbers a column to normalize with."""
     ids = do.value(0)
-    positions = do.input(8)
+    words, places, segments, gamma, beta = tables
     if positions is not None:
-        place = do("Gather", do.value(3), positions)
+        place = do("Gather", places, positions)
     else:
         length = do("Shape", ids, start=1, end=2)
-        place = do("Slice", do.value(3), _ints(do, [0]), length, _ints(do, [0]))
-    total = do("Add", do("Gather", do.value(2), ids), place)
+        place = do("Slice", places, _ints(do, [0]), length, _ints(do, [0]))
+    total = do("Add", do("Gather", words, ids), place)
     if do.input(1) is not None:
-        total = do("Add", total, do("Gather", do.value(4), do.value(1)))
+        total = do("Add", total, do("Gather", segments, do.value(1)))
     epsilon = attrs.get("epsilon", 1e-12)
-    result = do("LayerNormalization", total, do.value(5), do.value(6), axis=-1, epsilon=epsilon)
+    result = do("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
     mask = do.input(7)
     if mask is None:
         mask = do("Sub", ids, ids)
-    words = do("Cast", do("Equal", mask, do.number(1, mask)), to=dtype_to_onnx("int32"))
-    count = do("ReduceSum", words, _ints(do, [1]), keepdims=0)
+    there = do("Cast", do("Equal", mask, do.number(1, mask)), to=dtype_to_onnx("int32"))
+    count = do("ReduceSum", there, _ints(do, [1]), keepdims=0)
     return [result, count, total]
 
 
@@ -220,6 +258,8 @@ ADAPTERS: dict[str, Adapter] = {
     "Attention": attention,
     "EmbedLayerNormalization": embed_layer_normalization,
     "MultiHeadAttention": multi_head_attention,
+    "QAttention": quantized_attention,
+    "QEmbedLayerNormalization": quantized_embed_layer_normalization,
     "SimplifiedLayerNormalization": simplified_layer_normalization,
     "SkipSimplifiedLayerNormalization": skip_simplified_layer_normalization,
 }

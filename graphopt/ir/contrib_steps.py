@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphopt.ir.graph import Graph, Value
-from graphopt.ir.types import TensorType, dtype_to_numpy
+from graphopt.ir.types import TensorType, dtype_to_numpy, dtype_to_onnx
 from graphopt.ir.upgrade import OpCall
 
 
@@ -42,6 +42,21 @@ class Steps:
         per_slice = self.value(slot + 1).rank == 1 and rank
         attrs = {"axis": axis % rank} if per_slice and rank else {}
         return self("DequantizeLinear", codes, self.value(slot + 1), self.input(slot + 2), **attrs)
+
+    def product(
+        self, factors: Sequence[Value | None], scale: Value | None, bias: Value | None
+    ) -> Value:
+        """Codes multiplied, times a scale, plus a bias.
+
+        Args:
+            factors: two matrices of codes, and the zero points of both.
+        """
+        factors = list(factors)
+        while factors[-1] is None:
+            factors.pop()
+        sums = self("Cast", self("MatMulInteger", *factors), to=dtype_to_onnx("float32"))
+        scaled = self("Mul", sums, scale)
+        return scaled if bias is None else self("Add", scaled, bias)
 
     def codes(self, floats: Value, slot: int) -> Value:
         """`floats` as codes by the scale and zero point at input `slot`."""

@@ -35,6 +35,7 @@ WEIGHTS = {
     "zero": np.int8(0),
     "each": np.linspace(0.02, 0.05, 4, dtype=np.float32),
     "zeros": np.zeros(4, np.int8),
+    "one": np.array([1], np.int64),
     "qb": np.array([-100, 50, 3, 0], np.int32),
 }
 
@@ -69,6 +70,10 @@ CODE_OPS = [
     "p = com.microsoft.QGemm(a, s, z, q, r, zero, qb, r, z)",
     "p = com.microsoft.QGemm<transB=1>(a, s, z, qt, each, zeros, qb, r, z)",
     "p = com.microsoft.QuantizeLinear(x, r, z)",
+    """d = Unsqueeze(a, one) e = com.microsoft.QLinearAveragePool<kernel_shape=[3], pads=[1, 1]>(
+        d, s, z, r, z) p = Squeeze(e, one)""",
+    """d = Unsqueeze(a, one) e = com.microsoft.QLinearGlobalAveragePool(d, s, z, r, z)
+        p = Squeeze(e, one)""",
 ]
 
 
@@ -106,7 +111,8 @@ def test_codes(body: str) -> None:
     got, expected = both(f"{CODES}{body} y = com.microsoft.DequantizeLinear(p, r, z)")
     step = float(WEIGHTS["r"])
     assert np.abs(got - expected).max() <= 1.001 * step
-    assert np.mean(got != expected) < (0.06 if "Softmax" in body else 0.02)
+    allowed = 0.06 if "Softmax" in body else 0.02  # one number of 50
+    assert np.mean(got != expected) <= allowed
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ SAMPLES, LENGTH = 3, 5
 INPUTS = {
     "x": "float[N,5,6]",
     "q": "float[N,7,6]",
+    "codes": "uint8[N,5,6]",
     "ids": "int32[N,5]",
     "mask": "int32[N,5]",
     "each": "int32[N,5,5]",
@@ -50,8 +51,20 @@ WEIGHTS = {
     "words": _floats(20, 6),
     "places": _floats(9, 6),
     "parts": _floats(2, 6),
+    "cw": RNG.integers(-128, 128, (6, 18), np.int8),
+    "cwords": RNG.integers(0, 256, (20, 6), np.uint8),
+    "cplaces": RNG.integers(0, 256, (9, 6), np.uint8),
+    "cparts": RNG.integers(0, 256, (2, 6), np.uint8),
+    "cg": RNG.integers(0, 256, 6, np.uint8),
+    "s": np.array(0.01, np.float32),
+    "r": np.array(0.02, np.float32),
+    "columns": np.linspace(0.001, 0.02, 18, dtype=np.float32),
+    "zero": np.array(120, np.uint8),
+    "none": np.array(0, np.int8),
+    "nones": np.zeros(18, np.int8),
 }
 ATTENTION = "com.microsoft.Attention<num_heads=2"
+QATTENTION = "com.microsoft.QAttention<num_heads=2"
 MHA = "com.microsoft.MultiHeadAttention<num_heads=2"
 RIGHT = [
     f"y = {ATTENTION}>(x, w, b)",
@@ -75,6 +88,14 @@ RIGHT = [
     f"y = {MHA}>(x, x, x, _, _, bias)",
     f"y, z, t = {MHA}>(x, x, x, b, _, _, pk, pv)",
     f"y, z, t = {MHA}, unidirectional=1>(x, x, x, _, longer, _, pk, pv)",
+    f"y = {QATTENTION}>(codes, cw, b, s, r, _, zero, none)",
+    f"y = {QATTENTION}>(codes, cw, b, s, columns, mask, zero, nones)",
+    f"y = {QATTENTION}, unidirectional=1>(codes, cw, b, s, r)",
+    f"y, z = {QATTENTION}>(codes, cw, b, s, r, longer, zero, none, past)",
+    "y, z = com.microsoft.QEmbedLayerNormalization<epsilon=0.01>(ids, mask, cwords, cplaces, "
+    "cparts, cg, cg, mask, s, r, r, s, r, zero, zero, zero, zero, zero)",
+    "y, z = com.microsoft.QEmbedLayerNormalization(ids, _, cwords, cplaces, _, cg, cg, _, "
+    "s, r, _, s, r, zero, zero, _, zero, zero)",
     "y, z = com.microsoft.EmbedLayerNormalization<epsilon=0.01>"
     "(ids, mask, words, places, parts, g, e)",
     "y, z = com.microsoft.EmbedLayerNormalization(ids, _, words, places, _, g, e, mask)",
@@ -113,6 +134,8 @@ def feeds_for(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
         shape = [d.dim_value or SAMPLES for d in kind.shape.dim]
         if kind.elem_type == onnx.TensorProto.FLOAT:
             feeds[value.name] = rng.normal(size=shape).astype(np.float32)
+        elif kind.elem_type == onnx.TensorProto.UINT8:
+            feeds[value.name] = rng.integers(0, 256, shape, np.uint8)
         elif value.name == "lengths":
             feeds[value.name] = np.array([5, 1, 3], np.int32)
         else:
@@ -137,6 +160,7 @@ def test_same_answers(body: str) -> None:
     ("body", "says"),
     [
         (f"y = {ATTENTION}, do_rotary=1>(x, w, b)", "rotates"),
+        (f"y = {QATTENTION}, do_rotary=1>(codes, cw, b, s, r)", "rotates"),
         (f"y = {ATTENTION}>(x, w, b, keys)", "mask"),
         (f"y = {ATTENTION}>(x, w, b, three)", "one length for each sample"),
         (f"y = {MHA}>(x)", "packed"),
