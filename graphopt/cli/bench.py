@@ -16,6 +16,7 @@ def bench(
     model: options.Runnable,
     source: options.Source = None,
     batch: options.Batches = "1,64,512",
+    inputs: options.Inputs = None,
     peers: options.Peers = "onnxruntime,openvino",
     seconds: options.Seconds = 1.0,
     precision: options.Precision = options.PrecisionName.FP32,
@@ -26,10 +27,16 @@ def bench(
     """Measure latency next to other engines.
 
     The engines take turns on the same inputs, in one process with one thread each. A model file
-    is compiled first.
+    is compiled first. Random ids spread over whole tables; those of your requests (--inputs)
+    find more in the caches.
     """
     batches = options.batch_sizes(batch)
+    from graphopt import arrays
     from graphopt.measuring import benchmark
+
+    feeds = arrays.read(inputs) if inputs else None
+    if feeds is not None:
+        batches = (min((len(array) for array in feeds.values() if array.ndim), default=1),)
 
     with console.progress(quiet, False) as tell:
         found = benchmark.bench(
@@ -38,6 +45,7 @@ def bench(
             batches=batches,
             peers=peers,
             seconds=seconds,
+            inputs=None if feeds is None else [feeds],
             precision=precision.value,
             seed=seed,
             progress=tell,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 from command import graphopt
 
 
@@ -30,6 +31,17 @@ def test_json_and_what_is_left_out(model: Path, monkeypatch) -> None:  # type: i
     assert json.loads(found.out)["rows"][0]["batch"] == 1
     assert "no_such_package is not installed" in found.err
     assert graphopt(*arguments, "--quiet").err == ""
+
+
+def test_given_inputs(model: Path, inputs: Path, tmp_path: Path) -> None:
+    arguments = ("bench", model, "--peers", "onnxruntime", "--seconds", "0", "--json", "--inputs")
+    (row,) = json.loads(graphopt(*arguments, inputs).out)["rows"]
+    assert row["batch"] == 2
+    assert set(row["differences"]) == {"onnxruntime", "onnxruntime-bound"}
+    np.savez(tmp_path / "bad.npz", ids=np.zeros((2, 3), int))
+    found = graphopt(*arguments, tmp_path / "bad.npz")
+    assert found.status == 1
+    assert "missing input 'dense'" in found.errors[0]
 
 
 def test_unknown_peer(model: Path) -> None:
