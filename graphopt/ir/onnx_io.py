@@ -6,6 +6,7 @@ is read is checked first, because a model is untrusted input.
 
 from __future__ import annotations
 
+import graphlib
 import logging
 from collections import ChainMap
 from collections.abc import Sequence
@@ -305,25 +306,16 @@ def _in_order(nodes: Sequence[gs.Node]) -> list[gs.Node]:
     """
     producer = {t.name: k for k, n in enumerate(nodes) for t in n.outputs if t.name}
     needs = [{producer[n] for n in _names_read(node) if n in producer} for node in nodes]
-    users: dict[int, list[int]] = {}
-    for k, needed in enumerate(needs):
-        for other in needed:
-            users.setdefault(other, []).append(k)
     if all(max(needed, default=-1) < k for k, needed in enumerate(needs)):
         return list(nodes)
-    ready = [k for k, needed in enumerate(needs) if not needed]
-    order: list[int] = []
-    while ready:
-        k = ready.pop(0)
-        order.append(k)
-        for user in users.get(k, []):
-            needs[user].discard(k)
-            if not needs[user]:
-                ready.append(user)
-    if len(order) < len(nodes):
-        stuck = next(nodes[k] for k, needed in enumerate(needs) if needed)
-        raise InvalidModelError(f"the graph has a cycle through node {_label(stuck)!r}")
-    return [nodes[k] for k in order]
+    sorter = graphlib.TopologicalSorter(dict.fromkeys(range(len(nodes)), ()))
+    for k, needed in enumerate(needs):
+        sorter.add(k, *needed)
+    try:
+        return [nodes[k] for k in sorter.static_order()]
+    except graphlib.CycleError as error:
+        stuck = nodes[error.args[1][0]]
+        raise InvalidModelError(f"the graph has a cycle through node {_label(stuck)!r}") from None
 
 
 def _names_read(node: gs.Node) -> set[str]:

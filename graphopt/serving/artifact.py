@@ -35,7 +35,7 @@ from graphopt.serving.manifest import (
     read_manifest,
     signature_from_json,
 )
-from graphopt.serving.runtime import Program, StraightProgram, load_program, passed
+from graphopt.serving.runtime import Convention, Program, StraightProgram, load_program, passed
 from graphopt.serving.signature import TensorSpec
 from graphopt.serving.small_pages import map_singly
 
@@ -283,10 +283,12 @@ def _program(
     gpu, signature = manifest.get("gpu"), signature_from_json(manifest)
     if gpu is not None:
         return gpu_runtime.load_program(path / LIBRARY, weights, signature, gpu, gpu_memory_share)
-    plan = (manifest["sizes"], signature.outputs)
-    known = (manifest.get("shared"), manifest.get("shaping"), manifest["batch_inputs"])
-    late = manifest.get("late_outputs", ())
-    return load_program(path / LIBRARY, weights, *plan, *known, late)
+    convention = None
+    if manifest["sizes"] is not None:
+        known = (manifest.get("shared"), manifest.get("shaping"), manifest["batch_inputs"])
+        late = manifest.get("late_outputs", ())
+        convention = Convention(manifest["sizes"], signature.outputs, *known, late)
+    return load_program(path / LIBRARY, weights, convention)
 
 
 def _check_files(path: Path, sizes: dict[str, int], sums: dict[str, int]) -> None:

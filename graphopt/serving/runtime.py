@@ -80,27 +80,35 @@ Inputs = Sequence[Any]
 Program = Callable[[Inputs], list[np.ndarray]]
 
 
-def load_program(
-    library: Path,
-    weights: Sequence[np.ndarray],
-    sizes: Sequence[Sequence[int]] | None,
-    outputs: Sequence[TensorSpec],
-    shared: Sequence[int] | None = None,
-    shaping: int | None = None,
-    batched: Sequence[bool] | None = None,
-    late: Sequence[int] = (),
-) -> StraightProgram | MachineProgram:
-    """The program in a compiled library, callable from any thread with inputs in signature order.
+@dataclass(frozen=True)
+class Convention:
+    """How the function of a straight program is called.
 
-    Args:
-        sizes: where the library's plan finds its arguments, (input, axis) of each; None if it is
-            code for the virtual machine.
+    Attributes:
+        sizes: where its plan finds its arguments, (input, axis) of each.
         shared: how many numbers keep threads in step that share wide layers, and the bytes of
             weights of these; None if there are no such layers.
         shaping: how many of `sizes`, the first ones, the shapes of outputs depend on; all if None.
         batched: for each input, whether its rows belong to samples, where no sample's results
             depend on another; None if they may.
         late: numbers of the outputs whose sizes the program finds.
+    """
+
+    sizes: Sequence[Sequence[int]]
+    outputs: Sequence[TensorSpec]
+    shared: Sequence[int] | None = None
+    shaping: int | None = None
+    batched: Sequence[bool] | None = None
+    late: Sequence[int] = ()
+
+
+def load_program(
+    library: Path, weights: Sequence[np.ndarray], convention: Convention | None
+) -> StraightProgram | MachineProgram:
+    """The program in a compiled library, callable from any thread with inputs in signature order.
+
+    Args:
+        convention: None if it is code for the virtual machine.
 
     Raises:
         ArtifactError: the library cannot be loaded.
@@ -108,9 +116,9 @@ def load_program(
     load = ffi().load_module
     try:
         module = _module(load, library)
-        if sizes is None:
+        if convention is None:
             return MachineProgram(module, weights)
-        return StraightProgram(module, weights, sizes, outputs, shared, shaping, batched, late)
+        return StraightProgram(module, weights, convention)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise ArtifactError(f"{library}: not a usable compiled library ({reason})") from None
@@ -173,17 +181,8 @@ class StraightProgram:
         shared_bytes: weights of the layers that several threads can work on (`helped`); 0 if none.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        weights: Sequence[np.ndarray],
-        sizes: Sequence[Sequence[int]],
-        outputs: Sequence[TensorSpec],
-        shared: Sequence[int] | None = None,
-        shaping: int | None = None,
-        batched: Sequence[bool] | None = None,
-        late: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, module: Any, weights: Sequence[np.ndarray], convention: Convention) -> None:
+        shared, batched = convention.shared, convention.batched
         # Weights that several threads may share are too many to be read for each of some pieces.
         self._batched = None if shared or batched is None or not any(batched) else list(batched)
         self._progress, self.shared_bytes = shared or (0, 0)
@@ -193,11 +192,11 @@ class StraightProgram:
         self._module, self._arrays = module, list(weights)  # kept alive
         addresses = [array.ctypes.data for array in weights] or [0]
         self._weights = self._convert(np.array(addresses, np.int64))
-        self._sizes = [(k, axis) for k, axis in sizes]
-        self._shaping = self._sizes[:shaping]
-        forms = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in outputs]
-        self._outputs = [form for k, form in enumerate(forms) if k not in late]
-        self._late = [(k, *forms[k]) for k in late]
+        self._sizes = [(k, axis) for k, axis in convention.sizes]
+        self._shaping = self._sizes[: convention.shaping]
+        forms = [(len(s.shape or ()), _passed_dtype(s.numpy_dtype)) for s in convention.outputs]
+        self._outputs = [form for k, form in enumerate(forms) if k not in convention.late]
+        self._late = [(k, *forms[k]) for k in convention.late]
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._room = _Room()
 

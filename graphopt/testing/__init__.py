@@ -132,7 +132,7 @@ class Compiled:
     def __init__(
         self, model: onnx.ModelProto | Graph, oob: Literal["error", "clamp", "zero"] = "error"
     ) -> None:
-        from graphopt.serving.runtime import load_program
+        from graphopt.serving.runtime import Convention, load_program
         from graphopt.serving.signature import TensorSpec
         from graphopt.targets.cpu.target import CpuTarget
 
@@ -148,7 +148,8 @@ class Compiled:
             self.calls: int = compiled.kernels["calls"]
             weights = [_owned(array) for array in compiled.constants]
             sizes, late = compiled.facts["sizes"], compiled.facts["late_outputs"]
-            self._program = load_program(library, weights, sizes, outputs, late=late)
+            how = None if sizes is None else Convention(sizes, outputs, late=late)
+            self._program = load_program(library, weights, how)
         self._outputs = [(spec.name, spec.numpy_dtype) for spec in outputs]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

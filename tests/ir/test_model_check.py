@@ -90,6 +90,11 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], type[GraphoptError], str]] = 
         InvalidModelError,
         "cycle through node 'a'",
     ),
+    "what follows from a cycle": (
+        text("g (float x) => (float y) { [last] y = Neg(b) [a] a = Add(x, b) b = Identity(a) }"),
+        InvalidModelError,
+        "cycle through node 'a'",
+    ),
     "value computed twice": (
         text("g (float x) => (float y) { y = Neg(x) y = Abs(x) }"),
         InvalidModelError,
