@@ -11,6 +11,7 @@ from graphopt.ir.content import as_array
 from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ir.onnx_io import to_proto
 from graphopt.ir.types import TensorType
+from graphopt.passes._execution import session
 
 _DTYPES = frozenset(
     ["bool", "string", "float16", "float32", "float64"]
@@ -30,17 +31,10 @@ def evaluate(node: Node, operands: Sequence[np.ndarray | None]) -> list[np.ndarr
             isinstance(value.type, TensorType) and value.type.dtype in _DTYPES
         ):
             return f"{value.type} cannot be evaluated at build time"
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     graph, feeds = _alone(node, operands)
     try:
-        model = to_proto(graph).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-        return [np.asarray(array) for array in session.run(None, feeds)]
+        results = session(to_proto(graph).SerializeToString()).run(None, feeds)
+        return [np.asarray(array) for array in results]
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         return f"ONNX Runtime cannot evaluate it: {str(error).strip().splitlines()[0]}"
 

@@ -32,6 +32,7 @@ from graphopt.ir.printer import to_text
 from graphopt.ir.verifier import verify
 from graphopt.machine import sums_bytes_exactly
 from graphopt.ops.dynamic_matmul import EXACT_LEVELS, LEVELS
+from graphopt.passes._execution import session
 from graphopt.pipeline.base import Fidelity, Pass, PassContext, Proposal
 
 if TYPE_CHECKING:
@@ -90,19 +91,11 @@ def _random_weight(name: str, shape: list[int], dtype: np.dtype[Any]) -> np.ndar
 
 def run_onnxruntime(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs of `graph` in ONNX Runtime, its own optimizations off: each op as it stands."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     # Prepacked weights take other kernels, which sum in another order than for computed operands.
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    model = onnx_io.to_proto(graph).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    used = {value.name for value in session.get_inputs()}
+    engine = session(onnx_io.to_proto(graph).SerializeToString(), disable_prepacking="1")
+    used = {value.name for value in engine.get_inputs()}
     given = {name: array for name, array in feeds.items() if name in used}
-    return dict(zip(graph.output_names, session.run(graph.output_names, given)))
+    return dict(zip(graph.output_names, engine.run(graph.output_names, given)))
 
 
 def run_compiled(
