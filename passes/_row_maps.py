@@ -101,13 +101,29 @@ def words(rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows).view(word)
 
 
-def reads_of(batches: Sequence[np.ndarray], rows: int) -> np.ndarray:
+def _reads_of(batches: Sequence[np.ndarray], rows: int) -> np.ndarray:
     """How often ids, as far as a table has rows for them, read each of its rows."""
     counts = np.zeros(rows, np.int64)
     for ids in batches:
         within = ids[(ids >= -rows) & (ids < rows)] % rows
         counts += np.bincount(within.reshape(-1), minlength=rows)
     return counts
+
+
+def row_reads(graph: Graph, tables: Sequence[Value], ctx: PassContext) -> dict[Value, np.ndarray]:
+    """How often each row of `tables`, which are only looked up, is read; empty without a trace."""
+    assert ctx.budget is not None
+    ids = [node.operands[1] for table in tables for node in table.users]
+    traced = ctx.budget.traced(graph, ids)
+    if traced is None:
+        return {}
+    batches = iter(traced)
+    reads = {}
+    for table in tables:
+        assert table.const is not None
+        read = [b for _ in table.users for b in next(batches)]
+        reads[table] = _reads_of(read, len(table.const))
+    return reads
 
 
 def mappable_tables(

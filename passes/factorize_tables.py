@@ -13,8 +13,9 @@ from graphopt.ir.graph import Graph, Node, Value
 from graphopt.ops.embedding_bag import EmbeddingBag
 from graphopt.passes._inline import replace
 from graphopt.passes._ranks import ranks_of
-from graphopt.passes._row_maps import reads_of
+from graphopt.passes._row_maps import row_reads
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
+from graphopt.rewrite import Rewriter
 
 # Of the table's norm, as offers to the budget. Four bits lose 0.06 to 0.1 and save more.
 _LOSSES = (0.03, 0.01, 0.003, 0.001)
@@ -53,14 +54,10 @@ class FactorizeTables(LossyPass):
     share: ClassVar[float] = 0.5
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
-        assert ctx.budget is not None
         tables = [t for t in graph.constants() if self._is_candidate(t, ctx)]
-        ids = [node.inputs[1] for table in tables for node in table.users]
-        traced = ctx.budget.traced(graph, [v for v in ids if v is not None]) if tables else None
-        found = iter(traced or ())
+        reads = row_reads(graph, tables, ctx)
         for table in tables:
-            batches = [b for _ in table.users for b in next(found)] if traced is not None else []
-            yield from self._proposals(table, batches)
+            yield from self._proposals(table, reads.get(table))
 
     def _is_candidate(self, table: Value, ctx: PassContext) -> bool:
         array = table.const
@@ -73,10 +70,10 @@ class FactorizeTables(LossyPass):
             return False
         return array.shape[1] > _STEP
 
-    def _proposals(self, table: Value, batches: list[np.ndarray]) -> Iterator[Proposal]:
+    def _proposals(self, table: Value, reads: np.ndarray | None) -> Iterator[Proposal]:
         array = table.const
         assert array is not None
-        values, axes = _principal_axes(array, reads_of(batches, len(array)))
+        values, axes = _principal_axes(array, reads if reads is not None and reads.any() else None)
         ranks = ranks_of(values[::-1], array.shape, _LOSSES, _STEP, self.max_share)
         for rank, loss, saved in ranks:
             change = _Factors(table, array, axes[:, ::-1][:, :rank])
@@ -96,12 +93,12 @@ def _is_linear(node: Node, table: Value) -> bool:
     return bag.mode != "max" and bag.empty == 0
 
 
-def _principal_axes(table: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _principal_axes(table: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Rising eigenvalues of the rows' second moments, and their vectors as columns."""
     moments = np.zeros((table.shape[1], table.shape[1]))
     for start in range(0, len(table), _CHUNK):
         rows = table[start : start + _CHUNK].astype(np.float64)
-        weighted = rows if not counts.any() else rows * counts[start : start + _CHUNK, None]
+        weighted = rows if weights is None else rows * weights[start : start + _CHUNK, None]
         moments += rows.T @ weighted
     values, axes = scipy.linalg.eigh(moments)
     return np.maximum(values, 0.0), axes
@@ -123,14 +120,6 @@ class _Factors:
         thin = graph.constant(self.thin, f"{target.name}.thin")
         wide = graph.constant(np.ascontiguousarray(axes.T), f"{target.name}.wide")
         for node in target.users:
-            assert node.graph is not None
-            inputs, where = [thin, *node.inputs[1:]], {"before": node, "origin": node.origin}
-            rows = node.graph.insert(
-                node.op_type,
-                inputs,
-                node.attrs,
-                domain=node.domain,
-                **where,  # type: ignore
-            )
-            widened = node.graph.insert("MatMul", [rows.output, wide], **where)  # type: ignore
-            replace(node, [widened.output])
+            rw, inputs = Rewriter(node, [node]), [thin, *node.inputs[1:]]
+            rows = rw.insert(node.op_type, inputs, node.attrs, domain=node.domain).output
+            replace(node, [rw.op.MatMul(rows, wide)])

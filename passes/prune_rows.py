@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.ir.graph import Graph, Value
-from graphopt.passes._row_maps import RowMap, mappable_tables, reads_of, words
+from graphopt.passes._row_maps import RowMap, mappable_tables, row_reads, words
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 
 _CHUNK = 1 << 14  # rows added up together
@@ -43,24 +43,15 @@ class PruneRows(LossyPass):
     name = "prune-rows"
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
-        assert ctx.budget is not None
         tables = dict(mappable_tables(graph, ctx, self.lookups, "prune"))
-        if not tables:
-            return
-        reads = [(table, node.inputs[1]) for table in tables for node in table.users]
-        traced = ctx.budget.traced(graph, [ids for _, ids in reads if ids is not None])
-        if traced is None:
-            return
-        seen = {table: np.zeros(len(array), bool) for table, array in tables.items()}
-        for (table, _), batches in zip(reads, traced):
-            seen[table] |= reads_of(batches, len(seen[table])) > 0
-        for table, array in tables.items():
+        for table, reads in row_reads(graph, list(tables), ctx).items():
+            array = tables[table]
             if array.dtype.kind != "f":
                 continue
             if not np.isfinite(array).all():
                 ctx.stats.refuse("prune", table.users[0], "the table holds NaN or infinity")
                 continue
-            found = _merged(array, seen[table] | ~words(array).any(axis=1))
+            found = _merged(array, (reads > 0) | ~words(array).any(axis=1))
             if found is None or not found.pays:
                 ctx.stats.refuse("prune", table.users[0], "too few of its rows are never read")
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from graphopt.passes._bands import Bands, bands_of
 from graphopt.passes._codebooks import MIN_ROWS, Codebooks, is_available
 from graphopt.passes._inline import replace
 from graphopt.passes._rounding import RoundedRows
-from graphopt.passes._row_maps import reads_of
+from graphopt.passes._row_maps import row_reads
 from graphopt.pipeline.base import LossyPass, PassContext, Proposal
 from graphopt.rewrite import Rewriter
 
@@ -72,7 +72,7 @@ class QuantizeTables(LossyPass):
 
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
         tables = list(self._tables(graph, ctx))
-        counts = _reads(graph, [t for t, _ in tables if not _skips_rows(t)], ctx)
+        counts = row_reads(graph, [t for t, _ in tables if not _skips_rows(t)], ctx)
         for table, array in tables:
             yield from _proposals(table, array)
             if self.codebooks:
@@ -107,20 +107,6 @@ def _is_lookup(node: Node, table: Value) -> bool:
 def _skips_rows(table: Value) -> bool:
     """True if padding is known by its id, which a map of ids would change."""
     return any(node.attr("padding_idx") is not None for node in table.users)
-
-
-def _reads(graph: Graph, tables: Sequence[Value], ctx: PassContext) -> dict[Value, np.ndarray]:
-    """How often each row of `tables` is read on the trace, as far as there is one."""
-    assert ctx.budget is not None
-    ids = [node.inputs[1] for table in tables for node in table.users]
-    traced = ctx.budget.traced(graph, [v for v in ids if v is not None]) if tables else None
-    found: dict[Value, np.ndarray] = {}
-    batches = iter(traced or ())
-    for table in tables if traced is not None else ():
-        rows = table.tensor.dims[0]
-        assert isinstance(rows, int)
-        found[table] = reads_of([b for _ in table.users for b in next(batches)], rows)
-    return found
 
 
 def _in_bands(table: Value, array: np.ndarray, counts: np.ndarray) -> Iterator[Proposal]:
