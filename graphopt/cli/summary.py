@@ -56,7 +56,7 @@ def _facts(report: Report, destination: Path) -> list[tuple[str, str]]:
         found.append(("model", text))
     if report.tables:
         total = sum(entry["bytes"] for entry in report.tables)
-        found.append(("tables", f"{len(report.tables)}, {size_text(total)}"))
+        found.append(("tables", f"{len(report.tables)} in the source, {size_text(total)}"))
     found.append(("verified", _verified(report.verification)))
     if "tuning" in facts:
         found.append(("tuned", _tuned(facts["tuning"])))

@@ -54,6 +54,7 @@ def test_summary_says_what_happened(model: Path) -> None:
     labels = [line.split()[0] for line in lines if line and not line.startswith(" ")]
     assert labels[-5:] == ["stages", "model", "tables", "verified", "wrote"]
     assert "on 3 sets of inputs" in found.err
+    assert "tables    1 in the source, 3.2 kB" in found.err
     assert str(model.with_suffix(".opt.onnx")) in lines[-1]
 
 
