@@ -8,6 +8,7 @@ from graphopt.ir.graph import Node, Value
 from graphopt.passes._inline import replace
 from graphopt.passes._linear import matrix_of
 from graphopt.passes._shapes import slice_bounds
+from graphopt.rewrite import Rewriter
 
 _UNARY = frozenset(["Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "Softplus", "HardSigmoid"])
 _BINARY = frozenset(["Add", "Mul"])
@@ -87,25 +88,24 @@ def with_outputs(node: Node, before: Node, kept: np.ndarray) -> Value:
     matrix, bias = np.ascontiguousarray(matrix_of(node)[:, kept]), node.const(2)
     if bias is not None and bias.size > 1:
         bias = np.ascontiguousarray(bias[..., kept])
-    return _rebuilt(node, before, node.inputs[0], matrix, bias)
+    return _rebuilt(Rewriter(before, [node]), node, node.inputs[0], matrix, bias)
 
 
 def on_columns(node: Node, before: Node, value: Value, kept: np.ndarray) -> Value:
     """What `node`, which `column_input` knows, makes of `value`, its columns `kept` only."""
-    graph, index = node.graph, column_input(node)
-    assert graph is not None and index is not None
-    inputs = list(node.inputs)
+    rw, index, inputs = Rewriter(before, [node]), column_input(node), list(node.inputs)
+    assert index is not None
     inputs[index] = value
     other = _constant_input(node)
     if other is not None and node.op not in _KEEPS:
         constant = node.const(other)
         assert constant is not None
         fewer = constant if constant.size == 1 else np.ascontiguousarray(constant[..., kept])
-        inputs[other] = graph.constant(fewer)
+        inputs[other] = rw.const(fewer)
     shape = node.const(1) if node.op == "Reshape" else None
     if shape is not None and shape[-1] != -1:
-        inputs[1] = graph.constant(np.append(shape[:-1], np.int64(len(kept))))
-    return graph.insert(node.op, inputs, node.attrs, before=before, origin=node.origin).output
+        inputs[1] = rw.ints(*shape[:-1], len(kept))
+    return rw.insert(node.op, inputs, node.attrs).output
 
 
 def with_inputs(node: Node, data: Value, mixing: np.ndarray, offset: np.ndarray) -> Value:
@@ -115,30 +115,25 @@ def with_inputs(node: Node, data: Value, mixing: np.ndarray, offset: np.ndarray)
     Returns:
         what it gives now, without a shift of its outputs.
     """
-    graph, outgoing = node.graph, matrix_of(node).astype(np.float64)
-    assert graph is not None
+    rw, outgoing = Rewriter(node, [node]), matrix_of(node).astype(np.float64)
     weight, shift = (mixing @ outgoing).astype(np.float32), offset @ outgoing
     if node.op == "Gemm":
         old = node.const(2)
         moved = node.attr("alpha") * shift
         if old is not None and node.attr("beta"):
             moved = moved / node.attr("beta") + old.reshape(-1)
-        product = result = _rebuilt(node, node, data, weight, moved.astype(np.float32))
+        product = result = _rebuilt(rw, node, data, weight, moved.astype(np.float32))
     else:
-        product = _rebuilt(node, node, data, weight, None)
-        constant = graph.constant(shift.astype(np.float32))
-        added = graph.insert("Add", [product, constant], before=node, origin=node.origin)
-        result = added.output
+        product = _rebuilt(rw, node, data, weight, None)
+        result = rw.op.Add(product, rw.const(shift.astype(np.float32)))
     replace(node, [result])
     return product
 
 
 def _rebuilt(
-    node: Node, before: Node, data: Value | None, matrix: np.ndarray, bias: np.ndarray | None
+    rw: Rewriter, node: Node, data: Value | None, matrix: np.ndarray, bias: np.ndarray | None
 ) -> Value:
     """`node` with another weight [inputs, outputs] and bias."""
-    graph = node.graph
-    assert graph is not None
-    inputs = [data, graph.constant(matrix), *([] if bias is None else [graph.constant(bias)])]
+    inputs = [data, rw.const(matrix), *([] if bias is None else [rw.const(bias)])]
     attrs = {name: attr for name, attr in node.attrs.items() if name != "transB"}
-    return graph.insert(node.op, inputs, attrs, before=before, origin=node.origin).output
+    return rw.insert(node.op, inputs, attrs).output

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from graphopt.ir.graph import Graph, Node, Value
-from graphopt.passes._concats import axis_of
+from graphopt.passes._concats import axis_of, concat
 from graphopt.passes._lanes import Lane, Together, lane_of
 from graphopt.passes._shapes import reshaped
 from graphopt.passes._stacked import stacking_refusal
@@ -86,10 +86,7 @@ class FuseLookups(Pass):
                     ctx.stats.refuse(RULE, node, reason)
         if fused:
             assert node.graph is not None
-            rewriter = Rewriter(node, [node])
-            joined = operands[0]
-            if len(operands) > 1:
-                joined = rewriter.op.Concat(*operands, axis=node.attr("axis"))
+            joined = concat(Rewriter(node, [node]), operands, node.attr("axis"))
             node.graph.replace_uses(node.output, joined)
             erase_dead(node.graph, [node])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from graphopt.ir.graph import Node, Value
+from graphopt.passes._linear import is_per_column, turned
 from graphopt.passes._shapes import reshaped
 from graphopt.pipeline.base import Fidelity, RewritePass
 from graphopt.rewrite import NoMatch, Rewriter, const, op, rule, var
@@ -24,16 +25,16 @@ def gemm_between_reshapes(
     assert gemm is not None and w.const is not None
     if gemm.attr("transA") or gemm.attr("alpha") != 1.0 or gemm.attr("beta") != 1.0:
         return NoMatch("its operand is transposed, or it is scaled")
-    weight = np.ascontiguousarray(w.const.T) if gemm.attr("transB") else w.const
+    weight = turned(gemm, w.const)
     if x.shape is None or len(result.dims) < 3 or result.dims[-1] != weight.shape[1]:
         return NoMatch("its result is not reshaped to rows of more axes")
     bias = gemm.const(2)
-    if bias is not None and bias.shape[:-1] not in ((), (1,)):
+    if not is_per_column(gemm.input(2)):
         return NoMatch("its bias differs from row to row")
     rows = reshaped(rw, x, (*result.dims[:-1], weight.shape[0]))
     if isinstance(rows, NoMatch):
         return rows
-    product = rw.op.MatMul(rows, w if weight is w.const else rw.const(weight))
+    product = rw.op.MatMul(rows, w if weight is w.const else rw.const(np.ascontiguousarray(weight)))
     return product if bias is None else rw.op.Add(product, rw.const(bias.reshape(-1)))
 
 
