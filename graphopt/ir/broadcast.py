@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim, Sym
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import content_input, failure, tensor_input, tensor_type, type_rule
+from graphopt.ir.infer import (
+    content_input,
+    failure,
+    require_sizes,
+    tensor_input,
+    tensor_type,
+    type_rule,
+)
 from graphopt.ir.types import TensorType, Type
 
 
@@ -73,6 +80,7 @@ def _expand(node: Node) -> list[Type | None]:
         if data.shape is None or not length or not isinstance(length[0], int):
             return [TensorType(data.dtype)]
         return [tensor_type(data.dtype, [None] * max(length[0], len(data.shape)))]
+    require_sizes(node, wanted)
     try:
         return [tensor_type(data.dtype, broadcast([data.shape, wanted]))]
     except ValueError as error:

@@ -136,6 +136,13 @@ def failure(node: Node, reason: str) -> InvalidModelError:
     return InvalidModelError(f"{node.op} (node {where}): {reason}")
 
 
+def require_sizes(node: Node, shape: Sequence[Dim | None]) -> None:
+    """Raise InvalidModelError if one of the sizes that `node` is told is known to be negative."""
+    if any(isinstance(size, int) and size < 0 for size in shape):
+        wanted = ", ".join("?" if size is None else str(size) for size in shape)
+        raise failure(node, f"cannot make the shape [{wanted}]; sizes must not be negative")
+
+
 # ------------------------------------------------------------------- ONNX schema
 
 

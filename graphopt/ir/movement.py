@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from graphopt.ir import dims
 from graphopt.ir.dims import Dim
 from graphopt.ir.graph import Node
-from graphopt.ir.infer import content_input, failure, tensor_input, tensor_type, type_rule
+from graphopt.ir.infer import (
+    content_input,
+    failure,
+    require_sizes,
+    tensor_input,
+    tensor_type,
+    type_rule,
+)
 from graphopt.ir.slices import slice_length
 from graphopt.ir.types import TensorType, Type, dtype_of
 
@@ -128,6 +135,7 @@ def _constant_of_shape(node: Node) -> list[Type | None]:
         length = tensor_input(node, 0).shape
         rank = length[0] if length else None
         return [tensor_type(dtype, [None] * rank if isinstance(rank, int) else None)]
+    require_sizes(node, shape)
     return [tensor_type(dtype, shape)]
 
 

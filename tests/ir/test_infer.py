@@ -209,6 +209,8 @@ def test_a_scan_runs_along_an_axis(attributes: str, wanted: str) -> None:
         ("y = Reshape(w, n5)", "cannot reshape"),
         ("y = Reshape(w, five)", "cannot reshape"),
         ("y = Expand(w, three)", "do not broadcast"),
+        ("y = Expand(w, n5)", r"cannot make the shape \[-1, 5\]; sizes must not be negative"),
+        ("y = ConstantOfShape(n5)", "sizes must not be negative"),
         ("y = Concat<axis=0>(w, five_f)", "disagree on axis 1"),
         ("y = Slice(w, v0, v1, three)", "out of range"),
         ("y = Pad(w, v1)", "1 pads for 2 axes"),
