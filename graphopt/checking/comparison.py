@@ -130,10 +130,15 @@ def compare(
     feeds: Sequence[Mapping[str, np.ndarray]],
     rtol: float = 1e-4,
     atol: float = 1e-5,
+    slack: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> Comparison:
     """Run both models on each of `feeds` and compare all outputs.
 
     Where a size of `b` is free and 1, `a` may lack its axis: PyTorch's `squeeze` is exported so.
+
+    Args:
+        slack: what elements of each output may be off by beside that, for each of `feeds`; it
+            broadcasts to the output (see `midpoints`).
 
     Raises:
         VerificationError: the models do not have the same outputs.
@@ -150,7 +155,8 @@ def compare(
         for name in left:
             if name in free:
                 left[name] = _of_equal_rank(left[name], right[name], free[name])
-            one = compare_arrays(name, left[name], right[name], rtol, atol, sample)
+            more = 0.0 if slack is None else slack[sample][name]
+            one = compare_arrays(name, left[name], right[name], rtol, atol, sample, more)
             found[name] = _merged(found[name], one) if name in found else one
     return Comparison(tuple(found.values()), rtol, atol, len(feeds))
 
@@ -174,7 +180,13 @@ def _of_equal_rank(a: np.ndarray, b: np.ndarray, free: Sequence[int]) -> np.ndar
 
 
 def compare_arrays(
-    name: str, a: np.ndarray, b: np.ndarray, rtol: float, atol: float, sample: int = 0
+    name: str,
+    a: np.ndarray,
+    b: np.ndarray,
+    rtol: float,
+    atol: float,
+    sample: int = 0,
+    slack: float | np.ndarray = 0.0,
 ) -> OutputComparison:
     """Two arrays of one output, element by element."""
     a, b = np.asarray(a), np.asarray(b)
@@ -183,7 +195,7 @@ def compare_arrays(
             return OutputComparison(name, problem=f"{what} {left} against {right}")
     if not a.size:
         return OutputComparison(name)
-    difference, excess = _differences(a, b, rtol, atol)
+    difference, excess = _differences(a, b, rtol, atol, slack)
     at = _argworst(difference, excess)
     index = tuple(int(i) for i in np.unravel_index(at, a.shape))
     size = abs(float(b[index])) if b.dtype.kind in "fiubV" else math.nan
@@ -195,18 +207,19 @@ def compare_arrays(
 
 
 def _differences(
-    a: np.ndarray, b: np.ndarray, rtol: float, atol: float
+    a: np.ndarray, b: np.ndarray, rtol: float, atol: float, slack: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """|a - b|, and the same in units of what is allowed (infinite where nothing is)."""
     if a.dtype.kind not in "fV":  # V: bfloat16 and its like
         differs = a != b
         number = a.dtype.kind in "iub"
         off = np.abs(a.astype(float) - b.astype(float)) if number else differs.astype(float)
-        return np.where(differs, off, 0.0), np.where(differs, np.inf, 0.0)
+        within = (off <= slack) & (np.asarray(slack) > 0)
+        return np.where(differs, off, 0.0), np.where(differs & ~within, np.inf, 0.0)
     x, y = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         off = np.abs(x - y)
-        excess = np.where(off == 0, 0.0, off / (atol + rtol * np.abs(y)))
+        excess = np.where(off == 0, 0.0, off / (atol + rtol * np.abs(y) + slack))
         same = (x == y) | (np.isnan(x) & np.isnan(y))
     finite = np.isfinite(x) & np.isfinite(y)
     excess = np.where(finite, excess, np.where(same, 0.0, np.inf))
