@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,16 +100,11 @@ class MachineProgram:
         """As `StraightProgram.device_times`; what the host does between kernels counts too."""
         try:
             given = self._taken(inputs)
-            self._main()(*given, *self._weights)
-            events = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
-            for start, end in events:
-                start.record(_STREAM)
-                self._main()(*given, *self._weights)
-                end.record(_STREAM)
-            cuda.synchronize(_STREAM)
+            run = partial(self._main(), *given, *self._weights)
+            run()
+            return np.array(cuda.times(run, _STREAM, calls))
         except RuntimeError as error:
             raise translated(error) from None
-        return np.array([end.microseconds_since(start) for start, end in events])
 
     # ----
 

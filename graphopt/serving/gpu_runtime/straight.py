@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -134,13 +135,7 @@ class StraightProgram:
             plan = self._start(lane, inputs, stream, in_place=False)
             for _ in range(_WARM_UP):
                 lane.compute(plan, stream)
-            events = [(cuda.Event(), cuda.Event()) for _ in range(calls)]
-            for start, end in events:
-                start.record(stream)
-                lane.compute(plan, stream)
-                end.record(stream)
-            cuda.synchronize(stream)
-            return np.array([end.microseconds_since(start) for start, end in events])
+            return np.array(cuda.times(partial(lane.compute, plan, stream), stream, calls))
 
     def profile(self, inputs: Inputs, calls: int) -> np.ndarray:
         """Nanoseconds of each of the program's kernel calls, during one run without a graph.

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from graphopt.testing import Compiled, parse, run_onnxruntime
-
-
-def agree(text: str, *feeds: dict[str, np.ndarray]) -> None:
-    graph = parse(text)
-    compiled = Compiled(graph)
-    for feed in feeds:
-        expected, found = run_onnxruntime(graph, feed), compiled(feed)
-        for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array)
-            assert found[name].dtype == array.dtype
+from agreement import agree
 
 
 def ramp(*shape: int) -> np.ndarray:

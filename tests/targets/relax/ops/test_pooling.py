@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from agreement import agree_on_random_inputs
 
 from graphopt.errors import InputError
-from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
+from graphopt.testing import parse, run_compiled
 
-
-def check(text: str, opset: int = 20, **sizes: int) -> None:
-    graph = parse(text, opset)
-    feeds = random_inputs(graph, sizes)
-    found, wanted = run_compiled(graph, feeds), run_onnxruntime(graph, feeds)
-    for name, array in wanted.items():
-        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype), name
-        # Sums of up to 60 numbers in another order.
-        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6, err_msg=name)
+# Sums of up to 60 numbers in another order.
+check = partial(agree_on_random_inputs, rtol=1e-5, atol=1e-6)
 
 
 def test_pools_of_one_to_three_axes() -> None:
@@ -61,8 +57,7 @@ def test_max_pool_tells_where_the_first_greatest_is(order: int) -> None:
 
 def test_max_pool_over_a_symbolic_length() -> None:
     text = "(int8[N,2,L] a) => (int8[N,2,M] y) { y = MaxPool<kernel_shape=[3], strides=[2]>(a) }"
-    check(text, L=3)
-    check(text, L=8)
+    check(text, {"L": 3}, {"L": 8})
     with pytest.raises(InputError, match="windows are larger"):
         run_compiled(parse(text), {"a": np.ones((1, 2, 0), np.int8)})
 
@@ -98,5 +93,5 @@ def test_pools_of_everything() -> None:
             y = GlobalLpPool<p=3>(a)
             z = LRN<size=3, alpha=0.3, beta=0.6, bias=1.5>(b)
         }""",
-        L=7,
+        {"L": 7},
     )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from agreement import agree_on_random_inputs
 
 from graphopt.errors import UnsupportedOpError
-from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
+from graphopt.testing import parse, run_compiled
 
-
-def check(text: str, opset: int = 20, **sizes: int) -> None:
-    graph = parse(text, opset)
-    feeds = random_inputs(graph, sizes)
-    found, wanted = run_compiled(graph, feeds), run_onnxruntime(graph, feeds)
-    for name, array in wanted.items():
-        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype), name
-        # Weights are computed in float32, from coordinates that are rounded a few times.
-        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+# Weights are computed in float32, from coordinates that are rounded a few times.
+check = partial(agree_on_random_inputs, rtol=1e-4, atol=1e-5)
 
 
 MODES = ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"]
@@ -94,8 +90,7 @@ def test_scales_over_symbolic_sizes() -> None:
             x = Resize<mode="nearest">(a, , scales)
             y = Resize<mode="linear", axes=[2,3]>(b, , both)
         }""",
-        H=5,
-        W=7,
+        {"H": 5, "W": 7},
     )
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from agreement import agree, agree_on_random_inputs
 
 from graphopt.errors import InputError, UnsupportedOpError
-from graphopt.testing import parse, random_inputs, run_compiled, run_onnxruntime
+from graphopt.testing import parse, run_compiled
 
 PADDINGS = ["zeros", "border", "reflection"]
 SAMPLE = '{3} = GridSample<mode="{0}", padding_mode="{1}", align_corners={2}>({4})'
 
 
-def check(text: str, feeds: dict[str, np.ndarray] | None = None) -> None:
-    graph = parse(text, 20)
-    feeds = random_inputs(graph) if feeds is None else feeds
-    found, wanted = run_compiled(graph, feeds), run_onnxruntime(graph, feeds)
-    for name, array in wanted.items():
-        assert found[name].shape == array.shape, name
-        # Coordinates are computed in float32; weights are their differences.
-        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=2e-5, err_msg=name)
+# Coordinates are computed in float32; weights are their differences.
+TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
+check = partial(agree_on_random_inputs, **TOLERANCE)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
@@ -68,7 +66,7 @@ def _regions() -> dict[str, np.ndarray]:
 
 
 def test_roi_align() -> None:
-    check(REGIONS, _regions())
+    agree(REGIONS, _regions(), opset=20, **TOLERANCE)
 
 
 @pytest.mark.parametrize("bad", [2, -1])

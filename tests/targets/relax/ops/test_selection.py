@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from agreement import agree
 
 from graphopt.errors import InputError, UnsupportedOpError
-from graphopt.testing import Compiled, parse, run_onnxruntime
+from graphopt.testing import Compiled, parse
 
 RNG = np.random.default_rng(7)
-
-
-def agree(text: str, *feeds: dict[str, np.ndarray]) -> None:
-    graph = parse(text)
-    compiled = Compiled(graph)
-    for feed in feeds:
-        expected, found = run_onnxruntime(graph, feed), compiled(feed)
-        for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array)
-            assert found[name].dtype == array.dtype
 
 
 def with_ties(*shape: int) -> np.ndarray:
