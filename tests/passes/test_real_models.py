@@ -63,22 +63,16 @@ def test_o1_keeps_every_bit(name: str, models: Path) -> None:
 
 @real
 @pytest.mark.parametrize("name", NAMES)
-def test_o3_gives_the_expected_answers_and_settles(name: str, models: Path) -> None:
+def test_little_is_left_and_o3_settles(name: str, models: Path) -> None:
     graph = load(models / name / "model.onnx")
+    PassManager().run(graph, presets.O2)
+    assert sum(1 for _ in graph.walk()) <= NODES.get(name, 2000)
+    assert not superfluous(graph)
     PassManager().run(graph, presets.O3)
     for inputs, expected in feeds(models / name):
         found = run_onnxruntime(graph, inputs)
         assert_same_outputs(found, expected, Fidelity.REASSOCIATES)
     assert not PassManager().run(graph, presets.O3), "a second run changes something"
-
-
-@real
-@pytest.mark.parametrize("name", NAMES)
-def test_little_is_left(name: str, models: Path) -> None:
-    graph = load(models / name / "model.onnx")
-    PassManager().run(graph, presets.O2)
-    assert sum(1 for _ in graph.walk()) <= NODES.get(name, 2000)
-    assert not superfluous(graph)
 
 
 def superfluous(graph: Graph) -> list[Node]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,17 +106,20 @@ def test_pieces_whose_values_stay_in_a_cache(
         artifact.run(given, threads=threads)
 
 
-def test_the_calling_thread_does_its_part_only(artifact: Artifact) -> None:
-    given = feeds(4096)
+def test_the_calling_thread_does_its_part_only(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[int, int]] = []
+    into = runtime.StraightProgram.into
 
-    def spent(threads: int) -> float:
-        start = time.thread_time()
-        artifact.run(given, threads=threads)
-        return time.thread_time() - start
+    def noting(program: runtime.StraightProgram, inputs: Any, results: Any) -> None:
+        done.append((threading.get_ident(), len(results[0])))
+        into(program, inputs, results)
 
-    spent(4)
-    whole, quarter = (min(spent(threads) for _ in range(5)) for threads in (1, 4))
-    assert quarter < 0.6 * whole
+    monkeypatch.setattr(runtime.StraightProgram, "into", noting)
+    artifact.run(feeds(4096), threads=4)
+    assert [rows for _, rows in done] == [1024] * 4
+    assert [thread for thread, _ in done].count(threading.get_ident()) == 1
 
 
 def test_errors_come_from_every_part(artifact: Artifact) -> None:
