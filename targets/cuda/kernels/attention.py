@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
+from graphopt.targets.cuda.kernels.blocks import covering, launched
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.relax.primfunc import int64
@@ -52,10 +53,7 @@ def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, factor: Any, out:
     """
     samples, queries, keys = q.shape[0], q.shape[1], k.shape[1]
     whole = samples * heads.count * queries
-    with (
-        T.thread_binding(int64(0), (whole + (_WARPS - 1)) // _WARPS, thread="blockIdx.x") as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
-    ):
+    with launched(covering(whole, _WARPS), THREADS) as (block, thread):
         at, lane = T.bind(block * _WARPS + thread // warps.WARP), thread % warps.WARP
         with T.If(at < whole), T.Then():
             sample = T.bind(at // (heads.count * queries))
@@ -69,7 +67,7 @@ def attention(heads: Heads, q: Any, k: Any, v: Any, bias: Any, factor: Any, out:
             T.buffer_store(state, T.float32(0), [1])
             for c in range(width):
                 T.buffer_store(sums, T.float32(0), [c])
-            with T.serial(int64(0), (keys + (warps.WARP - 1)) // warps.WARP) as turn:
+            with T.serial(int64(0), covering(keys, warps.WARP)) as turn:
                 first = T.bind(turn * warps.WARP)
                 weight = T.alloc_buffer([2], "float32", scope="local")
                 place = (sample, head, query)

@@ -7,7 +7,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.cuda.kernels.places import each
+from graphopt.targets.cuda.kernels.blocks import each
 from graphopt.targets.relax import scalar
 from graphopt.targets.relax.primfunc import int64
 

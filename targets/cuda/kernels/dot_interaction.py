@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
+from graphopt.targets.cuda.kernels.blocks import launched
 from graphopt.targets.relax.primfunc import int64
 
 TILE = 4
@@ -73,11 +74,8 @@ def dot_interaction(shape: Shape, x: Any, pairs: Any, beside: Any, out: Any) -> 
     head = 0 if beside is None else int(beside.shape[1])
     total, threads = int(pairs.shape[0]), shape.threads
     samples = int64(out.shape[0])
-    with (
-        # TVM launches a block where there are no samples.
-        T.thread_binding(int64(0), tirx.max(samples, int64(1)), thread="blockIdx.x") as sample,
-        T.thread_binding(int64(0), int64(threads), thread="threadIdx.x") as thread,
-    ):
+    # TVM launches a block where there are no samples.
+    with launched(tirx.max(samples, int64(1)), threads) as (sample, thread):
         vectors = T.alloc_buffer([shape.side * TILE * shape.stride], "float32", scope="shared")
         dots = T.alloc_buffer([shape.count**2], "float32", scope="shared")
         with T.If(sample < samples), T.Then():

@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.cuda.kernels.blocks import covering, launched
 from graphopt.targets.cuda.kernels.lookup import PIECE, choose
 from graphopt.targets.kernels.bounds import row_of
 from graphopt.targets.kernels.pooling import Plan
@@ -79,10 +80,7 @@ def pool(plan: Plan, table: Table, fields: Sequence[Field], out: Any) -> None:
     bags = out.shape[0] // len(fields) if len(fields) > 1 else out.shape[0]
     with (
         T.thread_binding(int64(0), int64(len(fields)), thread="blockIdx.y") as which,
-        T.thread_binding(
-            int64(0), (bags * pieces + (THREADS - 1)) // THREADS, thread="blockIdx.x"
-        ) as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
+        launched(covering(bags * pieces, THREADS), THREADS) as (block, thread),
     ):
         at = T.bind(block * THREADS + thread)
         with T.If(at < bags * pieces), T.Then():

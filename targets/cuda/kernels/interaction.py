@@ -7,24 +7,17 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
+from graphopt.targets.cuda.kernels.blocks import covering, launched
 from graphopt.targets.relax.primfunc import int64
 
 THREADS = 256
 _WARPS = THREADS // warps.WARP
 
 
-def _blocks(items: Any, each: int) -> Any:
-    """Blocks that serve `each` items."""
-    return (items + (each - 1)) // each
-
-
 def bi_interaction(x: Any, scale: float, out: Any) -> None:
     """The statements of the kernel (x[n, f, d]) -> out[n, d] = scale * ((sum x)^2 - sum x^2)."""
     samples, dim = x.shape[0], x.shape[2]
-    with (
-        T.thread_binding(int64(0), _blocks(samples * dim, THREADS), thread="blockIdx.x") as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
-    ):
+    with launched(covering(samples * dim, THREADS), THREADS) as (block, thread):
         at = T.bind(block * THREADS + thread)
         with T.If(at < samples * dim), T.Then():
             sums = T.alloc_buffer([2], "float32", scope="local")
@@ -37,12 +30,7 @@ def bi_interaction(x: Any, scale: float, out: Any) -> None:
 def pooled_bi_interaction(x: Any, scale: float, out: Any) -> None:
     """The statements of the kernel (x[n, f, d]) -> out[n, 1], the sums over d of the above."""
     samples, dim = x.shape[0], int(x.shape[2])
-    with (
-        T.thread_binding(
-            int64(0), (samples + (_WARPS - 1)) // _WARPS, thread="blockIdx.x"
-        ) as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
-    ):
+    with launched(covering(samples, _WARPS), THREADS) as (block, thread):
         sample, lane = T.bind(block * _WARPS + thread // warps.WARP), thread % warps.WARP
         with T.If(sample < samples), T.Then():
             total = T.alloc_buffer([1], "float32", scope="local")
@@ -78,12 +66,7 @@ def cross_network(x: Any, weights: Any, shifts: Any, bias: Any, out: Any) -> Non
     """
     samples, dim, layers = x.shape[0], int(x.shape[1]), int(weights.shape[0])
     turns = -(-dim // warps.WARP)
-    with (
-        T.thread_binding(
-            int64(0), (samples + (_WARPS - 1)) // _WARPS, thread="blockIdx.x"
-        ) as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
-    ):
+    with launched(covering(samples, _WARPS), THREADS) as (block, thread):
         row, lane = T.bind(block * _WARPS + thread // warps.WARP), thread % warps.WARP
         with T.If(row < samples), T.Then():
             dots = T.alloc_buffer([layers], "float32", scope="local")
@@ -119,8 +102,8 @@ def pair_products(x: Any, pairs: Any, matrices: Any, weights: Any, out: Any) -> 
     samples, count, dim = x.shape
     columns = int64(int(out.shape[1]) * int(dim))
     with (
-        T.thread_binding(int64(0), _blocks(samples, _ROWS), thread="blockIdx.x") as part,
-        T.thread_binding(int64(0), _blocks(columns, THREADS), thread="blockIdx.y") as block,
+        T.thread_binding(int64(0), covering(samples, _ROWS), thread="blockIdx.x") as part,
+        T.thread_binding(int64(0), covering(columns, THREADS), thread="blockIdx.y") as block,
         T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
     ):
         at = T.bind(block * THREADS + thread)

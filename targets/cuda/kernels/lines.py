@@ -11,7 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cpu.kernels.ordering import precedes
-from graphopt.targets.cuda.kernels.places import each, on_blocks, scan, wait
+from graphopt.targets.cuda.kernels.blocks import covering, each, launched, scan, wait
 from graphopt.targets.relax import scalar
 from graphopt.targets.relax.primfunc import int64
 
@@ -47,10 +47,10 @@ def long_running_sums(x: Any, out: Any, *, exclusive: bool, reverse: bool) -> No
     work = scalar.working_dtype(dtype)
     zero = tirx.const(0, work)
 
-    def line(at: Any, thread: Any) -> None:
+    with launched(outer * inner, THREADS) as (at, thread):
         before = T.alloc_buffer([1], work, scope="local")
         T.buffer_store(before, zero, [0])
-        with T.serial(int64(0), (length + (THREADS - 1)) // THREADS) as turn:
+        with T.serial(int64(0), covering(length, THREADS)) as turn:
             step = T.bind(turn * THREADS + thread)
             k = length - 1 - step if reverse else step
             index, there = [at // inner, k, at % inner], step < length
@@ -63,8 +63,6 @@ def long_running_sums(x: Any, out: Any, *, exclusive: bool, reverse: bool) -> No
                 T.buffer_store(out, scalar.cast(before[0] + own, dtype), index)
             T.buffer_store(before, before[0] + sums[THREADS - 1], [0])
             wait()
-
-    on_blocks(outer * inner, THREADS, line)
 
 
 def ranks(x: Any, order: Any, *, descending: bool) -> None:

@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.ops.product_lookup import ENTRIES
+from graphopt.targets.cuda.kernels.blocks import covering, launched
 from graphopt.targets.kernels import bounds
 from graphopt.targets.kernels.storage import element_bytes
 from graphopt.targets.relax.primfunc import int64
@@ -110,8 +111,7 @@ def lookup(parts: Sequence[Part], out: Any, oob: str) -> None:
     slots = sum(part.count for part in parts)
     with (
         T.thread_binding(int64(0), int64(slots), thread="blockIdx.y") as slot,
-        T.thread_binding(int64(0), (rows + fewest - 1) // fewest, thread="blockIdx.x") as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
+        launched(covering(rows, fewest), THREADS) as (block, thread),
     ):
         firsts = [sum(part.count for part in parts[:k]) for k in range(len(parts))]
 

@@ -13,56 +13,25 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cpu.kernels.ordering import is_nonzero
+from graphopt.targets.cuda.kernels.blocks import covering, each, launched, scan
 from graphopt.targets.relax.primfunc import int64
 
 THREADS = 1024
-_SIDE_BY_SIDE = 256  # threads of a block that have nothing to do with each other
-
-
-def on_blocks(count: Any, threads: int, body: Callable[[Any, Any], None]) -> None:
-    """`body(block, thread)` for `count` blocks."""
-    with (
-        T.thread_binding(int64(0), count, thread="blockIdx.x") as block,
-        T.thread_binding(int64(0), int64(threads), thread="threadIdx.x") as thread,
-    ):
-        body(block, thread)
-
-
-def each(count: Any, body: Callable[[Any], None]) -> None:
-    """`body(k)` on a thread of its own for each k below `count`."""
-
-    def element(block: Any, thread: Any) -> None:
-        at = T.bind(block * _SIDE_BY_SIDE + thread)
-        with T.If(at < count), T.Then():
-            body(at)
-
-    on_blocks((count + (_SIDE_BY_SIDE - 1)) // _SIDE_BY_SIDE, _SIDE_BY_SIDE, element)
-
-
-def _block(body: Callable[[Any], None]) -> None:
-    on_blocks(int64(1), THREADS, lambda _, thread: body(thread))
-
-
-def wait() -> None:
-    """A barrier for the threads of a block."""
-    T.evaluate(T.tvm_storage_sync("shared"))
 
 
 def count_nonzero(x: Any, count: Any) -> None:
     """The statements of the kernel (x[n]) -> count, int64 [1]."""
 
-    def body(thread: Any) -> None:
+    with launched(int64(1), THREADS) as (_, thread):
         sums = _scanned(x, thread)
         with T.If(thread == THREADS - 1), T.Then():
             T.buffer_store(count, sums[thread].astype("int64"), [0])
-
-    _block(body)
 
 
 def find_nonzero(x: Any, places: Any) -> None:
     """The statements of the kernel (x[n]) -> places[count]: where the elements are, in order."""
 
-    def body(thread: Any) -> None:
+    with launched(int64(1), THREADS) as (_, thread):
         sums = _scanned(x, thread)
         at = T.alloc_buffer([1], "int64", scope="local")
         before = T.Select(thread > 0, sums[tirx.max(thread - 1, int64(0))], tirx.const(0, "int32"))
@@ -74,13 +43,11 @@ def find_nonzero(x: Any, places: Any) -> None:
 
         _each_nonzero(x, thread, keep)
 
-    _block(body)
-
 
 def _each_nonzero(x: Any, thread: Any, body: Callable[[Any], None]) -> None:
     """`body(k)` for the elements in the stretch of this thread that are not zero."""
     length = int64(x.shape[0])
-    share = (length + (THREADS - 1)) // THREADS
+    share = covering(length, THREADS)
     first = tirx.min(thread * share, length)
     with T.serial(int64(0), tirx.min(share, length - first)) as k:
         at = T.bind(first + k)
@@ -94,22 +61,6 @@ def _scanned(x: Any, thread: Any) -> Any:
     T.buffer_store(mine, 0, [0])
     _each_nonzero(x, thread, lambda _: T.buffer_store(mine, mine[0] + 1, [0]))
     return scan(mine[0], thread, THREADS)
-
-
-def scan(own: Any, thread: Any, threads: int, dtype: str = "int32") -> Any:
-    """What each thread of a block and those before it have, added up: [threads]."""
-    sums = T.alloc_buffer([threads], dtype, scope="shared")
-    T.buffer_store(sums, own, [thread])
-    distance = 1
-    while distance < threads:
-        wait()
-        earlier = sums[tirx.max(thread - distance, int64(0))]
-        total = T.bind(sums[thread] + T.Select(thread >= distance, earlier, tirx.const(0, dtype)))
-        wait()
-        T.buffer_store(sums, total, [thread])
-        distance *= 2
-    wait()
-    return sums
 
 
 def number_groups(order: Any, starts: Any, which: Any) -> None:

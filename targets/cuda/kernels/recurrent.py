@@ -23,8 +23,8 @@ from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cuda.kernels import warps
+from graphopt.targets.cuda.kernels.blocks import covering, wait
 from graphopt.targets.cuda.kernels.gemm import AS_LOOP, LEAST_BLOCKS
-from graphopt.targets.cuda.kernels.places import wait
 from graphopt.targets.kernels.recurrent_cell import Buffers, Cell
 from graphopt.targets.relax.primfunc import OPAQUE, int64
 
@@ -322,7 +322,7 @@ def _launch(cell: Cell, sharing: Sharing, io: Buffers) -> None:
     registers = sharing.registers(cell.hidden, cell.gates)
     rows = groups * sharing.rows
     # TVM launches a block where there are no samples; it must not conclude that there are some.
-    blocks = tirx.max((io.samples + (rows - 1)) // rows, int64(1))
+    blocks = tirx.max(covering(io.samples, rows), int64(1))
     with (
         T.thread_binding(int64(0), blocks, thread="blockIdx.x") as block,
         T.thread_binding(int64(0), int64(cell.directions), thread="blockIdx.y") as d,

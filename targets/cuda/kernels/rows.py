@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
+from graphopt.targets.cuda.kernels.blocks import covering, launched
 from graphopt.targets.kernels.elementary import fast_exp
 from graphopt.targets.relax.primfunc import int64
 
@@ -41,7 +42,7 @@ class _Row:
         self._lanes = gcd(LANES, fixed) if aligned and fixed is not None else 1
         pieces: Any = int64(width) if fixed is None else fixed // self._lanes
         self.group = warps.WARP if fixed is None else min(warps.WARP, _power_of_two(pieces))
-        self._passes: Any = (pieces + (self.group - 1)) // self.group
+        self._passes: Any = covering(pieces, self.group)
         self._held = fixed is not None and self._passes * self._lanes <= HELD
         self._even = fixed is not None and pieces % self.group == 0
         self._absent = absent
@@ -128,12 +129,7 @@ def _power_of_two(count: int) -> int:
 
 def _by_rows(x: Any, out: Any, absent: float, aligned: bool, body: Callable[[_Row], None]) -> None:
     row, rows = _Row(x, out, absent, aligned), int64(x.shape[0])
-    with (
-        T.thread_binding(
-            int64(0), (rows + (row.each - 1)) // row.each, thread="blockIdx.x"
-        ) as block,
-        T.thread_binding(int64(0), int64(THREADS), thread="threadIdx.x") as thread,
-    ):
+    with launched(covering(rows, row.each), THREADS) as (block, thread):
         at = T.bind(block * row.each + thread // row.group)
         with T.If(at < rows), T.Then():
             row.begin(at, thread)

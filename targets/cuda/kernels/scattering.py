@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.cuda.kernels.places import each
+from graphopt.targets.cuda.kernels.blocks import each
 from graphopt.targets.kernels import bounds
 from graphopt.targets.kernels.bounds import OutOfBounds
 from graphopt.targets.relax.loops import row_major

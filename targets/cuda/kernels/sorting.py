@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from graphopt.targets.cuda.kernels.places import on_blocks, scan, wait
+from graphopt.targets.cuda.kernels.blocks import covering, launched, scan, wait
 from graphopt.targets.relax.primfunc import int64
 
 THREADS = 512
@@ -84,10 +84,10 @@ def sort(key: Key, length: Callable[[Any], Any], rounds: Any, order: Any, spare:
         spare: the same, scratch.
     """
 
-    def body(line: Any, thread: Any) -> None:
+    with launched(int64(order.shape[0]), THREADS) as (line, thread):
         counts = T.alloc_buffer([_DIGITS * THREADS], "int32", scope="shared")
         count = T.bind(int64(length(line)))
-        share = T.bind((count + (THREADS - 1)) // THREADS)
+        share = T.bind(covering(count, THREADS))
         first = T.bind(tirx.min(thread * share, count))
         own = T.bind(tirx.min(share, count - first))
         with T.serial(int64(0), own) as k:
@@ -95,8 +95,6 @@ def sort(key: Key, length: Callable[[Any], Any], rounds: Any, order: Any, spare:
         with T.serial(int64(0), int64(rounds)) as turn:
             for half, (source, target) in enumerate(((order, spare), (spare, order))):
                 _pass(key, line, thread, counts, turn * 8 + half * 4, first, own, source, target)
-
-    on_blocks(int64(order.shape[0]), THREADS, body)
 
 
 def _pass(
@@ -168,7 +166,7 @@ def best(element: Key, lines: Any, length: Any, out: Any) -> None:
     step = SELECTING * _EACH
     room = 1 << (few + step - 1).bit_length()
 
-    def body(line: Any, thread: Any) -> None:
+    with launched(lines, SELECTING) as (line, thread):
         kept = T.alloc_buffer([room + SELECTING], "int64", scope="shared")
         more = T.alloc_buffer([1], "int32", scope="shared")  # beside the best ones
         own = T.alloc_buffer([_EACH], "int64", scope="local")
@@ -188,7 +186,7 @@ def best(element: Key, lines: Any, length: Any, out: Any) -> None:
             clear(few)
 
         clear(0)
-        with T.serial(int64(0), (int64(length) + (step - 1)) // step) as turn:
+        with T.serial(int64(0), covering(int64(length), step)) as turn:
             for k in range(_EACH):
                 at = turn * step + k * SELECTING + thread
                 there = at < length
@@ -213,8 +211,6 @@ def best(element: Key, lines: Any, length: Any, out: Any) -> None:
             at = T.bind(k * SELECTING + thread)
             with T.If(at < few), T.Then():
                 T.buffer_store(out, kept[at], [line, at])
-
-    on_blocks(lines, SELECTING, body)
 
 
 def _sort_shared(values: Any, count: int, thread: Any) -> None:

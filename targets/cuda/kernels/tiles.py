@@ -13,6 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.cuda.kernels.blocks import covering, launched
 from graphopt.targets.cuda.kernels.gemm import AS_LOOP, LEAST_BLOCKS, Math, Tile, place
 from graphopt.targets.kernels.activation import Activation
 from graphopt.targets.relax.primfunc import int64
@@ -51,14 +52,12 @@ class _Product:
 
     def launch(self, tile: Tile) -> None:
         """The statements of a launch."""
-        across = (self.n + (tile.columns - 1)) // tile.columns
-        down = (self.m + (tile.rows - 1)) // tile.rows
+        across, down = covering(self.n, tile.columns), covering(self.m, tile.rows)
         blocks = self.count * down * across
         held = tile.share_of_left if self.computed else 0
         with (
             # TVM launches a block where there is nothing to compute.
-            T.thread_binding(int64(0), tirx.max(blocks, int64(1)), thread="blockIdx.x") as block,
-            T.thread_binding(int64(0), int64(tile.threads), thread="threadIdx.x") as thread,
+            launched(tirx.max(blocks, int64(1)), tile.threads) as (block, thread),
             T.attr(thread, LEAST_BLOCKS, tile.blocks(self.math, held)),
             T.If(block < blocks),
             T.Then(),

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from graphopt.targets.cuda.kernels import warps
-from graphopt.targets.cuda.kernels.places import on_blocks, wait
+from graphopt.targets.cuda.kernels.blocks import covering, launched, wait
 from graphopt.targets.relax.primfunc import int64
 
 THREADS = 256
@@ -44,7 +44,7 @@ def ensemble(x: Any, nodes: Any, roots: Any, weights: Any, base: Any, out: Any) 
     group = sharing(trees)
     each = THREADS // group
 
-    def body(block: Any, thread: Any) -> None:
+    with launched(covering(rows, each), THREADS) as (block, thread):
         sums = T.alloc_buffer([targets], "float32", scope="local")
         row, lane = T.bind(block * each + thread // group), T.bind(thread % group)
         _for_each(targets, lambda k: T.buffer_store(sums, T.float32(0), [k]))
@@ -57,8 +57,6 @@ def ensemble(x: Any, nodes: Any, roots: Any, weights: Any, base: Any, out: Any) 
             _add_warps(sums, thread, targets, group)
         with T.If(tirx.all(row < rows, lane == 0)), T.Then():
             _for_each(targets, lambda k: T.buffer_store(out, base[k] + sums[k], [row, k]))
-
-    on_blocks((rows + (each - 1)) // each, THREADS, body)
 
 
 def _for_each(count: int, body: Callable[[Any], None]) -> None:
