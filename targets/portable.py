@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import onnx
@@ -18,11 +18,22 @@ from graphopt.targets import empty_sequences
 from graphopt.targets.base import Target
 
 
-class OnnxRuntimeTarget(Target):
-    """The optimized model as ONNX, for ONNX Runtime or any other engine."""
+class _PortableTarget(Target):
+    """The optimized model as ONNX."""
+
+    portable: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, argument: str) -> Self:
+        if argument:
+            raise SpecError(f"target {cls.name} takes no argument, not {argument!r}")
+        return cls()
+
+
+class OnnxRuntimeTarget(_PortableTarget):
+    """For ONNX Runtime or any other engine."""
 
     name: ClassVar[str] = "onnxruntime"
-    portable: ClassVar[bool] = True
     own_passes: ClassVar[str] = "part-layer-norms"
 
     @property
@@ -34,24 +45,11 @@ class OnnxRuntimeTarget(Target):
     def row_levels(self) -> int:
         return EXACT_LEVELS  # it may run on any CPU
 
-    @classmethod
-    def parse(cls, argument: str) -> OnnxRuntimeTarget:
-        if argument:
-            raise SpecError(f"target onnxruntime takes no argument, not {argument!r}")
-        return cls()
 
-
-class ReferenceTarget(Target):
-    """The optimized model as ONNX, for onnx's own reference evaluator."""
+class ReferenceTarget(_PortableTarget):
+    """For onnx's own reference evaluator."""
 
     name: ClassVar[str] = "reference"
-    portable: ClassVar[bool] = True
-
-    @classmethod
-    def parse(cls, argument: str) -> ReferenceTarget:
-        if argument:
-            raise SpecError(f"target reference takes no argument, not {argument!r}")
-        return cls()
 
 
 class OnnxModel:
@@ -77,7 +75,7 @@ class OnnxModel:
         proto = onnx.load(str(path), load_external_data=False)
         self._rounds = engine == "onnxruntime" and not as_written and _rounds(proto.graph)
         if engine == "reference":
-            self._run = _reference(path, proto)
+            self._run = _reference(path)
         else:
             self._run = _onnxruntime(path, proto, as_written)
         if signature is not None:
@@ -188,7 +186,7 @@ def _computes_in_half(proto: onnx.ModelProto) -> bool:
     )
 
 
-def _reference(path: Path, _proto: onnx.ModelProto) -> Any:
+def _reference(path: Path) -> Any:
     from onnx.reference import ReferenceEvaluator
 
     evaluator = ReferenceEvaluator(str(path))
