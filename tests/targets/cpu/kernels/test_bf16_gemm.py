@@ -113,7 +113,8 @@ def in_words(array: np.ndarray, words: Words) -> np.ndarray:
     return stored
 
 
-EPILOGUE = Epilogue(Activation("relu"), (Step("mul"), Step("add")), before=1)
+# Of which 0 does not become 0: what is beyond the last column shows.
+EPILOGUE = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")), before=1)
 
 
 @EXECUTES

@@ -146,7 +146,7 @@ def test_operands_at_the_store(tiles: Amx, always: Any) -> None:
     always(1)
     layer, rng = Layer(70, 37, FIXED), np.random.default_rng(0)
     others = [rng.normal(size=(50, 37)).astype(np.float32) for _ in range(2)]
-    epilogue = Epilogue(Activation("relu"), (Step("mul"), Step("add")))
+    epilogue = Epilogue(Activation("sigmoid"), (Step("mul"), Step("add")))
     vectors, tiled = layer.compiled(None, epilogue), layer.compiled(tiles, epilogue)
     for m in (1, 33, 50):
         given = [other[:m] for other in others]
