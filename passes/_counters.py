@@ -71,7 +71,7 @@ def element(value: Value, k: int) -> Value | None:
         if node is None:
             return None
         if node.op in _SAME_ORDER or keeps_count(node):
-            (value, *_) = node.inputs  # type: ignore[assignment]
+            value = node.operands[0]
             continue
         parts = node.operands
         sizes = [n for part in parts if isinstance(n := part.tensor.elements, int)]
@@ -82,7 +82,7 @@ def element(value: Value, k: int) -> Value | None:
             k, place = k - sizes[place], place + 1
         value = parts[place]
     while (node := value.producer) is not None and node.op in _SAME_ORDER:
-        (value, *_) = node.inputs  # type: ignore[assignment]
+        value = node.operands[0]
     return value
 
 

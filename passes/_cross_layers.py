@@ -107,7 +107,7 @@ def cross_layer(result: Value) -> CrossLayer | None:
                 found = _weights(layer)
             if layer is None or found is None or not _scales_rows(first, second):
                 continue
-            read, before = _bare(layer.inputs[0])  # type: ignore[arg-type]
+            read, before = _bare(layer.operands[0])
             b = _row(biases, result, len(found[0]))
             if read is x and b is not None:
                 inner = sums | outside | {node} | between | {layer}

@@ -43,7 +43,7 @@ def rows_of(weight: Value, node: Node) -> np.ndarray | NoMatch:
     return turned(node, weight.const)
 
 
-def written(rw: Rewriter, rows: np.ndarray, node: Node, dtype: np.dtype) -> Value:  # type: ignore
+def written(rw: Rewriter, rows: np.ndarray, node: Node, dtype: np.dtype) -> Value:
     """Rows [inputs, outputs] as `node` stores its weight."""
     return rw.const(np.ascontiguousarray(turned(node, rows), dtype))
 

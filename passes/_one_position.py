@@ -77,7 +77,7 @@ def selection(node: Node) -> Selection | None:
 
 def _gather(node: Node, source: Value) -> Selection | None:
     position = ints_of(node.inputs[1])
-    if position is None or len(position) != 1 or node.inputs[1].rank not in (0, 1):  # type: ignore
+    if position is None or len(position) != 1 or node.operands[1].rank not in (0, 1):
         return None
     place = Place(node.attr("axis") % len(source.tensor.dims))
     return Selection(source, place, position=position[0])

@@ -53,7 +53,7 @@ def pieces_of(content: np.ndarray, sizes: Sizes) -> list[Piece] | str:
         last = pieces[-1] if pieces else ()
         if isinstance(element, (int, bool)):
             if last and not isinstance(last[0], Value):
-                pieces[-1] = (*last, int(element))  # type: ignore[assignment]
+                pieces[-1] = (*last, int(element))
             else:
                 pieces.append((int(element),))
             continue
@@ -63,8 +63,8 @@ def pieces_of(content: np.ndarray, sizes: Sizes) -> list[Piece] | str:
         rest = tuple(elements[position:])
         if value.tensor.dims[axis : axis + len(rest)] == rest:
             return [*pieces, (value, axis, axis + len(rest))]
-        if last and last[0] is value and last[2] == axis:  # type: ignore[misc]
-            pieces[-1] = (value, last[1], axis + 1)  # type: ignore[misc]
+        if last and last[0] is value and last[2] == axis:
+            pieces[-1] = (value, last[1], axis + 1)
         else:
             pieces.append((value, axis, axis + 1))
     return pieces
@@ -105,7 +105,7 @@ def write(rewriter: Rewriter, value: Value, pieces: list[Piece]) -> Value:
 
 def _write_piece(rewriter: Rewriter, piece: Piece) -> Value:
     if not isinstance(piece[0], Value):
-        return rewriter.ints(*piece)  # type: ignore[arg-type]
-    value, start, end = piece  # type: ignore[misc]
+        return rewriter.ints(*piece)
+    value, start, end = piece
     attrs = {} if end == value.rank else {"end": end}
     return rewriter.op.Shape(value, start=start, **attrs)

@@ -146,7 +146,7 @@ def _bounds(node: Node, result: Value) -> tuple[int, int, int] | None:
         if not all(isinstance(part, int) for part in sizes):
             return None
         place = node.outputs.index(result)
-        return axis, sum(sizes[:place]), sizes[place]  # type: ignore[arg-type, return-value]
+        return axis, sum(sizes[:place]), sizes[place]
     position, index = ints_of(node.inputs[1]), node.inputs[1]
     if position is None or index is None or index.rank != 0:
         return None

@@ -178,7 +178,7 @@ def _constant(loop: Node, value: Value) -> Value | None:
 def _exact(value: Value) -> Value:
     """What was cast to `value`, by casts that lose nothing."""
     while (node := value.producer) is not None and keeps_count(node) and value.dtype != "int32":
-        (value,) = node.inputs  # type: ignore[assignment]
+        (value,) = node.operands
     return value
 
 

@@ -74,7 +74,7 @@ def layer_of_sums(rw: Rewriter, joined: Value, w: Value) -> Value | NoMatch:
     return result
 
 
-def _layer(rw: Rewriter, weights: dict[Value, np.ndarray], dtype: np.dtype) -> Value:  # type: ignore
+def _layer(rw: Rewriter, weights: dict[Value, np.ndarray], dtype: np.dtype) -> Value:
     values = list(weights)
     data = values[0] if len(values) == 1 else rw.op.Concat(*values, axis=(values[0].rank or 0) - 1)
     return rw.op.MatMul(data, rw.const(np.concatenate(list(weights.values())).astype(dtype)))

@@ -57,11 +57,10 @@ class FactorizeLowRank(LossyPass):
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
         assert ctx.budget is not None
         layers = [node for node in graph.nodes if self._is_layer(node, ctx)]
-        read = list(dict.fromkeys(node.inputs[0] for node in layers))
-        inputs = [value for value in read if value is not None]
+        inputs = list(dict.fromkeys(node.operands[0] for node in layers))
         seen = dict(zip(inputs, ctx.budget.observe(graph, inputs) if inputs else []))
         for node in layers:
-            yield from self._proposals(node, seen[node.inputs[0]])  # type: ignore[index]
+            yield from self._proposals(node, seen[node.operands[0]])
 
     def _is_layer(self, node: Node, ctx: PassContext) -> bool:
         weight, data = node.input(1), node.input(0)

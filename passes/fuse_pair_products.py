@@ -129,7 +129,7 @@ def _runs(operands: list[Value]) -> Iterator[tuple[Run, int | None]]:
 
     def length(value: Value) -> int | None:
         while value.producer is not None and value.producer.op == "Reshape":
-            value = value.producer.inputs[0]  # type: ignore[assignment]
+            value = value.producer.operands[0]
         dim = value.tensor.dims[-1] if value.rank else None
         return dim if isinstance(dim, int) and dim > 0 else None
 

@@ -46,10 +46,10 @@ class PruneTwoOfFour(LossyPass):
     def propose(self, graph: Graph, ctx: PassContext) -> Iterable[Proposal]:
         assert ctx.budget is not None
         layers = [node for node in graph.nodes if self._is_layer(node, ctx)]
-        inputs = list(dict.fromkeys(v for n in layers if (v := n.inputs[0]) is not None))
+        inputs = list(dict.fromkeys(node.operands[0] for node in layers))
         seen = dict(zip(inputs, ctx.budget.observe(graph, inputs) if inputs else []))
         for node in layers:
-            yield from _proposals(node, seen[node.inputs[0]])  # type: ignore[index]
+            yield from _proposals(node, seen[node.operands[0]])
 
     def _is_layer(self, node: Node, ctx: PassContext) -> bool:
         weight, data = node.const(1), node.input(0)
@@ -62,7 +62,7 @@ class PruneTwoOfFour(LossyPass):
         reason = ""
         if len(matrix_of(node)) % 4:
             reason = "its inputs are no multiple of four"
-        elif len(node.inputs[1].uses) > 1:  # type: ignore[union-attr]
+        elif len(node.operands[1].uses) > 1:
             reason = "the weight is also read elsewhere"
         elif is_sparse(matrix_of(node)):
             reason = "two of four are zero already"

@@ -125,7 +125,7 @@ def _quantized(node: Node, data: Value, chosen: CodeRange, bias: np.ndarray | No
         steps = rw.const(chosen.scale), rw.const(chosen.zero)
         codes = rw.op.QuantizeLinear(values[data], *steps)
         rw.graph.set_input(layer, 0, rw.op.DequantizeLinear(codes, *steps))
-        restore = layer.inputs[1].producer  # type: ignore[union-attr]
+        restore = layer.operands[1].producer
         if restore is not None and restore.domain:
             axis = restore.attrs["axis"]
             weight = Rewriter(layer, [restore]).op.DequantizeLinear(*restore.inputs, axis=axis)

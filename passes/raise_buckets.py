@@ -153,7 +153,7 @@ def _compares_elements(graph: Graph) -> bool:
     users = [
         use.user
         for node in graph.nodes
-        if node.op == "Gather" and node.const(0) is not None and node.inputs[0].rank == 1  # type: ignore[union-attr]
+        if node.op == "Gather" and node.const(0) is not None and node.operands[0].rank == 1
         for use in node.output.uses
     ]
     return any(isinstance(user, Node) and user.op in _COMPARISONS for user in users)

@@ -35,8 +35,9 @@ def normalized_to_op(
     width = x.tensor.dims[-1] if x.rank else None
     if not isinstance(width, int) or x.dtype != "float32":
         return NoMatch("not float32 of a known width")
-    square = variance.producer.inputs[0].producer  # type: ignore[union-attr]
-    assert square is not None and mean.producer is not None and variance.producer is not None
+    assert mean.producer is not None and variance.producer is not None
+    square = variance.producer.operands[0].producer
+    assert square is not None
     exponent = square.const(1)
     if square.op == "Pow" and (exponent is None or exponent.size != 1 or exponent.item() != 2):
         return NoMatch("it is another power than the square")

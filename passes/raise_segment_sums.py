@@ -128,9 +128,9 @@ def _numbered(ordered: Value | None, position: Value) -> Node | None:
     Consecutive numbers modulo how many they are, are all different.
     """
     mod = position.producer
-    if mod is None or mod.op != "Mod" or None in mod.inputs:
+    if mod is None or mod.op != "Mod":
         return None
-    count, sizes = mod.inputs[0].producer, mod.inputs[1].producer  # type: ignore[union-attr]
+    count, sizes = (value.producer for value in mod.operands)
     if count is None or count.op != "Range" or sizes is None or sizes.op != "Gather":
         return None
     if ints_of(count.inputs[0]) != [0] or ints_of(count.inputs[2]) != [1]:

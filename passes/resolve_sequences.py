@@ -83,7 +83,7 @@ def _inserted(node: Node, known: Known) -> list[Value] | None:
 
 def _erased(node: Node, known: Known) -> list[Value] | None:
     position = ints_of(node.input(1)) if node.input(1) is not None else [-1]
-    elements = list(known.get(node.inputs[0], ()))  # type: ignore[arg-type]
+    elements = list(known.get(node.operands[0], ()))
     if not position or not -len(elements) <= position[0] < len(elements):
         return None
     del elements[position[0]]

@@ -108,7 +108,7 @@ def _squeezed(branch: Graph) -> tuple[Value, list[int]] | None:
             axes = given
         elif node.op != "Identity":
             return None
-        result = node.inputs[0]  # type: ignore[assignment]
+        result = node.operands[0]
     inside = result.producer is not None and result.producer.graph is branch
     return None if inside else (result, axes)
 
@@ -151,9 +151,9 @@ def _still_loses(node: Node, lost: Lost) -> bool | None:
     if not all(lost[value] for value in node.inputs if value in lost):
         return None
     if node.op in _ALONG_AXIS:
-        return _along([node.attr("axis", -1)], node.inputs[0].rank)  # type: ignore[union-attr]
+        return _along([node.attr("axis", -1)], node.operands[0].rank)
     if node.op.startswith("Reduce"):
-        return _along(ints_of(node.input(1)), node.inputs[0].rank)  # type: ignore[union-attr]
+        return _along(ints_of(node.input(1)), node.operands[0].rank)
     rule = _RULES.get(node.op)
     return rule(node, lost) if rule is not None else None
 
@@ -200,10 +200,10 @@ def _concat(node: Node, lost: Lost) -> bool | None:
 
 
 def _gather(node: Node, lost: Lost) -> bool | None:
-    data, ids = node.inputs
+    data, ids = node.operands
     axis = node.attr("axis", 0)
     if data in lost:
-        return None if ids in lost else _along([axis], data.rank)  # type: ignore[union-attr]
+        return None if ids in lost else _along([axis], data.rank)
     return True if axis == 0 else None
 
 

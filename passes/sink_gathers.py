@@ -18,7 +18,7 @@ def gather_after_layer(
     assert positions is not None and w.const is not None and gather is not None
     if positions.ndim != 1 or w.const.ndim != 2 or (x.rank or 0) < 2:
         return NoMatch("it does not multiply chosen rows with one matrix")
-    axis = gather.attr("axis") % x.tensor.rank  # type: ignore[operator]
+    axis = gather.attr("axis") % x.tensor.rank
     rows = x.tensor.dims[axis]
     if axis == x.tensor.rank - 1:  # type: ignore[operator]
         return NoMatch("it chooses columns")

@@ -292,20 +292,20 @@ def _loop(node: Node) -> Cost:
     count = loop_trip_count(node)
     if count is None:
         raise UnknownCost("Loop: the trip count is known only at run time")
-    return _body(node.attrs["body"]).times(count)  # type: ignore[arg-type]
+    return _body(node.attrs["body"]).times(count)
 
 
 @cost_rule("Scan")
 def _scan(node: Node) -> Cost:
     states = len(node.inputs) - node.attr("num_scan_inputs")
     axis = (node.attr("scan_input_axes") or [0])[0]
-    return _body(node.attrs["body"]).times(dims_of(node, states)[axis])  # type: ignore[arg-type]
+    return _body(node.attrs["body"]).times(dims_of(node, states)[axis])
 
 
 @cost_rule("If")
 def _if(node: Node) -> Cost:
     """The dearer branch."""
-    then, other = (_body(node.attrs[name]) for name in ("then_branch", "else_branch"))  # type: ignore
+    then, other = (_body(node.attrs[name]) for name in ("then_branch", "else_branch"))
     return Cost(
         dims.maximum(then.flops, other.flops),
         dims.maximum(then.read, other.read),

@@ -59,7 +59,7 @@ def never_stops(node: Node) -> bool:
     body: Graph = node.attrs["body"]
     start, goes_on = content_input(node, 1), body.outputs[0]
     while goes_on.producer is not None and goes_on.producer.op == "Identity":
-        (goes_on,) = goes_on.producer.inputs  # type: ignore[assignment]
+        (goes_on,) = goes_on.producer.operands
     always = goes_on is body.inputs[1] or known_ints(goes_on.content) == [1]
     return always and (node.input(1) is None or start == [True])
 

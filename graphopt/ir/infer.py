@@ -105,7 +105,7 @@ def _refine(old: Type, new: Type | None, node: Node) -> Type:
         return TensorType(new.dtype, known)
     same_rank = isinstance(old, TensorType) and old.rank == new.rank
     shape = [
-        dim if dim is not None else (old.dims[i] if same_rank else node.graph.fresh_dim())  # type: ignore
+        dim if dim is not None else (old.dims[i] if same_rank else node.graph.fresh_dim())
         for i, dim in enumerate(new.shape)
     ]
     return TensorType(new.dtype, tuple(shape))

@@ -132,7 +132,7 @@ def _latencies(
     batch = judge.data.batches[0]
     feeds = batch if judge.data.whole else {name: a[:ROWS] for name, a in batch.items()}
     rows = judge.data.sizes[0] if judge.data.whole else min(ROWS, judge.data.sizes[0])
-    calls = {str(drop): (lambda m=m: m.run(feeds)) for drop, m in models.items()}  # type: ignore
+    calls = {str(drop): (lambda m=m: m.run(feeds)) for drop, m in models.items()}
     taken = interleaved(calls, seconds)
     return rows, {drop: taken[str(drop)].median for drop in models}
 

@@ -194,7 +194,7 @@ def _grouped_type(node: Node) -> list[Type | None]:
     """(codes uint8[..., k]) -> uint8[..., k'], with zeros up to whole groups."""
     assert node.inputs[0] is not None
     *rows, width = node.inputs[0].tensor.dims
-    return [tensor_type("uint8", [*rows, width + -width % GROUP])]  # type: ignore[operator]
+    return [tensor_type("uint8", [*rows, width + -width % GROUP])]
 
 
 @cost_rule("Grouped", domain=DOMAIN)

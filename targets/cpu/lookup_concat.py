@@ -206,7 +206,7 @@ def _insert(rw: Rewriter, axis: int, operands: list[Value], found: list[_Matched
     shape = root.output.tensor.dims
     attrs = {"parts": parts, "rows": product(shape[:axis]), "shape": shape}
     origin = dict.fromkeys(name for node in nodes for name in node.origin)
-    return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN, origin=tuple(origin)).output  # type: ignore[arg-type]
+    return rw.insert(OP_TYPE, inputs, attrs, domain=DOMAIN, origin=tuple(origin)).output
 
 
 @rule(op.Concat(x, ...))

@@ -51,7 +51,7 @@ def codes_to_dense(rw: Rewriter, node: Node, d: Value) -> Value | NoMatch:
     found = codes_of(restore)
     if found is None or codes.const is not None or d.dtype != "float32":
         return NoMatch("its data are rounded in a way that the kernel does not know")
-    if d.tensor.dims[-1] % GROUP != 0:  # type: ignore[operator]
+    if d.tensor.dims[-1] % GROUP != 0:
         return NoMatch(f"its codes are not of whole groups of {GROUP} bytes")
     alone = len(codes.uses) == len(d.uses) == 1 and not codes.is_graph_output
     if alone and not isinstance(_rounded(d), NoMatch):
@@ -131,7 +131,7 @@ def floats_to_codes(rw: Rewriter, node: Node) -> Value | NoMatch:
     }
     if len(wanted) != 1 or not isinstance(next(iter(wanted)), Quantization):
         return NoMatch("not all that read it round it to the same 8 bits, in one range")
-    if value.tensor.dims[-1] % GROUP != 0:  # type: ignore[operator]
+    if value.tensor.dims[-1] % GROUP != 0:
         return NoMatch(f"its rows are not of whole groups of {GROUP} bytes")
     attrs = {**node.attrs, "result": wanted.pop()}
     return rw.insert("Dense", node.inputs, attrs, domain=DOMAIN).output

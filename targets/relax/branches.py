@@ -8,7 +8,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 
 @mutator
-class _Sizes(PyExprMutator):  # type: ignore[misc]
+class _Sizes(PyExprMutator):
     """Binds sizes of branches outside of dataflow: FuseOps has no group for them within."""
 
     def visit_if_(self, op: relax.If) -> relax.Expr:

@@ -75,7 +75,7 @@ def known_fill(lower: Lowering, node: Node) -> np.ndarray:
     if np.isnan(fill).any():
         reason = "which codes stand for zero in its result is not known; use --oob clamp or error"
         raise lower.unsupported(reason)
-    return fill  # type: ignore[no-any-return]
+    return fill
 
 
 # ------------------------------------------------------------------------ lookups
