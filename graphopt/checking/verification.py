@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from graphopt.analysis.ids import SAME_ELEMENTS
 from graphopt.checking import midpoints
 from graphopt.checking.comparison import Comparison, compare
 from graphopt.checking.feeds import random_feeds
-from graphopt.errors import InputError, UnsupportedOpError, VerificationError
+from graphopt.errors import InputError, InvalidModelError, UnsupportedOpError, VerificationError
 from graphopt.ir import onnx_io
 from graphopt.ir.atomic import scratch_folder
 from graphopt.ir.graph import Graph, Value
@@ -119,21 +119,34 @@ class Original:
         self.graph, self.file, self.inputs = graph, file, inputs
         self.other = other
 
-    def verify(self, optimized: Graph, results: Sequence[Runnable], report: Report) -> None:
-        """Compare each of `results` with the source; the first one's outcome is reported.
+    def verify(
+        self, optimized: Graph, opened: Callable[[], Sequence[Runnable]], report: Report
+    ) -> None:
+        """Compare each result with the source; the first one's outcome is reported.
+
+        Args:
+            opened: gives the results; called when the source runs, so that what ONNX Runtime
+                refuses in both is said of the source.
 
         Raises:
+            InvalidModelError: ONNX Runtime refuses the source.
             VerificationError: names the worst element.
             whatever `other` raises.
         """
         if self.other is not None:
-            self.other.verify(results, report)
+            self.other.verify(opened(), report)
             return
-        with original_model(self.graph, self.file) as original:
+        with ExitStack() as stack:
+            try:
+                original = stack.enter_context(original_model(self.graph, self.file))
+            except InvalidModelError as error:
+                error.args = (f"{error}; --no-verify still compiles it for CPUs and GPUs",)
+                raise
             feeds = self._feeds(optimized, original, report)
             if not feeds:
                 report.verification = {"agrees": None, "reason": "no inputs to verify on"}
                 return
+            results = opened()
             slack = None
             outcomes = self._outcomes(original, results, feeds, slack)
             if not all(outcome.agrees for outcome in outcomes):

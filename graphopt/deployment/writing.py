@@ -9,6 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,11 @@ def write_portable(
     with temporary_folder(_parent(output)) as folder:
         stages.begin("write")
         onnx_io.save(suited(graph, target), folder / output.name)
-        result = OnnxModel(folder / output.name, target.name)
+        opened = cache(lambda: OnnxModel(folder / output.name, target.name))
         if original is not None:
             stages.begin("verify")
-            original.verify(graph, [result.as_written()], stages.report)
+            original.verify(graph, lambda: [opened().as_written()], stages.report)
+        result = opened()
         stages.end()
         for file in sorted(folder.iterdir(), reverse=True):  # the data file before the model
             os.replace(file, output.with_name(file.name))
@@ -134,13 +136,16 @@ def write_artifact(
         report.facts["obstacle"] = obstacle(manifest)
         if original is not None:
             stages.begin("verify")
-            results: list[Artifact | OnnxModel] = [OnnxModel(folder / PORTABLE).as_written()]
-            if not report.facts["obstacle"]:
-                results.insert(0, Artifact.load(folder))
-            original.verify(graph, results, report)
+            original.verify(graph, lambda: _runnable(folder, manifest), report)
         stages.end()
         (folder / REPORT).write_text(report.to_json())
     return Artifact.foreign(output) if report.facts["obstacle"] else Artifact.load(output)
+
+
+def _runnable(folder: Path, manifest: dict[str, Any]) -> list[Artifact | OnnxModel]:
+    """What can be verified here of an artifact that is being written."""
+    portable = OnnxModel(folder / PORTABLE).as_written()
+    return [portable] if obstacle(manifest) else [Artifact.load(folder), portable]
 
 
 def temporary_artifact(graph: Graph, target: base.Target) -> Artifact:

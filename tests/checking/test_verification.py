@@ -11,6 +11,7 @@ import pytest
 
 import graphopt
 from graphopt.checking.verification import tolerances
+from graphopt.errors import InvalidModelError
 from graphopt.ir import onnx_io
 from graphopt.targets.portable import OnnxModel
 from graphopt.testing import parse, run_onnxruntime
@@ -86,3 +87,17 @@ def test_text_passes_through_the_portable_model(tmp_path: Path) -> None:
     result = graphopt.compile(graph, "onnxruntime", output=tmp_path / "m.onnx")
     got = result.run({"s": np.array(["b", "x"], dtype=object)})["y"]
     assert got.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "cpu"])
+def test_what_onnxruntime_cannot_run_is_said_of_the_source(tmp_path: Path, target: str) -> None:
+    """ONNX allows these dtypes together; ONNX Runtime has no kernel for them."""
+    text = """(int32[N] x) => (float[N,4] y) <int64 d = {4}, float[2] v = {0, 1}> {
+        y = OneHot(x, d, v)
+    }"""
+    source = tmp_path / "source.onnx"
+    onnx_io.save(parse(text), source)
+    with pytest.raises(InvalidModelError, match=r"OneHot.*--no-verify") as caught:
+        graphopt.compile(source, target, output=tmp_path / "result.onnx")
+    assert str(caught.value).startswith(f"{source}: ONNX Runtime refuses it")
+    assert not (tmp_path / "result.onnx").exists()
