@@ -270,7 +270,7 @@ def front(results: list[dict[str, Any]]) -> str:
     ]
     count = len({model for model, _ in measured})
     where = f"on all but {'; '.join(behind)}" if behind else "on all"
-    return f"Of {count} models ours are on or beyond the front of the other tools {where}."
+    return f"Of {count} models, ours are on or beyond the Pareto front of the other tools {where}."
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:

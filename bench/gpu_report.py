@@ -127,12 +127,12 @@ def markdown(file: Path) -> str:
 
 
 _MEANING = """\
-Times: `device` is the GPU's clock, of ours for the kernels alone, of PyTorch for all between two
-events around a call, which in small batches is mostly its host code. `call` is from tensors on the
-GPU to new tensors on the GPU; `end_to_end` from NumPy arrays to NumPy arrays, where ours go over in
-one copy and PyTorch's one by one, unpinned. PyTorch is `torch.compile(mode="max-autotune")` on the
-optimized graph, for each shape, as far as it was compiled in the time there was: how many models
-that were is in brackets. Above 1 we are faster, below 1 slower."""
+`device` is time on the GPU's clock: of our kernels alone, but for PyTorch of everything between two
+events around a call, which in small batches is mostly its host code. `call` goes from tensors on
+the GPU to new tensors on the GPU. `end_to_end` goes from NumPy arrays to NumPy arrays: our inputs
+are copied at once, PyTorch's one by one and unpinned. PyTorch is
+`torch.compile(mode="max-autotune")` on the optimized graph, for each shape; the number of models
+that it compiled in the time there was is in brackets. Above 1 we are faster."""
 
 
 def _answers(found: dict[str, Any]) -> str:
@@ -144,7 +144,7 @@ def _answers(found: dict[str, Any]) -> str:
             continue
         bad = [
             f"{name} at batch {row['batch']}: {engine} is off by {times.get('error', inf):.2f} "
-            "of it"
+            "times that"
             for row in model["rows"]
             for engine, times in row["engines"].items()
             if engine.startswith("graphopt") and times.get("error", 2.0) > 1

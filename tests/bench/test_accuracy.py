@@ -145,9 +145,9 @@ def test_a_line_for_each_model_and_where_others_are_ahead() -> None:
     assert "| `a` | 0.10 / 0.20 | 0.0009 / 0.0000 | 0.50 / 0.60 | 1.00 / 1.25 |" in lines
     assert "| `c` | 0.10 / ? | 0.0009 / ? | 0.50 / ? | ? / ? |" in lines
     assert lines[-1] == (
-        "Of 3 models ours are on or beyond the front of the other tools on all "
+        "Of 3 models, ours are on or beyond the Pareto front of the other tools on all "
         "but b at 0.0001 (behind ORT static)."
     )
     assert accuracy.front(results[:1]).endswith(
-        "Of 1 models ours are on or beyond the front of the other tools on all."
+        "Of 1 models, ours are on or beyond the Pareto front of the other tools on all."
     )

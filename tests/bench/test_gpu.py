@@ -282,7 +282,7 @@ def test_tables_for_the_readme(tmp_path: Path) -> None:
     assert head.startswith("Some GPU") and head.endswith("; 2026-01-02, torch 2.11.")
     assert lookups.endswith("as a share of a copy's speed: 67% at batch 8192.")
     assert answers.startswith("Answers of 2 models are within")
-    assert meaning.startswith("Times: `device`")
+    assert meaning.startswith("`device` is time on")
     assert means.splitlines() == [
         "| torch tf32 over graphopt tf32, mean (models) | batch 1 | batch 512 |",
         "|---|---:|---:|",
@@ -296,6 +296,6 @@ def test_tables_for_the_readme(tmp_path: Path) -> None:
     ]
     found["models"]["a"]["rows"][0]["engines"]["graphopt tf32"]["error"] = 1.5
     (tmp_path / "gpu.json").write_text(json.dumps(found))
-    assert "; a at batch 1: graphopt tf32 is off by 1.50 of it" in gpu_report.markdown(
+    assert "; a at batch 1: graphopt tf32 is off by 1.50 times that" in gpu_report.markdown(
         tmp_path / "gpu.json"
     )
