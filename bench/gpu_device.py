@@ -66,7 +66,7 @@ def resident(array: np.ndarray) -> Any:
     """A copy on the GPU that speaks DLPack: PyTorch's, as users have them, if it is there."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        return torch.from_numpy(np.ascontiguousarray(array)).cuda()
+        return torch.from_numpy(np.asarray(array, order="C")).cuda()
     allocate = ffi().get_global_func("runtime.TVMTensorAllocWithScope")
     shape, dtype = ffi().Shape(array.shape), ffi().dtype(str(array.dtype))
     tensor = allocate(shape, dtype, ffi().device("cuda", 0), None)

@@ -86,7 +86,7 @@ def _torch(model: Path, feeds: Feeds) -> Bound:
     module: Any = to_torch(model).eval()
     options = {"freezing": True, "cpp_wrapper": True, "max_autotune": True}
     compiled = torch.compile(module, dynamic=False, options=options)
-    inputs = [torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in module.input_names]
+    inputs = [torch.from_numpy(np.asarray(feeds[name], order="C")) for name in module.input_names]
 
     def run() -> list[np.ndarray]:
         with torch.inference_mode():

@@ -123,7 +123,7 @@ def _onnxruntime_bound(model: Path) -> Callable[[Feeds], Bound]:
     def bound(feeds: Feeds) -> Bound:
         binding = session.io_binding()
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            binding.bind_cpu_input(name, np.asarray(array, order="C"))
         for output in session.get_outputs():
             binding.bind_output(output.name, "cpu")
 
@@ -156,7 +156,7 @@ def _openvino(precision: str) -> Callable[[Path], Callable[[Feeds], Bound]]:
             network = _of_shapes(core, model, feeds)
             request = core.compile_model(network, "CPU", settings).create_infer_request()
             for name, array in feeds.items():
-                tensor = ov.Tensor(np.ascontiguousarray(array), shared_memory=True)
+                tensor = ov.Tensor(np.asarray(array, order="C"), shared_memory=True)
                 request.set_tensor(name, tensor)
             outputs = range(len(network.outputs))
 

@@ -164,6 +164,14 @@ def test_unknown_peer() -> None:
     ]
 
 
+def test_an_input_without_axes_gets_none(tmp_path: Path) -> None:
+    rows = "(float x) => (float[1] y) <int64[1] first = {0}> { y = Unsqueeze(x, first) }"
+    onnx_io.save(parse(rows), tmp_path / "m.onnx")
+    for peer in peers.find("onnxruntime"):
+        run = peers.bind(peers.open_peer(peer, tmp_path / "m.onnx"), {"x": np.array(2, np.float32)})
+        assert run()[0].shape == (1,), peer.name
+
+
 @pytest.mark.skipif(
     peers.importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
 )
