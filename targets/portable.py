@@ -34,7 +34,7 @@ class OnnxRuntimeTarget(_PortableTarget):
     """For ONNX Runtime or any other engine."""
 
     name: ClassVar[str] = "onnxruntime"
-    own_passes: ClassVar[str] = "part-layer-norms"
+    own_passes: ClassVar[str] = "fixpoint(look-up-codes,part-layer-norms)"
 
     @property
     def multiplies_bytes(self) -> None:
