@@ -16,6 +16,7 @@ import tvm_ffi
 
 from graphopt.ir.graph import Node
 from graphopt.targets.cuda import nvcc, packing
+from graphopt.targets.cuda.joining import join
 from graphopt.targets.cuda.kernels import elementary, gemm
 from graphopt.targets.cuda.schedule import COMPACT, schedule
 from graphopt.targets.cuda.straight import straighten
@@ -80,7 +81,7 @@ def build(
 
     with compiling(), target, compiled_by(compile_source):
         merged, nodes = fuse(module, emitted)
-        fused = schedule(merged, target)
+        fused, joined = join(schedule(merged, target))
         straight = straighten(fused)
         with tvm.transform.PassContext(opt_level=3, disabled_pass=[COMPACT]):
             if straight is None:
@@ -95,6 +96,8 @@ def build(
     export(executable, platform.machine(), library, packing.packer(target.host, compile_source))
     if straight is None:
         return Built(report, None)
+    for whole, singles in joined.items():
+        nodes[whole] = [node for name in singles for node in nodes.get(name, [])]
     program = tuple((kernel, nodes.get(name, [])) for kernel, name in straight.calls)
     return Built(report, straight.embedded, program)
 

@@ -14,6 +14,7 @@ from tvm import relax, s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from graphopt.targets.cuda.joining import join
 from graphopt.targets.cuda.kernels.demands import PARTS
 from graphopt.targets.cuda.schedule import schedule
 from graphopt.targets.kernels.storage import element_bytes
@@ -68,7 +69,8 @@ class Launcher(Caller):
         return _done("cudaMemcpyAsync", to, source, int64(size), _ANY_DIRECTION, _stream())
 
     def scheduled(self, module: tvm.IRModule) -> tvm.IRModule:
-        return schedule(module, self._lowering.device)
+        joined, _ = join(schedule(module, self._lowering.device))
+        return joined
 
     def direct(self, name: str, kernel: tirx.PrimFunc) -> DirectKernel:
         return DirectKernel(name, kernel)

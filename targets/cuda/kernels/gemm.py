@@ -43,8 +43,8 @@ _DEVICE = Path(__file__).parent / "device"
 
 def device_code() -> str:
     """The functions that kernels call, in CUDA C."""
-    names = ("math.cuh", "gemm.cuh", "sources.cuh", "few_rows.cuh", "row_codes.cuh")
-    return "".join((_DEVICE / name).read_text() for name in names)
+    names = ("one_of", "math", "gemm", "sources", "few_rows", "row_codes")
+    return "".join((_DEVICE / f"{name}.cuh").read_text() for name in names)
 
 
 def with_device_code(source: str) -> str:
