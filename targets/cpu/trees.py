@@ -18,7 +18,8 @@ from tvm import relax
 from graphopt.ir.graph import Node
 from graphopt.ir.trees import Forest
 from graphopt.targets.cpu.kernels.leaf_sets import LEAVES, leaf_sets
-from graphopt.targets.cpu.kernels.tree_walks import GROUP, walks_alone
+from graphopt.targets.cpu.kernels.tree_walks import walks_alone
+from graphopt.targets.cpu.tree_nodes import Walks, walks
 from graphopt.targets.relax.lowering import Lowering, lowers
 from graphopt.targets.relax.ops.trees import operands
 
@@ -32,29 +33,32 @@ Test = tuple[int, bool, tuple[float, ...] | float]
 @lowers("TreeEnsembleRegressor", domain="ai.onnx.ml", target="cpu")
 def _tree_ensemble(lower: Lowering, node: Node) -> relax.Expr:
     x, forest = operands(lower, node)
-    targets, walks = len(forest.base), _walks(forest)
-    lanes, trees = node.attrs["lanes"], _trees_of(forest)
-    arrays: list[np.ndarray] = []
-    if trees is None:
-        kernel = walks_alone(targets, bool(forest.nan_is_less.any()))
+    walked, lanes = walks(forest), node.attrs["lanes"]
+    compared = _compared(forest, walked)
+    few = lanes if compared is None else _few(compared[1], walked)
+    args = [lower.constant(walked.nodes), lower.constant(walked.weights)]
+    args += [lower.constant(walked.roots), lower.expr(x), lower.constant(forest.base)]
+    args += [lower.constant(walked.columns), lower.constant(walked.target)]
+    if compared is None or few >= lanes:
+        kernel = walks_alone(walked.kind)
     else:
-        copies, kinds, arrays = _arrays(forest, trees)
-        few = _few(arrays, walks)
-        kernel = leaf_sets(len(arrays[0]), copies, kinds, targets, lanes, few)
-    args = [*map(lower.constant, walks), lower.expr(x), lower.constant(forest.base)]
-    args += map(lower.constant, arrays)
-    (result,) = lower.kernel(kernel, args, [([lower.shape(x)[0], targets], "float32")])
+        kinds, arrays = compared
+        kernel = leaf_sets(walked.kind, kinds, lanes, few)
+        args += map(lower.constant, arrays)
+    shape = [lower.shape(x)[0], len(forest.base)]
+    (result,) = lower.kernel(kernel, args, [(shape, "float32")])
     return result
 
 
-def _few(arrays: list[np.ndarray], walks: list[np.ndarray]) -> int:
+def _few(arrays: list[np.ndarray], walked: Walks) -> int:
     """How many rows are walked in less time than one vector of rows is compared.
 
-    Cycles of a Zen 4: 2.3 a limit or member, 10 a set, 90 a step of all trees of a group.
+    Cycles of a Zen 4: 2.3 a limit or member, 10 a set, 45 a step of all trees of a group, which
+    some rows end before.
     """
-    _, _, starts, limits, *_, terms, _, _ = arrays
+    starts, _, limits, *_, terms, _ = arrays
     compared = 2.3 * (len(limits) + len(terms)) + 10 * len(starts)
-    return int(compared / (90 * max(1, int(walks[3].sum()))))
+    return int(compared / (45 * max(1, walked.steps)))
 
 
 @dataclass
@@ -128,12 +132,14 @@ def _test_at(forest: Forest, node: int) -> tuple[Test, int]:
     return (column, nan, tuple(sorted(set(values)))), other
 
 
-def _arrays(
-    forest: Forest, trees: list[_Tree]
-) -> tuple[bool, tuple[bool, bool, bool], list[np.ndarray]]:
-    """What `leaf_sets` is made for and reads, but for rows and `base`."""
-    columns = np.unique([test[0] for tree in trees for test in tree.left] or [0])
-    copies = any(test[1] for tree in trees for test in tree.left)
+def _compared(forest: Forest, walked: Walks) -> tuple[tuple[bool, bool], list[np.ndarray]] | None:
+    """What `leaf_sets` is made for and reads beside `walked`, rows and `base`.
+
+    None if a tree has too many leaves, or two nodes that lead to one that is no set.
+    """
+    trees, columns = _trees_of(forest), walked.columns
+    if trees is None:
+        return None
     place = {int(column): k for k, column in enumerate(columns)}
     starts, limit_starts, test_starts, term_starts = [0], [0], [0], [0]
     limits: list[tuple[int, float, int]] = []
@@ -154,12 +160,9 @@ def _arrays(
             test_starts.append(len(masks))
             firsts.append((k, first))
         starts.append(len(firsts))
-    target, leaves = _leaves(forest, trees, firsts)
-    kinds = len(firsts) > len(trees), bool(masks), leaves.shape[1] > 1
     limit_columns, limit_values, limit_masks = zip(*limits) if limits else ((), (), ())
     term_columns, term_values = zip(*terms) if terms else ((), ())
     arrays = [
-        columns.astype(np.int32),
         starts,
         limit_starts,
         limit_columns,
@@ -170,11 +173,10 @@ def _arrays(
         _turned(masks),
         term_columns,
         np.array(term_values, np.float32),
-        target,
-        leaves,
+        _leaves(forest, trees, firsts, walked),
     ]
     numbers = [a if isinstance(a, np.ndarray) else np.array(a, np.int32) for a in arrays]
-    return copies, kinds, numbers
+    return (len(firsts) > len(trees), bool(masks)), numbers
 
 
 def _turned(masks: Sequence[int]) -> np.ndarray:
@@ -184,31 +186,13 @@ def _turned(masks: Sequence[int]) -> np.ndarray:
 
 
 def _leaves(
-    forest: Forest, trees: list[_Tree], firsts: list[tuple[int, int]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first target of each tree, and what leaves add: [sets, targets or 1, 32]."""
-    used = [np.flatnonzero(forest.weights[tree.leaves].any(axis=0)) for tree in trees]
-    single = all(len(targets) < 2 for targets in used)
-    target = np.array([int(t[0]) if single and len(t) else 0 for t in used], np.int32)
-    own = 1 if single else len(forest.base)
+    forest: Forest, trees: list[_Tree], firsts: list[tuple[int, int]], walked: Walks
+) -> np.ndarray:
+    """What leaves add: [sets, targets or 1, 32]."""
+    own = len(forest.base) if walked.kind.all_targets else 1
     leaves = np.zeros((len(firsts), own, LEAVES), np.float32)
     for n, (k, first) in enumerate(firsts):
+        to = walked.target[k]
         some = forest.weights[trees[k].leaves[first : first + LEAVES]]
-        leaves[n, :, : len(some)] = some[:, target[k] : target[k] + own].T
-    return target, leaves
-
-
-def _walks(forest: Forest) -> list[np.ndarray]:
-    """What `tree_walks` reads; a last group is filled up with leaves that weigh nothing."""
-    forest = forest.of_limits()
-    count, sign = len(forest.feature), np.where(forest.nan_is_less, np.int32(-(2**31)), np.int32(0))
-    columns = forest.feature | sign, forest.threshold.view(np.int32), *forest.children.T
-    nodes = np.stack(columns, axis=1).astype(np.int32)
-    nothing = np.array([[0, 0, count, count]], np.int32)
-    roots = np.append(forest.roots, np.full(-len(forest.roots) % GROUP, count, np.int32))
-    return [
-        np.concatenate([nodes, nothing]),
-        np.concatenate([forest.weights, np.zeros((1, len(forest.base)), np.float32)]),
-        roots.astype(np.int32).reshape(-1, GROUP),
-        np.maximum.reduceat(forest.depths, range(0, len(forest.depths), GROUP)),
-    ]
+        leaves[n, :, : len(some)] = some[:, to : to + own].T
+    return leaves

@@ -33,6 +33,8 @@ def on_stack(function: tirx.PrimFunc) -> tirx.PrimFunc:
         if not size or size > min(LARGEST, left):
             return statement
         left -= size
+        if _VOLATILE in statement.annotations:
+            return tirx.AllocBuffer(statement.buffer, {**statement.annotations, **_LEFT_TO_LLVM})
         return _aligned(statement.buffer, size)
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, place)))
@@ -40,6 +42,8 @@ def on_stack(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 _LINE, _VECTOR = 64, "float32x16"
 """A cache line, as long as the widest vector; one across two takes twice as long."""
+
+_VOLATILE = "tirx.volatile"  # Of what LLVM may not make vectors of.
 
 # What TVM's LowerTVMBuiltin takes for a request to leave an allocation as it is.
 _LEFT_TO_LLVM = {"disable_lower_builtin": tirx.const(True, "bool")}

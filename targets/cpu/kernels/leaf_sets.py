@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from graphopt.targets.cpu.kernels.panels import Emitted
-from graphopt.targets.cpu.kernels.tree_walks import GROUP, tree_walks
+from graphopt.targets.cpu.kernels.tree_walks import GROUP, Walked, tree_walks
 from graphopt.targets.kernels import script
 from graphopt.targets.kernels.script import inlined
 from graphopt.targets.kernels.storage import element_bytes
@@ -22,56 +22,51 @@ _SIDE, _ROOM = 4, 16 << 10
 _PERMUTING = 16  # lanes of AVX-512, which finds elements among two vectors by one instruction
 
 
-Kinds = tuple[bool, bool, bool]
-"""Some tree has more than one set; there are tests for members; a tree adds to all targets."""
+Kinds = tuple[bool, bool]
+"""Some tree has more than one set; there are tests for members."""
 
 
 @cache
-def leaf_sets(
-    columns: int, copies: bool, sets: Kinds, targets: int, lanes: int, few: int
-) -> PrimFunc:
+def leaf_sets(walked: Walked, kinds: Kinds, lanes: int, few: int) -> PrimFunc:
     """Kernel for rows of float32, whose number is symbolic.
 
-    (nodes, weights, roots, depths, x[rows, *], base[targets], columns int32[columns],
+    (nodes, weights, roots, x[rows, *], base[targets], columns int32[columns], target[*],
     starts int32[trees + 1], limit_starts[sets + 1], limit_column[*], limits[*], limit_masks[*],
     test_starts[sets + 1], term_starts[tests + 1], test_masks[tests], term_column[*], terms[*],
-    target[trees], leaves[sets, targets or 1, 32])
+    leaves[sets, targets or 1, 32])
     -> y[rows, targets]. The sets of a tree are `starts[tree]` up to `starts[tree + 1]`, the one
     with its last leaves first. A leaf is the first in the last set of its tree that is not empty.
 
     Args:
-        columns: how many columns are compared: those that `columns` numbers.
-        copies: there are as many columns again, in which a NaN is less than anything.
+        walked: what the first arguments are made for. Columns are numbered as keys of a row are.
         lanes: float32 elements in a vector register.
         few: how many rows are walked through the trees, as `tree_walks` does, rather than compared.
     """
-    own, held = targets if sets[2] else 1, columns * (2 if copies else 1)
-    align = element_bytes("float32")
+    columns, targets, held = walked.columns, walked.targets, walked.held
+    own, align = targets if walked.all_targets else 1, element_bytes("float32")
     wide = lanes * max(1, min(_SIDE, _ROOM // (max(held, targets) * lanes * align)))
-    by_some, by_one = (_of_rows(w, lanes, columns, copies, targets, sets) for w in (wide, lanes))
-    walk = tree_walks(targets, copies)
+    by_some, by_one = (_of_rows(width, lanes, walked, kinds) for width in (wide, lanes))
+    walk = tree_walks(walked, alone=False)
 
     @script.prim_func(private=True, s_tir=True)
     def leaf_sets(
-        nodes_: T.handle, weights_: T.handle, roots_: T.handle, depths_: T.handle,
-        x_: T.handle, base_: T.handle, columns__: T.handle, starts_: T.handle,
+        nodes_: T.handle, weights_: T.handle, roots_: T.handle, x_: T.handle, base_: T.handle,
+        columns__: T.handle, target_: T.handle, starts_: T.handle,
         limit_starts_: T.handle, limit_column_: T.handle, limits_: T.handle, limit_masks_: T.handle,
         test_starts_: T.handle, term_starts_: T.handle, test_masks_: T.handle,
-        term_column_: T.handle, terms_: T.handle, target_: T.handle, leaves_: T.handle,
-        y_: T.handle,
+        term_column_: T.handle, terms_: T.handle, leaves_: T.handle, y_: T.handle,
     ):  # fmt: skip
         T.func_attr({"tirx.noalias": True, "op_pattern": 8})
-        rows, features, trees, count = T.int64(), T.int64(), T.int64(), T.int64()
+        rows, features, bounds, count = T.int64(), T.int64(), T.int64(), T.int64()
         compared, members, asked = T.int64(), T.int64(), T.int64()
-        walked, groups = T.int64(), T.int64()
-        nodes = T.match_buffer(nodes_, (walked, 4), "int32", align=align)
-        weights = T.match_buffer(weights_, (walked, targets), "float32", align=align)
+        stored, rows_added, groups, filled = T.int64(), T.int64(), T.int64(), T.int64()
+        nodes = T.match_buffer(nodes_, (stored, 2), walked.word, align=element_bytes(walked.word))
+        weights = T.match_buffer(weights_, (rows_added, targets), "float32", align=align)
         roots = T.match_buffer(roots_, (groups, GROUP), "int32", align=align)
-        depths = T.match_buffer(depths_, (groups,), "int32", align=align)
         x = T.match_buffer(x_, (rows, features), "float32", align=align)
         base = T.match_buffer(base_, (targets,), "float32", align=align)
         columns_ = T.match_buffer(columns__, (columns,), "int32", align=align)
-        starts = T.match_buffer(starts_, (trees + 1,), "int32", align=align)
+        starts = T.match_buffer(starts_, (bounds,), "int32", align=align)
         limit_starts = T.match_buffer(limit_starts_, (count + 1,), "int32", align=align)
         limit_column = T.match_buffer(limit_column_, (compared,), "int32", align=align)
         limits = T.match_buffer(limits_, (compared,), "float32", align=align)
@@ -81,7 +76,7 @@ def leaf_sets(
         test_masks = T.match_buffer(test_masks_, (asked,), "int32", align=align)
         term_column = T.match_buffer(term_column_, (members,), "int32", align=align)
         terms = T.match_buffer(terms_, (members,), "float32", align=align)
-        target = T.match_buffer(target_, (trees,), "int32", align=align)
+        target = T.match_buffer(target_, (filled,), "int32", align=align)
         leaves = T.match_buffer(leaves_, (count, own, LEAVES), "float32", align=align)
         y = T.match_buffer(y_, (rows, targets), "float32", align=align)
         for block in range(rows // wide):
@@ -92,7 +87,7 @@ def leaf_sets(
             first = T.meta_var(rows - rows % wide + block * lanes)
             end = T.meta_var(T.min(first + lanes, rows))
             if end - first <= few:
-                walk(first, end, x, base, nodes, weights, roots, depths, y)
+                walk(first, end, x, base, columns_, nodes, weights, roots, target, y)
             else:
                 by_one(first, end, x, base, columns_, starts, limit_starts, limit_column, limits,
                        limit_masks, test_starts, term_starts, test_masks, term_column, terms,
@@ -165,14 +160,13 @@ def _taking(width: int, lanes: int, own: int, several: bool) -> Emitted:
     return take
 
 
-def _of_rows(
-    width: int, lanes: int, columns: int, copies: bool, targets: int, sets: Kinds
-) -> Emitted:
+def _of_rows(width: int, lanes: int, walked: Walked, kinds: Kinds) -> Emitted:
     """For use in a kernel: its results for rows from `first` to `end`, of which there are `width`
     at most.
     """
-    several, tests, all_targets = sets
-    own, held = targets if all_targets else 1, columns * (2 if copies else 1)
+    several, tests = kinds
+    columns, targets, held = walked.columns, walked.targets, walked.held
+    own = targets if walked.all_targets else 1
     compare, find = _comparing(width, lanes)
     take = _taking(width, lanes, own, several)
 
@@ -182,7 +176,7 @@ def _of_rows(
             for lane in range(width):
                 row = T.meta_var(T.min(first + lane, end - 1))
                 near[k, lane] = x[row, T.Cast("int64", columns_[k])]
-        if copies:
+        if walked.copies:
             for k in range(columns):
                 for lane in T.vectorized(width):
                     value = T.meta_var(near[k, lane])

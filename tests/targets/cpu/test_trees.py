@@ -13,7 +13,7 @@ import graphopt
 from graphopt.errors import InvalidModelError, UnsupportedOpError
 from graphopt.ir import onnx_io
 from graphopt.ir.trees import forest_of
-from graphopt.targets.cpu import trees
+from graphopt.targets.cpu import tree_nodes, trees
 from graphopt.targets.cpu.target import CpuTarget
 from graphopt.testing import Compiled, run_onnxruntime
 
@@ -58,6 +58,37 @@ def test_trees_of_too_many_leaves_are_walked(monkeypatch: pytest.MonkeyPatch) ->
     compared = Compiled(graph)(feeds)["y"]
     monkeypatch.setattr(trees, "_MOST_LEAVES", 0)
     assert Compiled(graph)(feeds)["y"].tobytes() == compared.tobytes()
+
+
+@pytest.mark.parametrize("word", ["int32", "int64"])
+def test_walks_to_shared_nodes(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    """Of two nodes that lead to a third, one leads to a node that leads there."""
+    monkeypatch.setattr(trees, "_MOST_LEAVES", 0)
+    if word == "int64":
+        monkeypatch.setattr(tree_nodes, "_BITS", 3)
+    graph = onnx_io.from_proto(model(1, trees_of_sets(3)))
+    (node,) = graph.nodes
+    walked = tree_nodes.walks(forest_of(node))
+    assert walked.kind.word == word and len(walked.nodes) > len(forest_of(node).feature)
+    feeds = {"x": rows(60, True)}
+    expected = run_onnxruntime(graph, feeds)["y"]
+    np.testing.assert_array_equal(Compiled(graph)(feeds)["y"], expected)
+
+
+def test_limits_at_the_ends_of_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their order as integers is that of floats, and nothing is at most a NaN."""
+    ends = np.array([-np.inf, -1e-45, -0.0, 0.0, 1e-45, np.inf, np.nan], np.float32)
+    monkeypatch.setattr(trees, "_MOST_LEAVES", 0)
+    attrs = random_trees(16, 1, MODES[:1], True, 2)
+    attrs["nodes_values"] = np.resize(ends, len(attrs["nodes_values"])).tolist()
+    x = np.random.default_rng(0).choice(ends, (80, 5))
+    for missing in (True, False):
+        if not missing:
+            del attrs["nodes_missing_value_tracks_true"]
+        graph = onnx_io.from_proto(model(1, attrs))
+        expected = run_onnxruntime(graph, {"x": x})["y"]
+        found = Compiled(graph)({"x": x})["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_members_of_sets() -> None:
