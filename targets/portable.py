@@ -131,8 +131,8 @@ _CRASHES_ON_HALF = ["MatmulTransposeFusion"]
 
 
 def _rounds(graph: onnx.GraphProto) -> bool:
-    """True if something is rounded to integers of few bits, subgraphs included."""
-    return any("Quantize" in node.op_type for node in _nodes(graph))
+    """True if something is rounded to integers of few bits, or was, subgraphs included."""
+    return any("quantize" in node.op_type.lower() for node in _nodes(graph))
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -76,6 +76,24 @@ def test_a_quantized_model_is_compared_with_what_it_says(tmp_path: Path) -> None
     assert plain.as_written() is plain
 
 
+def test_layers_of_four_bits_are_compared_with_what_they_say(tmp_path: Path) -> None:
+    """ONNX Runtime's optimizer rounds their data, too; the model restores their weights."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        g (float[N,32] x) => (float[N,16] y) <float[1,16] s> {
+        w = DequantizeLinear<axis=0, block_size=32>(q, s) y = MatMul(x, w) }""")
+    codes = rng.integers(-8, 8, (32, 16))
+    array = onnx.helper.make_tensor("q", onnx.TensorProto.INT4, codes.shape, codes.reshape(-1))
+    scales = rng.uniform(0.1, 1, (1, 16)).astype(np.float32)
+    proto.graph.initializer.extend([array, onnx.numpy_helper.from_array(scales, "s")])
+    proto.graph.ClearField("value_info")
+    onnx.save(proto, tmp_path / "m.onnx")
+    x = rng.normal(size=(8, 32)).astype(np.float32)
+    found = OnnxModel(tmp_path / "m.onnx").as_written().run({"x": x})["y"]
+    np.testing.assert_allclose(found, x @ (codes * scales), rtol=1e-4, atol=1e-4)
+    graphopt.compile(tmp_path / "m.onnx", "onnxruntime", inputs={"x": x})
+
+
 def test_text_passes_through_the_portable_model(tmp_path: Path) -> None:
     """As rankers have it whose features are names; only ONNX Runtime reads it."""
     label = 'LabelEncoder<keys_strings=["a","b"], values_int64s=[0,1], default_int64=2>'
