@@ -65,7 +65,7 @@ def test_rows_elsewhere_and_larger_changes_are_differences(
     y[row] += 0.5 * codes
     original = Original(onnx_io.load(file), file, {"x": X}, None)
     with pytest.raises(VerificationError, match=rf"\[{row}, 0\]"):
-        original.verify(original.graph, [Answers(y)], Report())
+        original.verify(original.graph, lambda: [Answers(y)], Report())
 
 
 def test_what_rounds_nothing_has_no_slack() -> None:
