@@ -21,7 +21,7 @@ from tvm_ffi import StructuralKey
 from graphopt.targets.cuda.kernels.joined import is_light, is_repeatable, repeated, side_by_side
 from graphopt.targets.relax.direct import LAUNCHING
 
-MOST_PARAMETERS = 2000  # of a kernel; each is 8 bytes of 32,764
+MOST_PARAMETERS = 480  # of 8 bytes; drivers before CUDA 12.1 take 4,096 bytes, sizes too
 _LONGEST_NAME = 200
 
 Names = Mapping[str, Sequence[str]]
