@@ -74,6 +74,7 @@ from graphopt.passes.sink_divisions import SinkDivisions
 from graphopt.passes.sink_expands import SinkExpands
 from graphopt.passes.sink_gathers import SinkGathers
 from graphopt.passes.stack_sequences import StackSequences
+from graphopt.passes.trim_loops import TrimLoops
 from graphopt.passes.turn_layers import TurnLayers
 from graphopt.passes.unflatten_gemms import UnflattenGemms
 from graphopt.passes.unify_sizes import UnifySizes
@@ -101,7 +102,14 @@ _CLEAN_UP = (
     ShareInitializers(),
     Cse(),
 )
-_UNROLL = (CountSteps(), UnrollLoops(), UnrollScans(), ResolveSequences(), StackSequences())
+_UNROLL = (
+    CountSteps(),
+    UnrollLoops(),
+    UnrollScans(),
+    ResolveSequences(),
+    StackSequences(),
+    TrimLoops(),
+)
 _SEQUENCES = (
     CancelSorts(),
     MaskRows(),
