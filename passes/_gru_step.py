@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphopt.ir.graph import Graph, Node, Value
+from graphopt.ir.types import dtype_to_onnx
 from graphopt.passes._linear_terms import Terms
 from graphopt.passes._step_reader import StepReader, both_ways, computes, same_state
+from graphopt.rewrite.rewriter import Rewriter
+
+_SATURATED = 1e6
+"""A sigmoid of anything plus this is 1, whatever activations a trained net has."""
 
 
 @dataclass
@@ -63,6 +68,18 @@ def gru_chains(graph: Graph) -> list[list[Step]]:
             chain.append(steps[chain[-1].h])
         found.append(chain[::-1])
     return [chain for chain in found if len(chain) > 1]
+
+
+def with_mask(rw: Rewriter, x: Value, w: np.ndarray, mask: Value) -> tuple[Value, np.ndarray]:
+    """A sequence and its weights with one more column, which holds the state at padded steps.
+
+    `x` is [t, b, i], `mask` [t, b, 1]. ONNX's GRU has no mask; the column saturates its update
+    gate, so that it gives back the state.
+    """
+    padded = rw.op.Cast(rw.op.Not(mask), to=dtype_to_onnx("float32"))
+    column = np.zeros((len(w), 1), np.float32)
+    column[: len(w) // 3] = _SATURATED
+    return rw.op.Concat(x, padded, axis=2), np.concatenate([w, column], axis=1)
 
 
 def gru_step(new: Value) -> Step | None:

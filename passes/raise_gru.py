@@ -8,9 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from graphopt.ir.graph import Graph, Value
-from graphopt.ir.types import dtype_to_onnx
 from graphopt.ops import attentional_gru, gru
-from graphopt.passes._gru_step import Step, gru_chains
+from graphopt.passes._gru_step import Step, gru_chains, with_mask
 from graphopt.passes._positions import Positions
 from graphopt.passes._shapes import reshaped
 from graphopt.passes._step_reader import is_zero
@@ -19,8 +18,6 @@ from graphopt.rewrite import NoMatch, Rewriter
 from graphopt.rewrite.rewriter import erase_dead
 
 RULE = "steps_to_gru"
-_SATURATED = 1e6
-"""A sigmoid of anything plus this is 1, whatever activations a trained net has."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +129,7 @@ def _emit(rw: Rewriter, step: Step, x: Value, mask: Value | None, gate: Value | 
     """The op for all steps; its last state, [1, batch, hidden]."""
     w = step.w
     if mask is not None:
-        padded = rw.op.Cast(rw.op.Not(mask), to=dtype_to_onnx("float32"))
-        x = rw.op.Concat(x, padded, axis=2)
-        column = np.zeros((len(w), 1), np.float32)
-        column[: len(w) // 3] = _SATURATED
-        w = np.concatenate([w, column], axis=1)
+        x, w = with_mask(rw, x, w, mask)
     weights = [rw.const(array[np.newaxis].astype(np.float32)) for array in (w, step.r, step.bias)]
     attrs = {"hidden_size": step.r.shape[1], "linear_before_reset": int(step.linear_before_reset)}
     if gate is not None:

@@ -10,7 +10,7 @@ from graphopt.ir.control import loop_trip_count
 from graphopt.ir.graph import Attr, Graph, Node, Value
 from graphopt.ops import gru
 from graphopt.passes._counters import first_count
-from graphopt.passes._gru_step import gru_step
+from graphopt.passes._gru_step import gru_step, with_mask
 from graphopt.passes._inline import replace
 from graphopt.passes._lstm_step import lstm_step
 from graphopt.passes._step_reader import is_zero
@@ -24,8 +24,8 @@ class RaiseLoops(Pass):
     """Replaces a Loop whose body is the step of a GRU or LSTM by that op.
 
     Needs as many steps as the sequence has positions, which a step takes one after the other, and
-    no results but states. GPUs take loops of any length so; CPUs are as fast without. Fidelity:
-    reassociates.
+    no results but states. A mask may hold the state of a GRU, as raise-gru has it. GPUs take loops
+    of any length so; CPUs are as fast without. Fidelity: reassociates.
 
     Before:
         (float[N,T,3] s, float[N,4] h) => (float[N,4] y)
@@ -84,7 +84,10 @@ class RaiseLoops(Pass):
 
 @dataclass(frozen=True)
 class _Cell:
-    """What a step computes: `states` of `olds` and `x`, in the order of the op's operands."""
+    """What a step computes: `states` of `olds` and `x`, in the order of the op's operands.
+
+    With a mask, states stay as they are where it is false.
+    """
 
     op: str
     x: Value
@@ -92,15 +95,16 @@ class _Cell:
     states: tuple[Value, ...]
     arrays: tuple[np.ndarray, ...]
     attrs: dict[str, Attr]
+    mask: Value | None = None
 
 
 def _cell(old: Value, new: Value) -> _Cell | None:
     """The cell whose state was `old` and is `new`."""
     step = gru_step(new)
-    if step is not None and step.h is old and step.mask is None and step.gate is None:
+    if step is not None and step.h is old and step.gate is None:
         attrs: dict[str, Attr] = {"hidden_size": step.r.shape[1]}
         attrs["linear_before_reset"] = int(step.linear_before_reset)
-        return _Cell("GRU", step.x, (old,), (new,), (step.w, step.r, step.bias), attrs)
+        return _Cell("GRU", step.x, (old,), (new,), (step.w, step.r, step.bias), attrs, step.mask)
     memory = lstm_step(new)
     others = [] if memory is None else [value for value in memory.read if value is not old]
     if memory is None or len(others) != 1 or len(memory.read) != 2:
@@ -132,10 +136,13 @@ def _raise(loop: Node) -> str | None:
     if any(value is not cell.states[0] for value in body.outputs[1 + count :]):
         return "what it stacks is not its states"
     sequence = _sequence(loop, cell.x)
-    if sequence is None:
+    masks = None if cell.mask is None else _sequence(loop, cell.mask)
+    if sequence is None or (cell.mask is not None and masks is None):
         return "its steps do not take all positions of one sequence in order"
+    if masks is not None and not _is_column(*masks, *sequence):
+        return "its mask is not one flag for each position"
     rw = Rewriter(loop, [loop, *body.nodes])
-    every, *last = _emit(rw, loop, cell, starts, *sequence)
+    every, *last = _emit(rw, loop, cell, starts, sequence, masks)
     finals: dict[Value, Value | None] = dict(zip(cell.states, last))
     finals |= {old: given for old, given in zip(body.inputs[2:], loop.inputs[2:])}
     results = [finals.get(new) for new in body.outputs[1 : 1 + count]]
@@ -165,13 +172,26 @@ def _sequence(loop: Node, x: Value) -> tuple[Value, int] | None:
     return (source, axis) if whole else None
 
 
+def _is_column(mask: Value, mask_axis: int, x: Value, axis: int) -> bool:
+    """True if a mask has one column and the samples of `x`."""
+    samples, batch = x.tensor.dims[1 - axis], mask.tensor.dims[1 - mask_axis]
+    return mask.tensor.dims[2] == 1 and batch is not None and batch == samples
+
+
 def _emit(
-    rw: Rewriter, loop: Node, cell: _Cell, starts: list[Value | None], source: Value, axis: int
+    rw: Rewriter,
+    loop: Node,
+    cell: _Cell,
+    starts: list[Value | None],
+    sequence: tuple[Value, int],
+    masks: tuple[Value, int] | None,
 ) -> list[Value | None]:
     """The states after all steps, [t, b, h], if those are read, and what the last step gives."""
-    x = source if axis == 0 else rw.op.Transpose(source, perm=[1, 0, 2])
+    x, (w, *others) = _time_first(rw, *sequence), cell.arrays
+    if masks is not None:
+        x, w = with_mask(rw, x, w, _time_first(rw, *masks))
     inputs: list[Value | None] = [x]
-    inputs += [rw.const(array[np.newaxis].astype(np.float32)) for array in cell.arrays]
+    inputs += [rw.const(array[np.newaxis].astype(np.float32)) for array in (w, *others)]
     stacked = any(out.uses for out in loop.outputs[len(loop.inputs) - 2 :])
     alone = cell.op == gru.OP_TYPE and not stacked
     given = [None if v is None or is_zero(v) else rw.op.Unsqueeze(v, rw.ints(0)) for v in starts]
@@ -183,3 +203,7 @@ def _emit(
     every, *states = rw.insert(cell.op, inputs, cell.attrs, outputs=1 + len(starts)).outputs
     rows = rw.op.Squeeze(every, rw.ints(1)) if stacked else None
     return [rows, *(rw.op.Squeeze(state, rw.ints(0)) for state in states)]
+
+
+def _time_first(rw: Rewriter, source: Value, axis: int) -> Value:
+    return source if axis == 0 else rw.op.Transpose(source, perm=[1, 0, 2])

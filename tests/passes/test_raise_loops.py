@@ -35,6 +35,13 @@ LOOP = """(float[N,T,3] x, float[N,4] start) => (float[N,4] last, float[T,N,4] a
 }"""
 
 
+def changed(text: str, changes: dict[str, str]) -> str:
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -46,10 +53,7 @@ LOOP = """(float[N,T,3] x, float[N,4] start) => (float[N,4] last, float[T,N,4] a
     ids=["all", "by a counter", "last", "while"],
 )
 def test_it_becomes_an_op(changes: dict[str, str]) -> None:
-    text = LOOP
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(LOOP, changes)
     source = parse(text)
     graph, ctx = source.clone(), PassContext()
     CountSteps().run(graph, ctx)
@@ -79,13 +83,61 @@ def test_it_becomes_an_op(changes: dict[str, str]) -> None:
     ],
 )
 def test_what_stays_a_loop(changes: dict[str, str], reason: str) -> None:
-    text = LOOP
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, new)
+    text = changed(LOOP, changes)
     if "c5," in changes.get("Loop(steps,", ""):
         text = text.replace("float[T,N,4] all", "float[5,N,4] all")
     assert_unchanged(RaiseLoops(), text, reason)
+
+
+MASKED = {
+    "float[N,4] start) =>": "float[N,4] start, bool[N,T,1] mask) =>",
+    "            v = Add(e, f)": """            n2 = Add(e, f)
+            mi = Gather<axis=1>(mask, i)
+            v = Where(mi, n2, h)""",
+}
+MULTIPLIED = """o = Cast<to=1>(mi) no = Not(mi) p = Cast<to=1>(no)
+            v1 = Mul(o, n2) v2 = Mul(p, h) v = Add(v1, v2)"""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"v = Where(mi, n2, h)": MULTIPLIED},
+        {"Gather<axis=1>(mask, i)": "Gather(turned_mask, i)",
+         "some = Less": "turned_mask = Transpose<perm=[1,0,2]>(mask) some = Less"},
+        {"=> (float[N,4] last, float[T,N,4] all)": "=> (float[N,4] last)"},
+    ],
+    ids=["where", "multiplied", "time first", "last"],
+)  # fmt: skip
+def test_a_mask_that_holds_the_state(changes: dict[str, str]) -> None:
+    source = parse(changed(changed(LOOP, MASKED), changes))
+    graph = source.clone()
+    assert RaiseLoops().run(graph, PassContext())
+    assert "GRU" in {node.op.split("::")[-1] for node in graph.nodes}
+    rng = np.random.default_rng(0)
+    x, start = rng.normal(size=(3, 5, 3)), rng.normal(size=(3, 4))
+    for mask in (rng.random((3, 5, 1)) < 0.5, np.zeros((3, 5, 1), bool)):  # also in between
+        feeds = {"x": x.astype(np.float32), "start": start.astype(np.float32), "mask": mask}
+        found = run_onnxruntime(graph, feeds)
+        for name, expected in run_onnxruntime(source, feeds).items():
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"(mask, i)": "(mask, k)", "start, c0)": "start, c1)"}, "all positions"),
+        ({"bool[N,T,1] mask": "bool[N,T,4] mask"}, "one flag"),
+        ({"bool[N,T,1] mask": "bool[1,T,1] mask"}, "one flag"),
+        ({"Where(mi, n2, h)": "Where(mi, h, n2)"}, "is not the step"),
+        ({"Where(mi, n2, h)": "Where(mi, n2, f)"}, "is not the step"),
+        ({"v = Where(mi, n2, h)": MULTIPLIED.replace("(no)", "(mi)")}, "is not the step"),
+        ({"k2, float[N,4] v)": "k2, float[N,4] n2)"}, "not its states"),
+    ],
+)
+def test_a_masked_loop_that_stays(changes: dict[str, str], reason: str) -> None:
+    assert_unchanged(RaiseLoops(), changed(changed(LOOP, MASKED), changes), reason)
 
 
 LSTM = """(float[N,T,3] x, float[N,4] start) => (float[N,4] last, float[N,4] cell, float[T,N,4] all)
