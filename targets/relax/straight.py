@@ -138,14 +138,15 @@ class Writer:
     Attributes:
         offsets: where in the workspace each slot lies, in bytes.
         ends: bytes of workspace that are needed from each reading of sizes on; `needed` from the
-            start.
+            start, an expression of sizes of the inputs alone.
     """
 
     def __init__(self, program: Reader, kernels: Mapping[str, DirectKernel]) -> None:
         self.program, self.kernels = program, kernels
         self._scalars: dict[Any, tirx.Bind] = {}
         self.offsets, self.ends = self._assign_slots()
-        self.needed = self.ends[0]
+        self.needed = self.ends[0].value
+        self._found = program.found.union(end.var for end in self.ends)
 
     def address(self, root: Root) -> Any:
         """Where memory lies."""
@@ -179,7 +180,7 @@ class Writer:
 
     def _is_found(self, bind: tirx.Bind) -> bool:
         """Whether a statement takes a size that a kernel finds."""
-        return not self.program.found.isdisjoint(tirx.analysis.undefined_vars(bind.value))
+        return not self._found.isdisjoint(tirx.analysis.undefined_vars(bind.value))
 
     def output_shapes(self) -> list[list[Any]]:
         """The shapes of the outputs that a caller gives."""
@@ -196,7 +197,7 @@ class Writer:
     def _late_shapes(self) -> list[Any]:
         return [self.program.outputs[k].type.shape.values for k in self.program.late]
 
-    def _assign_slots(self) -> tuple[dict[Slot, Any], list[Any]]:
+    def _assign_slots(self) -> tuple[dict[Slot, Any], list[tirx.Bind]]:
         readings = self.program.readings
         workspace = Workspace(self.program.sizes, [reading.sizes for reading in readings])
         if self.program.late:
@@ -235,6 +236,7 @@ class _HostWriter(Writer):
         self.weights = buffer_of((int64(count),), "int64", "weights")
         self.room = tirx.Var("room", "int64")
         self.workspace = buffer_of((self.room,), "uint8", "workspace")
+        self.kept = tirx.decl_buffer((int64(len(self.ends)),), "int64", "ends", scope="local")
         decisive = {var for dim in self.output_dims() for var in tirx.analysis.undefined_vars(dim)}
         ordered = sorted(program.sizes.items(), key=lambda size: size[0] not in decisive)
         self.sizes, self.shaping = dict(ordered), len(decisive)
@@ -272,12 +274,11 @@ class _HostWriter(Writer):
     def _read(self, reading: Reading, level: int) -> list[Any]:
         vector = buffer_of((int64(len(reading.sizes)),), "int64", "found")
         loads = [tirx.Bind(size, vector[int64(k)]) for k, size in enumerate(reading.sizes)]
-        statements = [at(vector, self.address(reading.vector.root)), *loads]
-        if self.ends[level] is not self.ends[level - 1]:
+        statements = [at(vector, self.address(reading.vector.root)), *loads, *self._kept(level)]
+        needed = self.ends[level].var
+        if not self.ends[level].value.same_as(self.ends[level - 1].var):
             first = buffer_of((int64(1),), "int64", "first")
-            needed = tirx.Var("needed", "int64")
             statements += [
-                tirx.Bind(needed, self.ends[level]),
                 at(first, tirx.address_of(self.workspace[int64(0)])),
                 tirx.IfThenElse(
                     self.room < needed, tirx.BufferStore(first, needed, [int64(0)]), None
@@ -285,6 +286,18 @@ class _HostWriter(Writer):
                 require(self.room >= needed, "graphopt: the workspace is too small"),
             ]
         return statements
+
+    def _kept(self, level: int) -> list[Any]:
+        """The statements that compute where a level ends.
+
+        TVM writes out what is computed from numbers alone wherever it is used, but not what is read
+        from memory. LLVM keeps it in a register all the same.
+        """
+        end, place = self.ends[level], int64(level)
+        return [
+            tirx.BufferStore(self.kept, end.value, [place]),
+            tirx.Bind(end.var, self.kept[place]),
+        ]
 
     def _told(self) -> list[Any]:
         """The statements that say where the outputs in the workspace lie, and their dims."""
@@ -320,9 +333,11 @@ class _HostWriter(Writer):
 
     def _running(self, name: str, more: list[Any], body: list[Any]) -> tirx.PrimFunc:
         """A function that takes what `graphopt_run` takes and `more`."""
-        checked = require(self.room >= self.needed, "graphopt: the workspace is too small")
+        checked = [require(self.room >= self.needed, "graphopt: the workspace is too small")]
+        if self.program.readings:
+            checked += [tirx.AllocBuffer(self.kept), *self._kept(0)]
         params = [*self.given.params, self.weights, self.workspace, *more]
-        return function_of(name, params, [*self.given.declared(), *self.scalars, checked, *body])
+        return function_of(name, params, [*self.given.declared(), *self.scalars, *checked, *body])
 
     def _plan(self) -> tirx.PrimFunc:
         dims = self.output_dims()

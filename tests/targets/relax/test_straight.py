@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tvm import tirx
 
 import graphopt
 from graphopt.errors import IdError, InputError
 from graphopt.serving.artifact import Artifact
+from graphopt.targets.relax.build import fuse
+from graphopt.targets.relax.lowering import lower
+from graphopt.targets.relax.schedule import schedule
+from graphopt.targets.relax.straight import RUN, straighten
 from graphopt.testing import parse, random_inputs, run_onnxruntime
 
 LAYERS = """g (float[N,6] x, int64[N] ids) => (float[N,4] y, float[N,10] z)
@@ -157,6 +162,25 @@ def test_kernels_that_find_sizes_are_timed(tmp_path: Path) -> None:
     given = found_inputs(500, 9, 500)
     nanoseconds = artifact.profile(given)
     assert len(nanoseconds) == len(artifact.manifest["program"])
+
+
+def length_of_lowered(found: int) -> int:
+    """Characters of a program that finds so many sizes, of values that all live until its end."""
+    numbers = ", ".join(f"int64 c{k} = {{{k}}}" for k in range(found))
+    places = "\n".join(f"e{k} = Equal(x, c{k}) p{k} = NonZero(e{k})" for k in range(found))
+    joined = f"p = Concat<axis=1>({', '.join(f'p{k}' for k in range(found))})"
+    body = f"{{ {places} {joined} y = ReduceMax<keepdims=0>(p) }}"
+    lowered = lower(parse(f"g (int64[N] x) => (int64 y) <{numbers}> {body}"))
+    straight = straighten(schedule(fuse(lowered.module, lowered.emitted)[0]))
+    assert straight is not None
+    simplified = tirx.transform.StmtSimplify()(straight.module)
+    return len(simplified[RUN].script(show_meta=False))
+
+
+def test_programs_that_find_sizes_are_as_long_as_these_are_many() -> None:
+    """Also once TVM has put numbers where they are used."""
+    few, more, most = map(length_of_lowered, (4, 8, 16))
+    assert most - more < 2.2 * (more - few)
 
 
 CHECKED = """g (int64[N] ids, int64[2] shape) => (float[A,3] z)

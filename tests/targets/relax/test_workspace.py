@@ -24,7 +24,7 @@ def test_sizes_are_rounded_to_cache_lines() -> None:
     workspace.take(4)
     workspace.take(n * 20)
     _, (end,) = workspace.layout()
-    assert value(end, n=3, m=0) == 64 + 64
+    assert value(end.value, n=3, m=0) == 64 + 64
 
 
 def test_a_slot_is_used_again() -> None:
@@ -32,7 +32,7 @@ def test_a_slot_is_used_again() -> None:
     first = workspace.take(n * 256)
     workspace.give_back(first)
     assert workspace.take(n * 128) is first
-    assert value(workspace.layout()[1][0], n=10, m=0) == 2560
+    assert value(workspace.layout()[1][0].value, n=10, m=0) == 2560
 
 
 def test_the_smallest_slot_that_fits() -> None:
@@ -48,7 +48,19 @@ def test_a_slot_that_is_too_small_grows() -> None:
     slot = workspace.take(n * 64)
     workspace.give_back(slot)
     assert workspace.take(n * 640) is slot
-    assert value(workspace.layout()[1][0], n=2, m=0) == 1280
+    assert value(workspace.layout()[1][0].value, n=2, m=0) == 1280
+
+
+def test_sizes_are_compared_before_they_are_rounded() -> None:
+    workspace = Workspace([n, m])
+    other = workspace.take(n * 4)
+    slot = workspace.take(n * 20)
+    workspace.give_back(slot)
+    workspace.give_back(other)
+    assert workspace.take(n * 12) is slot  # which `other`, freed last, cannot hold
+    workspace.give_back(slot)
+    assert workspace.take(n * 36) is slot
+    assert value(workspace.layout()[1][0].value, n=17, m=0) == 128 + 640  # 17 * 4 and 17 * 36
 
 
 def test_sizes_that_cannot_be_compared() -> None:
@@ -57,8 +69,8 @@ def test_sizes_that_cannot_be_compared() -> None:
     workspace.give_back(slot)
     assert workspace.take(m * 128) is slot
     (end,) = workspace.layout()[1]
-    assert value(end, n=100, m=1) == 6400
-    assert value(end, n=1, m=100) == 12800
+    assert value(end.value, n=100, m=1) == 6400
+    assert value(end.value, n=1, m=100) == 12800
 
 
 def test_offsets_leave_room_for_what_lives() -> None:
@@ -66,7 +78,7 @@ def test_offsets_leave_room_for_what_lives() -> None:
     a, b = workspace.take(n * 4), workspace.take(n * 4)
     offsets, (end,) = workspace.layout()
     assert value(offsets[b], n=17, m=0) - value(offsets[a], n=17, m=0) >= 17 * 4
-    assert value(end, n=17, m=0) - value(offsets[b], n=17, m=0) >= 17 * 4
+    assert value(end.value, n=17, m=0) - value(offsets[b], n=17, m=0) >= 17 * 4
 
 
 def test_no_slot_depends_on_a_size_before_it_is_found() -> None:
@@ -81,8 +93,8 @@ def test_no_slot_depends_on_a_size_before_it_is_found() -> None:
     assert workspace.take(n * 128) is early
     offsets, ends = workspace.layout()
     assert not tirx.analysis.undefined_vars(offsets[early])
-    assert set(tirx.analysis.undefined_vars(ends[0])) == {n}
-    assert set(tirx.analysis.undefined_vars(ends[1])) == {n, found}
+    assert set(tirx.analysis.undefined_vars(ends[0].value)) == {n}
+    assert set(tirx.analysis.undefined_vars(ends[1].value)) == {n, found, ends[0].var}
 
 
 def test_sizes_below_0_take_nothing() -> None:
@@ -91,4 +103,4 @@ def test_sizes_below_0_take_nothing() -> None:
     a, b = workspace.take((n - 3) * 64), workspace.take(m * 64)
     offsets, (end,) = workspace.layout()
     assert value(offsets[a], n=1, m=2) == value(offsets[b], n=1, m=2) == 0
-    assert value(end, n=1, m=2) == 128
+    assert value(end.value, n=1, m=2) == 128
