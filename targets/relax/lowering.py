@@ -8,7 +8,7 @@ sizes are read off the inputs. Constants become parameters, in the order of `Low
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -247,7 +247,7 @@ class Lowering(Emitter):
 
         Inputs of a subgraph must have been given by `scope`.
         """
-        for node in _needed(graph):
+        for node in _needed(graph, self.sizes.keys()):
             self._lower(node)
         return [self.expr(value) for value in graph.outputs]
 
@@ -356,22 +356,43 @@ def _no_code_for(dtype: str) -> str:
     return f"tensors of type {dtype or 'unknown'} are not compiled"
 
 
-def _needed(graph: Graph) -> list[Node]:
-    """The nodes whose outputs must be computed as tensors, in order.
+def _needed(graph: Graph, known: Collection[str]) -> list[Node]:
+    """The nodes that must run, in order: for their outputs, or for the sizes that they find.
 
     A value with content is not computed from its operands but from the sizes it stands for.
+
+    Args:
+        known: sizes that no node has to find.
     """
     wanted = set(graph.outputs)
+    sizes = _in_contents(graph.outputs)
     needed: list[Node] = []
     for node in reversed(list(graph.nodes)):
-        if not any(v in wanted and v.content is None for v in node.outputs):
+        found = _in_types(node.outputs) - _in_types(node.operands) - _in_contents(node.operands)
+        is_wanted = any(v in wanted and v.content is None for v in node.outputs)
+        if not is_wanted and not found.difference(known) & sizes:
             continue
         needed.append(node)
-        wanted.update(v for v in node.inputs if v is not None)
-        for inner in (n for subgraph in node.subgraphs for n in subgraph.walk()):
-            wanted.update(v for v in inner.inputs if v is not None)
+        inner = [n for subgraph in node.subgraphs for n in subgraph.walk()]
+        read = [value for reader in (node, *inner) for value in reader.operands]
+        wanted.update(read)
         wanted.update(v for subgraph in node.subgraphs for v in subgraph.outputs)
+        sizes |= _in_types(node.outputs) | _in_contents(read)
+        sizes -= found
     return needed[::-1]
+
+
+def _in_types(values: Iterable[Value]) -> set[str]:
+    """The names of sizes in the shapes of `values`."""
+    types = (value.type for value in values)
+    shapes = (type_.shape for type_ in types if isinstance(type_, TensorType))
+    return set().union(*(symbols(dim) for shape in shapes for dim in shape or ()))
+
+
+def _in_contents(values: Iterable[Value]) -> set[str]:
+    """The names of sizes in the contents of `values`."""
+    contents = (value.content for value in values if value.content is not None)
+    return set().union(*(symbols(dim) for content in contents for dim in content.flat))
 
 
 def _identifier(name: str) -> str:

@@ -35,6 +35,18 @@ def test_constant_of_a_shape_known_at_run_time() -> None:
         Compiled(parse(text))({"s": ints(2, -1)})
 
 
+def test_what_only_its_size_is_read_of_still_finds_that_size() -> None:
+    text = """g (int64[2] s, int64[2] t) => (float[a,2] y, int64[b] n)
+        <int64[1] two = {2}> {
+            zeros = ConstantOfShape(s) rows = Shape<end=1>(zeros) shape = Concat<axis=0>(rows, two)
+            y = ConstantOfShape(shape)
+            others = ConstantOfShape(t) n = Shape(others)
+        }"""
+    agree(text, {"s": ints(3, 4), "t": ints(5, 6)}, {"s": ints(0, 1), "t": ints(1, 0)})
+    with pytest.raises(InputError, match="ConstantOfShape 'zeros': not a shape"):
+        Compiled(parse(text))({"s": ints(2, -1), "t": ints(1, 1)})
+
+
 @pytest.mark.parametrize("sizes", [(1 << 60, 1), (1 << 32, 1 << 32), (1 << 62, 4)])
 def test_a_shape_whose_bytes_cannot_be_counted(sizes: tuple[int, int]) -> None:
     text = "g (int64[2] s) => (float[a, b] y) { y = ConstantOfShape(s) }"
