@@ -42,16 +42,18 @@ def _is_reshape(node: Node, source: Value, target: list[int]) -> bool:
 
 
 def _asserts_a_size(node: Node | None) -> bool:
-    """True for a Squeeze of a size that may not be 1 or a Reshape to a number of elements that may
-    not be there: such a model is an error then, where -1 would take whatever there is.
+    """True for a Squeeze of a size that may not be 1, or the Reshape by constants that it became:
+    the model is an error then, where -1 would take whatever there is.
+
+    Of a Reshape to computed sizes this is not asked. Exporters write the length of a history down
+    there that is a free size elsewhere, and attention over it needs the form with constants.
     """
     assert node is not None and node.inputs[0] is not None
     data, result = node.inputs[0].tensor.shape, node.output.tensor.shape
     if data is None or result is None or dims.product(data) == dims.product(result):
         return False
-    shape = node.input(1)
-    given = None if shape is None else shape.content
-    return node.op == "Squeeze" or given is None or -1 not in given.tolist()
+    given = node.const(1)
+    return node.op == "Squeeze" or (given is not None and -1 not in given.tolist())
 
 
 def _sources(node: Node) -> list[Value]:
@@ -149,8 +151,8 @@ class SimplifyReshapes(RewritePass):
     Needs a result whose shape can be written with constants. Reshape is the one form because later
     passes then need to know only that: Flatten, Squeeze and Unsqueeze stay only where several
     unknown sizes make a constant shape impossible. A batch of any size passes as -1, several
-    unknown sizes as 0 (copied from the same axis). Sizes that a Squeeze or Reshape takes for
-    granted are only copied, so that others stay an error. A Squeeze without axes keeps a size that
+    unknown sizes as 0 (copied from the same axis). Sizes that a Squeeze takes for granted are
+    only copied, so that others stay an error. A Squeeze without axes keeps a size that
     is not known where a reader would refuse it to be 1. Transposes merge, and become a Reshape
     where they move only axes of size 1. Fidelity: exact.
 

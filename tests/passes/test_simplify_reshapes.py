@@ -240,12 +240,9 @@ ASSERTED = """(float[N,M] x) => (float[] y) <int64[1] first = {{0}}, int64[1] la
     int64[1] zero = {{0}}, int64[1] flat = {{-1}}, int64[1] end = {{1}}> {{ {} y = Relu(s) }}"""
 
 
-@pytest.mark.parametrize(
-    "asserting", ["s = Squeeze(x, last)", "n = Shape<start=0, end=1>(x) s = Reshape(x, n)"]
-)
-def test_what_takes_a_size_for_granted_is_asserted_still(asserting: str) -> None:
+def test_a_size_that_a_squeeze_takes_for_granted_is_asserted_still() -> None:
     """`Reshape(x, [-1])` would give answers of N * M elements where the source is an error."""
-    text = ASSERTED.format(asserting)
+    text = ASSERTED.format("s = Squeeze(x, last)")
     assert_rewrites(
         SimplifyReshapes(), text, ASSERTED.format("s = Reshape(x, zero)"), sizes={"M": 1}
     )
@@ -253,6 +250,17 @@ def test_what_takes_a_size_for_granted_is_asserted_still(asserting: str) -> None
     assert optimized.run({"x": np.ones((3, 1), np.float32)})["y"].shape == (3,)
     with pytest.raises(InputError):
         optimized.run({"x": np.ones((3, 2), np.float32)})
+
+
+def test_a_length_that_a_reshape_writes_down_is_a_constant() -> None:
+    assert_rewrites(
+        SimplifyReshapes(),
+        """(float[L,N,4] x) => (float[A,B,C] y) <int64[1] two = {2}, int64[1] three = {3}> {
+            n = Shape<start=1, end=2>(x) m = Mul(n, two) s = Concat<axis=0>(three, m, two)
+            y = Reshape(x, s) }""",
+        """(float[L,N,4] x) => (float[A,B,C] y) <int64[3] s = {3, -1, 2}> { y = Reshape(x, s) }""",
+        sizes={"L": 3},
+    )
 
 
 def test_a_squeeze_that_no_constant_shape_asserts_stays() -> None:
