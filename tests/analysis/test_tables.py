@@ -7,21 +7,15 @@ import pytest
 from graphopt.analysis.tables import find_tables
 from graphopt.testing import parse
 
-CLICKS = """(int64[N,3] ids, float[N,4] dense) => (float[N,1] y)
-<float[100,8] users, float[50,8] items, float[12,1] w, float[1] b,
- int64 zero = {0}, int64 two = {2}> {
-    user = Gather<axis=1>(ids, zero)
-    item = Gather<axis=1>(ids, two)
-    eu = Gather(users, user)
-    ei = Gather(items, item)
-    e = Mul(eu, ei)
-    x = Concat<axis=1>(e, dense)
-    y = Gemm(x, w, b)
+PAIR = """(int64[N,3] ids) => (float[N,8] y)
+<float[100,8] users, float[50,8] items, int64 first = {0}, int64 last = {2}> {
+    u = Gather<axis=1>(ids, first)  i = Gather<axis=1>(ids, last)
+    eu = Gather(users, u)  ei = Gather(items, i)  y = Mul(eu, ei)
 }"""
 
 
 def test_tables_and_who_indexes_them() -> None:
-    users, items = find_tables(parse(CLICKS))
+    users, items = find_tables(parse(PAIR))
     assert (users.name, users.rows, users.dim, users.dtype) == ("users", 100, 8, "float32")
     assert (users.bytes, users.indexed_by, users.lookups) == (3200, ("ids[:, 0]",), 1)
     assert (items.name, items.indexed_by) == ("items", ("ids[:, 2]",))
